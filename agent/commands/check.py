@@ -5,7 +5,7 @@ The command uses the AppArmor parser and its include files of this machine, and 
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,16 +13,15 @@ from agent.backends.apparmor.backend import AppArmorBackend
 from agent.backends.seccomp import releases
 from agent.backends.seccomp.backend import SeccompBackend
 from agent.config import Config
-from agent.core import classify, desired, report_builder
+from agent.core import classify, desired, left_out, report_builder
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import Emptied, Inspected, KeyId, ProfileKind, Snapshot, SourceKey, Unreadable
-from agent.core.report import ProfileStatus, Report
-from agent.core.vocabulary import ActionName, ProfileState, Reason
+from agent.core.report import ProfileSetStatus, ProfileStatus, Report
+from agent.core.vocabulary import ActionName, LeftOutReason, ProfileState, Reason
 from agent.host.filesystem import Host
 from agent.sources import limits, source_spec
 
-_MANIFESTS = (".yaml", ".yml")
 _HINTS = {
     FindingCode.SOURCE_MISSING: "Pass an existing file, directory or manifest.",
     FindingCode.SOURCE_UNREADABLE: "Pass a file or directory that can be read and is well-formed.",
@@ -40,8 +39,6 @@ class Checked:
     """A row for every key."""
     abi: str
     """The AppArmor ABI that the profiles were compiled against; empty without AppArmor profiles."""
-    skipped: tuple[str, ...]
-    """A sentence about each file or key that was not checked."""
 
 
 def check(
@@ -73,21 +70,34 @@ def check(
     apparmor = _apparmor(config)
     results = _inspect(config, groups, apparmor, _seccomp(config, arch, kernel), progress)
     rows = [row for result in results for row in _rows(result)]
+    skipped: list[Finding | None] = []
     if rows:  # Files without a profile, such as a README, are accepted together with profiles.
-        directories = [item for item in directories if not isinstance(item, Emptied)]
+        emptied = [item for item in directories if isinstance(item, Emptied)]
+        directories = [item for item in directories if item not in emptied]
+        skipped = [left_out.finding(item.profile_set, item.left_out) for item in emptied]
     snapshots = [*sets, *directories]
     has_apparmor = any(row.kind == "apparmor" for row in rows)
-    unread = (_unread(snapshot) for snapshot in snapshots)
-    findings = [finding for finding in unread if finding is not None]
-    findings += report_builder.sandbox_findings([apparmor.sandbox()]) if has_apparmor else ()
     report = Report(
         profiles=tuple(sorted(rows, key=lambda row: (row.profile_set, row.key, row.name))),
-        profile_sets=tuple(report_builder.profile_set_status(snapshot) for snapshot in snapshots),
+        profile_sets=tuple(_profile_sets(snapshots, results)),
         kind_support={},
-        findings=tuple(findings),
+        findings=(
+            *filter(None, map(_unread, snapshots)),
+            *(report_builder.sandbox_findings([apparmor.sandbox()]) if has_apparmor else ()),
+            *(notice for result in results for notice in report_builder.left_out_findings(result)),
+            *filter(None, skipped),
+        ),
     )
-    skipped = (*_skipped_files(files_by_directory, others), *_skipped_keys(results))
-    return Checked(report=report, abi=apparmor.abi if has_apparmor else "", skipped=skipped)
+    return Checked(report=report, abi=apparmor.abi if has_apparmor else "")
+
+
+def _profile_sets(
+    snapshots: Sequence[Snapshot], results: Sequence[desired.Desired]
+) -> Iterator[ProfileSetStatus]:
+    inputs = {origin: items for result in results for origin, items in result.left_out.items()}
+    for snapshot in snapshots:
+        status = report_builder.profile_set_status(snapshot)
+        yield replace(status, left_out=inputs.get(snapshot.profile_set, ()))
 
 
 def _apparmor(config: Config) -> AppArmorBackend:
@@ -143,34 +153,11 @@ def _split(paths: Sequence[str]) -> tuple[dict[Path, list[str]], list[str]]:
     by_full_path = {os.path.abspath(path): path for path in reversed(paths)}  # noqa: PTH100 - removes `..`
     for full_path, path in reversed(by_full_path.items()):
         # If the directory is not accessible, pathlib raises an error; the later read reports it.
-        if os.path.isfile(path) and Path(path).suffix not in _MANIFESTS:  # noqa: PTH113 - see above
+        if os.path.isfile(path) and Path(path).suffix not in limits.MANIFESTS:  # noqa: PTH113 - see above
             files_by_directory.setdefault(Path(full_path).parent, []).append(path)
         else:
             others.append(path)
     return files_by_directory, others
-
-
-def _skipped_files(
-    files_by_directory: Mapping[Path, Sequence[str]], others: Sequence[str]
-) -> Iterator[str]:
-    for files in files_by_directory.values():
-        for path in files:
-            if classify.classify(path, b"") is None:
-                yield f"{path} was skipped, since its name is not that of a profile"
-    for path in others:
-        names = [name for _, _, names in os.walk(path) for name in names]
-        count = sum(name.endswith(_MANIFESTS) for name in names)
-        if count:
-            files = "a .yaml file was" if count == 1 else f"{count} .yaml files were"
-            yield f"{path}: {files} skipped. Pass the path of a manifest to check it"
-
-
-def _skipped_keys(results: Sequence[desired.Desired]) -> Iterator[str]:
-    for result in results:
-        for profile_set, count in result.left_out.items():
-            if count:
-                keys = "1 key was" if count == 1 else f"{count} keys were"
-                yield f"{profile_set}: {keys} skipped because of --kinds"
 
 
 def _read_source(path: str) -> tuple[Snapshot, ...]:
@@ -189,7 +176,7 @@ def _read_files(directory: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
     directory.
     """
     unreadable: list[Snapshot] = []
-    without_profile: list[Snapshot] = []
+    skipped: list[str] = []
     keys: list[SourceKey] = []
     refused: list[tuple[str, Finding]] = []
     profile_set = f"dir {directory}"
@@ -206,10 +193,15 @@ def _read_files(directory: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
             name = Path(path).name
             keys.append(SourceKey(profile_set=profile_set, key=path, name=name, content=content))
         else:
-            without_profile.append(Emptied(profile_set=path, revision=""))
+            skipped.append(path)
     if not keys and not refused:
-        return (*unreadable, *without_profile)
-    return (*unreadable, limits.snapshot(profile_set, keys, refused))
+        return (*unreadable, *map(_without_profile, skipped))
+    snapshot = limits.snapshot(profile_set, keys, refused)
+    return (*unreadable, limits.with_left_out(snapshot, limits.skipped_by_name(skipped)))
+
+
+def _without_profile(path: str) -> Emptied:
+    return Emptied(profile_set=path, revision="", left_out=limits.skipped_by_name([path]))
 
 
 def _unread(snapshot: Snapshot) -> Finding | None:
@@ -218,7 +210,19 @@ def _unread(snapshot: Snapshot) -> Finding | None:
     If the path provides profiles, the result is None.
     """
     finding = report_builder.source_finding(snapshot)
-    return replace(finding, hint=_HINTS[finding.code]) if finding is not None else None
+    if finding is None:
+        return None
+    items = snapshot.left_out if isinstance(snapshot, Emptied) else ()
+    if not items:
+        return replace(finding, hint=_HINTS[finding.code])
+    inputs, hint = left_out.text(items)
+    has_resources_only = all(item.reason == LeftOutReason.RESOURCE for item in items)
+    return Finding(
+        code=FindingCode.NOT_A_PROFILE if has_resources_only else finding.code,
+        location=finding.location,
+        message=f"This path provides no profile. {inputs}",
+        hint=hint,
+    )
 
 
 def _rows(result: desired.Desired) -> list[ProfileStatus]:

@@ -5,19 +5,16 @@ the config.json of an OCI runtime. Conditions are resolved for one architecture,
 and one capability set. The command reads only the input file, and does not change the node.
 """
 
-import json
 import platform
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.backends.seccomp import fields, inspection, releases, resolve, syntax, wrapped
+from agent.backends.seccomp import fields, inspection, releases, resolve, syntax
+from agent.commands import profile_file
 from agent.core.finding_codes import FindingCode, Severity
 from agent.core.findings import Finding
 from agent.sources import yaml_documents
-
-_YAML = (".yaml", ".yml")
-_UINT64_DIGITS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +49,7 @@ def convert(
     """
     with Path(path).open("rb") as file:
         content = file.read(yaml_documents.BYTES + 1)
-    profile = _profile(path, content)
+    profile = profile_file.profile(path, content)
     if isinstance(profile, Finding):
         return Converted(text="", findings=(profile,))
     options = fields.Options(
@@ -68,60 +65,6 @@ def convert(
     ):
         findings = tuple(_with_names(profile, finding) for finding in findings)
     return Converted(text=checked.body.decode(), findings=findings)
-
-
-def _profile(path: str, content: bytes) -> bytes | Finding:
-    """Return the JSON of the profile in a file, or the reason why the file contains no profile."""
-    if path.endswith(_YAML):
-        return _from_yaml(content)
-    decoded = syntax.decode(content)
-    if isinstance(decoded, Finding):
-        return decoded
-    wrapper = wrapped.find(decoded[0])
-    if wrapper is None:
-        return content  # The text may contain duplicate keys, which `syntax` reports.
-    return _unwrapped(wrapper)
-
-
-def _unwrapped(wrapper: wrapped.Wrapper) -> bytes | Finding:
-    if wrapper.where:
-        return json.dumps(wrapper.profile).encode()
-    message = f"This is {wrapper.description}, which contains no seccomp profile."
-    hint = "Pass a profile, a SeccompProfile resource or the config.json of a container."
-    return Finding(code=FindingCode.NOT_A_PROFILE, location="profile", message=message, hint=hint)
-
-
-def _from_yaml(content: bytes) -> bytes | Finding:
-    try:
-        documents = [_plain(item) for item in yaml_documents.parse(content) if item is not None]
-    except yaml_documents.InvalidYamlError as error:
-        message = f"This is not YAML: {' '.join(str(error).split())[:200]}."
-        hint = "Correct the YAML."
-        return Finding(
-            code=FindingCode.NOT_A_PROFILE, location="profile", message=message, hint=hint
-        )
-    if len(documents) != 1:
-        message = f"The file contains {len(documents)} YAML documents instead of a single document."
-        hint = "Write the SeccompProfile resource to a file of its own."
-        return Finding(
-            code=FindingCode.NOT_A_PROFILE, location="profile", message=message, hint=hint
-        )
-    wrapper = wrapped.find(documents[0])
-    return json.dumps(documents[0]).encode() if wrapper is None else _unwrapped(wrapper)
-
-
-def _plain(value: object) -> object:
-    """Return a YAML value with its numbers converted as in JSON."""
-    match value:
-        case dict():
-            return {key: _plain(item) for key, item in value.items()}
-        case list():
-            return [_plain(item) for item in value]
-        case yaml_documents.NotAString(text=text):
-            is_number = text.isascii() and text.isdecimal() and len(text) <= _UINT64_DIGITS
-            return int(text) if is_number else text
-        case _:
-            return value
 
 
 def _with_names(profile: bytes, finding: Finding) -> Finding:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from agent.backends.seccomp import baseline, difference, meaning, resolve, syntax, wrapped
+from agent.backends.seccomp import baseline, difference, meaning, resolve, syntax
 from agent.backends.seccomp.difference import Difference, Direction
 from agent.backends.seccomp.document import Answer, Document
+from agent.commands import profile_file
 from agent.core.finding_codes import Severity
 from agent.core.findings import Finding
 
@@ -81,11 +82,10 @@ def diff(
 def _read(path: str) -> Document:
     with Path(path).open("rb") as file:
         content = file.read(syntax.MOST_BYTES + 1)
-    decoded = syntax.decode(content)
-    wrapper = None if isinstance(decoded, Finding) else wrapped.find(decoded[0])
-    if wrapper is not None and wrapper.where:
-        content = json.dumps(wrapper.profile).encode()
-    document, findings = syntax.read(content)
+    profile = profile_file.profile(path, content)
+    if isinstance(profile, Finding):
+        raise NotAProfileError(f"{path}: {profile.message} {profile.hint}".rstrip())
+    document, findings = syntax.read(profile)
     errors = [finding for finding in findings if finding.severity == Severity.ERROR]
     if document is None or errors:
         raise NotAProfileError(f"{path}: {errors[0].message} {errors[0].hint}".rstrip())

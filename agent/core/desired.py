@@ -8,14 +8,16 @@ duplicate of the other. This module has no input or output.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import Final, assert_never
 
-from agent.core import classify
+from agent.core import classify, left_out
 from agent.core.admission import AdmissionBudget, in_admission_order
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding, limit_findings
+from agent.core.left_out import LeftOut
 from agent.core.model import (
     KINDS,
+    Emptied,
     Inspected,
     KeyId,
     Pending,
@@ -27,6 +29,7 @@ from agent.core.model import (
     SourceKey,
     Unchecked,
 )
+from agent.core.vocabulary import LeftOutReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +52,8 @@ class Desired:
     """The profile set and the name of every key, including kinds that are not handled."""
 
     profile_sets: Mapping[str, Snapshot] = field(default_factory=dict)
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    """The number of keys of kinds that are not handled, per profile set."""
+    left_out: Mapping[str, tuple[LeftOut, ...]] = field(default_factory=dict)
+    """The inputs that are not handled as profiles, per profile set."""
 
     unlisted: Mapping[str, int] = field(default_factory=dict)
     """The number of keys over a limit that are in none of the mappings, per profile set."""
@@ -126,7 +129,11 @@ def join(
         duplicates=duplicates,
         keys=frozenset((key.profile_set, key.key) for key in _source_keys(sets.values())),
         profile_sets=sets,
-        left_out=dict(_left_out(sets.values(), kinds)),
+        left_out={
+            origin: items
+            for origin, snapshot in sets.items()
+            if (items := _left_out(snapshot, kinds))
+        },
         unlisted=dict(unlisted),
     )
 
@@ -137,13 +144,21 @@ def _source_keys(snapshots: Iterable[Snapshot]) -> Iterable[SourceKey]:
     )
 
 
-def _left_out(snapshots: Iterable[Snapshot], kinds: frozenset[ProfileKind]) -> Counter[str]:
-    """Return the number of keys of other kinds for each profile set."""
-    left_out: Counter[str] = Counter()
-    for key in _source_keys(snapshots):
-        kind = classify.classify(key.key, key.content)
-        left_out[key.profile_set] += kind is not None and kind not in kinds
-    return left_out
+def _left_out(snapshot: Snapshot, kinds: frozenset[ProfileKind]) -> tuple[LeftOut, ...]:
+    """Return the inputs of a profile set that are not handled as profiles."""
+    if isinstance(snapshot, Emptied):
+        return snapshot.left_out
+    if not isinstance(snapshot, Read):
+        return ()
+    excluded = [
+        key.key
+        for key in snapshot.source_keys
+        if (kind := classify.classify(key.key, key.content)) is not None and kind not in kinds
+    ]
+    return (*snapshot.left_out, *left_out.of(LeftOutReason.KIND, excluded, _ADD_KIND))
+
+
+_ADD_KIND: Final = "Add the kind of these keys to --kinds to install them."
 
 
 def _rejected_by_source(snapshot: Snapshot, kinds: frozenset[ProfileKind]) -> Iterable[Rejection]:

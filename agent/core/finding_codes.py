@@ -41,6 +41,8 @@ class FindingCode(StrEnum):
     SOURCE_OVER_LIMIT = "source_over_limit", Severity.ERROR
     """The source has more bytes, keys or ConfigMaps than allowed."""
     SOURCE_EMPTIED = "source_emptied", Severity.ERROR
+    INPUT_SKIPPED = "input_skipped", Severity.NOTICE
+    """Files, keys or resources are not read as profiles."""
     # both kinds
     NOT_UTF8 = "not_utf8", Severity.ERROR
     NAME_CONFLICT = "name_conflict", Severity.ERROR

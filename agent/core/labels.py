@@ -17,7 +17,14 @@ from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import KINDS, ProfileKind
 from agent.core.report import ProfileSetStatus, ProfileStatus, Report
-from agent.core.vocabulary import ON_NODE, ProfileSetState, ProfileState, Reason, SupportState
+from agent.core.vocabulary import (
+    ON_NODE,
+    LeftOutReason,
+    ProfileSetState,
+    ProfileState,
+    Reason,
+    SupportState,
+)
 
 DOMAIN: Final = "profile-loader.node-restriction.kubernetes.io"
 DEFAULT_LIMIT: Final = 200
@@ -221,7 +228,8 @@ def _is_ready(
     unverified = [row for row in rows if row.state not in ON_NODE]
     if not rows or not all(_keeps_label(row, domain, present) for row in unverified):
         return False
-    if status.left_out or status.unlisted:
+    excludes_keys = any(item.reason == LeftOutReason.KIND for item in status.left_out)
+    if excludes_keys or status.unlisted:
         return False
     return (status.state == ProfileSetState.READ and not unverified) or _set_key(
         status.profile_set, domain

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
 from agent.core.findings import Finding
+from agent.core.left_out import LeftOut
 from agent.core.vocabulary import Provenance, UnreadableCause
 
 ProfileKind = Literal["apparmor", "seccomp"]
@@ -80,6 +81,9 @@ class Read:
     created: str = ""
     """The creation time of the ConfigMap (RFC 3339, UTC); empty for files of the node."""
 
+    left_out: tuple[LeftOut, ...] = ()
+    """The inputs that are not read as profiles."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Emptied:
@@ -87,6 +91,8 @@ class Emptied:
 
     profile_set: str
     revision: str
+    left_out: tuple[LeftOut, ...] = ()
+    """The inputs that are not read as profiles."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 from agent.core.finding_codes import SOURCE_CODES, FindingCode, Severity
 from agent.core.findings import Finding
+from agent.core.left_out import LeftOut
 from agent.core.model import ProfileKind
 from agent.core.vocabulary import (
     DRIFTS,
@@ -82,8 +83,8 @@ class ProfileSetStatus:
     state: ProfileSetState
     reason: str = ""
     keys: int = 0
-    left_out: int = 0
-    """The number of keys of kinds that `--kinds` excludes."""
+    left_out: tuple[LeftOut, ...] = ()
+    """The inputs that are not read as profiles, by reason."""
 
     unlisted: int = 0
     """The number of keys that exceed a limit and have no row in the report."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
-from agent.core import admission
+from agent.core import admission, left_out
 from agent.core.actions import Adopt, Hold, Install, Keep, Outcome, Release, Remove
 from agent.core.desired import Desired
 from agent.core.finding_codes import FindingCode
@@ -69,7 +69,7 @@ def build_report(result: PassResult) -> Report:
         profile_sets=tuple(
             replace(
                 profile_set_status(snapshot),
-                left_out=desired.left_out.get(origin, 0),
+                left_out=desired.left_out.get(origin, ()),
                 unlisted=desired.unlisted.get(origin, 0),
             )
             for origin, snapshot in desired.profile_sets.items()
@@ -97,6 +97,7 @@ def _pass_findings(result: PassResult) -> tuple[Finding, ...]:
         *result.findings,
         *filter(None, map(source_finding, desired.profile_sets.values())),
         *(admission.unlisted_keys(origin, count) for origin, count in desired.unlisted.items()),
+        *left_out_findings(desired),
         *sandbox_findings(result.sandboxes.values()),
         *(
             finding
@@ -274,6 +275,17 @@ def _last_good(id_: KeyId, desired: Desired) -> ProfileState:
     return ProfileState.OUTDATED if desired.contains(id_) else ProfileState.HELD
 
 
+def left_out_findings(desired: Desired) -> Iterable[Finding]:
+    """Return a notice for each profile set with inputs that are not read as profiles.
+
+    The finding about an emptied profile set already contains these inputs.
+    """
+    for origin, items in desired.left_out.items():
+        notice = left_out.finding(origin, items)
+        if notice is not None and not isinstance(desired.profile_sets[origin], Emptied):
+            yield notice
+
+
 _HINTS: Final = {
     FindingCode.SOURCE_MISSING: (
         "Check --source and the volume that is mounted there. Its profiles stay installed."
@@ -302,11 +314,12 @@ def source_finding(snapshot: Snapshot) -> Finding | None:
         case unreachable:
             assert_never(unreachable)
     status = profile_set_status(snapshot)
+    inputs, hint = left_out.text(snapshot.left_out if isinstance(snapshot, Emptied) else ())
     return Finding(
         code=code,
         location=status.profile_set,
-        message=f"The source is {state}: {status.reason}.",
-        hint=_HINTS[code],
+        message=f"The source is {state}: {status.reason}. {inputs}".strip(),
+        hint=f"{hint} {_HINTS[code]}".strip(),
     )
 
 

@@ -211,6 +211,19 @@ class UnreadableCause(StrEnum):
     OVER_LIMIT = "over_limit"
 
 
+class LeftOutReason(StrEnum):
+    """Why an input of a source is not read as a profile."""
+
+    NAME = "name"
+    """The name is not the name of a profile, such as README.md."""
+
+    RESOURCE = "resource"
+    """The input is a Kubernetes resource other than a ConfigMap."""
+
+    KIND = "kind"
+    """`--kinds` excludes the kind of the profile."""
+
+
 class SupportState(StrEnum):
     """The support of a node for one kind of profile."""
 

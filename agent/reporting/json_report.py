@@ -6,7 +6,7 @@ removed.
 
 import json
 
-from agent.core import labels
+from agent.core import labels, left_out
 from agent.core.findings import Finding
 from agent.core.report import ProfileStatus, Report
 
@@ -32,7 +32,11 @@ def document(report: Report, *, exit_status: int, domain: str = labels.DOMAIN) -
                 "state": profile_set.state,
                 "why": profile_set.reason,
                 "keys": profile_set.keys,
-                "left_out": profile_set.left_out,
+                "left_out": left_out.count(profile_set.left_out),
+                "left_out_inputs": [
+                    {"reason": item.reason, "count": item.count, "names": list(item.names)}
+                    for item in profile_set.left_out
+                ],
             }
             for profile_set in report.profile_sets
         ],

@@ -248,7 +248,8 @@ class ConfigMapSource:
                 allow_empty=content.allow_empty,
                 created=created,
             )
-            self._snapshots[name] = (content, snapshot)
+            skipped = limits.skipped_by_name(content.skipped)
+            self._snapshots[name] = (content, limits.with_left_out(snapshot, skipped))
         return self._snapshots[name][1]
 
 

@@ -35,6 +35,8 @@ class ConfigMapData:
     source_keys: tuple[SourceKey, ...]
     rejected: tuple[tuple[str, Finding], ...]
     """Keys that were rejected before their content was read, each with the reason."""
+    skipped: tuple[str, ...] = ()
+    """The keys whose names are not names of profiles."""
     allow_empty: bool
     node_selector: selector.Selector
     """The nodes that the ConfigMap is for; an empty selector matches all nodes."""
@@ -67,8 +69,10 @@ def parse(
     annotations = _annotations(metadata, full_name, domain)
     source_keys: list[SourceKey] = []
     rejected: list[tuple[str, Finding]] = []
+    skipped: list[str] = []
     for key, value in _keys(document, full_name):
         if classify.classify(key, value) is None:
+            skipped.append(key)
             continue
         if len(source_keys) + len(rejected) == limits.SET_KEYS:
             raise TooManyKeysError(f"it has more than {limits.SET_KEYS} keys")
@@ -93,6 +97,7 @@ def parse(
         namespace=namespace,
         source_keys=tuple(source_keys),
         rejected=tuple(rejected),
+        skipped=tuple(skipped),
         allow_empty=annotations.allow_empty,
         node_selector=annotations.node_selector,
     )

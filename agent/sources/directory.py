@@ -22,6 +22,7 @@ from typing import Final
 from agent.core import classify
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
+from agent.core.left_out import LeftOut
 from agent.core.model import Missing, Snapshot, SourceKey, Unreadable
 from agent.host import reading, stat_signature
 from agent.host.stat_signature import Signature
@@ -58,6 +59,8 @@ class _Collected:
     rejected: list[tuple[str, Finding]] = field(default_factory=list)
     files: dict[str, _CachedFile] = field(default_factory=dict)
     """The files that the next read need not read again, by key."""
+    skipped: list[str] = field(default_factory=list)
+    """The files whose names are not names of profiles."""
     size: int = 0
     directories: int = 0
     names: int = 0
@@ -89,6 +92,9 @@ class _Collected:
             raise _TooLargeError(f"too_many_names: more than {limits.SET_NAMES} names")
 
 
+_Inputs = tuple[list[SourceKey], list[tuple[str, Finding]], tuple[LeftOut, ...]]
+
+
 class DirectorySource:
     """The profiles in a directory of this machine. Implements agent.core.ports.Source."""
 
@@ -98,7 +104,7 @@ class DirectorySource:
         self.watched_path = Path(path).absolute()
         self._clock = clock  # This Unix time is in nanoseconds, like the times of files.
         self._files: dict[str, _CachedFile] = {}
-        self._last: tuple[list[SourceKey], list[tuple[str, Finding]], Snapshot] | None = None
+        self._last: tuple[_Inputs, Snapshot] | None = None
 
     def invalidate(self) -> None:
         """Make the next read process every file."""
@@ -145,9 +151,11 @@ class DirectorySource:
     def _snapshot(self, collected: _Collected) -> Snapshot:
         """If all keys are equal, return the last snapshot, so that no new hash is needed."""
         keys, rejected = collected.source_keys, collected.rejected
-        if self._last is None or self._last[0] != keys or self._last[1] != rejected:
-            self._last = (keys, rejected, limits.snapshot(self.profile_set, keys, rejected))
-        return self._last[2]
+        inputs = (keys, rejected, limits.skipped_by_name(collected.skipped))
+        if self._last is None or self._last[0] != inputs:
+            snapshot = limits.snapshot(self.profile_set, keys, rejected)
+            self._last = (inputs, limits.with_left_out(snapshot, inputs[2]))
+        return self._last[1]
 
 
 class _Walk:
@@ -218,6 +226,7 @@ class _Walk:
         if self._add_cached(key, status):
             return
         if classify.classify(key, b"") is None and not stat.S_ISDIR(mode):
+            self.collected.skipped.append(key)
             return
         if not name.isprintable():
             shown = "".join(part if part.isprintable() else ascii(part)[1:-1] for part in key)

@@ -4,14 +4,17 @@ If a key exceeds a limit, only this key is rejected. If a profile set exceeds a 
 is unreadable, so that no profile is removed because its key was not read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
 from typing import Final
 
-from agent.core import model
+from agent.core import left_out, model
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
+from agent.core.left_out import LeftOut
 from agent.core.model import Emptied, Read, Snapshot, SourceKey, Unreadable
-from agent.core.vocabulary import UnreadableCause
+from agent.core.vocabulary import LeftOutReason, UnreadableCause
 
 KEY_BYTES: Final = 1 << 20  # Kubernetes has the same limit for all data of a ConfigMap.
 SET_BYTES: Final = 32 << 20
@@ -25,6 +28,11 @@ SOURCE_BYTES: Final = 16 << 20
 SOURCE_CONFIG_MAPS: Final = 1000
 # the bytes of memory that each key needs in addition to its name and content
 KEY_OVERHEAD: Final = 256
+MANIFESTS: Final = (".yaml", ".yml")
+_PROFILE_NAMES: Final = (
+    "The name of a profile ends in .json, .profile, .apparmor or .aa, or has no known extension. "
+    "Rename a key that is a profile."
+)
 
 
 def too_large(key: str) -> Finding:
@@ -46,6 +54,18 @@ def unsafe(key: str, reason: str) -> Finding:
         message=f"The name of the key {reason}. It is not installed.",
         hint="Use letters, digits, '.', '_' and '-' in the name of a key.",
     )
+
+
+def skipped_by_name(names: Iterable[str]) -> tuple[LeftOut, ...]:
+    """Describe keys or files that are skipped because of their names.
+
+    Hidden files, whose names begin with a dot, are not reported.
+    """
+    visible = [name for name in names if not PurePosixPath(name).name.startswith(".")]
+    hint = _PROFILE_NAMES
+    if any(name.endswith(MANIFESTS) for name in visible):
+        hint += " A manifest of ConfigMaps is a source of its own: use its path."
+    return left_out.of(LeftOutReason.NAME, visible, hint)
 
 
 def snapshot(
@@ -80,6 +100,11 @@ def snapshot(
         rejected_keys=tuple(rejected),
         created=created,
     )
+
+
+def with_left_out(read: Snapshot, inputs: tuple[LeftOut, ...]) -> Snapshot:
+    """Return a snapshot with the inputs that are not read as profiles."""
+    return replace(read, left_out=inputs) if isinstance(read, Read | Emptied) else read
 
 
 def _over_limit(profile_set: str, reason: str) -> Unreadable:

@@ -1,17 +1,21 @@
 """Provides profiles from the ConfigMaps in a YAML file (fields `data` and `binaryData`).
 
 The whole file is one profile set. If a ConfigMap is removed from the file, its profiles are
-removed. If the file is missing or malformed, no profile is removed. Objects of other kinds are
-ignored. If a ConfigMap is malformed, the whole file is unreadable, because its keys may still be
+removed. If the file is missing or malformed, no profile is removed. Objects of other kinds are left
+out. If a ConfigMap is malformed, the whole file is unreadable, because its keys may still be
 desired.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from agent.core import left_out
 from agent.core.findings import Finding
 from agent.core.labels import DOMAIN
+from agent.core.left_out import LeftOut
 from agent.core.model import Missing, Snapshot, SourceKey, Unreadable
+from agent.core.vocabulary import LeftOutReason
 from agent.sources import configmap_data, limits, yaml_documents
 from agent.sources.configmap_data import MalformedError
 
@@ -23,6 +27,10 @@ class _Collected:
     source_keys: list[SourceKey] = field(default_factory=list)
     rejected: list[tuple[str, Finding]] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
+    skipped: list[str] = field(default_factory=list)
+    """The keys whose names are not names of profiles."""
+    resources: list[str] = field(default_factory=list)
+    """The resources that are not ConfigMaps."""
     allow_empty: bool = False
 
 
@@ -59,14 +67,15 @@ class ManifestSource:
                 self._collect(document, collected)
         except (yaml_documents.InvalidYamlError, MalformedError) as error:
             return (self._unreadable(" ".join(str(error).split())[:300]),)
-        return (
-            limits.snapshot(
-                self.profile_set,
-                collected.source_keys,
-                collected.rejected,
-                allow_empty=collected.allow_empty,
-            ),
+        snapshot = limits.snapshot(
+            self.profile_set,
+            collected.source_keys,
+            collected.rejected,
+            allow_empty=collected.allow_empty,
         )
+        by_name = limits.skipped_by_name(collected.skipped)
+        resources = _skipped_resources(collected.resources)
+        return (limits.with_left_out(snapshot, (*by_name, *resources)),)
 
     def _unreadable(self, reason: str) -> Unreadable:
         return Unreadable(profile_set=self.profile_set, reason=f"{self.path}: {reason}")
@@ -85,6 +94,7 @@ class ManifestSource:
                 self._collect(item, collected)
             return
         if document.get("kind") != "ConfigMap":
+            collected.resources.append(_described(document))
             return
         if document.get("apiVersion") != "v1":
             raise MalformedError("a ConfigMap has an apiVersion other than v1")
@@ -97,4 +107,23 @@ class ManifestSource:
         collected.names.add(name)
         collected.source_keys += config_map.source_keys
         collected.rejected += config_map.rejected
+        collected.skipped += (f"{name}/{key}" for key in config_map.skipped)
         collected.allow_empty = collected.allow_empty or config_map.allow_empty
+
+
+def _described(document: Mapping[object, object]) -> str:
+    """Return the kind, the namespace and the name of a resource."""
+    metadata = document.get("metadata")
+    fields = metadata if isinstance(metadata, dict) else {}
+    path = "/".join(str(fields[field]) for field in ("namespace", "name") if fields.get(field))
+    return " ".join(filter(None, (str(document.get("kind") or "document without a kind"), path)))
+
+
+def _skipped_resources(resources: Sequence[str]) -> tuple[LeftOut, ...]:
+    hint = "Only profiles in data or binaryData of a ConfigMap are installed."
+    if any(resource.startswith("SeccompProfile") for resource in resources):
+        hint = (
+            "The seccomp profile of a SeccompProfile is in its spec: run `profile-loader convert "
+            "FILE`, and install the output from a directory or a ConfigMap."
+        )
+    return left_out.of(LeftOutReason.RESOURCE, resources, hint)

@@ -97,6 +97,8 @@ def test_capabilities_must_be_stated_if_the_profile_depends_on_them(tmp_path, ca
         ({"kind": "SeccompProfile", "apiVersion": "x/v1", "spec": PLAIN}, "resource.json"),
         ({"ociVersion": "1.0.2", "linux": {"seccomp": PLAIN}}, "config.json"),
         (RESOURCE, "resource.yaml"),
+        (RESOURCE, "resource"),
+        (f"# why\n---{RESOURCE}", "resource.json"),
     ],
 )
 def test_a_profile_is_extracted_from_other_formats(tmp_path, capsys, content, name):

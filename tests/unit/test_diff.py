@@ -130,3 +130,14 @@ def test_wrong_calls_and_missing_files_have_their_own_exit_status(capsys, words,
 def test_a_file_without_a_profile_is_an_error(tmp_path, capsys):
     """The error message has the path and the reason."""
     assert compared(tmp_path, capsys, profile(), {"hook": {}}) == (1, "")
+
+
+def test_a_resource_is_compared_with_its_profile(tmp_path, capsys):
+    """The formats that convert reads can be compared too."""
+    tree = profile(rule("personality"))
+    plain, wrapped = tmp_path / "plain.json", tmp_path / "resource.yaml"
+    plain.write_text(json.dumps(tree))
+    resource = {"apiVersion": "x/v1", "kind": "SeccompProfile", "spec": tree}
+    wrapped.write_text(json.dumps(resource))
+    assert main(["diff", str(plain), str(wrapped), *NODE]) == 0
+    assert "same meaning" in capsys.readouterr().out

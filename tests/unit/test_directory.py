@@ -44,7 +44,7 @@ def refused(snapshot):
 
 
 def test_keys_are_paths_relative_to_the_directory(top):
-    """Files that are not profiles are ignored."""
+    """Files that are not profiles are left out, and hidden files are not mentioned."""
     (top / "profiles").mkdir()
     (top / "profiles/audit.json").write_bytes(b"{}")
     (top / "web.profile").write_bytes(b"profile web {}")
@@ -57,7 +57,8 @@ def test_keys_are_paths_relative_to_the_directory(top):
         SourceKey(profile_set=origin, key="web.profile", content=b"profile web {}"),
     )
     snapshot = read(top)
-    assert snapshot == Read(profile_set=origin, revision=snapshot.revision, source_keys=blobs)
+    assert (snapshot.profile_set, snapshot.source_keys) == (origin, blobs)
+    assert [(item.reason, item.names) for item in snapshot.left_out] == [("name", ("README.md",))]
 
 
 def test_the_revision_follows_the_content(top):

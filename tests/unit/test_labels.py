@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from agent.core import labels
+from agent.core import labels, left_out
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
+from agent.core.vocabulary import LeftOutReason
 
 D = "example.org"
 SET = "configmap ns/web"
@@ -184,8 +185,16 @@ def test_a_set_without_current_profiles_is_not_ready():
 
 def test_a_set_with_keys_of_an_excluded_kind_is_not_ready():
     """With --kinds=seccomp, the AppArmor profiles of the profile set are not installed."""
-    sets = (ProfileSetStatus(profile_set=SET, state="read", keys=2, left_out=1),)
+    excluded = left_out.of(LeftOutReason.KIND, ["web.profile"])
+    sets = (ProfileSetStatus(profile_set=SET, state="read", keys=2, left_out=excluded),)
     assert labels_of(report(row(), sets=sets)).labels == {f"seccomp.{D}/a.json": "installed"}
+
+
+def test_a_set_with_inputs_that_are_not_profiles_is_ready():
+    """A README next to the profiles does not change the label of the profile set."""
+    skipped = left_out.of(LeftOutReason.NAME, ["README.md"])
+    sets = (ProfileSetStatus(profile_set=SET, state="read", keys=1, left_out=skipped),)
+    assert f"set.{D}/ns__web" in labels_of(report(row(), sets=sets)).labels
 
 
 def test_the_support_of_the_node_keeps_its_label_when_an_observation_fails():

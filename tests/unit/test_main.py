@@ -274,22 +274,27 @@ def test_checked_files_are_checked_under_their_base_names(top, capsys, monkeypat
     ]
 
 
+def skipped_inputs(capsys):
+    """Return the messages about skipped inputs in the JSON output, by profile set or path."""
+    problems = json.loads(capsys.readouterr().out)["problems"]
+    return {one["where"]: one["what"] for one in problems if one["code"] == "input_skipped"}
+
+
 def test_a_check_reports_skipped_files(top, capsys):
     """Without any checked profile the exit status is 1."""
     (top / "source/README.md").write_text("read me")
     (top / "source/more.yaml").write_text("kind: List")
     (top / "README.md").write_text("read me")
     named = [f"{top}/README.md", f"{top}/source/README.md", f"{top}/source/audit.json"]
-    assert main(["check", *named]) == 0
-    assert capsys.readouterr().err.splitlines() == [
-        f"profile-loader: {path} was skipped, since its name is not that of a profile"
-        for path in named[:2]
-    ]
-    assert main(["check", f"{top}/source"]) == 0
-    assert capsys.readouterr().err == (
-        f"profile-loader: {top}/source: a .yaml file was skipped. Pass the path of a manifest to "
-        "check it\n"
-    )
+    assert main(["check", "--output=json", *named]) == 0
+    assert skipped_inputs(capsys) == {
+        f"dir {top}/source": f"1 key was skipped because of its name: {named[1]}.",
+        named[0]: f"1 key was skipped because of its name: {named[0]}.",
+    }
+    assert main(["check", "--output=json", f"{top}/source"]) == 0
+    assert skipped_inputs(capsys) == {
+        f"dir {top}/source": "2 keys were skipped because of their names: README.md, more.yaml."
+    }
     assert main(["check", f"{top}/source/README.md"]) == 1
     output = capsys.readouterr().out
     assert (
@@ -320,10 +325,10 @@ def test_a_file_without_a_profile_is_reported_by_its_own_path(top, capsys):
 def test_a_check_that_skips_every_key_fails(top, capsys):
     """A CI job that checks nothing must not pass."""
     path = f"{top}/source/audit.json"
-    assert main(["check", "--kinds=apparmor", path]) == 1
-    assert capsys.readouterr().err == (
-        f"profile-loader: dir {top}/source: 1 key was skipped because of --kinds\n"
-    )
+    assert main(["check", "--kinds=apparmor", "--output=json", path]) == 1
+    assert skipped_inputs(capsys) == {
+        f"dir {top}/source": f"1 key was skipped because of --kinds: {path}."
+    }
 
 
 def test_an_unreadable_file_does_not_hide_other_files(top, capsys):

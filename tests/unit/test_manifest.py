@@ -64,7 +64,7 @@ def config_map(body, name="web"):
 
 
 def test_each_configmap_of_each_document_is_read(path):
-    """data, binaryData, several documents and Lists are read, and other kinds are ignored."""
+    """data, binaryData, several documents and Lists are read, and other kinds are left out."""
     origin = f"manifest {path}"
     snapshot = read(path, TWO)
     blobs = (
@@ -84,7 +84,11 @@ def test_each_configmap_of_each_document_is_read(path):
         ),
         SourceKey(profile_set=origin, key="default/more/x.json", content=b"{}", name="x.json"),
     )
-    assert snapshot == Read(profile_set=origin, revision=snapshot.revision, source_keys=blobs)
+    assert (snapshot.profile_set, snapshot.source_keys) == (origin, blobs)
+    assert [(item.reason, item.names) for item in snapshot.left_out] == [
+        ("name", ("nodes/web/notes.txt",)),
+        ("resource", ("DaemonSet passed-over",)),
+    ]
     assert [blob.path for blob in blobs] == [
         "profiles/audit.json",
         "profiles/web.profile",

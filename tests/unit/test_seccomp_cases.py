@@ -198,6 +198,13 @@ def test_a_file_of_a_known_format_gets_one_message(tree, where, hint):
     assert hint in error.hint
 
 
+def test_a_resource_in_yaml_gets_the_command_that_converts_it():
+    """A key whose name ends in .json may contain YAML."""
+    (error,) = errors(b"apiVersion: x/v1\nkind: SeccompProfile\nspec: {}\n")
+    assert error.code == "not_json"
+    assert "profile-loader convert FILE" in error.hint
+
+
 REJECTED = {
     "an error number for ALLOW": (
         denying("swapon", defaultErrnoRet=1),

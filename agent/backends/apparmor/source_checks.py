@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from agent.backends.apparmor import character_checks, lexer
+from agent.backends.apparmor import character_checks, foreign_formats, lexer
 from agent.backends.apparmor.lexer_dialects import DIALECTS
 from agent.backends.apparmor.lexer_rules import TokenKind
 from agent.backends.apparmor.profile_text import LineCounter, name_tokens
@@ -51,6 +51,8 @@ def errors(content: bytes) -> tuple[Finding, ...]:
             ),
         )
     rest = text.removeprefix(character_checks.BYTE_ORDER_MARK)
+    if foreign := tuple(foreign_formats.findings(rest)):
+        return foreign
     return limit_findings(itertools.chain(character_checks.errors(text), _rejected_includes(rest)))
 
 

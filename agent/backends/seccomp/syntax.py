@@ -87,7 +87,8 @@ def decode(content: bytes, pairs: "wrapped.PairsHook | None" = None) -> tuple[Js
             code=FindingCode.NOT_JSON,
             location=f"line {error.lineno}",
             message=message,
-            hint="Correct the JSON; `python3 -m json.tool FILE` reports the same place.",
+            hint=wrapped.yaml_hint(text)
+            or "Correct the JSON; `python3 -m json.tool FILE` reports the same place.",
         )
     except RecursionError:
         return _whole(

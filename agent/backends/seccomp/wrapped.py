@@ -5,13 +5,19 @@ config.json of an OCI runtime contains it in `linux.seccomp`. A runtime would re
 profile without a default action, and would run the container unconfined.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 Json = object
+# The first line of a Kubernetes resource or of a profile in YAML.
+_YAML: Final = re.compile(
+    r"(?:[ \t]*(?:#[^\n]*|---[^\n]*)?\r?\n)*(?:apiVersion|kind|metadata|defaultAction):[ \t]"
+)
 PairsHook = Callable[[list[tuple[str, Json]]], dict[str, Json]]
 
 
@@ -46,6 +52,18 @@ def find(tree: Json) -> Wrapper | None:
     if isinstance(tree.get("hook"), dict):
         return Wrapper(description="the description of an OCI hook", where="")
     return None
+
+
+def is_yaml(text: str) -> bool:
+    """Return whether a text begins like a Kubernetes resource or a profile in YAML."""
+    return _YAML.match(text) is not None
+
+
+def yaml_hint(text: str) -> str:
+    """Return the next step for a text that is YAML; empty for any other text."""
+    if not is_yaml(text):
+        return ""
+    return "The text looks like YAML. Run `profile-loader convert FILE` to get the profile in JSON."
 
 
 def finding(tree: Json) -> Finding | None:

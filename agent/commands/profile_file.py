@@ -1,0 +1,73 @@
+"""Extracts the seccomp profile from a file of any known format, for `convert` and `diff`.
+
+The formats are a plain profile, a SeccompProfile resource in JSON or YAML, and the config.json of
+an OCI runtime. The checks of the profile itself are in agent.backends.seccomp.
+"""
+
+import json
+from typing import Final
+
+from agent.backends.seccomp import syntax, wrapped
+from agent.core.finding_codes import FindingCode
+from agent.core.findings import Finding
+from agent.sources import limits, yaml_documents
+
+_UINT64_DIGITS: Final = 20
+
+
+def profile(path: str, content: bytes) -> bytes | Finding:
+    """Return the JSON of the profile in a file, or the reason why the file contains no profile.
+
+    The extension .yaml or .yml marks a YAML file, and so does a first line such as
+    `apiVersion:`.
+    """
+    if path.endswith(limits.MANIFESTS) or wrapped.is_yaml(content.decode("utf-8", "replace")):
+        return _from_yaml(content)
+    decoded = syntax.decode(content)
+    if isinstance(decoded, Finding):
+        return decoded
+    wrapper = wrapped.find(decoded[0])
+    if wrapper is None:
+        return content  # The text may contain duplicate keys, which `syntax` reports.
+    return _unwrapped(wrapper)
+
+
+def _unwrapped(wrapper: wrapped.Wrapper) -> bytes | Finding:
+    if wrapper.where:
+        return json.dumps(wrapper.profile).encode()
+    message = f"This is {wrapper.description}, which contains no seccomp profile."
+    hint = "Pass a profile, a SeccompProfile resource or the config.json of a container."
+    return Finding(code=FindingCode.NOT_A_PROFILE, location="profile", message=message, hint=hint)
+
+
+def _from_yaml(content: bytes) -> bytes | Finding:
+    try:
+        documents = [_plain(item) for item in yaml_documents.parse(content) if item is not None]
+    except yaml_documents.InvalidYamlError as error:
+        message = f"This is not YAML: {' '.join(str(error).split())[:200]}."
+        hint = "Correct the YAML."
+        return Finding(
+            code=FindingCode.NOT_A_PROFILE, location="profile", message=message, hint=hint
+        )
+    if len(documents) != 1:
+        message = f"The file contains {len(documents)} YAML documents instead of a single document."
+        hint = "Write the SeccompProfile resource to a file of its own."
+        return Finding(
+            code=FindingCode.NOT_A_PROFILE, location="profile", message=message, hint=hint
+        )
+    wrapper = wrapped.find(documents[0])
+    return json.dumps(documents[0]).encode() if wrapper is None else _unwrapped(wrapper)
+
+
+def _plain(value: object) -> object:
+    """Return a YAML value in which numbers are converted as in JSON."""
+    match value:
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case list():
+            return [_plain(item) for item in value]
+        case yaml_documents.NotAString(text=text):
+            is_number = text.isascii() and text.isdecimal() and len(text) <= _UINT64_DIGITS
+            return int(text) if is_number else text
+        case _:
+            return value
