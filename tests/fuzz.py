@@ -20,13 +20,12 @@ from pathlib import Path
 
 from agent import app
 from agent.backends.apparmor import compiled_policy, escape_rules, source_checks, validation
-from agent.backends.apparmor.backend import AppArmorBackend
 from agent.config import Config
 from agent.core import classify
 from agent.core.model import SourceKey
 from agent.host.filesystem import Host
 from agent.sources.manifest import ManifestSource
-from tests.inspection import inspected
+from tests.inspection import apparmor_backend, inspected
 from tests.system.guest import pace
 
 SHIPPED = Path(__file__).parent.parent / "profiles"
@@ -199,7 +198,7 @@ def main():
     filters, profiles = shipped()
     with tempfile.TemporaryDirectory() as folder:
         functions = before_the_parser(Path(folder) / "manifest.yaml")
-        kind = AppArmorBackend(host=Host("/"), cpu_limit=10.0, checking=True)
+        kind = apparmor_backend(Host("/"), cpu_limit=10.0, checking=True)
         if kind.inspector.parser.unavailable_reason():
             print(kind.inspector.parser.unavailable_reason(), file=sys.stderr)
             return 2

@@ -1,7 +1,51 @@
 """Helpers for the tests of backends, which wait for background checks."""
 
-from agent.backends.apparmor.parser import ParserLimits
+from collections.abc import Callable, Sequence
+
+from agent.backends.apparmor import factory, memory_budget
+from agent.backends.apparmor.backend import AppArmorBackend
+from agent.backends.apparmor.compile_target import TargetReader
+from agent.backends.apparmor.compile_worker import CompileWorker
+from agent.backends.apparmor.inspector import Inspector
+from agent.backends.apparmor.kernel_access import KernelAccess, Probes
+from agent.backends.apparmor.parser import INCLUDE_DIR, Parser, ParserLimits
+from agent.backends.apparmor.policy_cache import PolicyCache
+from agent.backends.apparmor.validation import ValidationRules
 from agent.core.model import Pending
+from agent.host.filesystem import Host
+
+REAL_PROBES = Probes()
+
+
+def apparmor_backend(  # noqa: PLR0913 - each test replaces other parts
+    host: Host,
+    *,
+    parser: str = "",
+    include_dir: str = INCLUDE_DIR,
+    cpu_limit: float = 30.0,
+    checking: bool = False,
+    state_dir: str = "/var/lib/profile-loader",
+    completed: Callable[[], None] | None = None,
+    free_memory: Callable[[], int] = memory_budget.available_bytes,
+    probes: Probes = REAL_PROBES,
+    **rules: bool | Sequence[str],
+) -> AppArmorBackend:
+    """Build the AppArmor backend with parts that a test may replace."""
+    program = Parser(parser, include_dir=include_dir)
+    inspector = Inspector(
+        targets=TargetReader(KernelAccess(host, probes), program, checks_only=checking),
+        worker=CompileWorker(
+            program,
+            cpu_limit=cpu_limit,
+            pauses_slow_texts=completed is not None,
+            completed=completed or (lambda: None),
+            free_memory=free_memory,
+        ),
+        cache=PolicyCache(host, state_dir, write=not checking),
+        rules=ValidationRules(**rules),
+        cpu_limit=cpu_limit,
+    )
+    return factory.connect(inspector, state_dir=state_dir, may_write=not checking)
 
 
 def inspected(kind, *source_keys):

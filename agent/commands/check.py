@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent.backends.apparmor.backend import AppArmorBackend
+from agent.backends.apparmor import factory
+from agent.backends.apparmor.inspector import Inspector
 from agent.backends.seccomp import releases
 from agent.backends.seccomp.backend import SeccompBackend
 from agent.config import Config
@@ -67,7 +68,7 @@ def check(
     # Files that are passed individually may be for different nodes. Only files from the same
     # directory are compared with each other.
     groups = [sets, *([snapshot] for snapshot in directories)]
-    apparmor = _apparmor(config)
+    apparmor = factory.build_checker(config)
     results = _inspect(config, groups, apparmor, _seccomp(config, arch, kernel), progress)
     rows = [row for result in results for row in _rows(result)]
     skipped: list[Finding | None] = []
@@ -88,7 +89,8 @@ def check(
             *filter(None, skipped),
         ),
     )
-    return Checked(report=report, abi=apparmor.abi if has_apparmor else "")
+    abi = apparmor.targets.features_file if has_apparmor else ""
+    return Checked(report=report, abi=abi)
 
 
 def _profile_sets(
@@ -98,18 +100,6 @@ def _profile_sets(
     for snapshot in snapshots:
         status = report_builder.profile_set_status(snapshot)
         yield replace(status, left_out=inputs.get(snapshot.profile_set, ()))
-
-
-def _apparmor(config: Config) -> AppArmorBackend:
-    return AppArmorBackend(
-        host=Host("/"),
-        parser=config.apparmor_parser,
-        cpu_limit=config.parser_timeout,
-        deny_names=config.deny_name,
-        allow_attachments=config.allow_attachments,
-        allow_unconfined_mode=config.allow_unconfined_mode,
-        checking=True,
-    )
 
 
 def _seccomp(config: Config, arch: str, kernel: str) -> SeccompBackend:
@@ -127,7 +117,7 @@ def _seccomp(config: Config, arch: str, kernel: str) -> SeccompBackend:
 def _inspect(
     config: Config,
     groups: Sequence[Sequence[Snapshot]],
-    apparmor: AppArmorBackend,
+    apparmor: Inspector,
     seccomp: SeccompBackend,
     progress: Callable[[int, int], None],
 ) -> list[desired.Desired]:

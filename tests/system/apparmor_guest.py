@@ -15,9 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path.cwd()))
 
-from inspection import compiled, inspected, install
+from inspection import apparmor_backend, compiled, inspected, install
 
-from agent.backends.apparmor.backend import AppArmorBackend
 from agent.core.model import InUse, Observation, Profile, Rejection, SourceKey, Unused
 from agent.core.ports import Failed, Installed, Removed, StillInUse
 from agent.host.filesystem import Host
@@ -33,7 +32,7 @@ def case(function):
 
 
 def kind(**options):
-    return AppArmorBackend(host=Host("/"), state_dir="/var/lib/profile-loader", **options)
+    return apparmor_backend(Host("/"), state_dir="/var/lib/profile-loader", **options)
 
 
 def inspect(text, **options):
@@ -420,9 +419,9 @@ def a_profile_in_unconfined_mode_is_refused():
 def without_the_right_to_load_nothing_is_observed():
     script = (
         "import sys; sys.path.insert(0, '.');"
-        "from agent.backends.apparmor.backend import AppArmorBackend;"
+        "from inspection import apparmor_backend;"
         "from agent.host.filesystem import Host;"
-        "found = AppArmorBackend(host=Host('/')).observe(['x'], []);"
+        "found = apparmor_backend(Host('/')).observe(['x'], []);"
         "print(type(found).__name__, found.finding.code)"
     )
     dropped = ["setpriv", "--bounding-set=-mac_admin", "--inh-caps=-mac_admin"]
@@ -437,9 +436,9 @@ def in_another_pid_namespace_nothing_is_proven_unused():
     installed(text("nsuse"))
     script = (
         "import sys; sys.path.insert(0, '.');"
-        "from agent.backends.apparmor.backend import AppArmorBackend;"
+        "from inspection import apparmor_backend;"
         "from agent.host.filesystem import Host;"
-        "uses = AppArmorBackend(host=Host('/')).observe(['nsuse'], ['nsuse']).uses;"
+        "uses = apparmor_backend(Host('/')).observe(['nsuse'], ['nsuse']).uses;"
         "print(type(uses['nsuse']).__name__)"
     )
     done = subprocess.run(

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.backends.apparmor.backend import AppArmorBackend
 from agent.core.model import Profile, Rejection, SourceKey
 from agent.host.filesystem import Host
 from tests import include_search
-from tests.inspection import inspected
+from tests.inspection import apparmor_backend, inspected
 from tests.system import kept
 
 CONFLICT = "has merged rule /bin/a with conflicting x modifiers"
@@ -92,7 +91,7 @@ def options(request, tmp_path_factory):
 
 def inspect(tmp_path, options, text):
     """Return the result of the inspection of one text."""
-    backend = AppArmorBackend(host=Host(tmp_path), checking=True, **options)
+    backend = apparmor_backend(Host(tmp_path), checking=True, **options)
     source_key = SourceKey(profile_set="dir test", key="key", content=text.encode())
     (result,) = inspected(backend, source_key)
     return result

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.backends.apparmor.backend import AppArmorBackend
 from agent.core.model import Profile, Rejection, SourceKey
 from agent.host.filesystem import Host
-from tests.inspection import inspected
+from tests.inspection import apparmor_backend, inspected
 from tests.system import kept
 
 PACKAGES = ("apparmor-profiles", "apparmor-profiles-extra")
@@ -109,8 +108,8 @@ def includes(corpus, tmp_path_factory):
 
 def outcomes(corpus, includes, tmp_path, *, allow_attachments):
     """Return the codes of the findings about each profile."""
-    backend = AppArmorBackend(
-        host=Host(tmp_path),
+    backend = apparmor_backend(
+        Host(tmp_path),
         checking=True,
         include_dir=str(includes),
         allow_attachments=allow_attachments,

@@ -1,12 +1,13 @@
 """Tests of the source checks against the files that the real apparmor_parser opens."""
 
+from pathlib import Path
+
 import pytest
 
-from agent.backends.apparmor.backend import AppArmorBackend
 from agent.core.model import Profile, Rejection, SourceKey
 from agent.host.filesystem import Host
 from tests import include_search
-from tests.inspection import inspected
+from tests.inspection import apparmor_backend, inspected
 
 HIDDEN = {
     "abi in a comment": 'profile w {{\n  capability # the abi\n  include "{absolute}"\n  ,\n}}\n',
@@ -31,7 +32,7 @@ def test_no_hidden_include_reaches_the_parser(tmp_path, template):
     """A text that opens a file outside the includes is rejected before the parser runs."""
     canaries = include_search.Canaries(tmp_path)
     content = template.format(**canaries.paths(0)).encode()
-    backend = AppArmorBackend(host=Host(tmp_path), checking=True, include_dir=str(canaries.inside))
+    backend = apparmor_backend(Host(tmp_path), checking=True, include_dir=str(canaries.inside))
     opened = include_search.read_by(
         {"host": [backend.inspector.parser.path]}, canaries, {0: content}
     )
@@ -59,7 +60,7 @@ ACCEPTED = {
 @pytest.mark.parametrize("content", ACCEPTED.values(), ids=ACCEPTED)
 def test_words_in_comments_and_children_of_includes_are_accepted(tmp_path, content):
     """A comment may contain any word, and an included file may declare child profiles."""
-    backend = AppArmorBackend(host=Host(tmp_path), checking=True)
+    backend = apparmor_backend(Host(tmp_path), checking=True)
     (result,) = inspected(
         backend, SourceKey(profile_set="dir test", key="key", content=content.encode())
     )
@@ -68,7 +69,7 @@ def test_words_in_comments_and_children_of_includes_are_accepted(tmp_path, conte
 
 def test_no_accepted_text_of_a_short_search_opens_a_canary(tmp_path):
     """A short search with a fixed seed finds no accepted text that opens a canary."""
-    command = {"host": [AppArmorBackend(host=Host(tmp_path)).inspector.parser.path]}
+    command = {"host": [apparmor_backend(Host(tmp_path)).inspector.parser.path]}
     counts, failures = include_search.search(
         include_search.random_numbers(13), command, tmp_path, passing=2000
     )
@@ -80,13 +81,20 @@ def test_no_accepted_text_of_a_short_search_opens_a_canary(tmp_path):
 @pytest.mark.search
 def test_no_accepted_text_of_a_long_search_opens_a_canary(tmp_path):
     """The parsers of Debian 12, 13 and unstable read 300,000 accepted texts."""
-    commands = {"host": [AppArmorBackend(host=Host(tmp_path)).inspector.parser.path]}
+    commands = {"host": [apparmor_backend(Host(tmp_path)).inspector.parser.path]}
     commands |= include_search.other_releases()
     counts, failures = include_search.search(
         include_search.random_numbers(1234), commands, tmp_path, passing=300_000
     )
     print(dict(counts))
     assert failures == []
+
+
+def copy_features(include_dir):
+    """Copy the features file of this machine into an include directory."""
+    features = include_dir / "abi/3.0"
+    features.parent.mkdir()
+    features.write_bytes(Path("/etc/apparmor.d/abi/3.0").read_bytes())
 
 
 HOST_WORD = "lighthouse"
@@ -104,12 +112,12 @@ QUOTED = (
 @pytest.mark.parametrize("rule", QUOTED)
 def test_a_message_quotes_the_key_and_no_included_file(tmp_path, rule):
     """A word that the parser quotes is shown only if the key itself contains it."""
+    copy_features(tmp_path)
     (tmp_path / "host").write_text(f"{rule}\n")
-    backend = AppArmorBackend(
-        host=Host(tmp_path),
+    backend = apparmor_backend(
+        Host(tmp_path),
         checking=True,
         include_dir=str(tmp_path),
-        abi="/etc/apparmor.d/abi/3.0",
     )
     shown = {}
     for body in (rule, "include <host>"):
@@ -143,11 +151,9 @@ def test_a_changed_include_invalidates_the_cached_policy(tmp_path, rule, changed
     (tmp_path / "target").write_text("/old r,\n")
     (tmp_path / "d/link").symlink_to(tmp_path / "target")
     (tmp_path / "d/broken").symlink_to(tmp_path / "nothing")
-    features = "/etc/apparmor.d/abi/3.0"
+    copy_features(tmp_path / "d")
     backend, other = (
-        AppArmorBackend(
-            host=Host(tmp_path), checking=True, include_dir=str(tmp_path / "d"), abi=features
-        )
+        apparmor_backend(Host(tmp_path), checking=True, include_dir=str(tmp_path / "d"))
         for _ in range(2)
     )
     source_key = SourceKey(

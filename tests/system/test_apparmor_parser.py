@@ -5,17 +5,16 @@ import random
 import pytest
 
 from agent.backends.apparmor import parser
-from agent.backends.apparmor.backend import AppArmorBackend
 from agent.backends.apparmor.compile_queue import MAX_WAIT_SECONDS, CompileQueue
 from agent.core.model import Profile, Rejection, SourceKey, Unchecked
 from agent.host.filesystem import Host
-from tests.inspection import inspected
+from tests.inspection import apparmor_backend, inspected
 
 
 def inspect(tmp_path, text, *, checking=True, **options):
     """Return the result of the inspection of one text."""
     content = text if isinstance(text, bytes) else text.encode()
-    backend = AppArmorBackend(host=Host(tmp_path), checking=checking, **options)
+    backend = apparmor_backend(Host(tmp_path), checking=checking, **options)
     (result,) = inspected(backend, SourceKey(profile_set="dir test", key="key", content=content))
     return result
 

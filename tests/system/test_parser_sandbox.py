@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from agent.backends.apparmor import parser_sandbox
-from agent.backends.apparmor.backend import AppArmorBackend
 from agent.backends.apparmor.parser import Parser
 from agent.core.model import Profile, Rejection, SourceKey
 from agent.host import commands, landlock
@@ -143,7 +142,7 @@ def test_directories_and_features_of_the_configuration_file_are_readable(tmp_pat
 
 def test_the_backend_reports_an_active_sandbox():
     """The report of a pass shows whether the sandbox is active."""
-    result = AppArmorBackend(host=Host("/"), checking=True).sandbox()
+    result = inspection.apparmor_backend(Host("/"), checking=True).sandbox()
     assert result is not None
     assert result.finding is None
 
@@ -153,7 +152,7 @@ def test_a_parser_that_is_a_script_runs_without_a_sandbox_and_that_is_reported(t
     script = tmp_path / "parser"
     script.write_text(f'#!/bin/sh\nexec {parser().path} "$@"\n')
     script.chmod(0o755)
-    backend = AppArmorBackend(host=Host("/"), parser=str(script), checking=True)
+    backend = inspection.apparmor_backend(Host("/"), parser=str(script), checking=True)
     result = backend.sandbox()
     assert result is not None
     assert result.finding is not None
@@ -167,12 +166,14 @@ def test_a_text_that_the_check_cannot_decide_needs_the_sandbox(tmp_path):
     """An included file may change the meaning of the text after it on the same line."""
     content = b"include <tunables/global> profile web { file, }\n"
     source_key = SourceKey(profile_set="dir test", key="key", content=content)
-    (result,) = inspection.inspected(AppArmorBackend(host=Host("/"), checking=True), source_key)
+    (result,) = inspection.inspected(
+        inspection.apparmor_backend(Host("/"), checking=True), source_key
+    )
     assert isinstance(result, Profile)
     script = tmp_path / "parser"
     script.write_text(f'#!/bin/sh\necho run >> {tmp_path}/runs\nexec {parser().path} "$@"\n')
     script.chmod(0o755)
-    free = AppArmorBackend(host=Host("/"), parser=str(script), checking=True)
+    free = inspection.apparmor_backend(Host("/"), parser=str(script), checking=True)
     (refused,) = inspection.inspected(free, source_key)
     assert isinstance(refused, Rejection)
     assert [finding.code for finding in refused.findings] == ["include_refused"]

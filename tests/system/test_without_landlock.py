@@ -9,12 +9,11 @@ from tests.system import vm
 
 GUEST = """
 import json
-from inspection import inspected, install
+from inspection import apparmor_backend, inspected, install
 from agent.core.model import SourceKey
 from agent.host.filesystem import Host
-from agent.backends.apparmor.backend import AppArmorBackend
 
-backend = AppArmorBackend(host=Host("/"), state_dir="/var/lib/profile-loader")
+backend = apparmor_backend(Host("/"), state_dir="/var/lib/profile-loader")
 
 def install_key(key, content):
     source_key = SourceKey(profile_set="dir test", key=key, content=content.encode())

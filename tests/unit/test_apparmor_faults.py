@@ -13,7 +13,6 @@ from agent.backends.apparmor import (
     parser,
     policy_cache,
 )
-from agent.backends.apparmor.backend import AppArmorBackend
 from agent.backends.apparmor.policy_view import PolicyView
 from agent.backends.apparmor.raw_data_release import RawDataRelease
 from agent.core.model import (
@@ -28,6 +27,7 @@ from agent.core.model import (
     digest,
 )
 from agent.host.filesystem import Host
+from tests import inspection
 from tests.inspection import inspected
 from tests.property.test_apparmor_policy import profile
 
@@ -62,7 +62,7 @@ def loaded(root, directory, name, mode="enforce", **hashes):
 
 def apparmor_backend(host, **options):
     """Return a backend that accepts the files of a test as securityfs."""
-    return AppArmorBackend(host=host, **{"probes": PROBES, **options})
+    return inspection.apparmor_backend(host, **{"probes": PROBES, **options})
 
 
 def source_key(text="profile x {}"):

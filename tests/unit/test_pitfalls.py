@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from agent.backends.apparmor import backend, kernel_access
+from agent.backends.apparmor import kernel_access
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import SourceKey
 from agent.host.filesystem import Host
 from agent.kube import events
 from agent.reporting import json_report, logs, table
-from tests.inspection import inspected
+from tests.inspection import apparmor_backend, inspected
 from tests.reports import report, row
 
 MANIFESTS = Path("manifests")
@@ -81,8 +81,8 @@ def test_a_changed_text_with_the_same_name_is_compiled_again(tmp_path):
     parser.chmod(0o755)
     includes = tmp_path / "includes"
     includes.mkdir()
-    agent = backend.AppArmorBackend(
-        host=Host(tmp_path), probes=PROBES, parser=str(parser), include_dir=str(includes)
+    agent = apparmor_backend(
+        Host(tmp_path), probes=PROBES, parser=str(parser), include_dir=str(includes)
     )
     texts = ["profile x { file, }", "profile x { deny /** w, }", "profile x { file, }"]
     for text in texts:

@@ -1,30 +1,22 @@
 """The AppArmor backend: checks texts, observes the kernel, installs and removes profiles.
 
-This module only connects the parts of the backend: `inspector` checks texts, `policy_view` reads
-the loaded policy, `processes` finds the processes that use a profile, and `policy_changes` writes
-policy. If the parser, the kernel support or a permission is missing, the backend raises no
-exception, and returns a result with the reason.
+The backend only delegates to its parts, which `factory` builds: `inspector` checks texts,
+`policy_view` reads the loaded policy, `processes` finds the processes that use a profile, and
+`policy_changes` writes policy. If the parser, the kernel support or a permission is missing, the
+backend raises no exception, and returns a result with the reason.
 """
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Literal
 
-from agent.backends.apparmor import diagnostics, kernel_access, memory_budget, validation
-from agent.backends.apparmor.compile_target import TargetReader
-from agent.backends.apparmor.compile_worker import CompileWorker
-from agent.backends.apparmor.confinement_tracker import ConfinementTracker
+from agent.backends.apparmor import diagnostics
 from agent.backends.apparmor.inspector import Inspector
 from agent.backends.apparmor.kernel_access import KernelAccess
 from agent.backends.apparmor.loaded_objects import LoadedObjects
-from agent.backends.apparmor.parser import Parser
-from agent.backends.apparmor.policy_cache import PolicyCache
 from agent.backends.apparmor.policy_changes import PolicyChanges
-from agent.backends.apparmor.policy_references import PolicyReferences
 from agent.backends.apparmor.policy_view import PolicyView
-from agent.backends.apparmor.policy_writer import PolicyWriter
 from agent.backends.apparmor.processes import Processes
-from agent.backends.apparmor.raw_data_release import RawDataRelease
 from agent.core.model import (
     Evidence,
     Inspected,
@@ -44,98 +36,31 @@ from agent.core.ports import (
     Sandbox,
     StillInUse,
 )
-from agent.host.filesystem import Host
 
 
 class AppArmorBackend:
     """Handles the AppArmor profiles of one host. Implements agent.core.ports.ProfileBackend. Only
     the main thread uses the backend.
 
-    The attributes are parts of the backend: `inspector` checks texts, `view` reads the loaded
-    policy, and `tracker` finds processes that lost their confinement.
+    The attributes are the parts of the backend.
     """
 
-    def __init__(  # noqa: PLR0913 - each parameter is a separate option
+    def __init__(  # noqa: PLR0913 - keyword-only
         self,
         *,
-        host: Host,
-        parser: str = "",
-        parser_ran: Callable[[float], None] = lambda _: None,
-        cpu_limit: float = 30.0,
-        state_dir: str = "/var/lib/profile-loader",
-        deny_names: Collection[str] = validation.DENY_NAMES,
-        allow_attachments: bool = False,
-        allow_unconfined_mode: bool = False,
-        checking: bool = False,
-        remember: bool = True,
-        abi: str = "",
-        include_dir: str = "/etc/apparmor.d",
-        completed: Callable[[], None] | None = None,
-        free_memory: Callable[[], int] = memory_budget.available_bytes,
-        probes: kernel_access.Probes = kernel_access.Probes(),  # noqa: B008 - frozen
+        inspector: Inspector,
+        access: KernelAccess,
+        view: PolicyView,
+        processes: Processes,
+        objects: LoadedObjects,
+        changes: PolicyChanges,
     ) -> None:
-        """Build the backend. Building it reads, writes and starts nothing.
-
-        Args:
-            host: the host root.
-            parser: the path of apparmor_parser on this machine; if it is empty, the default paths
-                are searched.
-            parser_ran: called from another thread with the seconds of each run of the parser.
-            cpu_limit: the CPU seconds that the parser may use for one text.
-            state_dir: the directory of the agent's records and of the policy cache.
-            deny_names: patterns of names that a profile must not have.
-            allow_attachments: whether a profile may attach to programs by their path.
-            allow_unconfined_mode: whether a profile may have the mode `unconfined`.
-            checking: whether to compile for a features file instead of this kernel, and to accept
-                profiles without AppArmor in the kernel.
-            remember: whether records and compiled policies are written to the state directory.
-            abi: the features file for checking; empty for the newest file in the include directory.
-            include_dir: the directory that contains the includes.
-            completed: called from another thread after each compiled text. If it is None, the
-                caller waits for all results together, and slow texts are compiled without pauses.
-            free_memory: returns the bytes of memory that are left for the parser.
-            probes: functions that examine this process and its kernel.
-        """
-        may_write = remember and not checking
-        self.access = KernelAccess(host, probes)
-        program = Parser(parser, include_dir=include_dir, ran=parser_ran)
-        self.inspector = Inspector(
-            targets=TargetReader(self.access, program, checks_only=checking, features_file=abi),
-            worker=CompileWorker(
-                program,
-                cpu_limit=cpu_limit,
-                pauses_slow_texts=completed is not None,
-                completed=completed or (lambda: None),
-                free_memory=free_memory,
-            ),
-            cache=PolicyCache(host, state_dir, write=may_write),
-            rules=validation.ValidationRules(
-                deny_names=tuple(deny_names),
-                allow_attachments=allow_attachments,
-                allow_unconfined_mode=allow_unconfined_mode,
-            ),
-            cpu_limit=cpu_limit,
-        )
-        release = RawDataRelease(host, probes)
-        self.view = PolicyView(host, release)
-        self.processes = Processes(host, shows_pending_exec=probes.shows_pending_exec)
-        self.objects = LoadedObjects(host, state_dir, may_write=may_write)
-        self.tracker = ConfinementTracker(
-            host,
-            state_dir=state_dir,
-            find_directories=self.view.directories,
-            may_write=may_write,
-        )
-        writer = PolicyWriter(host, self.view, release)
-        self.changes = PolicyChanges(
-            access=self.access,
-            view=self.view,
-            writer=writer,
-            processes=self.processes,
-            objects=self.objects,
-            references=PolicyReferences(host, self.view, writer, probes),
-            tracker=self.tracker,
-        )
+        self.inspector = inspector
+        self.access = access
+        self.view = view
+        self.processes = processes
+        self.objects = objects
+        self.changes = changes
         self._observed_names: frozenset[str] = frozenset()
         self._observation: Observation | None = None
         """The last observation; None if the next observation must read the policy."""
@@ -149,13 +74,6 @@ class AppArmorBackend:
     def capabilities(self) -> Capabilities:
         """The properties in which AppArmor differs from other kinds."""
         return Capabilities(removal_unconfines=True, installed_form=InstalledForm.POLICY)
-
-    @property
-    def abi(self) -> str:
-        """The features file that profiles are checked against, or "" if no features file is
-        used.
-        """
-        return self.inspector.targets.features_file
 
     # --- check -----------------------------------------------------------------------------------
 

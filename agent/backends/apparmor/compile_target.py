@@ -29,22 +29,17 @@ class CompileTarget:
 class TargetReader:
     """Reads the current compile target of a host."""
 
-    def __init__(
-        self, access: KernelAccess, parser: Parser, *, checks_only: bool, features_file: str
-    ) -> None:
+    def __init__(self, access: KernelAccess, parser: Parser, *, checks_only: bool) -> None:
         """Create a reader for one host.
 
         Args:
             access: gives access to the kernel.
             parser: the parser that compiles texts.
             checks_only: whether to compile for a features file instead of this kernel.
-            features_file: the features file; if it is empty, the newest file in the include
-                directory is used.
         """
         self.access = access
         self.parser = parser
         self.checks_only = checks_only
-        self._features_file = features_file
         self._kernel_features: bytes | None = None
 
     @property
@@ -52,7 +47,7 @@ class TargetReader:
         """The features file that replaces the features of this kernel, or "" if there is no such
         file.
         """
-        return self._features_file or self.parser.newest_features_file()
+        return self.parser.newest_features_file()
 
     def unsupported_reason(self) -> str:
         """Return why texts cannot be compiled for this kernel, or "" if they can."""

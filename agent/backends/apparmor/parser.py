@@ -24,6 +24,8 @@ from agent.host import commands, landlock, reading, stat_signature
 from agent.host.commands import CommandLimits, Exited
 from agent.host.filesystem import HostError
 
+INCLUDE_DIR = "/etc/apparmor.d"
+CONFIG_FILE = "/etc/apparmor/parser.conf"
 DEFAULT_PATHS = ("/sbin/apparmor_parser", "/usr/sbin/apparmor_parser")
 _OPTIONS = ("-Q", "-K", "-S", "--warn=rule-not-enforced", "--warn=rule-downgraded")
 _QUICK_OPTIONS = ("-O", "no-expr-simplify")
@@ -94,7 +96,7 @@ class Parser:
         path: str,
         *,
         include_dir: str,
-        config_file: str = "/etc/apparmor/parser.conf",
+        config_file: str = CONFIG_FILE,
         ran: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Create a parser without running it.

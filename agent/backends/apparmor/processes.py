@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final
 
-from agent.backends.apparmor import compiled_policy, pending_exec
+from agent.backends.apparmor import compiled_policy
 from agent.core.model import InUse, UnknownUse, Unused, Use
 from agent.host.filesystem import Host, HostError
 
@@ -55,8 +55,8 @@ class Processes:
         self,
         host: Host,
         *,
-        own: Path = Path("/proc/self"),
-        shows_pending_exec: Callable[[Host], bool] = pending_exec.is_shown,
+        own: Path,
+        shows_pending_exec: Callable[[Host], bool],
     ) -> None:
         """Create a view of /proc.
 

@@ -19,10 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import daemon
 import pace
 import scenarios
-from inspection import inspected, install
+from inspection import apparmor_backend, inspected, install
 from scenarios import agent, clean, loaded, plain, rows, source
 
-from agent.backends.apparmor.backend import AppArmorBackend
 from agent.core.model import InUse, Profile, SourceKey, UnknownUse, Unused
 from agent.core.ports import Installed, Removed, StillInUse
 from agent.host.filesystem import Host
@@ -131,7 +130,7 @@ ctypes.CDLL(None).syscall(60, 0)
 
 def kind():
     """Return the AppArmor backend with the agent's configuration."""
-    return AppArmorBackend(host=Host("/"), state_dir="/var/lib/profile-loader")
+    return apparmor_backend(Host("/"), state_dir="/var/lib/profile-loader")
 
 
 def text(name, rules="", flags=""):
