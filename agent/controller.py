@@ -20,7 +20,7 @@ from agent.core.findings import Finding
 from agent.core.report import Report
 from agent.heartbeat import Heartbeat
 from agent.reconciler import Reconciler, RemovalConditions
-from agent.wake_queue import BURST_SECONDS, WakeQueue, WakeReason
+from agent.wake_queue import WakeQueue, WakeReason
 
 STARTUP_SECONDS: Final = 3.0
 """The time that the first pass waits for the first responses of the API server."""
@@ -103,8 +103,6 @@ class Controller:
             publisher=publisher, sinks=sinks, findings=self._findings, clock=clock
         )
         self._node_labels: Mapping[str, str] | None = None  # when the last pass started
-        # If the policy changes before this time, the change may belong to a burst of changes.
-        self._burst_until = 0.0
 
     def run(self) -> None:
         """Run passes until an exception ends the process, for example in a signal handler."""
@@ -138,14 +136,14 @@ class Controller:
         pass_report = self.reconciler.run(full=is_full, conditions=self._conditions(began))
         if is_full or self.reports.is_new(pass_report):
             self.confinement.end_pass(pass_report)
-            self.schedule.next_node_check = self.heartbeat.beat() + NODE_CHECK_SECONDS
+            self.schedule.record_node_check(self.heartbeat.beat())
         self.fights.record(pass_report, self.heartbeat.beat())
         report = self.reports.accept(pass_report)
         now = self.heartbeat.beat()
         self.label_absence.update(report, now)
         self.schedule.end_pass(pass_report, now, self._deadlines(began, now))
         self.reports.deliver()
-        self._burst_until = self.heartbeat.beat() + BURST_SECONDS
+        self.schedule.begin_burst(self.heartbeat.beat())
         return report
 
     def wait(self) -> None:
@@ -162,7 +160,7 @@ class Controller:
             # the profile. Therefore the agent repairs a single loss of policy at once, and treats
             # further changes right after a pass as a burst.
             is_single = calling == {WakeReason.KERNEL}
-            if not is_single or self.heartbeat.beat() < self._burst_until:
+            if not is_single or self.schedule.is_in_burst(self.heartbeat.beat()):
                 self.wake_queue.discard_burst()
             return
 
@@ -193,9 +191,9 @@ class Controller:
         it shows which processes ran under the profile.
         """
         now = self.heartbeat.beat()
-        if now < self.schedule.next_node_check:
+        if not self.schedule.is_node_check_due(now):
             return False
-        self.schedule.next_node_check = now + NODE_CHECK_SECONDS
+        self.schedule.record_node_check(now)
         if not self.reconciler.is_unchanged():
             # If the last pass could not observe the node, only the retry of that failure counts.
             return now >= self.fights.paused_until and self.reports.is_observed()

@@ -13,6 +13,7 @@ from agent.backoff import Backoff
 from agent.core.finding_codes import FindingCode
 from agent.core.report import Report
 from agent.core.vocabulary import ProfileState
+from agent.wake_queue import BURST_SECONDS
 
 FIRST_RETRY_SECONDS: Final = 2.0
 LONGEST_RETRY_SECONDS: Final = 3600.0
@@ -41,8 +42,11 @@ class PassSchedule:
         self.next_full_resync = 0.0
         """When the next pass reads everything again."""
 
-        self.next_node_check = 0.0
+        self._next_node_check = 0.0
         """When the node is compared with the last pass."""
+
+        self._burst_until = 0.0
+        """A policy change before this time may belong to a burst of changes."""
 
         self._failures: frozenset[_Failure] = frozenset()
         self._backoff = Backoff(
@@ -81,6 +85,22 @@ class PassSchedule:
         self._failures = failures
         retries = [now + self._backoff.next_delay()] if failures else []
         self.next_pass = min([self.next_full_resync, *retries, *deadlines])
+
+    def is_node_check_due(self, now: float) -> bool:
+        """Return whether the node must be compared with the last pass."""
+        return now >= self._next_node_check
+
+    def record_node_check(self, now: float) -> None:
+        """Record that the node was just compared or observed."""
+        self._next_node_check = now + NODE_CHECK_SECONDS
+
+    def begin_burst(self, now: float) -> None:
+        """Count policy changes right after a pass as a burst."""
+        self._burst_until = now + BURST_SECONDS
+
+    def is_in_burst(self, now: float) -> bool:
+        """Return whether a policy change may belong to a burst of changes."""
+        return now < self._burst_until
 
 
 def _failures(report: Report) -> frozenset[_Failure]:

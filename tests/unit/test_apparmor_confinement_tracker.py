@@ -8,9 +8,9 @@ import pytest
 from agent.backends.apparmor.confinement_record import (
     FILE,
     RECORDED_THREADS,
-    ConfinementState,
     encoded,
 )
+from agent.backends.apparmor.confinement_state import ConfinementState
 from agent.backends.apparmor.confinement_tracker import ConfinementTracker
 from agent.backends.apparmor.thread_reader import Thread
 from agent.host.filesystem import Host

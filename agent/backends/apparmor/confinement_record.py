@@ -6,9 +6,9 @@ boot. The record is written without fsync, because it is useless after a crash o
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
+from agent.backends.apparmor.confinement_state import ConfinementState
 from agent.backends.apparmor.thread_reader import Thread
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
@@ -22,23 +22,6 @@ RECORDED_THREADS: Final = 20_000
 _SCHEMA: Final = 1
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _RECORD_BYTES: Final = 8 << 20
-
-
-@dataclass(slots=True, kw_only=True)
-class ConfinementState:
-    """The threads and profiles that the tracker knows."""
-
-    directories: dict[str, str] = field(default_factory=dict)
-    """Name of a profile -> the directory in which the kernel shows the profile."""
-
-    confined: dict[Thread, str] = field(default_factory=dict)
-    """Thread -> the label of the thread at the last observation."""
-
-    previous: dict[Thread, str] = field(default_factory=dict)
-    """Thread -> the label of the thread at the second-to-last observation."""
-
-    lost: dict[Thread, str] = field(default_factory=dict)
-    """Thread -> the profile whose confinement the thread lost."""
 
 
 class ConfinementRecord:

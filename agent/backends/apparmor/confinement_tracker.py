@@ -10,9 +10,10 @@ that began after the last observation, which is at most 10 seconds old.
 from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
-from agent.backends.apparmor.confinement_record import ConfinementRecord, ConfinementState
+from agent.backends.apparmor.confinement_record import ConfinementRecord
+from agent.backends.apparmor.confinement_state import ConfinementState
 from agent.backends.apparmor.processes import names_in, parts
-from agent.backends.apparmor.thread_reader import UNCONFINED, ThreadReader
+from agent.backends.apparmor.thread_reader import UNCONFINED, Thread, ThreadReader
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.host.filesystem import Host
@@ -64,10 +65,12 @@ class ConfinementTracker:
         confined = self._threads.under(tracked) if tracked else {}
         if confined is None:
             return
-        state.previous, state.confined = state.confined, confined
-        new = (self.names_in_use() & tracked) - state.directories.keys()
+        state.record_observation(confined)
+        new = (state.names_in_use() & tracked) - state.directories.keys()
         directories = {**state.directories, **(self._find_directories(new) if new else {})}
-        state.directories = {name: path for name, path in directories.items() if name in tracked}
+        state.record_directories(
+            {name: path for name, path in directories.items() if name in tracked}
+        )
         self._record.save(state)
 
     def observe_before_removal(self, names: Collection[str]) -> None:
@@ -84,19 +87,7 @@ class ConfinementTracker:
         if confined is None:
             return
         state = self._state
-        for known in (state.previous, state.confined):
-            left = [
-                thread
-                for thread, label in known.items()
-                if names_in(label) & removed and thread not in confined
-            ]
-            for thread in left:
-                label = self._threads.current_label(thread)
-                if label in ("", UNCONFINED):
-                    del known[thread]
-                else:
-                    known[thread] = label
-        state.confined |= confined
+        state.refresh(removed, confined, self._confined_label)
         self._record.save(state)
 
     def record_removals(self, names: Collection[str]) -> None:
@@ -106,15 +97,12 @@ class ConfinementTracker:
 
     def names_in_use(self) -> frozenset[str]:
         """Return the profile names under which a thread ran at the last observation."""
-        labels = set(self._state.confined.values())
-        return frozenset().union(*(names_in(label) for label in labels))
+        return self._state.names_in_use()
 
     def findings(self) -> tuple[Finding, ...]:
         """Return a finding for each profile whose removal unconfined threads that still run."""
         state = self._state
-        state.lost = {
-            thread: name for thread, name in state.lost.items() if self._threads.is_alive(thread)
-        }
+        state.forget_ended(self._threads.is_alive)
         pids: dict[str, set[int]] = {}
         for thread, name in state.lost.items():
             pids.setdefault(name, set()).add(thread.pid)
@@ -126,20 +114,24 @@ class ConfinementTracker:
         """Return how many processes have a thread that lost its confinement."""
         return len({thread.pid for thread in self._state.lost})
 
+    def _confined_label(self, thread: Thread) -> str | None:
+        """Return the label of a thread; None if the thread has ended or is unconfined."""
+        label = self._threads.current_label(thread)
+        return None if label in ("", UNCONFINED) else label
+
     def _find_lost(self, removed: frozenset[str]) -> None:
         """Record the threads that lost the confinement of a removed profile."""
         state = self._state
-        for thread, label in (*state.previous.items(), *state.confined.items()):
-            if names_in(label) & removed:
-                profile = _lost_profile(label, self._threads.current_label(thread), removed)
-                if profile:
-                    state.lost[thread] = profile
+        for thread, label in state.threads_under(removed):
+            profile = _lost_profile(label, self._threads.current_label(thread), removed)
+            if profile:
+                state.record_loss(thread, profile)
 
     def _reloaded(self) -> frozenset[str]:
         """Return the names of profiles that have a different directory than before."""
         before = self._state.directories
         now = self._find_directories(before.keys()) if before else {}
-        self._state.directories = {**before, **now}
+        self._state.record_directories({**before, **now})
         return frozenset(name for name in now if before[name] != now[name])
 
     def _confinement_lost(self, name: str, pids: list[int]) -> Finding:
