@@ -1,11 +1,11 @@
 """Computes back-off delays, which double after each consecutive failure.
 
-All parts of the program use this module. It only computes delays: it never sleeps and does not read
-a clock, so the caller adds the delay to its own time. A random part of each delay prevents many
-agents from sending their requests at the same moment.
+All parts of the program use this module, which never sleeps. A random part of each delay prevents
+many agents from sending their requests at the same moment.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 # A larger exponent could overflow a float. The delay reaches its maximum long before that.
@@ -56,3 +56,40 @@ class Backoff:
     def reset(self) -> None:
         """Reset the count of failures, so that the next delay is the initial delay."""
         self.failures = 0
+
+
+class RetryTimer:
+    """The time before which an operation is not repeated. Only one thread may use a timer."""
+
+    def __init__(self, backoff: Backoff, clock: Callable[[], float]) -> None:
+        """Create a timer that is due at once.
+
+        Args:
+            backoff: the delays after consecutive failures.
+            clock: returns the monotonic time in seconds.
+        """
+        self.backoff = backoff
+        self.clock = clock
+        self.due_at = 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        """The seconds until the operation may be repeated."""
+        return max(0.0, self.due_at - self.clock())
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last attempt failed."""
+        return self.backoff.failures > 0
+
+    def record_failure(self, at_least: float = 0.0) -> None:
+        """Record a failure, and delay the next attempt by at least the given number of seconds."""
+        self.due_at = self.clock() + max(at_least, self.backoff.next_delay())
+
+    def record_success(self) -> None:
+        """Record a success, so that the next failure causes the initial delay."""
+        self.backoff.reset()
+
+    def postpone(self, due_at: float) -> None:
+        """Delay the next attempt until the given time, without a failure."""
+        self.due_at = due_at

@@ -5,6 +5,7 @@ Building the connections sends no request. Requests are only sent by the method 
 reflector, or by the reflector's thread.
 """
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,10 +15,10 @@ from agent.core.labels import is_agent_label
 from agent.core.model import ProfileKind
 from agent.core.pod_references import ProfileReferences, referenced_profiles
 from agent.host.filesystem import Host, HostError
-from agent.kube import node_labels
 from agent.kube.client import Api
 from agent.kube.lister import Resource
-from agent.kube.node_labels import NodeLabeler, NodeMetadata
+from agent.kube.node_labels import NodeLabeler
+from agent.kube.own_node import NodeMetadata, NodeOptions, node_metadata
 from agent.kube.reflector import Reflector, new_backoff
 from agent.sources import configmap
 from agent.sources.configmap import ConfigMapEntry, ConfigMapSource
@@ -92,15 +93,18 @@ class ClusterConnections:
         """
         if self.own_node is None:
             return None
+        from agent.kube.event_outbox import EventOutbox
+        from agent.kube.event_sender import EventSender
         from agent.kube.publisher import Publisher
 
         node = self.own_node.node
+        outbox = EventOutbox(time.monotonic, time.time)
         return Publisher(
-            self.own_node.labeler,
-            self.api,
+            labeler=self.own_node.labeler,
+            events=EventSender(self.api, outbox, on_drop=events_dropped),
             store=lambda: node.store,
             on_change=changed,
-            on_drop=events_dropped,
+            clock=time.monotonic,
         )
 
     def has_answered(self) -> bool:
@@ -180,7 +184,7 @@ def _connect_node(
 ) -> NodeConnections:
     labeler = NodeLabeler(
         api,
-        node_labels.NodeOptions(
+        NodeOptions(
             name=config.node_name,
             domain=config.label_domain,
             digest=config.label_digest,
@@ -197,7 +201,7 @@ def _connect_node(
             object_path=labeler.options.path,
             metadata_only=True,
         ),
-        keep=node_labels.node_metadata,
+        keep=node_metadata,
         on_change=lambda: callbacks.changed(WakeReason.NODE),
         on_restart=lambda: callbacks.watch_restarted("node"),
         backoff=new_backoff(),

@@ -19,6 +19,7 @@ from agent.core.model import ProfileKind
 from agent.core.ownership import recorded_names
 from agent.core.report import Report
 from agent.heartbeat import Heartbeat
+from agent.kube.own_node import WrongNodeError
 
 if TYPE_CHECKING:
     from agent.cluster import ClusterConnections, NodeConnections
@@ -106,7 +107,7 @@ def _absent_labels(
 
 def _label_node(own_node: "NodeConnections", report: Report) -> Report:
     """Set the labels for a report, and return the report with the findings about labels."""
-    from agent.kube import node_findings, node_labels
+    from agent.kube import node_findings
     from agent.kube.errors import KubeError
 
     labeler, metadata = own_node.labeler, own_node.metadata()
@@ -119,7 +120,7 @@ def _label_node(own_node: "NodeConnections", report: Report) -> Report:
         wanted = labeler.desired_labels(report, metadata)
         labeler.remove_startup_taint(labeler.publish(metadata, wanted.labels), report)
         findings = (*wanted.findings, *labeler.findings())
-    except node_labels.WrongNodeError as error:
+    except WrongNodeError as error:
         findings = (node_findings.wrong_node(str(error), name),)
     except KubeError as error:
         findings = (node_findings.unreachable(error, name),)

@@ -9,9 +9,9 @@ apply to a missing Node would create the Node, which is forbidden.
 import copy
 import dataclasses
 
-from agent.kube import node_labels
 from agent.kube.client import FIELD_MANAGER, JSON_PATCH
 from agent.kube.errors import StatusError
+from agent.kube.own_node import node_metadata
 from agent.kube.reflector import Store
 
 NAME = "worker"
@@ -183,7 +183,7 @@ class WatchedNode:
         """Update the store with the current state of the server."""
         objects = {}
         if self.server.node is not None:
-            objects = {NAME: node_labels.node_metadata(copy.deepcopy(self.server.node))}
+            objects = {NAME: node_metadata(copy.deepcopy(self.server.node))}
         self._replace(Store(objects=objects))
 
     def fail(self, reason="no response in time", status=0):

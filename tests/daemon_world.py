@@ -13,7 +13,10 @@ from agent.heartbeat import Heartbeat
 from agent.host.filesystem import Host
 from agent.host.ledger import FileLedger
 from agent.kube.errors import UnreachableError
-from agent.kube.node_labels import NodeLabeler, NodeOptions
+from agent.kube.event_outbox import EventOutbox
+from agent.kube.event_sender import EventSender
+from agent.kube.node_labels import NodeLabeler
+from agent.kube.own_node import NodeOptions
 from agent.kube.publisher import Publisher
 from agent.sources import limits
 from agent.wake_queue import WakeReason
@@ -243,12 +246,11 @@ class DaemonWorld:
         self.sink = RecordingSink()
         self.cluster = ScriptedCluster()
         self.publisher = Publisher(
-            NodeLabeler(self.server, NodeOptions(name=NAME, domain=D), lambda: BOOT_ID),
-            self.server,
+            labeler=NodeLabeler(self.server, NodeOptions(name=NAME, domain=D), lambda: BOOT_ID),
+            events=EventSender(self.server, EventOutbox(self.clock.monotonic, self.clock.time)),
             store=self.watch,
             on_change=lambda: self.queue.put(WakeReason.LABELS),
             clock=self.clock.monotonic,
-            wall_clock=self.clock.time,
         )
         (path / "state").mkdir()
         self.ledger = SwitchableLedger(Host(str(path)), "/state")

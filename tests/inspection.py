@@ -21,6 +21,7 @@ def apparmor_backend(  # noqa: PLR0913 - each test replaces other parts
     host: Host,
     *,
     parser: str = "",
+    parser_ran: Callable[[float], None] = lambda _seconds: None,
     include_dir: str = INCLUDE_DIR,
     cpu_limit: float = 30.0,
     checking: bool = False,
@@ -31,7 +32,7 @@ def apparmor_backend(  # noqa: PLR0913 - each test replaces other parts
     **rules: bool | Sequence[str],
 ) -> AppArmorBackend:
     """Build the AppArmor backend with parts that a test may replace."""
-    program = Parser(parser, include_dir=include_dir)
+    program = Parser(parser, include_dir=include_dir, ran=parser_ran)
     inspector = Inspector(
         targets=TargetReader(KernelAccess(host, probes), program, checks_only=checking),
         worker=CompileWorker(

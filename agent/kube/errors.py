@@ -43,3 +43,8 @@ class StatusError(KubeError):
     def is_server_error(self) -> bool:
         """Whether the API server failed, and may have carried out the request (RFC 9110, 15.6)."""
         return self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
+
+    @property
+    def is_temporary(self) -> bool:
+        """Whether the same request may succeed later (RFC 6585, RFC 9110)."""
+        return self.status == HTTPStatus.TOO_MANY_REQUESTS or self.is_server_error

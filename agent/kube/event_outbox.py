@@ -1,9 +1,9 @@
 """Stores Events until they are sent to the API server, with a rate limit and a size limit.
 
-events.py decides which changes between two reports become Events. publisher.py sends the Events.
+events.py decides which changes between two reports become Events. event_sender.py sends the Events.
 """
 
-import time
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,13 +27,16 @@ class PendingEvent:
 
 
 class EventOutbox:
-    """The queue of Events, oldest first. The caller must hold a lock."""
+    """The queue of Events, oldest first. Any thread may call the methods."""
 
-    def __init__(
-        self,
-        clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, clock: Callable[[], float], wall_clock: Callable[[], float]) -> None:
+        """Create an empty queue.
+
+        Args:
+            clock: returns the monotonic time in seconds.
+            wall_clock: returns the Unix time in seconds.
+        """
+        self._lock = threading.Lock()
         self._wall_clock = wall_clock
         self._bucket = events.TokenBucket(clock)
         self._pending: deque[PendingEvent] = deque()
@@ -42,20 +45,23 @@ class EventOutbox:
 
     def add(self, report: Report) -> int:
         """Add the Events for a report, and return the number of dropped Events."""
-        changes = events.transitions(self._last_report, report)
-        self._last_report = report
-        allowed, dropped = events.take_allowed(changes, self._bucket)
-        room = max(0, OUTBOX_LIMIT - len(self._pending))
-        at = self._wall_clock()
-        for event in allowed[:room]:
-            self._number += 1
-            self._pending.append(PendingEvent(event=event, at=at, number=self._number))
-        return dropped + len(allowed[room:])
+        with self._lock:
+            changes = events.transitions(self._last_report, report)
+            self._last_report = report
+            allowed, dropped = events.take_allowed(changes, self._bucket)
+            room = max(0, OUTBOX_LIMIT - len(self._pending))
+            at = self._wall_clock()
+            for event in allowed[:room]:
+                self._number += 1
+                self._pending.append(PendingEvent(event=event, at=at, number=self._number))
+            return dropped + len(allowed[room:])
 
     def oldest(self) -> PendingEvent | None:
         """Return the next Event to send."""
-        return self._pending[0] if self._pending else None
+        with self._lock:
+            return self._pending[0] if self._pending else None
 
     def remove_oldest(self) -> None:
         """Remove an Event after it was sent or after the API server rejected it."""
-        self._pending.popleft()
+        with self._lock:
+            self._pending.popleft()

@@ -9,18 +9,21 @@ labels that are no longer true, and sets all accepted labels.
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import quote
 
 from agent.core import labels
 from agent.core.findings import Finding
 from agent.core.report import Report
 from agent.kube import label_changes, managed_fields, node_findings, startup_taint
 from agent.kube.client import JSON_PATCH, Api
-from agent.kube.errors import StatusError, UnreachableError
+from agent.kube.errors import StatusError
 from agent.kube.label_changes import Change
-from agent.kube.responses import Json
+from agent.kube.own_node import (
+    NodeIdentity,
+    NodeMetadata,
+    NodeOptions,
+    node_metadata,
+)
 
 # the largest number of requests in one attempt to find the rejected labels
 REFUSAL_REQUESTS: Final = 24
@@ -31,63 +34,20 @@ UNLABEL_ATTEMPTS: Final = 5
 _CONTENT_STATUSES: Final = frozenset({400, 403, 413, 422})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeMetadata:
-    """The part of a Node that the agent stores."""
-
-    uid: str
-    labels: Mapping[str, str] = field(default_factory=dict)
-    is_forged: bool = False
-    """A server-side apply by the agent would change more than the agent's labels."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NodeOptions:
-    """The Node, and the settings for its labels."""
-
-    name: str
-    domain: str = labels.DOMAIN
-    digest: bool = False
-    """Also set labels with the digest of each profile."""
-    limit: int = labels.DEFAULT_LIMIT
-    taint: str = ""
-    """The key of the startup taint; empty if no startup taint is used."""
-
-    @property
-    def path(self) -> str:
-        """The path of the Node in the API."""
-        return f"/api/v1/nodes/{quote(self.name)}"
-
-
-class WrongNodeError(Exception):
-    """The Node object does not belong to this machine, or does not belong to it yet."""
-
-
-def node_metadata(item: Json) -> NodeMetadata:
-    """Return the part of a Node to store, without its conditions and heartbeats.
-
-    Raises UnreachableError if the metadata has a wrong type, because unreadable labels must not
-    count as missing labels.
-    """
-    metadata = item.get("metadata") or {}
-    present = metadata.get("labels") or {} if isinstance(metadata, dict) else None
-    if not isinstance(metadata, dict) or not isinstance(present, dict):
-        raise UnreachableError("the Node's metadata or labels are not a mapping")
-    return NodeMetadata(
-        uid=str(metadata.get("uid", "")),
-        labels={str(key): str(value) for key, value in present.items()},
-        is_forged=managed_fields.is_forged(metadata),
-    )
-
-
 class NodeLabeler:
     """Labels one Node. Only one thread may use this object."""
 
     def __init__(self, api: Api, options: NodeOptions, boot_id: Callable[[], str]) -> None:
+        """Create a labeler that has sent no request.
+
+        Args:
+            api: the client.
+            options: the Node and the settings for its labels.
+            boot_id: returns the boot id of this kernel; empty if the file cannot be read.
+        """
         self.api = api
         self.options = options
-        self.boot_id = boot_id
-        """Returns the boot id of this kernel; empty if the file cannot be read."""
+        self.identity = NodeIdentity(api, options, boot_id)
         self.foreign_labels: frozenset[str] = frozenset()
         """Labels with the agent's prefixes that another field manager owns."""
         self.refused: frozenset[Change] = frozenset()
@@ -97,7 +57,6 @@ class NodeLabeler:
         self._refusal_reason = ""
         # the changes that the API server rejected even when each was sent alone
         self._suspects: set[Change] = set()
-        self._proven_uid: str | None = None
         self._untainted_uid = ""
         # whether an apply may have succeeded although its response was lost
         self._is_doubtful = False
@@ -147,7 +106,7 @@ class NodeLabeler:
         target = self.allowed_labels(node, desired)
         if self.own_labels(node) == target and not self._is_doubtful:
             return node
-        self.require_own_node(node)
+        self.identity.require_own_node(node)
         if node.is_forged:
             node = self._release_forged_fields()
         try:
@@ -231,34 +190,6 @@ class NodeLabeler:
         self.foreign_labels = self.prefixed_labels(response) - target.keys()
         return response
 
-    def is_proven(self, node: NodeMetadata | None) -> bool:
-        """Return whether the Node is known to belong to this machine."""
-        return node is not None and self._proven_uid == node.uid
-
-    def require_own_node(self, node: NodeMetadata) -> None:
-        """Raise WrongNodeError if the Node does not belong to this machine. Raises KubeError."""
-        if self._proven_uid == node.uid:
-            return
-        name = self.options.name
-        bound_uid = self.api.token_node_uid()
-        if bound_uid and bound_uid != node.uid:
-            raise WrongNodeError(
-                f"the Node {name} was created again (uid {node.uid}), and the agent's token is "
-                f"still bound to the previous Node (uid {bound_uid})"
-            )
-        status = self.api.get(self.options.path).get("status")
-        info = status.get("nodeInfo") if isinstance(status, dict) else None
-        node_boot_id = info.get("bootID") if isinstance(info, dict) else None
-        boot_id = self.boot_id()
-        if not boot_id:
-            raise WrongNodeError("the boot id of this kernel cannot be read")
-        if node_boot_id != boot_id:
-            raise WrongNodeError(
-                f"the Node {name} has the boot id {node_boot_id or 'none yet'}, and this kernel "
-                f"has {boot_id}"
-            )
-        self._proven_uid = node.uid
-
     def remove_startup_taint(self, node: NodeMetadata, report: Report) -> None:
         """Remove the startup taint when each accepted profile is installed.
 
@@ -268,7 +199,7 @@ class NodeLabeler:
             return
         if not startup_taint.is_removable(report):
             return
-        self.require_own_node(node)
+        self.identity.require_own_node(node)
         patch = startup_taint.removal_patch(self.api.get(self.options.path), self.options.taint)
         if patch:
             self.api.send("PATCH", self.options.path, patch, content_type=JSON_PATCH)

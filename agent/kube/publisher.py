@@ -6,21 +6,19 @@ new report does not shorten this wait, so that an overloaded API server receives
 """
 
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from http import HTTPStatus
 from typing import Final
 
-from agent.backoff import Backoff
+from agent.backoff import Backoff, RetryTimer
 from agent.core.findings import Finding
 from agent.core.report import Report
-from agent.kube import events, node_findings
-from agent.kube.client import Api
+from agent.kube import node_findings
 from agent.kube.errors import KubeError, StatusError
-from agent.kube.event_outbox import EventOutbox
+from agent.kube.event_sender import EventSender
 from agent.kube.label_contention import LabelContention
-from agent.kube.node_labels import NodeLabeler, NodeMetadata, WrongNodeError
+from agent.kube.node_labels import NodeLabeler
+from agent.kube.own_node import NodeMetadata, WrongNodeError
 from agent.kube.reflector import Store
 
 FIRST_SECONDS: Final = 1.0
@@ -55,46 +53,35 @@ class Publisher:
     calls `step`.
     """
 
-    def __init__(  # noqa: PLR0913 - keyword-only after the client
+    def __init__(
         self,
-        labeler: NodeLabeler,
-        api: Api,
         *,
+        labeler: NodeLabeler,
+        events: EventSender,
         store: Callable[[], Store[NodeMetadata]],
         on_change: Callable[[], None],
-        on_drop: Callable[[int], None] = lambda _: None,
-        clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
+        clock: Callable[[], float],
     ) -> None:
         """Create a publisher without starting its thread.
 
         Args:
             labeler: sets the labels.
-            api: the client that sends Events.
+            events: sends the Events.
             store: returns the store of the reflector of the Node.
             on_change: called after `findings` or the labels on the Node have changed.
-            on_drop: called with the number of Events that were not sent.
             clock: returns the monotonic time in seconds.
-            wall_clock: returns the Unix time in seconds.
         """
         self.labeler = labeler
-        self.api = api
+        self.events = events
         self.store = store
         self.on_change = on_change
-        self.on_drop = on_drop
-        self.clock = clock
         self.findings: tuple[Finding, ...] = ()
         """The findings of the last attempt to publish labels."""
-        self._outbox = EventOutbox(clock, wall_clock)
         self._contention = LabelContention(clock)
-        self._backoff = Backoff(
-            first_seconds=FIRST_SECONDS, longest_seconds=LONGEST_SECONDS, jitter=0.5
-        )
-        self._retry_at = 0.0  # No request is sent before this time.
-        self._refused_backoff = Backoff(
-            first_seconds=FIRST_SECONDS, longest_seconds=REFUSED_LONGEST_SECONDS, jitter=0.5
-        )
-        self._retry_refused_at = 0.0  # Rejected labels are not sent again before this time.
+        self._retry = _retry_timer(LONGEST_SECONDS, clock)
+        """When the next request may be sent."""
+        self._refused_retry = _retry_timer(REFUSED_LONGEST_SECONDS, clock)
+        """When rejected labels may be sent again."""
         self._lock = threading.Condition()
         self._shared = _Shared()
 
@@ -103,7 +90,7 @@ class Publisher:
     def post(self, report: Report) -> None:
         """Replace the report that will be published."""
         with self._lock:
-            dropped = self._outbox.add(report)
+            self.events.add(report)
             shared = self._shared
             shared.report = report
             shared.report_number += 1
@@ -111,8 +98,6 @@ class Publisher:
             shared.pending_labels |= frozenset(desired.labels)
             shared.has_work = True
             self._lock.notify()
-        if dropped:
-            self.on_drop(dropped)
 
     def labels_on_node(self) -> frozenset[str] | None:
         """Return the labels with the agent's prefixes that are, or may soon be, on the Node.
@@ -156,14 +141,11 @@ class Publisher:
 
     def seconds_until_due(self) -> float | None:
         """Return the seconds until `step` has work to do, or None if it has none."""
-        due_at = self._due_at()
-        return max(0.0, due_at - self.clock()) if due_at is not None else None
-
-    def _due_at(self) -> float | None:
-        is_waiting = self._outbox.oldest() is not None or self._backoff.failures > 0
-        if self._shared.has_work or is_waiting:
-            return self._retry_at
-        return max(self._retry_at, self._retry_refused_at) if self.labeler.refused else None
+        if self._shared.has_work or self.events.has_events or self._retry.has_failed:
+            return self._retry.seconds_left
+        if not self.labeler.refused:
+            return None
+        return max(self._retry.seconds_left, self._refused_retry.seconds_left)
 
     def step(self) -> None:
         """Publish once: the labels, then the startup taint, and then one Event."""
@@ -176,15 +158,15 @@ class Publisher:
             findings = self._publish_labels()
         except WrongNodeError as error:
             findings = (node_findings.wrong_node(str(error), node_name),)
-            self._delay_next_request(0.0)
+            self._retry.record_failure()
         except KubeError as error:
             findings = (node_findings.unreachable(error, node_name),)
-            self._delay_next_request(error.retry_after if isinstance(error, StatusError) else 0.0)
+            self._retry.record_failure(_retry_after(error))
             if self._is_about_labels_only(error):
                 self._send_event()
         else:
             if self._send_event():
-                self._backoff.reset()
+                self._retry.record_success()
         self.findings = findings
         if (self.findings, self.labels_on_node()) != before:
             self.on_change()
@@ -193,8 +175,8 @@ class Publisher:
         """Return whether the API server may accept an Event although it rejected the labels."""
         return (
             isinstance(error, StatusError)
-            and not _is_busy(error)
-            and self.labeler.is_proven(self._shared.node)
+            and not error.is_temporary
+            and self.labeler.identity.is_proven(self._shared.node)
         )
 
     def _publish_labels(self) -> tuple[Finding, ...]:
@@ -229,16 +211,15 @@ class Publisher:
 
     def _set_labels(self, node: NodeMetadata, desired: Mapping[str, str]) -> NodeMetadata:
         """Set the labels, and decide when to send rejected labels again."""
-        if self.clock() >= self._retry_refused_at:
+        if self._refused_retry.seconds_left == 0:
             self.labeler.retry_refused()
         refusals = self.labeler.refusals
         response = self.labeler.publish(node, desired)
         self._contention.record_applied(self.labeler.allowed_labels(response, desired))
         if not self.labeler.refused:
-            self._refused_backoff.reset()
-            self._retry_refused_at = 0.0
+            self._refused_retry.record_success()
         elif self.labeler.refusals > refusals:
-            self._retry_refused_at = self.clock() + self._refused_backoff.next_delay()
+            self._refused_retry.record_failure()
         return response
 
     def _must_wait(self, node: NodeMetadata, desired: Mapping[str, str]) -> bool:
@@ -248,7 +229,7 @@ class Publisher:
             return False
         with self._lock:
             self._shared.has_work = True
-            self._retry_at = self._contention.next_restore_at
+            self._retry.postpone(self._contention.next_restore_at)
         return True
 
     def _node(self) -> NodeMetadata | None:
@@ -266,35 +247,23 @@ class Publisher:
     def _send_event(self) -> bool:
         """Send the oldest Event, and return whether the next request may be sent without delay."""
         with self._lock:
-            pending = self._outbox.oldest()
             node = self._node()
-        if pending is None or node is None:
+        if node is None:
             return True
-        name = self.labeler.options.name
-        event = events.body(
-            pending.event, node=name, uid=node.uid, at=pending.at, number=pending.number
-        )
         try:
-            self.api.send("POST", events.PATH, event)
-        except StatusError as error:
-            if _is_busy(error):
-                self._delay_next_request(error.retry_after)
-                return False
-            # The status Conflict means that the Event was created but the response was lost.
-            if error.status != HTTPStatus.CONFLICT:
-                self.on_drop(1)  # The API server would reject the Event again.
-        except KubeError:
+            self.events.send_oldest(self.labeler.options.name, node.uid)
+        except KubeError as error:
             # No finding is necessary, because the labels are current.
-            self._delay_next_request(0.0)
+            self._retry.record_failure(_retry_after(error))
             return False
-        with self._lock:
-            self._outbox.remove_oldest()
         return True
 
-    def _delay_next_request(self, at_least: float) -> None:
-        self._retry_at = self.clock() + max(at_least, self._backoff.next_delay())
+
+def _retry_timer(longest_seconds: float, clock: Callable[[], float]) -> RetryTimer:
+    backoff = Backoff(first_seconds=FIRST_SECONDS, longest_seconds=longest_seconds, jitter=0.5)
+    return RetryTimer(backoff, clock)
 
 
-def _is_busy(error: StatusError) -> bool:
-    """Return whether the same request may succeed later (RFC 6585, RFC 9110)."""
-    return error.status == HTTPStatus.TOO_MANY_REQUESTS or error.is_server_error
+def _retry_after(error: KubeError) -> float:
+    """Return how many seconds the API server wants the client to wait."""
+    return error.retry_after if isinstance(error, StatusError) else 0.0

@@ -174,8 +174,7 @@ def test_a_stream_of_new_texts_does_not_starve_a_slow_text():
         run = made.run(
             task.text,
             task.features,
-            cpu_seconds=queue.slice_seconds(task),
-            memory_bytes=1 << 30,
+            limits=parser.ParserLimits(cpu_seconds=queue.slice_seconds(task), memory_bytes=1 << 30),
             is_quick=task.is_quick,
             is_cancelled=lambda task=task, now=now: queue.is_cancelled(task, now),
         )

@@ -12,6 +12,7 @@ import yaml
 from agent.backends.apparmor import compiled_policy
 from agent.core import labels as core
 from agent.kube import client, errors, node_labels
+from agent.kube.own_node import NodeOptions, node_metadata
 from tests.reports import report
 from tests.system.cluster import MERGE_PATCH, NAMESPACE, Cluster, until
 
@@ -123,7 +124,7 @@ def test_the_agents_own_apply_is_allowed(cluster, agent):
     for mode in compiled_policy.MODES.values():
         assert apply(**{f"apparmor.{DOMAIN}/web": mode}) == {f"apparmor.{DOMAIN}/web": mode}
     own = node_labels.NodeLabeler(
-        agent, node_labels.NodeOptions(name="own", domain=DOMAIN), lambda: "boot of own"
+        agent, NodeOptions(name="own", domain=DOMAIN), lambda: "boot of own"
     )
     own.remove_labels()
     assert not [key for key in cluster.labels("own") if DOMAIN in key]
@@ -264,7 +265,7 @@ def test_the_largest_number_of_labels_is_allowed(cluster, agent, name):
     foreign = {f"foreign.example/label-{number}": "x" * 63 for number in range(1000)}
     body = json.dumps({"metadata": {"labels": foreign}})
     cluster.kubectl("patch", "node", "own", "--type=merge", "-p", body)
-    own = node_labels.NodeLabeler(agent, node_labels.NodeOptions(name="own"), lambda: "boot of own")
+    own = node_labels.NodeLabeler(agent, NodeOptions(name="own"), lambda: "boot of own")
     wanted = {
         f"seccomp.{DOMAIN}/{name.format(number)}": "installed" for number in range(core.MAX_LIMIT)
     }
@@ -301,7 +302,7 @@ OLDER_POLICIES = {
 def test_under_the_policy_of_another_release_every_other_label_is_correct(cluster, agent, how):
     """The rejected label is reported; untrue labels are removed, and new labels are set."""
     old, new, key = OLDER_POLICIES[how]
-    own = node_labels.NodeLabeler(agent, node_labels.NodeOptions(name="own"), lambda: "boot of own")
+    own = node_labels.NodeLabeler(agent, NodeOptions(name="own"), lambda: "boot of own")
     first = {OWN: "installed", f"seccomp.{DOMAIN}/untrue": "installed"}
     own.publish(own.read(), first)
     narrowed(cluster, old, new)
@@ -333,7 +334,7 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
 @pytest.mark.parametrize("how", ["unlabel", "publish"])
 def test_forged_managed_fields_remove_no_other_field(cluster, agent, how):
     """The other fields stay even with administrator credentials, which no policy limits."""
-    own = node_labels.NodeLabeler(agent, node_labels.NodeOptions(name="own"), lambda: "boot of own")
+    own = node_labels.NodeLabeler(agent, NodeOptions(name="own"), lambda: "boot of own")
     own.publish(own.read(), {OWN: "installed"})
     taint = {"key": "keep", "value": "", "effect": "NoSchedule"}
     restricted = "node-restriction.kubernetes.io/team"
@@ -355,9 +356,7 @@ def test_forged_managed_fields_remove_no_other_field(cluster, agent, how):
     }
     cluster.kubectl("patch", "node", "own", "--type=merge", "-p", json.dumps(body))
     admin = client.Api(kubeconfig=str(cluster.folder / "admin.kubeconfig"))
-    by_admin = node_labels.NodeLabeler(
-        admin, node_labels.NodeOptions(name="own"), lambda: "boot of own"
-    )
+    by_admin = node_labels.NodeLabeler(admin, NodeOptions(name="own"), lambda: "boot of own")
     try:
         {
             "unlabel": by_admin.remove_labels,
@@ -590,10 +589,10 @@ def test_only_the_startup_taint_can_be_removed_from_the_spec(cluster, agent):
         reported = cluster.get("/api/v1/nodes/own")
         own = node_labels.NodeLabeler(
             agent,
-            node_labels.NodeOptions(name="own", taint=startup["key"]),
+            NodeOptions(name="own", taint=startup["key"]),
             lambda: "boot of own",
         )
-        own.remove_startup_taint(node_labels.node_metadata(reported), report())
+        own.remove_startup_taint(node_metadata(reported), report())
         assert cluster.get("/api/v1/nodes/own")["spec"]["taints"] == [other]
         reset()
         for wrong in ([startup], [], [other, startup, {"key": "new", "effect": "NoExecute"}]):

@@ -28,9 +28,10 @@ from agent import app
 from agent.backoff import Backoff
 from agent.config import Config
 from agent.core import pod_references
-from agent.kube import client, credentials, errors, lister, node_labels, responses
+from agent.kube import client, credentials, errors, lister, responses
 from agent.kube import reflector as reflector_module
 from agent.kube.lister import Resource
+from agent.kube.own_node import node_metadata
 from agent.sources import configmap as cluster_source
 from tests.system.cluster import Cluster, free_port, until
 from tests.system.guest import pace
@@ -459,7 +460,7 @@ COMPLETE_OBJECTS = {
         "data": {"a.json": "{}"},
         "binaryData": {"b.json": "e30="},
     },
-    node_labels.node_metadata: {
+    node_metadata: {
         "metadata": {"name": "n", "uid": "u", "labels": {"a": "b"}},
         "spec": {},
     },

@@ -11,7 +11,10 @@ import pytest
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.kube import client, node_labels
 from agent.kube import reflector as reflector_module
+from agent.kube.event_outbox import EventOutbox
+from agent.kube.event_sender import EventSender
 from agent.kube.lister import Resource
+from agent.kube.own_node import NodeOptions, node_metadata
 from agent.kube.publisher import Publisher
 from agent.sources import configmap as config_maps
 from agent.sources.source_spec import ConfigMapSpec
@@ -30,9 +33,7 @@ class Agent:
         self.requests = Counter()
         self.api = client.Api(kubeconfig=kubeconfig, on_request=self.counted)
         self.words = queue.SimpleQueue()
-        self.own = node_labels.NodeLabeler(
-            self.api, node_labels.NodeOptions(name=name), lambda: BOOT_ID
-        )
+        self.own = node_labels.NodeLabeler(self.api, NodeOptions(name=name), lambda: BOOT_ID)
         self.config_map = reflector_module.Reflector(
             self.api,
             Resource(path=WANTED.path, query=WANTED.query),
@@ -48,12 +49,16 @@ class Agent:
                 object_path=self.own.options.path,
                 metadata_only=True,
             ),
-            keep=node_labels.node_metadata,
+            keep=node_metadata,
             on_change=self.node_changed,
             backoff=reflector_module.new_backoff(),
         )
         self.publisher = Publisher(
-            self.own, self.api, store=lambda: self.node.store, on_change=lambda: None
+            labeler=self.own,
+            events=EventSender(self.api, EventOutbox(time.monotonic, time.time)),
+            store=lambda: self.node.store,
+            on_change=lambda: None,
+            clock=time.monotonic,
         )
         self.thread = threading.Thread(target=self.run, daemon=True)
 

@@ -111,7 +111,9 @@ def test_a_pending_exec_counts_where_the_kernel_shows_it(tmp_path, shown):
 def test_the_kernel_is_tested_for_pending_execs_once(tmp_path):
     """A kernel does not change while it runs."""
     answers = iter([True, False])
-    look = processes.Processes(Host(tmp_path), shows_pending_exec=lambda _: next(answers))
+    look = processes.Processes(
+        Host(tmp_path), own=Path("/proc/self"), shows_pending_exec=lambda _: next(answers)
+    )
     assert [look.shows_pending_exec(), look.shows_pending_exec()] == [True, True]
 
 

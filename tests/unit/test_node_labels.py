@@ -7,7 +7,8 @@ from agent.core.findings import Finding
 from agent.core.report import ProfileSetStatus
 from agent.kube import node_findings, node_labels, startup_taint
 from agent.kube.errors import KubeError, StatusError, UnreachableError
-from agent.kube.node_labels import NodeLabeler, NodeMetadata, NodeOptions, WrongNodeError
+from agent.kube.node_labels import NodeLabeler
+from agent.kube.own_node import NodeMetadata, NodeOptions, WrongNodeError, node_metadata
 from tests.api_server import BOOT_ID, NAME, UID, ApiServer
 from tests.reports import SET, D, report, row
 
@@ -23,7 +24,7 @@ def own_node(server, *, boot_id=BOOT_ID, **options):
 
 
 def observed(server):
-    return node_labels.node_metadata(server.snapshot())
+    return node_metadata(server.snapshot())
 
 
 def test_all_labels_are_set_in_one_request_and_unchanged_labels_in_none():
@@ -189,7 +190,7 @@ def test_labels_are_applied_again_after_a_lost_response(lost):
     server = ApiServer()
     own = own_node(server)
     before = observed(server)
-    own.require_own_node(before)
+    own.identity.require_own_node(before)
     server.lost = [lost]
     with pytest.raises(KubeError):
         own.publish(before, {A: "installed"})
@@ -206,7 +207,7 @@ def test_a_rejected_request_leaves_no_doubt():
     server = ApiServer()
     own = own_node(server)
     before = observed(server)
-    own.require_own_node(before)
+    own.identity.require_own_node(before)
     server.errors = [StatusError(403, "Forbidden", "cannot patch")] * 2
     with pytest.raises(StatusError):
         own.publish(before, {A: "installed"})
@@ -321,7 +322,7 @@ def test_an_error_that_is_not_about_the_content_is_not_split():
     server = ApiServer()
     own = own_node(server)
     before = observed(server)
-    own.require_own_node(before)
+    own.identity.require_own_node(before)
     server.requests()
     server.errors = [StatusError(429, "TooManyRequests", "later")]
     with pytest.raises(StatusError, match="later"):
@@ -334,7 +335,7 @@ def test_an_api_server_that_becomes_busy_ends_the_attempt():
     server = ApiServer()
     own = own_node(server)
     before = observed(server)
-    own.require_own_node(before)
+    own.identity.require_own_node(before)
     server.errors = [StatusError(403, "Forbidden", "denied")]
     applies = []
 
@@ -554,13 +555,13 @@ def test_desired_labels_keep_those_that_are_on_the_node():
 def test_a_node_whose_labels_are_not_a_mapping_is_unreadable(metadata):
     """Unreadable labels are not missing labels, and do not end the agent."""
     with pytest.raises(UnreachableError):
-        node_labels.node_metadata({"metadata": metadata})
+        node_metadata({"metadata": metadata})
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"labels": None}])
 def test_an_object_without_metadata_has_no_uid_and_no_labels(metadata):
     """An object without metadata has an empty uid and no labels."""
-    assert node_labels.node_metadata({"metadata": metadata}) == NodeMetadata(uid="", labels={})
+    assert node_metadata({"metadata": metadata}) == NodeMetadata(uid="", labels={})
 
 
 def test_problems_of_the_node_are_findings():

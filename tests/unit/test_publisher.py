@@ -7,7 +7,10 @@ from agent.core.findings import Finding
 from agent.core.report import ProfileSetStatus
 from agent.kube import event_outbox, events, label_contention, publisher
 from agent.kube.errors import StatusError, UnreachableError
-from agent.kube.node_labels import NodeLabeler, NodeOptions
+from agent.kube.event_outbox import EventOutbox
+from agent.kube.event_sender import EventSender
+from agent.kube.node_labels import NodeLabeler
+from agent.kube.own_node import NodeOptions
 from agent.kube.publisher import FIRST_SECONDS, LONGEST_SECONDS, Publisher
 from agent.kube.reflector import Store
 from tests.api_server import BOOT_ID, NAME, ApiServer, WatchedNode
@@ -43,13 +46,11 @@ class World:
             self.server, NodeOptions(name=NAME, domain=D, **options), lambda: BOOT_ID
         )
         self.publisher = Publisher(
-            labeler,
-            self.server,
+            labeler=labeler,
+            events=EventSender(self.server, EventOutbox(clock, clock), on_drop=self._on_drop),
             store=self.node,
             on_change=lambda: self.changes.append(self.publisher.labels_on_node()),
-            on_drop=self._on_drop,
             clock=clock,
-            wall_clock=clock,
         )
 
     def _on_drop(self, number):
@@ -163,7 +164,7 @@ def test_a_label_counts_as_set_until_the_api_server_confirms_its_removal(world):
 def test_a_label_that_may_have_been_set_counts_as_set(world):
     """The request was carried out, its response was lost, and no event has arrived yet."""
     world.publisher.post(report(row()))
-    world.publisher.labeler.require_own_node(world.node.store.objects[NAME])
+    world.publisher.labeler.identity.require_own_node(world.node.store.objects[NAME])
     world.server.lost = [DOWN]
     world.publisher.step()
     assert world.server.labels == {A: "installed", READY: "ready"}
@@ -179,7 +180,7 @@ def test_a_report_during_a_request_does_not_remove_pending_labels(world):
         world.server.during = lambda: None
         world.publisher.post(report())
 
-    world.publisher.labeler.require_own_node(world.node.store.objects[NAME])
+    world.publisher.labeler.identity.require_own_node(world.node.store.objects[NAME])
     world.publisher.post(report(row()))
     world.server.during = overtake
     world.publisher.step()
@@ -195,7 +196,7 @@ def test_the_labels_of_a_report_during_a_request_may_soon_be_set(world):
         world.server.during = lambda: None
         world.publisher.post(report(row("b.json")))
 
-    world.publisher.labeler.require_own_node(world.node.store.objects[NAME])
+    world.publisher.labeler.identity.require_own_node(world.node.store.objects[NAME])
     world.publisher.post(report(row()))
     world.server.during = overtake
     world.publisher.step()
@@ -211,7 +212,7 @@ def test_an_event_of_the_watch_during_a_request_is_kept(world):
         world.node.deliver()
         assert world.publisher.labels_on_node() == {A, READY}  # The agent's loop calls this method.
 
-    world.publisher.labeler.require_own_node(world.node.store.objects[NAME])
+    world.publisher.labeler.identity.require_own_node(world.node.store.objects[NAME])
     world.publisher.post(report(row()))
     world.server.during = event
     world.publisher.step()
