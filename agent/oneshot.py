@@ -19,7 +19,6 @@ from agent.core.model import ProfileKind
 from agent.core.ownership import recorded_names
 from agent.core.report import Report
 from agent.heartbeat import Heartbeat
-from agent.kube.own_node import WrongNodeError
 
 if TYPE_CHECKING:
     from agent.cluster import ClusterConnections, NodeConnections
@@ -109,6 +108,7 @@ def _label_node(own_node: "NodeConnections", report: Report) -> Report:
     """Set the labels for a report, and return the report with the findings about labels."""
     from agent.kube import node_findings
     from agent.kube.errors import KubeError
+    from agent.kube.own_node import WrongNodeError
 
     labeler, metadata = own_node.labeler, own_node.metadata()
     name = labeler.options.name
