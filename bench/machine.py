@@ -56,15 +56,15 @@ def versions(*machines: str) -> tuple[str, ...]:
 
 def apparmor_loader() -> Path:
     """Return the Kubernetes project's example loader, built with the test control plane."""
-    from tests.system import cluster
+    from tests.system import go_build
 
-    digest = hashlib.sha256((cluster.MODULE / "go.sum").read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256((go_build.MODULE / "go.sum").read_bytes()).hexdigest()[:12]
     path = CACHE / f"apparmor-loader-{digest}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        command = [cluster.go(), "build", "-trimpath", "-o", str(path), LOADER]
+        command = [go_build.go(), "build", "-trimpath", "-o", str(path), LOADER]
         environ = {"CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
-        subprocess.run(command, cwd=cluster.MODULE, env={**os.environ, **environ}, check=True)  # noqa: S603 - ours
+        subprocess.run(command, cwd=go_build.MODULE, env={**os.environ, **environ}, check=True)  # noqa: S603 - ours
     return path
 
 

@@ -31,7 +31,7 @@ def pods_unknown(name: str) -> Finding:
         message=f'"{name}" is no longer desired, but the pods of this node that reference it are '
         "not known. It stays on the node.",
         hint="The agent checks again when the API server responds. Listing and watching pods must "
-        "be allowed (manifests/overlays/pod-aware).",
+        "be allowed (manifests/components/pod-aware).",
     )
 
 

@@ -56,7 +56,7 @@ def is_removable(report: Report) -> bool:
 def removal_patch(node: Json, key: str) -> JsonPatch:
     """Return the JSON patch that removes all effects of a taint, or [] if the taint is absent.
 
-    The admission policy in the overlay requires all effects in one request. The patch begins at the
+    The admission policy requires all effects in one request. The patch begins at the
     end of the list, so that no removal changes the indexes of the next ones.
     """
     spec = node.get("spec")

@@ -6,7 +6,7 @@ scripts/test runs this module in the background while it runs the tests that nee
 The other tests wait for the lock of the cache.
 """
 
-from tests.system import cluster, vm
+from tests.system import charts, cluster, vm
 
 
 def main():
@@ -15,6 +15,8 @@ def main():
     vm.libraries()
     vm.libraries(network=True)
     cluster.programs()("kube-apiserver")
+    for name in charts.PACKAGES:
+        charts.program(name)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Record the agent's system calls, and write the profile of manifests/overlays/own-seccomp.
+"""Record the agent's system calls, and write the profile of manifests/components/own-seccomp.
 
     python -m tests.system.calls
 
@@ -112,6 +112,6 @@ def record():
 
 
 if __name__ == "__main__":
-    path = rights.ROOT / "overlays/own-seccomp/agent.json"
+    path = rights.ROOT / "components/own-seccomp/agent.json"
     path.write_text(json.dumps(profile(record()), indent=2) + "\n")
     sys.stdout.write(f"{path}\n")

@@ -7,30 +7,22 @@ binary and its checksum are cached in ~/.cache/profile-loader.
 """
 
 import contextlib
-import functools
-import hashlib
 import json
 import os
 import shutil
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-from tests.system import kept, vm
+from tests.system import go_build
 from tests.system.guest.pace import until
 
-CACHE = kept.CACHE / "controlplane"
 MODULE = Path(__file__).parent / "controlplane"
 OLDER = Path(__file__).parent / "controlplane-old"  # an API server of an older minor version
-# The number of cached builds of each version, since another checkout may use another build.
-KEPT = 2
-BUILD_USUAL = "5 to 10 minutes on two processors"
-BUILD_PACKAGES = 2800
 KUBECTL_SECONDS = 1200  # This limit also applies to commands that wait, so that each command ends.
 NAMESPACE = "profile-loader"
 MERGE_PATCH = "application/merge-patch+json"
@@ -57,68 +49,12 @@ def programs(*, older=False):
 
     def program(name):
         if older and name == "kube-apiserver":
-            return [str(_built(OLDER)), name]
+            return [str(go_build.program(OLDER, "controlplane")), name]
         if assets and (Path(assets) / name).exists():  # The assets of envtest contain no scheduler.
             return [f"{assets}/{name}"]
-        return [str(_built(MODULE)), name]
+        return [str(go_build.program(MODULE, "controlplane")), name]
 
     return program
-
-
-def go():
-    """Return the machine's go command if it is new enough, or else the go command of the venv."""
-    wanted = next(
-        line.split()[1] for line in (MODULE / "go.mod").read_text().splitlines() if "go 1" in line
-    )
-    # The go command of requirements-go.lock is in the directory of this Python.
-    for path in (shutil.which("go"), str(Path(sys.executable).parent / "go")):
-        if path is None or not Path(path).exists():
-            continue
-        output = subprocess.run(
-            [path, "env", "GOVERSION"], capture_output=True, text=True, check=True
-        )
-        if _number(output.stdout.strip().removeprefix("go")) >= _number(wanted):
-            return path
-    raise AssertionError(f"go {wanted} or newer is needed to build the control plane")
-
-
-def _number(version):
-    return tuple(int("0" + "".join(filter(str.isdigit, word))) for word in version.split(".")[:3])
-
-
-@functools.cache
-def _built(module):
-    parts = [(module / name).read_bytes() for name in ("go.mod", "go.sum", "main.go")]
-    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
-    path = CACHE / module.name / key / "controlplane"
-    mark = path.with_suffix(".sha256")
-    with kept.locked(CACHE):
-        if not (path.exists() and mark.exists() and mark.read_text() == vm.sha256(path)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _build(module, path)
-            mark.write_text(vm.sha256(path))
-        os.utime(path.parent)
-        folders = (CACHE / module.name).iterdir()
-        for old in sorted(folders, key=lambda item: -item.stat().st_mtime)[KEPT:]:
-            shutil.rmtree(old)
-    return path
-
-
-def _build(module, path):
-    """Build a control plane from its Go modules."""
-    log = path.with_suffix(".log")
-    command = [go(), "build", "-v", "-trimpath", "-ldflags", "-s -w", "-o", f"{path}.new", "."]
-    environ = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
-
-    def progress():
-        lines = log.read_text().splitlines()
-        compiled = sum(not line.startswith("go: ") for line in lines)
-        return f"({compiled} of about {BUILD_PACKAGES} packages compiled)"
-
-    with kept.announced(module.name, BUILD_USUAL, progress), log.open("wb") as output:
-        done = subprocess.run(command, cwd=module, env=environ, stderr=output, check=False)
-        assert done.returncode == 0, f"go build: {log.read_text()[-3000:]}"
-    Path(f"{path}.new").rename(path)
 
 
 def free_port():

@@ -110,7 +110,7 @@ class Api:
             "metadata": {
                 "name": "web",
                 "namespace": NAMESPACE,
-                "labels": {"app.kubernetes.io/component": "profiles"},
+                "labels": {"profile-loader.io/profiles": "true"},
             },
             "data": {f"{NAME}.profile": text(number)},
         }

@@ -10,15 +10,10 @@ its conditions evaluated as these runtimes do.
 import copy
 import json
 import re
-import subprocess
-from pathlib import Path
 
-import yaml
+from tests.system import kept, kustomize
 
-from tests.system import kept
-from tests.system.cluster import programs
-
-ROOT = Path(__file__).parents[2] / "manifests"
+ROOT = kustomize.ROOT
 PACKAGE = "golang-github-containers-common"
 # The default capabilities of a container (usual), the additional capabilities of a privileged
 # container (other), and the default masked and read-only paths.
@@ -43,20 +38,15 @@ def words(kind):
     return [word for line in lines if line[0] == f"{kind}:" for word in line[1:]]
 
 
-def pod(folder):
-    """Return the pod that kustomize builds from a folder in manifests/."""
-    done = subprocess.run(
-        [*programs()("kubectl"), "kustomize", ROOT / folder],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    (found,) = [one for one in yaml.safe_load_all(done.stdout) if one["kind"] == "DaemonSet"]
-    return found["spec"]["template"]["spec"]
+def pod(*components):
+    """Return the pod that kustomize builds from the base with these components."""
+    return kustomize.pod(kustomize.objects(*components))
 
 
 def without_api(pod, *more):
     """Return the pod with its profiles in a mounted directory, which needs no API server.
 
-    The overlay mounted-volume also mounts a directory. The rights of the pod do not change.
+    The component mounted-volume also mounts a directory. The rights of the pod do not change.
     """
     pod = copy.deepcopy(pod)
     (agent,) = pod["containers"]
@@ -80,7 +70,8 @@ def in_cluster(pod, token, environ):
     known = [one for one in agent["env"] if "value" in one]
     given = [{"name": name, "value": value} for name, value in environ.items()]
     assert {one["name"] for one in agent["env"]} <= {one["name"] for one in [*known, *given]}
-    agent["env"] = known + given
+    # The given variables come first, because the known values reference them.
+    agent["env"] = given + [one for one in known if one["name"] not in environ]
     place = "/var/run/secrets/kubernetes.io/serviceaccount"
     agent["volumeMounts"].append({"name": "token", "mountPath": place, "readOnly": True})
     pod["volumes"].append({"name": "token", "hostPath": {"path": token}})
@@ -187,16 +178,25 @@ def _capabilities(wanted, *, privileged):
 
 def expanded(container):
     """Return the arguments of a container with its environment variables expanded."""
-    values = {one["name"]: one["value"] for one in container.get("env", ()) if "value" in one}
-    return [
-        re.sub(r"\$\((\w+)\)", lambda found: values.get(found[1], found[0]), one)
-        for one in container.get("args", ())
-    ]
+    values = environment(container)
+    return [_expanded(argument, values) for argument in container.get("args", ())]
+
+
+def environment(container):
+    """Return the environment of a container; a value may reference earlier variables."""
+    values = {}
+    for variable in container.get("env", ()):
+        if "value" in variable:
+            values[variable["name"]] = _expanded(variable["value"], values)
+    return values
+
+
+def _expanded(text, values):
+    return re.sub(r"\$\((\w+)\)", lambda match: values.get(match[1], match[0]), text)
 
 
 def _environment(container):
-    found = [(one["name"], one["value"]) for one in container.get("env", ()) if "value" in one]
-    return [f"{name}={value}" for name, value in found]
+    return [f"{name}={value}" for name, value in environment(container).items()]
 
 
 def _limits(container):

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from agent.core import labels
-from tests.system import rights, vm
+from tests.system import kustomize, rights, vm
 from tests.system.cluster import NAMESPACE, NODE_INFO, Cluster
 
 GUEST = Path("tests/system/guest")
@@ -74,10 +74,10 @@ def bundles(config, port):
         (agent,) = pod["containers"]
         found[name] = rights.config(pod, agent, config, PLACES)
 
-    base, own = rights.pod("base"), rights.pod("overlays/own-seccomp")
+    base, own = rights.pod(), rights.pod("own-seccomp")
     add("base-oneshot", rights.without_api(base, *ONCE))
     add("base-daemon", rights.without_api(base, *DAEMON))
-    add("privileged-daemon", rights.without_api(rights.pod("overlays/privileged"), *DAEMON))
+    add("privileged-daemon", rights.without_api(rights.pod("privileged"), *DAEMON))
     (init,) = own["initContainers"]
     found["own-seccomp-init"] = rights.config(own, init, config, PLACES)
     add("own-seccomp-daemon", rights.without_api(own, *DAEMON))
@@ -102,7 +102,7 @@ def files(config, cluster, many):
             found[str(one)] = one.read_bytes()
     for name, bundle in bundles(config, cluster.port).items():
         found[f"bundles/{name}.json"] = json.dumps(bundle).encode()
-    found["own/agent.json"] = (rights.ROOT / "overlays/own-seccomp/agent.json").read_bytes()
+    found["own/agent.json"] = (rights.ROOT / "components/own-seccomp/agent.json").read_bytes()
     # The guest runs the same release of Debian as this machine.
     found["runc"] = Path("/usr/sbin/runc").read_bytes()
     found["libseccomp.so.2"] = Path("/usr/lib/x86_64-linux-gnu/libseccomp.so.2").read_bytes()
@@ -130,12 +130,11 @@ def drive(root, path):
 
 @contextlib.contextmanager
 def prepared():
-    """Yield a control plane with a Node and the applied overlay own-seccomp."""
+    """Yield a control plane with a Node and the applied component own-seccomp."""
     with Cluster() as cluster:
-        folder = rights.ROOT / "overlays/own-seccomp"
         cluster.kubectl(
             "apply", "--server-side", "--force-conflicts", "-f", "-",
-            stdin=cluster.kubectl("kustomize", folder),
+            stdin=kustomize.text("own-seccomp"),
         )  # fmt: skip
         cluster.node("node")
         yield cluster

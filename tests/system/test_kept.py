@@ -12,9 +12,9 @@ BUILD = """
 import sys
 import threading
 from pathlib import Path
-from tests.system import cluster
-cluster.CACHE = Path(sys.argv[1])
-print(cluster._built(Path(sys.argv[2])))
+from tests.system import go_build
+go_build.CACHE = Path(sys.argv[1])
+print(go_build.program(Path(sys.argv[2]), "controlplane"))
 """
 LOOK = """
 import sys

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from collections import ChainMap
 from pathlib import Path
 
 import pytest
@@ -10,75 +11,54 @@ import yaml
 
 from agent import cli
 from agent.core import labels
-from tests.system import rights
-from tests.system.cluster import NAMESPACE, programs
+from tests.system import kustomize, rights
+from tests.system.cluster import NAMESPACE
 
 PROFILES = Path(__file__).parents[2] / "profiles"
-ROOT = Path(__file__).parents[2] / "manifests"
-FOLDERS = ["base", *sorted(f"overlays/{one.name}" for one in (ROOT / "overlays").iterdir())]
-
-
-def made(folder, root=ROOT):
-    """Return the objects that kustomize builds from a folder, by kind and name."""
-    done = subprocess.run(
-        [*programs()("kubectl"), "kustomize", root / folder],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    return {
-        (one["kind"], one["metadata"]["name"]): one
-        for one in yaml.safe_load_all(done.stdout)
-        if one is not None
-    }
-
-
-def pod(objects):
-    return objects["DaemonSet", "profile-loader"]["spec"]["template"]["spec"]
+ROOT = kustomize.ROOT
+# The base alone, and the base with each component.
+SELECTIONS = [(), *((name,) for name in kustomize.COMPONENTS)]
+every_selection = pytest.mark.parametrize("components", SELECTIONS, ids="-".join)
 
 
 def environment(objects):
     """Return the container's environment as a kubelet of a node named "node" would set it."""
-    found = {}
-    for one in pod(objects)["containers"][0]["env"]:
-        source = one.get("valueFrom")
-        if source is None:
-            found[one["name"]] = one["value"]
-        else:
-            values = {"spec.nodeName": "node", "metadata.namespace": NAMESPACE}
-            found[one["name"]] = values[source["fieldRef"]["fieldPath"]]
-    return found
+    fields = {"spec.nodeName": "node", "metadata.namespace": NAMESPACE}
+    variables = [
+        {"name": item["name"], "value": fields[item["valueFrom"]["fieldRef"]["fieldPath"]]}
+        if "valueFrom" in item
+        else item
+        for item in kustomize.pod(objects)["containers"][0]["env"]
+    ]
+    return rights.environment({"env": variables})
 
 
 def parsed(objects):
     """Return the agent's options, parsed from the container's arguments and environment."""
-    environ = environment(objects)
-    arguments = rights.expanded(
-        {
-            "args": pod(objects)["containers"][0]["args"],
-            "env": [{"name": name, "value": value} for name, value in environ.items()],
-        }
-    )
-    return cli.parse(arguments, environ, lambda path: None)
+    arguments = kustomize.pod(objects)["containers"][0].get("args", [])
+    return cli.parse(arguments, environment(objects), lambda path: None)
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_the_agent_takes_its_arguments(folder):
+@every_selection
+def test_the_agent_takes_its_arguments(components):
     """Every option in the manifests exists, and the options are compatible."""
-    found = parsed(made(folder))
+    found = parsed(kustomize.objects(*components))
     assert not isinstance(found, cli.Usage), found.text
     assert (found.config.node_name, found.config.label_domain) == ("node", labels.DOMAIN)
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_the_label_domain_comes_from_one_place(tmp_path, folder):
-    """The agent and the policy use the domain in base/labels.yaml, which itself is not applied."""
+@every_selection
+def test_the_label_domain_comes_from_one_place(tmp_path, components):
+    """The agent and the policy use the domain in base/settings.yaml, which is not applied."""
     shutil.copytree(ROOT, tmp_path / "manifests")
-    place = tmp_path / "manifests/base/labels.yaml"
-    content = yaml.safe_load(place.read_text())
-    content["data"] = {"domain": "new.example.org", "former-domains": labels.DOMAIN}
-    place.write_text(yaml.safe_dump(content))
-    before, after = made(folder), made(folder, tmp_path / "manifests")
+    settings = tmp_path / "manifests/base/settings.yaml"
+    content = yaml.safe_load(settings.read_text())
+    content["data"] |= {"label-domain": "new.example.org", "former-label-domains": labels.DOMAIN}
+    settings.write_text(yaml.safe_dump(content))
+    before = kustomize.objects(*components)
+    after = kustomize.objects(*components, root=tmp_path / "manifests")
     assert environment(after)["PROFILE_LOADER_LABEL_DOMAIN"] == "new.example.org"
-    assert ("ConfigMap", "profile-loader-labels") not in after
+    assert ("ConfigMap", "profile-loader-settings") not in after
     policy = ("ValidatingAdmissionPolicy", "profile-loader")
 
     def variables(objects):
@@ -89,35 +69,42 @@ def test_the_label_domain_comes_from_one_place(tmp_path, folder):
     assert str(after[policy]["spec"]["matchConditions"]).count("example") == 0
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_the_policy_is_applied_before_the_rights(folder):
+@every_selection
+def test_the_policy_is_applied_before_the_rights(components):
     """Kubectl applies objects in the order in which kustomize writes the objects."""
-    order = [kind for kind, _ in made(folder)]
+    order = [kind for kind, _ in kustomize.objects(*components)]
     assert order.index("ValidatingAdmissionPolicyBinding") < order.index("ClusterRoleBinding")
     assert order.index("ValidatingAdmissionPolicy") < order.index("ClusterRoleBinding")
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_a_command_in_the_agents_container_looks_where_the_agent_does(folder):
+@every_selection
+def test_a_command_in_the_agents_container_looks_where_the_agent_does(components):
     """`kubectl exec ... status` has the environment of the container, but not its arguments."""
-    objects = made(folder)
+    objects = kustomize.objects(*components)
     agent = parsed(objects).config
     status = cli.parse(["status"], environment(objects), lambda path: None).config
     asked = ("host_root", "state_dir", "seccomp_dir", "kinds", "label_domain")
     assert [getattr(status, one) for one in asked] == [getattr(agent, one) for one in asked]
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_the_agent_writes_where_the_host_is_mounted(folder):
-    """Each directory that the agent writes to is a host path, mounted at the same path."""
-    objects = made(folder)
+# The seccomp directory of each distribution whose kubelet uses another directory.
+KUBELETS = {
+    "k0s": "/var/lib/k0s/kubelet/seccomp",
+    "microk8s": "/var/snap/microk8s/common/var/lib/kubelet/seccomp",
+}
+
+
+@every_selection
+def test_the_agent_writes_where_the_host_is_mounted(components):
+    """Each directory that the agent writes to is a host path, mounted at its usual path."""
+    objects = kustomize.objects(*components)
     config = parsed(objects).config
-    (agent,) = pod(objects)["containers"]
-    volumes = {one["name"]: one for one in pod(objects)["volumes"]}
+    (agent,) = kustomize.pod(objects)["containers"]
+    volumes = {one["name"]: one for one in kustomize.pod(objects)["volumes"]}
     mounted = {one["mountPath"]: volumes[one["name"]] for one in agent["volumeMounts"]}
     others = {
         mount["name"]
-        for one in pod(objects).get("initContainers", ())
+        for one in kustomize.pod(objects).get("initContainers", ())
         for mount in one["volumeMounts"]
     }
     assert {one["name"] for one in agent["volumeMounts"]} | others == set(volumes)
@@ -125,16 +112,18 @@ def test_the_agent_writes_where_the_host_is_mounted(folder):
     if "apparmor" in config.kinds:
         wanted.add("/sys/kernel/security")
     hosts = {path: one["hostPath"]["path"] for path, one in mounted.items() if "hostPath" in one}
-    assert hosts == {path: path for path in wanted}
+    other_directories = {name: {config.seccomp_dir: path} for name, path in KUBELETS.items()}
+    changed = [other_directories.get(name, {}) for name in components]
+    assert hosts == dict(ChainMap(*changed, {path: path for path in wanted}))
     assert not any(
         one.get("readOnly") for one in agent["volumeMounts"] if one["mountPath"] in wanted
     )
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_no_right_to_read_configmaps_where_they_are_mounted(folder):
+@every_selection
+def test_no_right_to_read_configmaps_where_they_are_mounted(components):
     """The Role exists only where the agent reads its profiles from the API server."""
-    objects = made(folder)
+    objects = kustomize.objects(*components)
     asks = all(one.startswith("configmap") for one in parsed(objects).config.source)
     rights = {
         ("Role", "profile-loader") in objects,
@@ -145,8 +134,8 @@ def test_no_right_to_read_configmaps_where_they_are_mounted(folder):
 
 def test_the_mounted_volume_holds_the_profiles_that_ship():
     """The volume and the ConfigMaps contain the same profile names."""
-    objects = made("overlays/mounted-volume")
-    (volume,) = [one for one in pod(objects)["volumes"] if one["name"] == "profiles"]
+    objects = kustomize.objects("mounted-volume")
+    (volume,) = [one for one in kustomize.pod(objects)["volumes"] if one["name"] == "profiles"]
     paths = []
     for source in volume["projected"]["sources"]:
         config_map = objects["ConfigMap", source["configMap"]["name"]]

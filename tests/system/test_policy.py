@@ -14,12 +14,12 @@ from agent.core import labels as core
 from agent.kube import client, errors, node_labels
 from agent.kube.own_node import NodeOptions, node_metadata
 from tests.reports import report
+from tests.system import kustomize
 from tests.system.cluster import MERGE_PATCH, NAMESPACE, Cluster, until
 
 ROOT = Path(__file__).parents[2] / "manifests"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 OWN = f"seccomp.{DOMAIN}/a.json"
-OVERLAYS = sorted(f"overlays/{entry.name}" for entry in (ROOT / "overlays").iterdir())
 
 
 @pytest.fixture(scope="module", params=["current", pytest.param("older", marks=pytest.mark.older)])
@@ -27,7 +27,7 @@ def cluster(request):
     """A control plane; its API server has the newest or the oldest supported version."""
     with Cluster(older=request.param == "older") as one:
         one.kubectl("create", "priorityclass", "unused", "--value", "1")
-        applied(one, "base")
+        applied(one)
         for name in ("own", "other"):
             one.node(
                 name,
@@ -37,18 +37,14 @@ def cluster(request):
         yield one
 
 
-def applied(cluster, folder, root=ROOT):
-    """Apply an overlay like a user, and return the standard error of kubectl."""
+def applied(cluster, *components, root=ROOT):
+    """Apply the base with components like a user, and return the standard error of kubectl."""
     done = cluster.kubectl(
         "apply", "--server-side", "--force-conflicts", "--validate=strict", "-f", "-",
-        stdin=kustomized(cluster, folder, root), check=False,
+        stdin=kustomize.text(*components, root=root), check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stderr
-
-
-def kustomized(cluster, folder, root=ROOT):
-    return cluster.kubectl("kustomize", root / folder)
 
 
 def api(cluster, token, folder):
@@ -243,12 +239,12 @@ def test_a_node_that_was_created_again_is_another_node(cluster, tmp_path):
 def test_labels_of_a_previous_domain_can_be_removed_and_not_added(cluster, agent, tmp_path):
     """A change of the domain needs no wider permissions."""
     shutil.copytree(ROOT, tmp_path / "manifests")
-    place = tmp_path / "manifests/base/labels.yaml"
-    content = place.read_text()
-    assert 'former-domains: ""' in content
-    former = "former-domains: old.example, former.example"
-    place.write_text(content.replace('former-domains: ""', former))
-    applied(cluster, "base", tmp_path / "manifests")
+    settings = tmp_path / "manifests/base/settings.yaml"
+    content = settings.read_text()
+    assert 'former-label-domains: ""' in content
+    former = "former-label-domains: old.example, former.example"
+    settings.write_text(content.replace('former-label-domains: ""', former))
+    applied(cluster, root=tmp_path / "manifests")
     removal = {"set.former.example/own": None}
     try:
         until(lambda: not denial(lambda: labels(agent, "own", labels=removal)), "the new policy")
@@ -256,7 +252,7 @@ def test_labels_of_a_previous_domain_can_be_removed_and_not_added(cluster, agent
         message = denial(lambda: labels(agent, "own", labels={"set.former.example/own": "ready"}))
         assert "added or changed" in message
     finally:
-        applied(cluster, "base")
+        applied(cluster)
 
 
 @pytest.mark.parametrize("name", ["profiles__audit-{}.json", "x" * 42 + "-{:020}"])
@@ -283,7 +279,7 @@ def test_the_largest_number_of_labels_is_allowed(cluster, agent, name):
 
 def narrowed(cluster, old, new):
     """Apply the policy of the manifests with another expression, like another release."""
-    content = kustomized(cluster, "base")
+    content = kustomize.text()
     assert old in content
     done = cluster.kubectl(
         "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=content.replace(old, new)
@@ -323,7 +319,7 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
             ("label_refused", True)
         ]
     finally:
-        applied(cluster, "base")
+        applied(cluster)
     until(lambda: not denial(lambda: labels(agent, "own", labels={key: "ready"})), "the policy")
     own.retry_refused()
     assert own.own_labels(own.publish(own.read(), wanted)) == wanted
@@ -466,10 +462,10 @@ ANYBODY = {
 }
 
 
-def test_the_pod_aware_overlay_grants_only_pods(cluster, agent):
-    """The overlay's only additional permission is to list and watch the pods of all namespaces."""
+def test_the_component_pod_aware_grants_only_pods(cluster, agent):
+    """The component's only additional permission is to list and watch pods of all namespaces."""
     assert refusal(lambda: agent.get("/api/v1/pods")).status == 403
-    applied(cluster, "overlays/pod-aware")
+    applied(cluster, "pod-aware")
     try:
         asked = {
             "apiVersion": "authorization.k8s.io/v1",
@@ -492,7 +488,8 @@ def test_the_pod_aware_overlay_grants_only_pods(cluster, agent):
         query = [("fieldSelector", "spec.nodeName=own"), ("resourceVersion", "0")]
         assert agent.get("/api/v1/pods", query)["kind"] == "PodList"
     finally:
-        applied(cluster, "base")
+        cluster.kubectl("delete", "clusterrolebinding,clusterrole", "profile-loader-pods")
+        applied(cluster)
 
 
 @pytest.mark.parametrize("namespace", GRANTED)
@@ -536,31 +533,32 @@ def test_the_necessary_permissions_are_granted(agent):
 # --- the manifests -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("folder", ["base", *OVERLAYS])
-def test_manifests_apply_without_a_warning(cluster, folder):
+@pytest.mark.parametrize("components", [(), *((name,) for name in kustomize.COMPONENTS)])
+def test_manifests_apply_without_a_warning(cluster, components):
     """The manifests are applied on the server side with strict validation."""
     try:
-        assert applied(cluster, folder) == ""
+        assert applied(cluster, *components) == ""
     finally:
-        if folder != "base":
-            applied(cluster, "base")
+        if components:
+            applied(cluster)
 
 
-def test_the_overlay_compares_every_field_of_the_node_spec(cluster):
+def test_the_policy_compares_every_field_of_the_node_spec(cluster):
     """A field that a new release adds is not protected until the policy lists it."""
     schemas = cluster.get("/openapi/v3/api/v1")["components"]["schemas"]
     fields = schemas["io.k8s.api.core.v1.NodeSpec"]["properties"]
-    (result,) = [
-        item["spec"]["validations"][6]["expression"]
-        for item in yaml.safe_load_all(kustomized(cluster, "overlays/startup-taint"))
-        if item["kind"] == "ValidatingAdmissionPolicy"
+    policy = kustomize.objects("startup-taint")["ValidatingAdmissionPolicy", "profile-loader"]
+    (compared,) = [
+        variable["expression"]
+        for variable in policy["spec"]["variables"]
+        if variable["name"] == "onlyStartupTaintRemoved"
     ]
-    assert set(re.findall(r"oldObject\.spec\.\?(\w+)", result)) == set(fields)
+    assert set(re.findall(r"oldObject\.spec\.\?(\w+)", compared)) == set(fields)
 
 
 def test_only_the_startup_taint_can_be_removed_from_the_spec(cluster, agent):
-    """The overlay allows the removal of the startup taint, and no other change of the spec."""
-    applied(cluster, "overlays/startup-taint")
+    """The component allows the removal of the startup taint, and no other change of the spec."""
+    applied(cluster, "startup-taint")
     startup = {"key": "profile-loader.io/startup", "effect": "NoSchedule"}
     other = {"key": "keep", "effect": "NoSchedule"}
 
@@ -581,7 +579,7 @@ def test_only_the_startup_taint_can_be_removed_from_the_spec(cluster, agent):
                 return False  # The API server has not read the policy yet.
             return True
 
-        until(allowed, "the overlay's policy to hold")
+        until(allowed, "the component's policy to become effective")
         reset()
         both = [other, startup, {**startup, "effect": "NoExecute"}]
         body = json.dumps({"spec": {"taints": both}})
@@ -605,17 +603,12 @@ def test_only_the_startup_taint_can_be_removed_from_the_spec(cluster, agent):
         )
     finally:
         cluster.kubectl("patch", "node", "own", "--type=merge", "-p", '{"spec":{"taints":null}}')
-        applied(cluster, "base")
+        applied(cluster)
 
 
 def test_the_namespace_allows_the_pod_of_the_daemonset(cluster):
     """docs/security.md lists exactly the violations of the level baseline."""
-    (daemonset,) = [
-        item
-        for item in yaml.safe_load_all(kustomized(cluster, "base"))
-        if item["kind"] == "DaemonSet"
-    ]
-    spec = {**daemonset["spec"]["template"]["spec"], "serviceAccountName": "default"}
+    spec = {**kustomize.pod(kustomize.objects()), "serviceAccountName": "default"}
     spec.pop("priorityClassName")
     reported = violations(cluster, "baseline", {"metadata": {"name": "pod"}, "spec": spec})
     # An older API server writes "profiles" even for one profile.

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from agent.kube import client, errors
+from tests.system import kustomize
 from tests.system.cluster import MERGE_PATCH, NAMESPACE, Cluster, until
 
 ROOT = Path(__file__).parents[2] / "manifests"
@@ -135,11 +135,7 @@ RENAMED = {
 def test_a_renamed_agent_is_limited(cluster, folder, how):
     """Kustomize renames the account and the policy, and the policy still limits the account."""
     change, account, namespace = RENAMED[how]
-    overlay = folder / "renamed"
-    overlay.mkdir()
-    content = {"resources": ["../base"], "sortOptions": {"order": "fifo"}, **change}
-    (overlay / "kustomization.yaml").write_text(yaml.safe_dump(content))
-    applied(cluster, overlay)
+    applied(cluster, kustomize.write(folder / "renamed", root=folder, **change))
     agent = api(cluster, token_of(cluster, account, namespace))
     refusals = limited(agent)
     assert [is_by_policy(refusal) for refusal in refusals] == [True, True], refusals

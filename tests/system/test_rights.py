@@ -185,7 +185,7 @@ def test_without_a_right_its_function_reports_it_and_the_others_work(guest_lines
 
 @pytest.fixture
 def own():
-    return json.loads((rights.ROOT / "overlays/own-seccomp/agent.json").read_text())
+    return json.loads((rights.ROOT / "components/own-seccomp/agent.json").read_text())
 
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"])

@@ -46,7 +46,7 @@ def roots(cluster, tmp_path):
         kubeconfig = cluster.write_kubeconfig(node, cluster.agent_token(node))
         command = [
             sys.executable, "-m", "agent", "--kinds", "seccomp", "--http-address", "off",
-            "--source", f"configmaps:{NAMESPACE}?app.kubernetes.io/component=profiles",
+            "--source", f"configmaps:{NAMESPACE}?profile-loader.io/profiles=true",
             "--node-name", node, "--kubeconfig", str(kubeconfig),
             "--host-root", str(folders[node]), "--removal-grace", "1",
         ]  # fmt: skip

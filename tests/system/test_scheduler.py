@@ -57,7 +57,7 @@ def agent(cluster, name, folder):
     kubeconfig = cluster.write_kubeconfig(name, cluster.agent_token(name))
     command = [
         sys.executable, "-m", "agent", "--oneshot", "--kinds", "seccomp",
-        "--source", f"configmaps:{NAMESPACE}?app.kubernetes.io/component=profiles",
+        "--source", f"configmaps:{NAMESPACE}?profile-loader.io/profiles=true",
         "--node-name", name, "--kubeconfig", str(kubeconfig), "--host-root", str(folder),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -45,7 +45,7 @@ def test_the_user_data_installs_what_it_writes():
 def test_the_page_lists_every_manifest():
     """The README of manifests/ lists a path for each file, and each path exists."""
     top = Path("manifests")
-    listed = re.findall(r"\]\(([^)]+)\)", (top / "README.md").read_text())
+    listed = re.findall(r"\]\(([^)#]+)[^)]*\)", (top / "README.md").read_text())
     files = {str(path.relative_to(top)) for path in top.rglob("*") if path.is_file()}
     assert [path for path in listed if not (top / path).exists()] == []
     known = tuple(f"{path}/" for path in listed if (top / path).is_dir())
@@ -53,30 +53,34 @@ def test_the_page_lists_every_manifest():
 
 
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
-IMAGE = f"localhost/profile-loader:{VERSION}"
+# Container runtimes complete the plain name of the manifests to this name.
+IMAGE = f"docker.io/library/profile-loader:{VERSION}"
 
 
 def test_the_manifests_name_the_image_of_this_version():
-    """The kustomization sets the full name of the image, with the version as tag."""
+    """The base has the plain name with the version as tag, and the version as label."""
     kustomization = yaml.safe_load(Path("manifests/base/kustomization.yaml").read_text())
-    assert kustomization["images"] == [
-        {"name": "profile-loader", "newName": IMAGE.rpartition(":")[0], "newTag": VERSION}
-    ]
+    assert "images" not in kustomization
+    assert kustomization["labels"][0]["pairs"]["app.kubernetes.io/version"] == VERSION
     images = {
         image
         for path in Path("manifests").rglob("*.yaml")
         for image in re.findall(r"^ *(?:- )?image: *(\S+)", path.read_text(), re.MULTILINE)
         if "profile-loader" in image
     }
-    assert images == {"profile-loader"}
+    # An init container has the plain name alone, because it gets the image of the agent.
+    assert images == {"profile-loader", f"profile-loader:{VERSION}"}
     assert f"\nARG VERSION={VERSION}\n" in Path("Containerfile").read_text()
 
 
 def test_the_documents_use_the_image_name_of_the_manifests():
-    """Each command and each sentence about the image uses the same full name."""
+    """Each command uses the full name, and each sentence the full name or the plain name."""
     pages = [Path("README.md"), *Path("docs").rglob("*.md"), Path("manifests/README.md")]
     text = "\n".join(page.read_text() for page in pages)
     commands = re.findall(r"^(?:podman|buildah|docker) .*$", text, re.MULTILINE)
     assert commands != []
     assert [command for command in commands if IMAGE not in command.split()] == []
-    assert set(re.findall(r"(?<![\w=./-])[\w./-]*profile-loader:[\w.-]+", text)) == {IMAGE}
+    assert set(re.findall(r"(?<![\w=./-])[\w./-]*profile-loader:[\w.-]+", text)) == {
+        IMAGE,
+        f"profile-loader:{VERSION}",
+    }

@@ -60,8 +60,9 @@ def test_the_runbook_has_one_heading_for_each_alert_in_the_same_order():
     alerts = [rule["alert"] for rule in RULES]
     text = Path("docs/runbook.md").read_text()
     assert re.findall(r"^### (ProfileLoader\w+)$", text, re.MULTILINE) == alerts
-    assert [rule["annotations"]["runbook"] for rule in RULES] == [
-        f"docs/runbook.md#{alert.lower()}" for alert in alerts
+    settings = yaml.safe_load((MONITORING / "settings.yaml").read_text())
+    assert [rule["annotations"]["runbook_url"] for rule in RULES] == [
+        f"{settings['data']['runbook']}#{alert.lower()}" for alert in alerts
     ]
 
 
@@ -69,7 +70,7 @@ def test_every_alert_has_a_severity_and_a_summary():
     """Each alert also has a description and a link to the runbook."""
     for rule in RULES:
         assert rule["labels"]["severity"] in ("critical", "warning")
-        assert rule["annotations"].keys() == {"summary", "description", "runbook"}
+        assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
         assert rule["annotations"]["summary"].endswith(".")
 
 

@@ -376,7 +376,7 @@ def test_a_node_without_taints_is_read_once():
 
 
 def test_without_the_option_no_taint_is_read():
-    """The permission to remove taints is part of a separate overlay."""
+    """The permission to remove taints is part of a separate component."""
     server = ApiServer(taints=[TAINT])
     own_node(server).remove_startup_taint(observed(server), report(row()))
     assert (server.node["spec"]["taints"], server.requests()) == ([TAINT], [])

@@ -6,7 +6,7 @@ from agent.commands import render
 from agent.sources.directory import DirectorySource
 from agent.sources.manifest import DOMAIN, ManifestSource
 
-LABELS = {"app.kubernetes.io/component": "profiles"}
+LABELS = {"app.kubernetes.io/component": "profiles", "profile-loader.io/profiles": "true"}
 
 
 def rendered(path):

@@ -36,7 +36,7 @@ PACKAGES = (
 NOT = ("apparmor-utils-", "systemd-", "dbus-", "dbus-user-session-")
 UNIT = Path("manifests/systemd/profile-loader-restore.service")
 SIZE = "4G"  # sparse
-UPGRADE = "localhost/profile-loader:upgrade"
+UPGRADE = "docker.io/library/profile-loader:upgrade"
 IMPORT_SECONDS = 1800
 KEPT = 2
 # This version is part of the packages' cache key. Increase the version when packages are unpacked

@@ -13,7 +13,7 @@ import subprocess
 import tarfile
 from pathlib import Path
 
-from tests.system import cluster
+from tests.system import go_build
 
 BUSYBOX = "docker.io/library/busybox:1.28"
 ECHO = "docker.io/hashicorp/http-echo:1.0"
@@ -100,7 +100,7 @@ def write(folder, busybox):
     pack(folder / "pause.tar", PAUSE, shell, {"Entrypoint": ["/bin/sleep", "2147483647"]})
     program = folder / "http-echo"
     subprocess.run(
-        [cluster.go(), "build", "-trimpath", "-ldflags=-s -w", "-o", program, "."],
+        [go_build.go(), "build", "-trimpath", "-ldflags=-s -w", "-o", program, "."],
         cwd=ECHO_SOURCE,
         env={**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"},
         check=True,

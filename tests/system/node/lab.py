@@ -18,7 +18,7 @@ BASE = "manifests/base"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 AGENT = "app.kubernetes.io/name=profile-loader"
 # Selects the ConfigMaps of profiles that tests created, without the ConfigMaps of the base.
-PUT = "app.kubernetes.io/component=profiles,app.kubernetes.io/part-of!=profile-loader"
+PUT = "profile-loader.io/profiles,app.kubernetes.io/part-of!=profile-loader"
 PATIENCE_SECONDS = 300.0  # This limit is ten times the duration on an idle machine with two cores.
 
 
@@ -142,7 +142,7 @@ class Lab:
                 "metadata": {
                     "name": name,
                     "namespace": NAMESPACE,
-                    "labels": {"app.kubernetes.io/component": "profiles"},
+                    "labels": {"profile-loader.io/profiles": "true"},
                     "annotations": {
                         f"{DOMAIN}/{key.replace('_', '-')}": value
                         for key, value in annotations.items()

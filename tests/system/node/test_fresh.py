@@ -2,12 +2,12 @@
 
 import json
 
+from tests.system import kustomize
 from tests.system.node.lab import BASE, DOMAIN, until
 from tests.system.node.node import NAME
 from tests.system.node.pods import enforced, installed, pod, refusing_mkdir, text
 
 TAINT = "profile-loader.io/startup"
-OVERLAY = "manifests/overlays/startup-taint"
 
 
 def tainted(lab):
@@ -16,10 +16,11 @@ def tainted(lab):
     return any(one["key"] == TAINT for one in taints)
 
 
-def test_a_fresh_node_takes_no_ordinary_pod_before_its_profiles_are_there(lab):
+def test_a_fresh_node_takes_no_ordinary_pod_before_its_profiles_are_there(lab, tmp_path):
     """The agent removes the startup taint once the profiles are installed, so that pods start."""
     lab.drop()
-    lab.kubectl("apply", "--server-side", "--force-conflicts", "-k", OVERLAY)
+    folder = kustomize.write(tmp_path / "startup-taint", "startup-taint")
+    lab.kubectl("apply", "--server-side", "--force-conflicts", "-k", folder)
     lab.config_map("fresh", {"pl-fresh": text("pl-fresh")})
     lab.cluster.apply(pod("ordinary", apparmor="pl-fresh"))
     try:

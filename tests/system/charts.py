@@ -1,0 +1,46 @@
+"""Runs helm and helm-unittest, which are built once from the Go module in tests/system/helm."""
+
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.system import go_build
+
+MODULE = Path(__file__).parent / "helm"
+CHART = Path(__file__).parents[2] / "manifests/helm/profile-loader"
+RELEASE = "profile-loader"
+PACKAGES = {
+    "helm": "helm.sh/helm/v3/cmd/helm",
+    "helm-unittest": "github.com/helm-unittest/helm-unittest/cmd/helm-unittest",
+}
+
+
+def program(name):
+    """Return the path of helm or helm-unittest."""
+    return go_build.program(MODULE, name, PACKAGES[name], packages=900, usual="2 to 4 minutes")
+
+
+def run(name, *words, kubeconfig=None, check=True):
+    """Run helm or helm-unittest without the user's configuration; return its result."""
+    with tempfile.TemporaryDirectory() as home:
+        environ = {"PATH": os.environ["PATH"], "HOME": home}
+        if kubeconfig is not None:
+            environ["KUBECONFIG"] = str(kubeconfig)
+        done = subprocess.run(
+            [program(name), *map(str, words)],
+            capture_output=True, text=True, check=False, env=environ, timeout=600,
+        )  # fmt: skip
+    if check:
+        assert done.returncode == 0, f"{name} {words}: {done.stdout}{done.stderr}"
+    return done
+
+
+def helm(*words, **more):
+    """Run helm; return its standard output."""
+    return run("helm", *words, **more).stdout
+
+
+def template(*words, release=RELEASE, namespace="profile-loader"):
+    """Return the YAML documents that the chart renders."""
+    return helm("template", release, CHART, "--namespace", namespace, *words)
