@@ -120,7 +120,8 @@ def test_the_message_of_the_parser_is_in_every_output(capsys):
 REMOVED_KINDS = {  # The objects are deleted with the namespace, or are part of `kubectl delete -k`.
     "Namespace", "ConfigMap", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role",
     "RoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
-    "ResourceQuota", "DaemonSet", "Kustomization", "PodMonitor", "PrometheusRule", "Pod",
+    "ResourceQuota", "DaemonSet", "Kustomization", "Component", "PodMonitor", "PrometheusRule",
+    "NetworkPolicy", "Pod",
 }  # fmt: skip
 
 
