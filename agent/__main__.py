@@ -121,8 +121,11 @@ def _check(command: cli.Check) -> int:
     from agent.commands import check
     from agent.reporting.progress import Progress
 
+    if _lacks_directory(command.include):
+        return UNREADABLE
     progress = Progress(sys.stderr.write).show
-    checked = check.check(command.config, command.paths, command.arch, command.kernel, progress)
+    target = check.CheckTarget(arch=command.arch, kernel=command.kernel, include=command.include)
+    checked = check.check(command.config, command.paths, target, progress)
     if checked.abi:
         sys.stderr.write(f"AppArmor profiles were compiled against {checked.abi}\n")
     status = _print_report(checked.report, command.config, nothing="Nothing was checked")
@@ -143,12 +146,28 @@ def _print_files(command: cli.Render | cli.Convert | cli.Diff) -> int:
 def _render(command: cli.Render) -> int:
     from agent.commands import render
 
-    rendered = render.render(command.directory, command.name, command.namespace, command.domain)
+    if _lacks_directory(command.include):
+        return UNREADABLE
+    if command.name:
+        rendered = render.render(
+            command.path, command.name, command.namespace, command.domain, command.include
+        )
+    else:
+        rendered = render.inline(command.path, command.include)
     _print(rendered.text)
     _warn(rendered.mistakes)
     if not rendered.read:
         return UNREADABLE
     return FAILED if rendered.mistakes else 0
+
+
+def _lacks_directory(include: Sequence[str]) -> bool:
+    """Report each include directory that does not exist; return whether there is one."""
+    from agent.commands import inline
+
+    missing = inline.missing_directories(include)
+    _warn(missing)
+    return bool(missing)
 
 
 def _convert(command: cli.Convert) -> int:

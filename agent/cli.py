@@ -9,13 +9,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from agent import command_help
+from agent import command_help, option_checks
 from agent.command_help import COMMANDS, FLAG_ONLY_OPTIONS, options_of
 from agent.config import OPTIONS, Config, Option
 from agent.config_loader import RawValues, read
 from agent.config_values import VARIABLE_PREFIX, suggestion
 from agent.reporting import table
-from agent.sources import source_spec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +35,8 @@ class Check:
     """The machine name that `uname -m` prints; empty for this machine."""
     kernel: str = ""
     """The kernel version; empty for the running kernel."""
+    include: tuple[str, ...] = ()
+    """The directories whose files replace the include rules of AppArmor texts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +83,15 @@ class Restore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Render:
-    """Print ConfigMaps."""
+    """Print ConfigMaps, or one profile without include rules."""
 
-    directory: str
+    path: str
     name: str
+    """The name of the ConfigMap; empty to print one profile."""
     namespace: str
     domain: str
+    include: tuple[str, ...] = ()
+    """The directories whose files replace the include rules; empty to keep the rules."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +178,7 @@ def _checked(
         return _usage(mistakes, command)
     shared = {name.replace("-", "_"): values[name] for name in values.keys() & OPTIONS.keys()}
     config = Config(**shared)  # type: ignore[arg-type] # each value type has checked its value
-    mistakes += _inconsistent(command, config, values, arguments.positional)
+    mistakes += option_checks.mistakes(command, config, values, arguments.positional)
     return _usage(mistakes, command) if mistakes else _parsed(command, config, values, arguments)
 
 
@@ -263,81 +267,6 @@ def _config_file(
     return {}, [f"--config {path}: {problem}" if path else "--config: the path must not be empty"]
 
 
-def _inconsistent(
-    command: str, config: Config, values: Mapping[str, object], positional: Sequence[str]
-) -> list[str]:
-    """Return the mistakes that concern combinations of options."""
-    match command:
-        case "run":
-            mistakes = [] if "oneshot" in values else _daemon_mistakes(config)
-            return _source_mistakes(config.source) + mistakes + _cluster_mistakes(config)
-        case "check":
-            return _path_mistakes(positional)
-        case "diff":
-            return _number_of_files(positional, has_baseline="baseline" in values)
-        case _:
-            return []
-
-
-def _number_of_files(paths: Sequence[str], *, has_baseline: bool) -> list[str]:
-    wanted = 1 if has_baseline else 2
-    if len(paths) == wanted:
-        return []
-    words = "one FILE" if has_baseline else "two files A and B, or --baseline and one FILE"
-    return [f"diff needs {words}: profile-loader diff old.json new.json"]
-
-
-def _source_mistakes(texts: Sequence[str]) -> list[str]:
-    mistakes = []
-    for text in texts:
-        try:
-            source_spec.parse_source(text)
-        except ValueError as error:
-            mistakes.append(f"--source: {error}")
-    return mistakes
-
-
-def _path_mistakes(paths: Sequence[str]) -> list[str]:
-    mistakes = []
-    for path in paths:
-        try:
-            source = source_spec.parse_source(path)
-        except ValueError as error:
-            mistakes.append(f"PATH: {error}")
-            continue
-        if isinstance(source, source_spec.ConfigMapSpec):
-            mistakes.append(
-                f'PATH: "{path}" is in the cluster, and check reads only files. Save it first: '
-                "kubectl get configmap NAME -o yaml > FILE.yaml"
-            )
-    return mistakes
-
-
-def _daemon_mistakes(config: Config) -> list[str]:
-    if config.dry_run:
-        return ["--dry-run needs --oneshot. A daemon that changes nothing has no purpose."]
-    return []
-
-
-def _cluster_mistakes(config: Config) -> list[str]:
-    """Return a mistake for each option that is set without another option that it requires."""
-    mistakes = []
-    if config.https_address != "off" and not config.tls_cert:
-        mistakes.append("--https-address needs --tls-cert")
-    if config.https_address == "off":
-        if config.tls_client_ca:
-            mistakes.append(
-                "--tls-client-ca needs --https-address. Clients of --http-address show no "
-                "certificate."
-            )
-        elif config.tls_cert or config.tls_key:
-            mistakes.append("--tls-cert and --tls-key need --https-address")
-    if not config.node_name:
-        mistakes += ["--pod-aware needs --node-name"] * config.pod_aware
-        mistakes += ["--startup-taint needs --node-name"] * bool(config.startup_taint)
-    return mistakes
-
-
 def _parsed(
     command: str, config: Config, values: Mapping[str, object], arguments: _Arguments
 ) -> Parsed:
@@ -352,10 +281,11 @@ def _parsed(
             return Unlabel(config=config)
         case "render":
             return Render(
-                directory=arguments.positional[0],
-                name=str(values["name"]),
-                namespace=str(values["namespace"]),
+                path=arguments.positional[0],
+                name=str(values.get("name", "")),
+                namespace=str(values.get("namespace", "")),
                 domain=config.label_domain,
+                include=_include(values),
             )
         case _:
             return Run(config=config, oneshot=bool(values.get("oneshot")))
@@ -366,7 +296,13 @@ def _file_command(
 ) -> Check | Convert | Diff:
     arch, kernel = str(values.get("arch", "")), str(values.get("kernel", ""))
     if command == "check":
-        return Check(config=config, paths=tuple(paths), arch=arch, kernel=kernel)
+        return Check(
+            config=config,
+            paths=tuple(paths),
+            arch=arch,
+            kernel=kernel,
+            include=_include(values),
+        )
     caps = values.get("caps")
     capabilities = caps if isinstance(caps, tuple) else None
     if command == "convert":
@@ -382,6 +318,11 @@ def _file_command(
         kernel=kernel,
         capabilities=capabilities,
     )
+
+
+def _include(values: Mapping[str, object]) -> tuple[str, ...]:
+    include = values.get("include")
+    return include if isinstance(include, tuple) else ()
 
 
 def _usage(mistakes: Sequence[str], command: str) -> Usage:

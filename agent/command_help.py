@@ -13,6 +13,7 @@ from typing import Final
 from agent.config import OPTIONS, Option
 from agent.config_values import (
     CAPABILITIES,
+    DIRECTORIES,
     FLAG,
     KERNEL,
     MACHINE,
@@ -80,6 +81,14 @@ _KERNEL: Final = _own_option(
     "convert",
     "diff",
 )
+_INCLUDE: Final = _own_option(
+    "include",
+    DIRECTORIES,
+    "A directory such as /etc/apparmor.d. Its files replace the include rules of AppArmor "
+    "profiles. Can be repeated; the first directory that contains a file is used.",
+    "check",
+    "render",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +139,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
             "profile-loader check profiles",
             "profile-loader check --kinds seccomp --arch aarch64 audit.json",
             "profile-loader check configmap.yaml --output json",
+            "profile-loader check web.profile --include /etc/apparmor.d",
         ),
         statuses={
             0: "Every profile is accepted.",
@@ -138,7 +148,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         },
         positional="PATH",
         is_repeatable=True,
-        options=(_ARCH, _KERNEL),
+        options=(_INCLUDE, _ARCH, _KERNEL),
         needs={"PATH": "at least one PATH is needed: profile-loader check profiles"},
     ),
     "convert": Command(
@@ -218,26 +228,31 @@ COMMANDS: Final[Mapping[str, Command]] = {
         },
     ),
     "render": Command(
-        summary="Print ConfigMaps with the profiles of a directory.",
-        usage="DIR --name NAME --namespace NAMESPACE [options]",
+        summary="Print ConfigMaps with profiles, or a profile without includes.",
+        usage="PATH --name NAME --namespace NAMESPACE [options], or FILE --inline --include DIR",
         examples=(
             "profile-loader render profiles --name web --namespace web | kubectl apply -f -",
+            "profile-loader render web.profile --inline --include /etc/apparmor.d > new.profile",
         ),
         statuses={
-            0: "Every profile is part of a ConfigMap.",
-            1: "A file cannot be part of a ConfigMap, or no profile was found.",
-            3: "The directory is missing or cannot be read.",
+            0: "Every profile is part of the output.",
+            1: "A file cannot be part of the output, or no profile was found.",
+            3: "The directory or file is missing or cannot be read.",
         },
-        positional="DIR",
+        positional="PATH",
         options=(
             _own_option("name", SUBDOMAIN, "The name of the ConfigMap.", "render"),
             _own_option("namespace", NAMESPACE, "The namespace of the ConfigMap.", "render"),
+            _own_option(
+                "inline",
+                FLAG,
+                "Replace the include rules of AppArmor profiles with the text of the included "
+                "files. Without --name, PATH is a file, and the output is its text.",
+                "render",
+            ),
+            _INCLUDE,
         ),
-        needs={
-            "DIR": "a DIR is needed: the directory with the profiles",
-            "name": "--name is needed: the name of the ConfigMap",
-            "namespace": "--namespace is needed: the namespace of the ConfigMap",
-        },
+        needs={"PATH": "a PATH is needed: the directory with the profiles"},
     ),
     "unlabel": Command(
         summary="Remove the agent's labels from the Node, for example before an uninstall.",

@@ -143,6 +143,7 @@ def _is_relative(text: str) -> bool:
 FLAG: Final = ValueType(read=_read_flag, metavar="", is_flag=True)
 TEXT: Final = ValueType(read=_read_text, metavar="TEXT")
 LIST: Final = ValueType(read=_read_list, metavar="TEXT", is_list=True)
+DIRECTORIES: Final = ValueType(read=_read_list, metavar="DIR", is_list=True)
 SECONDS: Final = ValueType(read=_read_seconds, metavar="TIME", unit="s")
 MACHINE: Final = ValueType(read=_read_machine, metavar="ARCH")
 KERNEL: Final = ValueType(read=_read_kernel, metavar="VERSION")

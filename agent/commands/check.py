@@ -13,11 +13,23 @@ from agent.backends.apparmor import factory
 from agent.backends.apparmor.inspector import Inspector
 from agent.backends.seccomp import releases
 from agent.backends.seccomp.backend import SeccompBackend
+from agent.commands.inline import Inlined, Inliner
 from agent.config import Config
 from agent.core import classify, desired, left_out, report_builder
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
-from agent.core.model import Emptied, Inspected, KeyId, ProfileKind, Snapshot, SourceKey, Unreadable
+from agent.core.model import (
+    Emptied,
+    Inspected,
+    KeyId,
+    Pending,
+    Profile,
+    ProfileKind,
+    Rejection,
+    Snapshot,
+    SourceKey,
+    Unreadable,
+)
 from agent.core.report import ProfileSetStatus, ProfileStatus, Report
 from agent.core.vocabulary import ActionName, LeftOutReason, ProfileState, Reason
 from agent.host.filesystem import Host
@@ -42,11 +54,24 @@ class Checked:
     """The AppArmor ABI that the profiles were compiled against; empty without AppArmor profiles."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckTarget:
+    """The node for which profiles are checked."""
+
+    arch: str = ""
+    """The machine; empty for this machine."""
+    kernel: str = ""
+    """The kernel version; empty for the running kernel."""
+    include: tuple[str, ...] = ()
+    """The directories whose files replace the include rules of AppArmor texts. If it is empty, the
+    parser reads the include directory of this machine.
+    """
+
+
 def check(
     config: Config,
     paths: Sequence[str],
-    arch: str,
-    kernel: str,
+    target: CheckTarget,
     progress: Callable[[int, int], None],
 ) -> Checked:
     """Check all keys in files, directories and manifests.
@@ -54,8 +79,7 @@ def check(
     Args:
         config: the options of this run.
         paths: the files, directories and manifests.
-        arch: the machine to check for; if it is empty, this machine.
-        kernel: the kernel version to check for; if it is empty, the running kernel.
+        target: the node to check for.
         progress: called with the number of compiled texts and the number of all texts.
     """
     files_by_directory, others = _split(paths)
@@ -69,7 +93,8 @@ def check(
     # directory are compared with each other.
     groups = [sets, *([snapshot] for snapshot in directories)]
     apparmor = factory.build_checker(config)
-    results = _inspect(config, groups, apparmor, _seccomp(config, arch, kernel), progress)
+    inspectors = _Inspectors(apparmor, _seccomp(config, target), target.include)
+    results = _inspect(config, groups, inspectors, progress)
     rows = [row for result in results for row in _rows(result)]
     skipped: list[Finding | None] = []
     if rows:  # Files without a profile, such as a README, are accepted together with profiles.
@@ -102,37 +127,68 @@ def _profile_sets(
         yield replace(status, left_out=inputs.get(snapshot.profile_set, ()))
 
 
-def _seccomp(config: Config, arch: str, kernel: str) -> SeccompBackend:
+def _seccomp(config: Config, target: CheckTarget) -> SeccompBackend:
     return SeccompBackend(
         host=Host("/"),
         prefix=config.seccomp_prefix,
         format=config.seccomp_format,
         allow_unknown_syscalls=config.allow_unknown_syscalls,
-        machine=arch or platform.machine(),
-        kernel=kernel,
+        machine=target.arch or platform.machine(),
+        kernel=target.kernel,
         floor=releases.parse(config.runtime_floor),
     )
+
+
+class _Inspectors:
+    """The inspection of each kind of key."""
+
+    def __init__(
+        self, apparmor: Inspector, seccomp: SeccompBackend, include: Sequence[str]
+    ) -> None:
+        self.apparmor = apparmor
+        self._seccomp = seccomp
+        self._inliner = Inliner(include) if include else None
+        self._inlined: dict[SourceKey, Inlined | tuple[Finding, ...]] = {}
+
+    def inspect(self, kind: ProfileKind, key: SourceKey) -> Inspected:
+        """Inspect one key. The text of an AppArmor key has no include rules if there are include
+        directories.
+        """
+        if kind == "seccomp":
+            return self._seccomp.inspect(key)
+        if self._inliner is None:
+            return self.apparmor.inspect(key)
+        if key not in self._inlined:
+            self._inlined[key] = self._inliner.inline(key)
+        inlined = self._inlined[key]
+        if isinstance(inlined, Inlined):
+            return _located(self.apparmor.inspect(inlined.source_key), inlined)
+        id_ = KeyId(kind=kind, profile_set=key.profile_set, key=key.key)
+        return Rejection(id=id_, findings=inlined)
+
+
+def _located(result: Inspected, inlined: Inlined) -> Inspected:
+    """Return a result whose findings refer to the lines of the original text."""
+    if isinstance(result, Profile | Rejection | Pending):
+        return replace(result, findings=tuple(map(inlined.located, result.findings)))
+    return result
 
 
 def _inspect(
     config: Config,
     groups: Sequence[Sequence[Snapshot]],
-    apparmor: Inspector,
-    seccomp: SeccompBackend,
+    inspectors: _Inspectors,
     progress: Callable[[int, int], None],
 ) -> list[desired.Desired]:
     """Inspect the keys of each group, and wait until all texts are compiled."""
-
-    def inspect(kind: ProfileKind, key: SourceKey) -> Inspected:
-        return apparmor.inspect(key) if kind == "apparmor" else seccomp.inspect(key)
-
     kinds: frozenset[ProfileKind] = frozenset(
         kind for kind in ("apparmor", "seccomp") if kind in config.kinds
     )
-    results = [desired.join(group, inspect, kinds) for group in groups]
+    apparmor = inspectors.apparmor
+    results = [desired.join(group, inspectors.inspect, kinds) for group in groups]
     while any(result.pending for result in results) and apparmor.wait(progress):
         apparmor.begin_pass()
-        results = [desired.join(group, inspect, kinds) for group in groups]
+        results = [desired.join(group, inspectors.inspect, kinds) for group in groups]
     return results
 
 

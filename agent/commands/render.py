@@ -1,4 +1,4 @@
-"""Creates ConfigMaps from a directory of profiles.
+"""Creates ConfigMaps from a directory of profiles, and texts without include rules.
 
 A ConfigMap key cannot contain `/`, so each sub-directory gets its own ConfigMaps, with its path in
 the annotation seccomp-prefix. For the same directory, the result is always the same text.
@@ -7,12 +7,16 @@ the annotation seccomp-prefix. For the same directory, the result is always the 
 import base64
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import yaml
 
+from agent.commands.inline import Inlined, Inliner
+from agent.core.findings import Finding
 from agent.core.model import Emptied, Missing, Read, SourceKey, Unreadable
+from agent.sources import limits
 from agent.sources.directory import DirectorySource
 
 # A ConfigMap, including its metadata, is limited to 1 MiB, like a request to etcd.
@@ -28,15 +32,39 @@ class Rendered:
     """The result of rendering a directory."""
 
     text: str
-    """The ConfigMaps, as YAML documents."""
+    """The ConfigMaps as YAML documents, or the text of one profile."""
     mistakes: tuple[str, ...]
-    """A message for each file that was not added to a ConfigMap."""
+    """A message for each file that is not part of the text."""
     read: bool = True
-    """Whether the directory could be read."""
+    """Whether the directory or file could be read."""
 
 
-def render(directory: str, name: str, namespace: str, domain: str) -> Rendered:
-    """Render all profiles in a directory and its sub-directories.
+def inline(path: str, include: Sequence[str]) -> Rendered:
+    """Return the text of one profile without include rules.
+
+    Args:
+        path: the file of the profile.
+        include: the directories whose files replace the include rules.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(limits.KEY_BYTES + 1)
+    except OSError as error:
+        return Rendered(text="", mistakes=(f"{path}: {error.strerror}",), read=False)
+    if len(content) > limits.KEY_BYTES:
+        return Rendered(text="", mistakes=(f"{path}: {limits.too_large(path).message}",))
+    name = f"{PurePosixPath(path).name}.profile"  # the kind of every text is AppArmor
+    key = SourceKey(profile_set="", key=path, name=name, content=content)
+    inlined = Inliner(include).inline(key)
+    if not isinstance(inlined, Inlined):
+        return Rendered(text="", mistakes=_mistakes(path, inlined))
+    return Rendered(text=inlined.source_key.content.decode("utf-8"), mistakes=())
+
+
+def render(
+    directory: str, name: str, namespace: str, domain: str, include: Sequence[str] = ()
+) -> Rendered:
+    """Render every profile in a directory and its sub-directories.
 
     Args:
         directory: the path of the directory.
@@ -44,6 +72,7 @@ def render(directory: str, name: str, namespace: str, domain: str) -> Rendered:
             ConfigMaps end with a number.
         namespace: the namespace of the ConfigMaps.
         domain: the domain of the annotations.
+        include: the directories whose files replace the include rules; empty to keep the rules.
     """
     (snapshot,) = DirectorySource(directory).read()
     match snapshot:
@@ -58,7 +87,10 @@ def render(directory: str, name: str, namespace: str, domain: str) -> Rendered:
             return Rendered(text="", mistakes=(message,), read=False)
     mistakes = [f'"{key}": {finding.message}' for key, finding in snapshot.rejected_keys]
     keys_by_prefix: dict[str, list[SourceKey]] = defaultdict(list)
-    for key in snapshot.source_keys:
+    source_keys = list(snapshot.source_keys)
+    if include:
+        source_keys = _inlined(source_keys, include, mistakes)
+    for key in source_keys:
         path = PurePosixPath(key.key)
         if not _KEY.fullmatch(path.name):
             mistakes.append(
@@ -74,6 +106,27 @@ def render(directory: str, name: str, namespace: str, domain: str) -> Rendered:
             maps.append(_config_map(f"{name}{number}", namespace, domain, prefix, part))
     text = yaml.dump_all(maps, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
     return Rendered(text=text, mistakes=tuple(mistakes))
+
+
+def _inlined(
+    keys: Sequence[SourceKey], include: Sequence[str], mistakes: list[str]
+) -> list[SourceKey]:
+    """Return the keys without include rules, and add a message for each other key."""
+    inliner = Inliner(include)
+    inlined_keys: list[SourceKey] = []
+    for key in keys:
+        inlined = inliner.inline(key)
+        if isinstance(inlined, Inlined):
+            inlined_keys.append(inlined.source_key)
+        else:
+            mistakes += _mistakes(key.key, inlined)
+    return inlined_keys
+
+
+def _mistakes(key: str, findings: Sequence[Finding]) -> tuple[str, ...]:
+    return tuple(
+        f'"{key}": {finding.location}: {finding.message} {finding.hint}' for finding in findings
+    )
 
 
 def _split(keys: list[SourceKey]) -> list[list[SourceKey]]:

@@ -166,7 +166,7 @@ OUTPUTS = {
             "Could not open 'abstractions/nope'\n"
         ),
         "AppArmor parser error at line 3: Could not open 'abstractions/nope'",
-        "The node has no file abstractions/nope in /etc/apparmor.d.",
+        "",
     ),
     "a forgotten include of the tunables": (
         "Found reference to variable HOMEDIRS, but is never declared\n",
@@ -195,4 +195,59 @@ def test_an_error_has_every_reason_and_a_next_step(stderr, message, hint):
     )
     assert parser_messages.error_message(stderr.encode(), known) == message
     assert not parser_messages.is_out_of_memory(stderr.encode())
-    assert parser_hints.hint(message, source, "/etc/apparmor.d").startswith(hint)
+    assert parser_hints.hint(message, source).startswith(hint)
+
+
+MISSING_FILES = {
+    "an include": (
+        "AppArmor parser error at line 2: Could not open 'abstractions/x'",
+        (
+            "/etc/apparmor.d of this node (apparmor_parser 3.0.8) does not contain abstractions/x. "
+            "Put the included rules into the text: run `profile-loader render 'my web' --inline "
+            "--include /etc/apparmor.d > FILE` on a machine whose /etc/apparmor.d contains it. "
+        ),
+    ),
+    "an include of an included file": (
+        f"Could not open {parser_messages.REPLACED}",
+        (
+            "/etc/apparmor.d of this node (apparmor_parser 3.0.8) does not contain a file that an "
+            "included file includes. "
+        ),
+    ),
+    "an abi": (
+        "AppArmor parser error at line 1: Could not open 'abi/4.0'",
+        (
+            "/etc/apparmor.d of this node (apparmor_parser 3.0.8) does not contain abi/4.0. "
+            "Replace the rule by one of: abi <abi/3.0>, Or remove the rule."
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "hint"), MISSING_FILES.values(), ids=MISSING_FILES)
+def test_the_next_step_for_a_missing_file_has_the_directory_and_the_version(message, hint):
+    """The hint contains the command that puts the included rules into the text."""
+    missing = parser_hints.missing_file(message)
+    assert parser_hints.missing_file_hint(
+        missing,
+        "my web",
+        include_dir="/etc/apparmor.d",
+        parser_version="3.0.8",
+        abis=["3.0"],
+    ).startswith(hint)
+
+
+def test_a_directory_without_features_files_permits_no_abi_rule():
+    """The only next step is to remove the rule."""
+    missing = parser_hints.missing_file("Could not open 'abi/4.0'")
+    assert (
+        parser_hints.missing_file_hint(
+            missing, "web", include_dir="/includes", parser_version="", abis=[]
+        )
+        == "/includes of this node (apparmor_parser) does not contain abi/4.0. Remove the rule."
+    )
+
+
+def test_an_error_with_another_reason_is_about_no_missing_file():
+    """Only an error about a file that cannot be opened leads to this next step."""
+    assert parser_hints.missing_file("syntax error, unexpected TOK_ID") is None

@@ -133,10 +133,22 @@ NAME_RULE = (
         (
             ("render",),
             [
-                "a DIR is needed: the directory with the profiles",
+                "a PATH is needed: the directory with the profiles",
                 "--name is needed: the name of the ConfigMap",
                 "--namespace is needed: the namespace of the ConfigMap",
             ],
+        ),
+        (
+            ("render", "web", "--inline"),
+            ["--inline needs --include DIR: the directory with the included files."],
+        ),
+        (
+            ("render", "d", "--name=n", "--namespace=n", "--include=/etc/apparmor.d"),
+            ["--include needs --inline: the included files become part of the text."],
+        ),
+        (
+            ("render", "d", "--name=n", "--inline", "--include=/etc/apparmor.d"),
+            ["--namespace is needed: the namespace of the ConfigMap"],
         ),
         (
             ("render", "d", "e", "--name=n", "--namespace=n"),
@@ -361,10 +373,25 @@ def test_each_command_has_its_own_arguments():
     assert parse("status", "--output=json") == cli.Status(config=Config(output="json"))
     assert parse("restore") == cli.Restore(config=Config())
     assert parse("render", "d", "--name=n", "--namespace=ns") == cli.Render(
-        directory="d",
+        path="d",
         name="n",
         namespace="ns",
         domain="profile-loader.node-restriction.kubernetes.io",
+    )
+
+
+def test_include_directories_are_repeatable():
+    """The commands check and render accept several include directories."""
+    include = ("--include=/etc/apparmor.d", "--include", "more")
+    assert parse("check", "a", *include) == cli.Check(
+        config=Config(), paths=("a",), arch="", include=("/etc/apparmor.d", "more")
+    )
+    assert parse("render", "web", "--inline", *include) == cli.Render(
+        path="web",
+        name="",
+        namespace="",
+        domain="profile-loader.node-restriction.kubernetes.io",
+        include=("/etc/apparmor.d", "more"),
     )
 
 

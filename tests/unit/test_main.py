@@ -256,6 +256,36 @@ def test_check_reports_a_parser_that_runs_without_a_sandbox(top, capsys, monkeyp
     assert json.loads(capsys.readouterr().out)["problems"] == []
 
 
+def test_check_uses_the_files_of_include_directories(top, capsys, monkeypatch):
+    """A line of a finding refers to the original text, or to an included file."""
+    monkeypatch.chdir(top)
+    (top / "d/abstractions").mkdir(parents=True)
+    (top / "d/abstractions/web").write_text("  /srv/** r,\n  /opt/tool ux,\n")
+    (top / "d/abstractions/bad").write_text("  # a comment\n  nonsense,\n")
+    text = "profile {0} {{\n  include <abstractions/{0}>\n  signal,\n  /bin/tool ux,\n}}\n"
+    for name in ("web", "bad", "absent"):
+        (top / f"{name}.profile").write_text(text.format(name))
+    names = ["web.profile", "bad.profile", "absent.profile"]
+    assert main(["check", *names, "--include=d", "--output=json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    findings = {
+        row["key"]: [(each["code"], each["where"]) for each in row["problems"]]
+        for row in report["profiles"]
+    }
+    assert findings == {
+        "web.profile": [
+            ("unconfined_exec", "abstractions/web line 2"),
+            ("unconfined_exec", "line 4"),
+        ],
+        "bad.profile": [("parser_rejected", "abstractions/bad line 2")],
+        "absent.profile": [("include_refused", "line 2")],
+    }
+    (bad,) = [row for row in report["profiles"] if row["key"] == "bad.profile"]
+    assert "error in abstractions/bad at line 2: " in bad["problems"][0]["what"]
+    assert main(["check", *names, "--include=absent"]) == 3
+    assert capsys.readouterr().err == "profile-loader: --include absent: not a directory\n"
+
+
 def test_checked_files_are_checked_under_their_base_names(top, capsys, monkeypatch):
     """The directory of a checked file is ignored, because its target directory is unknown."""
     monkeypatch.chdir(top / "source")
@@ -416,6 +446,18 @@ def test_render_prints_config_maps(top, capsys):
     assert main(["render", f"{top}/source", *arguments]) == 0
     assert "kind: ConfigMap" in capsys.readouterr().out
     assert main(["render", f"{top}/absent", *arguments]) == 3
+
+
+def test_render_prints_one_profile_without_include_rules(top, capsys):
+    """The exit status for a file that cannot be rendered is 1, and 3 for a missing directory."""
+    (top / "web").write_text("profile web {\n  include if exists <local/web>\n  file,\n}\n")
+    (top / "d").mkdir()
+    inline = ["render", f"{top}/web", "--inline"]
+    assert main([*inline, f"--include={top}/d"]) == 0
+    assert capsys.readouterr().out.splitlines()[2] == "# local/web does not exist"
+    (top / "web").write_text("include <local/web>\n")
+    assert main([*inline, f"--include={top}/d"]) == 1
+    assert main([*inline, f"--include={top}/none"]) == 3
 
 
 def test_a_file_in_place_of_the_state_directory_is_a_usage_error(run, top, capsys):

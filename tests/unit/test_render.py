@@ -92,3 +92,69 @@ def test_a_directory_that_cannot_be_read_is_reported(tmp_path):
     result = render.render(str(tmp_path), "n", "ns", DOMAIN)
     assert result.read
     assert result.mistakes == (f"{tmp_path}: the directory contains no profile",)
+
+
+INCLUDING = "profile web {\n  include <abstractions/web>\n}\n"
+INLINED = (
+    "profile web {{\n"
+    "  # begin include <abstractions/web>\n"
+    "# file {directory}/abstractions/web\n"
+    "/srv/** r,\n"
+    "# end include <abstractions/web>\n"
+    "}}\n"
+)
+
+
+def include_directory(tmp_path):
+    """Create an include directory with one abstraction."""
+    directory = tmp_path / "apparmor.d"
+    (directory / "abstractions").mkdir(parents=True)
+    (directory / "abstractions/web").write_text("/srv/** r,\n")
+    return str(directory)
+
+
+def test_an_inlined_profile_has_no_include_rules(tmp_path):
+    """The output is the text of one profile, even if its name is not that of a profile."""
+    include = include_directory(tmp_path)
+    (tmp_path / "web.txt").write_text(INCLUDING)
+    result = render.inline(str(tmp_path / "web.txt"), [include])
+    assert result == render.Rendered(text=INLINED.format(directory=include), mistakes=())
+
+
+def test_config_maps_can_have_inlined_profiles(tmp_path):
+    """Include rules of AppArmor profiles are replaced; other profiles stay the same."""
+    include = include_directory(tmp_path)
+    top = tmp_path / "set"
+    top.mkdir()
+    (top / "web.profile").write_text(INCLUDING)
+    (top / "audit.json").write_text("{}")
+    (top / "bad.profile").write_text("include <absent>\nprofile bad { }\n")
+    result = render.render(str(top), "n", "ns", DOMAIN, [include])
+    (document,) = yaml.safe_load_all(result.text)
+    assert document["data"] == {
+        "audit.json": "{}",
+        "web.profile": INLINED.format(directory=include),
+    }
+    assert result.mistakes == (
+        (
+            '"bad.profile": line 1: The includes of the text cannot be expanded: '
+            f"{include} does not contain absent. Pass a directory that contains the file with "
+            "another --include."
+        ),
+    )
+
+
+def test_a_profile_that_cannot_be_inlined_has_a_reason(tmp_path):
+    """A missing file, a file that is too large and an absolute include are reported."""
+    include = include_directory(tmp_path)
+    absent = render.inline(str(tmp_path / "absent"), [include])
+    assert (absent.read, absent.mistakes) == (
+        False,
+        (f"{tmp_path}/absent: No such file or directory",),
+    )
+    (tmp_path / "large").write_bytes(b"#" * ((1 << 20) + 1))
+    large = render.inline(str(tmp_path / "large"), [include])
+    assert (large.read, len(large.mistakes)) == (True, 1)
+    (tmp_path / "web").write_text('include "/etc/shadow"\n')
+    (mistake,) = render.inline(str(tmp_path / "web"), [include]).mistakes
+    assert "The path of this include rule is absolute" in mistake

@@ -7,7 +7,7 @@ part identifies the parser, its configuration and every file that a text may inc
 
 from dataclasses import dataclass
 
-from agent.backends.apparmor import kernel_access
+from agent.backends.apparmor import kernel_access, network_addresses
 from agent.backends.apparmor import parser as apparmor_parser
 from agent.backends.apparmor.kernel_access import KernelAccess
 from agent.backends.apparmor.parser import Parser
@@ -24,6 +24,9 @@ class CompileTarget:
 
     context: str
     """Identifies everything that a compiled policy depends on, except the text."""
+
+    mediates_addresses: bool = False
+    """Whether network rules can have addresses and ports."""
 
 
 class TargetReader:
@@ -72,7 +75,11 @@ class TargetReader:
                 self._kernel_features = self.access.features()
             features = self._kernel_features
         context = f"{_features_digest(features)}:{inputs}"
-        return CompileTarget(options=("--kernel-features", file), context=context)
+        return CompileTarget(
+            options=("--kernel-features", file),
+            context=context,
+            mediates_addresses=network_addresses.are_mediated(features),
+        )
 
     def accepts(self, context: str) -> bool:
         """Return whether a policy with this context was compiled for the features of this kernel.

@@ -16,6 +16,7 @@ from agent.backends.apparmor import (
     diagnostics,
     escape_rules,
     memory_budget,
+    network_addresses,
     parser_hints,
     parser_messages,
     source_checks,
@@ -110,7 +111,7 @@ class Inspector:
         result = self.cache.find(key) or self.cache.find(self._exceeded_key(key))
         if result is None:
             return self._submit(id_, source_key, key, target)
-        judged = self._judge(id_, source_key, result, target.context)
+        judged = self._judge(id_, source_key, result, target)
         if unsupported and isinstance(judged, Profile):
             return diagnostics.cannot_check(
                 id_, f"The profile compiles, but it cannot be installed: {unsupported}."
@@ -193,7 +194,7 @@ class Inspector:
         return digest(f"{key} {self.cpu_limit:g} {memory_budget.limit_bytes()}".encode())
 
     def _judge(
-        self, id_: KeyId, source_key: SourceKey, result: ParserResult, context: str
+        self, id_: KeyId, source_key: SourceKey, result: ParserResult, target: CompileTarget
     ) -> Profile | Rejection:
         """Decide from the parser's result whether a text is accepted."""
         text = source_key.content.decode("utf-8", "replace")
@@ -204,7 +205,7 @@ class Inspector:
                 id_,
                 line=parser_messages.line_reference(result.error, text),
                 message=result.error,
-                hint=parser_hints.hint(result.error, text, self.parser.include_dir),
+                hint=self._next_step(id_, result.error, text),
             )
             return Rejection(id=id_, findings=(finding,))
         try:
@@ -222,7 +223,7 @@ class Inspector:
             names=names,
             source_digest=digest(source_key.content),
             body_digest=result.sha256 or digest(result.policy),
-            context=context,
+            context=target.context,
             modes={each.name: each.mode for each in declared},
             evidence={each.name: each.evidence for each in declared},
         )
@@ -231,9 +232,32 @@ class Inspector:
             version=version,
             source=source_key.content,
             body_size=result.size or len(result.policy),
-            findings=_warnings(id_, declared, text, result),
+            findings=_warnings(id_, declared, text, result) + self._dropped_addresses(text, target),
             prefix=source_key.prefix,
         )
+
+    def _next_step(self, id_: KeyId, error: str, text: str) -> str:
+        """Return the next step for an error of the parser, or an empty string."""
+        missing = parser_hints.missing_file(error)
+        if missing is None:
+            return parser_hints.hint(error, text)
+        if missing.path and self.parser.has_include(missing.path):
+            return diagnostics.UNREADABLE_INCLUDE
+        return parser_hints.missing_file_hint(
+            missing,
+            id_.key,
+            include_dir=self.parser.include_dir,
+            parser_version=self.parser.version(),
+            abis=[path.name for path in self.parser.features_files()],
+        )
+
+    def _dropped_addresses(self, text: str, target: CompileTarget) -> tuple[Finding, ...]:
+        """Return the warnings about network rules whose addresses the policy does not contain."""
+        if not network_addresses.has_conditions(text):
+            return ()
+        features = self.parser.policy_features(network_addresses.abi_path(text))
+        is_in_abi = not features or network_addresses.are_mediated(features)
+        return () if target.mediates_addresses and is_in_abi else network_addresses.dropped(text)
 
 
 def _warnings(

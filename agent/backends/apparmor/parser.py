@@ -36,6 +36,11 @@ WALL_CLOCK_FACTOR = 10.0
 _FEATURES = re.compile(
     rb"^\s*(?:policy|kernel|override-policy)?-?(?:features|abi|features-file)=(\S+)", re.MULTILINE
 )
+_POLICY_FEATURES = re.compile(rb"^\s*policy-features=(\S+)", re.MULTILINE)
+_PRINTED_VERSION = re.compile(rb"version (\d[\w.~+-]{0,30})")
+_VERSION_SECONDS = 10.0
+_VERSION_MEMORY_BYTES = 256 << 20
+_VERSION_OUTPUT_BYTES = 1 << 16
 _INCLUDES = re.compile(rb"^\s*(?:include|Include|I)[= ]\s*(/\S+)", re.MULTILINE)
 
 
@@ -115,6 +120,8 @@ class Parser:
         self.ran = ran
         # the stat signatures of the inputs, and their digest
         self._input_digest: tuple[object, str] = (None, "")
+        # the stat signature of the parser, and its version
+        self._version: tuple[object, str] = (None, "")
         # the stat signatures of the libraries, and their paths
         self._library_files: tuple[object, tuple[str, ...]] = (None, ())
 
@@ -126,16 +133,63 @@ class Parser:
             return f"{self.path} is not an executable file"
         return ""
 
+    def features_files(self) -> list[Path]:
+        """Return the features files in the include directory, the highest version last."""
+        files = (
+            path for path in Path(self.include_dir, "abi").glob("*") if re.match(r"\d", path.name)
+        )
+        return sorted(files, key=_version)
+
     def newest_features_file(self) -> str:
         """Return the features file with the highest version in the include directory.
 
         The result is "" if the directory contains no features file.
         """
-        files = [
-            path for path in Path(self.include_dir, "abi").glob("*") if re.match(r"\d", path.name)
-        ]
-        newest = max(files, key=_version, default=None)
-        return str(newest) if newest is not None else ""
+        files = self.features_files()
+        return str(files[-1]) if files else ""
+
+    def has_include(self, path: str) -> bool:
+        """Return whether the include directory contains a file that the parser could not open."""
+        is_inside = not path.startswith("/") and ".." not in path.split("/")
+        return is_inside and Path(self.include_dir, path).exists()
+
+    def policy_features(self, abi_path: str) -> bytes:
+        """Return the features that a text is compiled for, as far as the text decides.
+
+        The result is empty if only the features of the kernel decide.
+
+        Args:
+            abi_path: the path in the text's abi rule; empty if the text has no abi rule.
+        """
+        if abi_path:
+            return file_content(str(Path(self.include_dir, abi_path)))
+        configured = _configured(_POLICY_FEATURES, file_content(self.config_file))
+        return file_content(configured[-1]) if configured else b""
+
+    def version(self) -> str:
+        """Return the version of the parser; empty if the parser does not print a version.
+
+        The parser is started only after its file has changed.
+        """
+        signature = _signature(self.path)
+        if signature != self._version[0]:
+            self._version = (signature, self._printed_version())
+        return self._version[1]
+
+    def _printed_version(self) -> str:
+        limits = CommandLimits(
+            seconds=_VERSION_SECONDS,
+            memory_bytes=_VERSION_MEMORY_BYTES,
+            cpu_seconds=int(_VERSION_SECONDS),
+            output_bytes=_VERSION_OUTPUT_BYTES,
+        )
+        try:
+            access = None if self.unsandboxed_reason() else self.access(())
+            done = self._done([self.path, "--version"], b"", limits, access, lambda: False)
+        except (HostError, ParserError):
+            return ""
+        printed = _PRINTED_VERSION.search(done.stdout)
+        return printed[1].decode("ascii") if printed is not None else ""
 
     def input_digest(self) -> str:
         """Return a digest of the parser, its configuration and every file that it may include.
@@ -300,9 +354,12 @@ def _words(path: str, signature: tuple[int, ...]) -> frozenset[str]:  # noqa: AR
     return parser_messages.words_of_program(file_content(path)) | {path, Path(path).name}
 
 
-def _version(path: Path) -> list[int]:
-    """Return the numbers in the name of a features file, for sorting."""
-    return [int(number) for number in re.findall(r"\d+", path.name)]
+def _version(path: Path) -> tuple[list[int], int]:
+    """Return the numbers in the name of a features file, for comparison.
+
+    Of two files with the same version, the file without a suffix is last.
+    """
+    return [int(number) for number in re.findall(r"\d+", path.name)], -len(path.name)
 
 
 def _signature(path: str) -> tuple[int, ...]:

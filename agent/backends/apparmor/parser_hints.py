@@ -4,15 +4,19 @@ This module is pure. If this module has no hint for a message, diagnostics.py ad
 """
 
 import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from agent.backends.apparmor.parser_messages import STANDARD_VARIABLES
+from agent.backends.apparmor.parser_messages import REPLACED, STANDARD_VARIABLES
+from agent.backends.apparmor.profile_text import without_comments
 
 _UNDECLARED: Final = re.compile(
     r"(?:reference to variable |find declaration for: |undefined variable )(?:@\{)?(?P<name>\w*)"
 )
 _GLOBAL_TUNABLES: Final = re.compile(r"#?include\s+(?:if\s+exists\s+)?<tunables/global>")
-_MISSING_INCLUDE: Final = re.compile(r"Could not open '([^']+)'")
+_MISSING_FILE: Final = re.compile(rf"Could not open (?:'(?P<path>[^']+)'|{re.escape(REPLACED)})")
 _HINTS: Final = (
     (
         re.compile(r"conflicting x modifiers"),
@@ -41,23 +45,79 @@ _HINTS: Final = (
 )
 
 
-def hint(message: str, source: str, include_dir: str) -> str:
-    """Return the hint for an error message about a text, or ""."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MissingFile:
+    """A file that the parser could not open."""
+
+    path: str
+    """The path in the include directory; empty if the message does not contain the path, because
+    only an included file contains it.
+    """
+
+    @property
+    def is_abi(self) -> bool:
+        """Whether the file contains the features of an abi rule."""
+        return self.path.startswith("abi/")
+
+
+def missing_file(message: str) -> MissingFile | None:
+    """Return the file that an error message is about; None if the message has another reason."""
+    missing = _MISSING_FILE.search(message)
+    return None if missing is None else MissingFile(path=missing["path"] or "")
+
+
+def missing_file_hint(
+    missing: MissingFile, key: str, *, include_dir: str, parser_version: str, abis: Sequence[str]
+) -> str:
+    """Return the next step for a text that needs a file which the node lacks.
+
+    Args:
+        missing: the file that the parser could not open.
+        key: the key of the text.
+        include_dir: the include directory of the node.
+        parser_version: the version of the node's parser; empty if it is unknown.
+        abis: the names of the features files in the include directory.
+    """
+    version = f" {parser_version}" if parser_version else ""
+    node = f"of this node (apparmor_parser{version})"
+    if missing.is_abi:
+        known = ", ".join(f"abi <abi/{name}>," for name in abis)
+        change = (
+            f"Replace the rule by one of: {known} Or remove the rule."
+            if abis
+            else ("Remove the rule.")
+        )
+        return f"{include_dir} {node} does not contain {missing.path}. {change}"
+    command = f"profile-loader render {shlex.quote(key)} --inline --include {include_dir}"
+    file = missing.path or "a file that an included file includes"
+    return (
+        f"{include_dir} {node} does not contain {file}. Put the included rules into the text: run "
+        f"`{command} > FILE` on a machine whose {include_dir} contains it. Or install the package "
+        "that contains it on the node."
+    )
+
+
+def hint(message: str, source: str) -> str:
+    """Return the next step for an error message about a text, or an empty string."""
     undeclared = _UNDECLARED.search(message)
     if undeclared is not None:
-        is_own = re.search(rf"@\{{{undeclared['name']}\}}", source) is not None
-        if is_own and undeclared["name"] not in STANDARD_VARIABLES:
-            return f"Assign a value to @{{{undeclared['name']}}} before the first profile."
-        if not _GLOBAL_TUNABLES.search(source):
-            return (
-                "Begin the text with: include <tunables/global>. It declares the variables that "
-                "the abstractions use."
-            )
-        return "Assign a value to the variable before the first profile."
-    missing = _MISSING_INCLUDE.search(message)
-    if missing is not None:
-        return (
-            f"The node has no file {missing[1]} in {include_dir}. Install the package that "
-            "contains it, or copy its rules into the text."
-        )
+        return _undeclared_hint(undeclared["name"], without_comments(source))
     return next((step for pattern, step in _HINTS if pattern.search(message)), "")
+
+
+def _undeclared_hint(name: str, bare: str) -> str:
+    """Return the next step for a variable without a declaration.
+
+    Args:
+        name: the name of the variable; empty if the message does not contain the name.
+        bare: the text without its comments.
+    """
+    is_own = re.search(rf"@\{{{name}\}}", bare) is not None
+    if is_own and name not in STANDARD_VARIABLES:
+        return f"Assign a value to @{{{name}}} before the first profile."
+    if not _GLOBAL_TUNABLES.search(bare):
+        return (
+            "Begin the text with: include <tunables/global>. It declares the variables that "
+            "the abstractions use."
+        )
+    return "Assign a value to the variable before the first profile."

@@ -72,7 +72,7 @@ def _rejected_includes(text: str) -> Iterator[Finding]:
     for start, (keyword, path) in sorted(_include_rules(text).rejected.items()):
         yield _include_refused(
             counter.line(start),
-            f"The path of this {keyword} rule {_outside_reason(path)}.",
+            f"The path of this {keyword} rule {outside_reason(path)}.",
             "Include only files of /etc/apparmor.d, for example: include <abstractions/base>",
         )
 
@@ -126,7 +126,7 @@ def _include_rules(text: str) -> _IncludeRules:
                 if token.kind not in (TokenKind.INCLUDE_PATH, TokenKind.ABI_PATH):
                     continue
                 path = text[token.start : token.end]
-                if _outside_reason(path):
+                if outside_reason(path):
                     keyword = "abi" if token.kind is TokenKind.ABI_PATH else "include"
                     rejected[token.start] = keyword, path
                 elif token.kind is TokenKind.ABI_PATH or depth > 0:
@@ -149,7 +149,7 @@ def _is_harmless(text: str) -> bool:
     return True
 
 
-def _outside_reason(path: str) -> str:
+def outside_reason(path: str) -> str:
     """Return why a path may lead out of the include directory, or "" if it does not."""
     name = path.removeprefix("<").removesuffix(">").strip().strip('"')
     if "\\" in name:

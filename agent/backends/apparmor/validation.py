@@ -128,14 +128,14 @@ def _errors(
 def _name_errors(
     name: str, shown: str, location: str, names: frozenset[str], rules: ValidationRules
 ) -> Iterator[Finding]:
-    reason = _unsafe_reason(name, names)
-    if reason:
+    unsafe = _unsafe_reason(name, names)
+    if unsafe is not None:
+        reason, hint = unsafe
         yield Finding(
             code=FindingCode.NAME_UNSAFE,
             location=location,
             message=f'The profile name "{shown[:_MAX_NAME_BYTES]}" {reason}.',
-            hint="Choose a shorter, plain name. Declare hats and child profiles inside their "
-            "parent, one level deep.",
+            hint=hint,
         )
     if "@{" in name:
         yield source_checks.name_variable(location)
@@ -178,26 +178,33 @@ def _confinement_errors(
         )
 
 
-def _unsafe_reason(name: str, names: frozenset[str]) -> str:
-    """Return why a name could block the kernel or forge a line of its list, or "" if it could not.
+def _unsafe_reason(name: str, names: frozenset[str]) -> tuple[str, str] | None:
+    """Return why a name could block the kernel or forge a line of its list, and the correction.
 
     If the load of a name fails because the name is too long or lacks a parent, data remain in the
-    kernel that block later loads.
+    kernel that block later loads. The result is None for a safe name.
     """
     parent = compiled_policy.parent(name)
+    plain = "Choose a name of letters, digits, `-`, `_` and `.`."
     checks = (
-        (not name, "is empty"),
-        (not name.isprintable(), "contains a character that cannot be printed"),
-        (name != name.strip(), "begins or ends with a space"),
-        (len(name.encode()) > _MAX_NAME_BYTES, f"is longer than {_MAX_NAME_BYTES} bytes"),
-        ("//&" in name, "has the form of a stack of profiles (//&)"),
+        (not name, "is empty", plain),
+        (not name.isprintable(), "contains a character that cannot be printed", plain),
+        (name != name.strip(), "begins or ends with a space", "Remove the space."),
+        (
+            len(name.encode()) > _MAX_NAME_BYTES,
+            f"is longer than {_MAX_NAME_BYTES} bytes",
+            "Choose a shorter name.",
+        ),
+        ("//&" in name, "has the form of a stack of profiles (//&)", plain),
         (
             name.startswith("localhost/"),
             "begins with localhost/, which container runtimes remove from the name in a pod",
+            f"Remove `localhost/` from the name: profile {name.removeprefix('localhost/')} {{",
         ),
         (
             parent is not None and parent not in names,
             f'has a parent "{parent}" that the same key does not declare',
+            "Declare the profile as a hat or child profile inside its parent.",
         ),
     )
-    return next((reason for applies, reason in checks if applies), "")
+    return next((problem[1:] for problem in checks if problem[0]), None)

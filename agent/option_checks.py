@@ -1,0 +1,103 @@
+"""Checks the combinations of options that a command line selects.
+
+agent.cli calls this module after each value has been checked by its own type. This module reads no
+file.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from agent.config import Config
+from agent.sources import source_spec
+
+
+def mistakes(
+    command: str, config: Config, values: Mapping[str, object], positional: Sequence[str]
+) -> list[str]:
+    """Return the mistakes that concern combinations of options."""
+    match command:
+        case "run":
+            daemon = [] if "oneshot" in values else _daemon_mistakes(config)
+            return _source_mistakes(config.source) + daemon + _cluster_mistakes(config)
+        case "check":
+            return _path_mistakes(positional)
+        case "render":
+            return _render_mistakes(values)
+        case "diff":
+            return _number_of_files(positional, has_baseline="baseline" in values)
+        case _:
+            return []
+
+
+def _number_of_files(paths: Sequence[str], *, has_baseline: bool) -> list[str]:
+    wanted = 1 if has_baseline else 2
+    if len(paths) == wanted:
+        return []
+    words = "one FILE" if has_baseline else "two files A and B, or --baseline and one FILE"
+    return [f"diff needs {words}: profile-loader diff old.json new.json"]
+
+
+def _render_mistakes(values: Mapping[str, object]) -> list[str]:
+    """Return the mistakes in the options that select the form of the output."""
+    mistakes = []
+    if "inline" in values and "include" not in values:
+        mistakes.append("--inline needs --include DIR: the directory with the included files.")
+    if "include" in values and "inline" not in values:
+        mistakes.append("--include needs --inline: the included files become part of the text.")
+    if "inline" in values and not {"name", "namespace"} & values.keys():
+        return mistakes  # The output is one profile.
+    needs = {
+        "name": "--name is needed: the name of the ConfigMap",
+        "namespace": "--namespace is needed: the namespace of the ConfigMap",
+    }
+    return mistakes + [message for option, message in needs.items() if option not in values]
+
+
+def _source_mistakes(texts: Sequence[str]) -> list[str]:
+    mistakes = []
+    for text in texts:
+        try:
+            source_spec.parse_source(text)
+        except ValueError as error:
+            mistakes.append(f"--source: {error}")
+    return mistakes
+
+
+def _path_mistakes(paths: Sequence[str]) -> list[str]:
+    mistakes = []
+    for path in paths:
+        try:
+            source = source_spec.parse_source(path)
+        except ValueError as error:
+            mistakes.append(f"PATH: {error}")
+            continue
+        if isinstance(source, source_spec.ConfigMapSpec):
+            mistakes.append(
+                f'PATH: "{path}" is in the cluster, and check reads only files. Save it first: '
+                "kubectl get configmap NAME -o yaml > FILE.yaml"
+            )
+    return mistakes
+
+
+def _daemon_mistakes(config: Config) -> list[str]:
+    if config.dry_run:
+        return ["--dry-run needs --oneshot. A daemon that changes nothing has no purpose."]
+    return []
+
+
+def _cluster_mistakes(config: Config) -> list[str]:
+    """Return a mistake for each option that is set without another option that it requires."""
+    mistakes = []
+    if config.https_address != "off" and not config.tls_cert:
+        mistakes.append("--https-address needs --tls-cert")
+    if config.https_address == "off":
+        if config.tls_client_ca:
+            mistakes.append(
+                "--tls-client-ca needs --https-address. Clients of --http-address show no "
+                "certificate."
+            )
+        elif config.tls_cert or config.tls_key:
+            mistakes.append("--tls-cert and --tls-key need --https-address")
+    if not config.node_name:
+        mistakes += ["--pod-aware needs --node-name"] * config.pod_aware
+        mistakes += ["--startup-taint needs --node-name"] * bool(config.startup_taint)
+    return mistakes
