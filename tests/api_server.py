@@ -1,9 +1,9 @@
 """An API server in memory: one Node with field managers, and Events.
 
-Server-side apply behaves as in a real API server. A label that its field manager no longer applies
-is removed, unless another manager also owns the label. A forced value takes the field from the
-other managers. An apply of the same labels does not change the Node. A wrong uid is a conflict. An
-apply to a missing Node would create the Node, which is forbidden.
+Server-side apply behaves as in a real API server. If its field manager no longer applies a label,
+the label is removed, unless another manager also owns it. A forced value takes the field from the
+other managers. An apply of the same labels does not change the Node. An apply with a wrong uid is a
+conflict. An apply to a missing Node is forbidden, because it would create the Node.
 """
 
 import copy
@@ -20,14 +20,14 @@ BOOT_ID = "7d0c6a2e-0000-4000-8000-000000000001"
 
 
 class ApiServer:
-    """A fake with the methods of agent.kube.client.Api; it records each request in `asked`.
+    """A fake with the methods of agent.kube.client.Api, which records each request in `asked`.
 
-    Attributes that tests set:
-        errors: raised by the next requests, one error for each request; these requests are not
+    Tests set these attributes:
+        errors: the next requests raise these errors, one error for each request, and are not
             carried out.
-        lost: raised by the next requests after they were carried out.
+        lost: the next requests raise these errors after they were carried out.
         bound: the uid of the Node in the token of the client.
-        policy: returns why a change of the labels is denied, from the labels before and after the
+        policy: returns why a change of the labels is denied, given the labels before and after the
             change.
         during: called before each request is carried out.
     """
@@ -46,7 +46,7 @@ class ApiServer:
         self.make(dict(labels), uid=UID, taints=taints, boot_id=boot_id)
 
     def make(self, labels=(), *, uid, taints=(), boot_id=BOOT_ID):
-        """Create the Node like a kubelet."""
+        """Create the Node in the same way as a kubelet."""
         self.version += 1
         self.owners = {key: {"kubelet"} for key in dict(labels)}
         self.node = {
@@ -60,14 +60,16 @@ class ApiServer:
         return self.node["metadata"]["labels"]
 
     def set_label(self, key, value, manager="admin"):
-        """Set a label as another client. A new value takes the field from all other managers."""
+        """Set a label in the same way as another client. A new value takes the field from all other
+        managers.
+        """
         self.version += 1
         shared = self.owners.get(key, set()) if self.labels.get(key) == value else set()
         self.owners[key] = shared | {manager}
         self.labels[key] = value
 
     def drop_label(self, key):
-        """Remove a label as another client."""
+        """Remove a label in the same way as another client."""
         self.version += 1
         self.owners.pop(key, None)
         del self.labels[key]
@@ -122,7 +124,7 @@ class ApiServer:
         return self._end(self.snapshot())
 
     def _patch_metadata(self, patch):
-        """Carry out a JSON patch of the metadata completely, or not at all."""
+        """Carry out a JSON patch of the metadata, either completely or not at all."""
         node = self.snapshot()
         for operation in patch:
             parts = [
@@ -164,13 +166,13 @@ class ApiServer:
         return copy.deepcopy(self.node)
 
     def requests(self):
-        """Return the methods of the requests since the last call."""
+        """Return the methods of all requests since the last call."""
         methods, self.asked = [request.partition(" ")[0] for request in self.asked], []
         return methods
 
 
 class WatchedNode:
-    """The store of a Node reflector; only `deliver` and `fail` change the store."""
+    """The store of a Node reflector, which only `deliver` and `fail` change."""
 
     def __init__(self, server):
         self.server = server

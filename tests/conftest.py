@@ -1,4 +1,4 @@
-"""Settings that every test shares."""
+"""Settings that all tests share."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 def pytest_configure():
-    """Let signals also end the processes that the tests started, even in a background job."""
+    """Ensure that signals also end the processes that tests started, even in a background job."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     # nohup ignores SIGHUP on purpose.

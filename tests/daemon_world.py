@@ -1,8 +1,8 @@
-"""A daemon on a node in memory, next to an API server in memory, with a clock that tests move.
+"""Simulates a daemon on a node in memory, with an API server in memory and a clock for tests.
 
-The controller, the reconciler, the file ledger and the publisher are real objects of the agent. The
-publisher has no thread: `publish` runs one step of the publisher. The wake queue moves the clock
-instead of sleeping.
+The controller, the reconciler, the file ledger and the publisher are the real objects of the agent.
+The publisher has no thread; the method `publish` runs one of its steps. The wake queue moves the
+clock instead of sleeping.
 """
 
 from agent.control.confinement_checks import ConfinementChecks
@@ -30,7 +30,7 @@ RESYNC_SECONDS = 300.0
 
 
 class Clock:
-    """A clock that moves only when a test moves it."""
+    """A clock that only moves when a test moves it."""
 
     def __init__(self):
         self.now = 1000.0
@@ -43,19 +43,19 @@ class Clock:
 
 
 class IdleError(Exception):
-    """The controller would wait, because no reason requires a pass."""
+    """The controller would wait now, because no reason requires a pass."""
 
 
 class ScriptedQueue:
-    """The interface of WakeQueue; a wait moves the clock, or ends the test's wait."""
+    """Has the interface of WakeQueue; a wait moves the clock, or ends the wait of the test."""
 
     def __init__(self, clock):
         self.clock = clock
         self.reasons = []
-        self.waits = []  # the seconds of each wait in which no reason came
+        self.waits = []  # the seconds of each wait during which no reason arrived
         self.bursts = 0  # how often further reasons were discarded
         self.is_sleeping = True  # whether an empty queue moves the clock
-        self.later = []  # the reasons that arrive one by one during waits
+        self.later = []  # the reasons that arrive one after another during waits
         self.later_seconds = 0.0  # the time between these reasons
 
     def put(self, reason):
@@ -80,7 +80,7 @@ class ScriptedQueue:
 
 
 class RevisionBackend(MemoryKind):
-    """A backend that observes the node again only if the node has changed.
+    """A backend that only observes the node again if the node has changed.
 
     Checks of the texts in `slow_texts` are pending. The backend counts each inspection, observation
     and check.
@@ -140,7 +140,7 @@ class RevisionBackend(MemoryKind):
 
 
 class KeysSource:
-    """A source of one profile set; `keys` is a dictionary of texts, or another snapshot."""
+    """A source with one profile set; `keys` is a dictionary of texts, or another snapshot."""
 
     watched_path = None
 
@@ -175,7 +175,7 @@ class SwitchableLedger(FileLedger):
 
 
 class RecordingSink:
-    """Records whether a pass ended, and the codes of the findings, for each report."""
+    """Records for each report whether a pass ended, and the codes of its findings."""
 
     def __init__(self):
         self.received = []
@@ -192,7 +192,7 @@ class ScriptedCluster:
     def __init__(self):
         self.labels = {"pool": "a"}
         self.pods = None
-        # whether the API server answered the first requests, for each type of request
+        # whether the API server has responded to the first request of each type
         self.answers = []
 
     def has_answered(self):
@@ -230,7 +230,7 @@ class RecordingTracker:
 
 
 class DaemonWorld:
-    """A daemon, its node, its sources, its publisher, and its API server."""
+    """A daemon with its node, its sources, its publisher and its API server."""
 
     def __init__(self, path, *, is_published=True, resync_seconds=RESYNC_SECONDS, trackers=None):
         self.path = path
@@ -279,7 +279,7 @@ class DaemonWorld:
         return self.controller.reports.report
 
     def run_pass(self):
-        """Run a pass, and let its labels arrive on the Node and in the copy of the Node."""
+        """Run a pass, and then deliver its labels to the Node and to the copy of the Node."""
         report = self.controller.run_pass()
         self.publish()
         return report
@@ -302,7 +302,7 @@ class DaemonWorld:
         return True
 
     def sleep(self):
-        """Wait until a pass is due; return how many seconds that took."""
+        """Wait until a pass is due, and return how many seconds this took."""
         begin = self.clock.now
         self.queue.reasons.clear()
         self.controller.wait()

@@ -1,10 +1,10 @@
-"""Feeds mutated inputs to the agent: 100,000 to the checks in Python, and 3,000 to the parser.
+"""Runs the agent on mutated inputs: 100,000 for the checks in Python, and 3,000 for the parser.
 
 usage: python -m tests.fuzz [--seed N] [--texts N] [--parsed N] [--budget SECONDS]
 
-The agent may reject an input in any way. An uncaught exception ends the run with the exit status 1;
-the message contains the seed, the number and the bytes of the input, to reproduce the failure. Each
-run prints its seed, so that the run can be repeated.
+The agent may reject each input. If an exception is not caught, the run ends with the exit status 1.
+The message contains the seed, the number and the bytes of the input, so that the failure can be
+reproduced. Each run prints its seed, so that the run can be repeated.
 """
 
 import argparse
@@ -176,7 +176,7 @@ def shipped():
 
 
 def fed(name, function, content, where):
-    """Call a function with content; return whether the function raised an exception."""
+    """Call a function with content, and return whether it raised an exception."""
     try:
         function(content)
     except Exception:  # noqa: BLE001 - the search is for any exception

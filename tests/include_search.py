@@ -1,11 +1,11 @@
-"""Searches for profile texts that pass the source checks and open a file outside the includes.
+"""Searches for profile texts that pass the source checks but open a file outside the includes.
 
 usage: python -m tests.include_search [--seed N] [--passing N] [--only-host]
 
-Each text of a seeded grammar includes its own canary file: by the absolute path, by a path that
-leaves the include directory, or relative to the working directory. The parsers of this machine, of
-Debian 13 and of Debian unstable read the text. inotify reports which canaries the parsers open. The
-search ends with status 1 if a text opens its canary, and neither `source_checks.errors` nor
+Each text of a generator includes its own canary file: by its absolute path, by a path that leaves
+the include directory, or relative to the working directory. The parsers of this machine, of Debian
+13 and of Debian unstable read the text. inotify reports which canaries they open. The search ends
+with status 1 if a text opens its canary but neither `source_checks.errors` nor
 `source_checks.undecided_includes` reports the text.
 """
 
@@ -193,7 +193,7 @@ def generated(random_, paths):
 
 
 def disguised(random_, payload):
-    """Return a payload, perhaps hidden after a comment, a quote or a keyword."""
+    """Return a payload, which may be hidden after a comment, a quote or a keyword."""
     noise = [random_.choice(WORDS) for _ in range(random_.randint(0, 4))]
     match random_.randrange(6):
         case 0:
@@ -244,7 +244,7 @@ def mutated(random_, content):
 
 
 class Canaries:
-    """One canary file for each text of a batch, and a watch on all canary files."""
+    """Contains one canary file for each text of a batch, and a watch on all canary files."""
 
     def __init__(self, root):
         self.root = root
@@ -263,7 +263,7 @@ class Canaries:
                 raise OSError(ctypes.get_errno(), "inotify_add_watch")
 
     def paths(self, number):
-        """Return the spellings of the path of a canary."""
+        """Return several spellings of the path of a canary."""
         climbing = f"../c/c{number}"
         return {
             "absolute": str(self.outside / f"c{number}"),
@@ -310,7 +310,7 @@ def other_releases():
 
 
 def read_by(commands, canaries, contents):
-    """Let every parser read the texts; return the canaries that each parser opened."""
+    """Let every parser read the texts, and return the canaries that each parser opened."""
     folder = canaries.root / "texts"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -334,7 +334,9 @@ def read_by(commands, canaries, contents):
 
 
 def search(random_, commands, root, passing):
-    """Generate texts until enough passed; return the counts and the texts that opened a canary."""
+    """Generate texts until enough of them passed; return the counts and the texts that opened a
+    canary.
+    """
     canaries = Canaries(root)
     counts, failures = collections.Counter(), []
     for batch in itertools.count():
@@ -362,8 +364,8 @@ def search(random_, commands, root, passing):
             counts[group] += len(contents)
             hits = set().union(*opened.values())
             if group == "passed" and hits:
-                # inotify reports the opens of every process. A parser opens the same files again,
-                # but another process, for example a process that lists the directory, does not.
+                # inotify reports the opens of all processes. A parser opens the same files again in
+                # a second run. Another process, for example one that lists the directory, does not.
                 opened = read_by(commands, canaries, contents)
                 counts["not repeated"] += len(hits - set().union(*opened.values()))
                 hits &= set().union(*opened.values())

@@ -1,4 +1,4 @@
-"""Helpers for the tests of backends, which wait for background checks."""
+"""Helpers for tests of backends, which wait for checks in the background."""
 
 from collections.abc import Callable, Sequence
 
@@ -50,7 +50,7 @@ def apparmor_backend(  # noqa: PLR0913 - each test replaces other parts
 
 
 def inspected(kind, *source_keys):
-    """Inspect keys, wait for the background checks, and return the results."""
+    """Inspect keys, wait for the checks in the background, and return the results."""
     results = [kind.inspect(key) for key in source_keys]
     while any(isinstance(result, Pending) for result in results) and kind.wait(no_progress):
         kind.begin_pass()

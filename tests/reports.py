@@ -1,4 +1,4 @@
-"""Builders of reports for the tests of reporters, metrics and labels."""
+"""Builds reports for the tests of reporters, metrics and labels."""
 
 import time
 
@@ -26,7 +26,7 @@ def report(*rows, sets=READ, findings=(), **supports):
 
 
 def status_store(metrics, store_class=StatusStore, **more):
-    """Return a status store of a process with a running loop and an unlabelled Node."""
+    """Return a status store for a process with a running loop and an unlabelled Node."""
     fields = {
         "version": "1",
         "node": "n",

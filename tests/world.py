@@ -1,7 +1,7 @@
-"""A node in memory with one backend and one ledger, for properties of the core.
+"""Simulates a node in memory with one backend and one ledger, for properties of the core.
 
-The text of a profile is `NAME[,NAME]:CONTENT`. The backend rejects a text that begins with `!`, and
-the node rejects the content `?`.
+The text of a profile has the form `NAME[,NAME]:CONTENT`. The backend rejects a text that begins
+with `!`, and the node rejects the content `?`.
 """
 
 import time
@@ -30,7 +30,7 @@ from agent.reconciler import Reconciler
 
 
 class Killed(BaseException):
-    """The simulated end of the process, as if by kill -9."""
+    """Simulates the end of the process, as if by kill -9."""
 
 
 @dataclass
@@ -56,16 +56,19 @@ class Node:
 
     loaded: dict = field(default_factory=dict)
     used: set = field(default_factory=set)
-    readable: bool = True  # Whether the node shows the content of loaded profiles.
+    readable: bool = True  # whether the node shows the content of loaded profiles
     objects: dict = field(default_factory=dict)  # name -> the number of the loaded object
     stamps: dict = field(default_factory=dict)  # name -> the number of its last write
     count: int = 0  # the number of objects and writes so far
-    own: dict = field(default_factory=dict)  # the agent's record of its objects: name -> number
-    loading: tuple = (frozenset(), 0)  # names of an unrecorded load, and the count before it
-    # The following facts are not known to the agent.
-    created: set = field(default_factory=set)  # objects that this agent loaded or overwrote
-    touched: list = field(default_factory=list)  # (name, object, content) that this agent overwrote
-    lost: list = field(default_factory=list)  # objects that this agent removed
+    # name -> the number in the agent's record of its objects
+    own: dict = field(default_factory=dict)
+    # the names of a load that was not recorded, and the count before it
+    loading: tuple = (frozenset(), 0)
+    # The agent does not know the following facts.
+    created: set = field(default_factory=set)  # the objects that this agent loaded or overwrote
+    # (name, object, content) for each overwrite by this agent
+    touched: list = field(default_factory=list)
+    lost: list = field(default_factory=list)  # the objects that this agent removed
     entries: dict = field(default_factory=dict)
     bodies: dict = field(default_factory=dict)
     removed: list = field(default_factory=list)
@@ -73,7 +76,7 @@ class Node:
     full: bool = False  # whether the disk is full, so that no entry can be written
 
     def number(self):
-        """Number the loaded objects. Each newly loaded object has a new number."""
+        """Assign numbers to the loaded objects. Each newly loaded object has a new number."""
         for name in self.objects.keys() - self.loaded.keys():
             del self.objects[name]
         for name in sorted(self.loaded.keys() - self.objects.keys()):
@@ -87,7 +90,7 @@ class Node:
         return frozenset({f"object:{self.objects[name]}:{self.stamps[name]}"})
 
     def write(self, contents):
-        """Load or replace profiles in one step, like another program on the node."""
+        """Load or replace profiles in one step, as another program on the node would."""
         self.number()
         self.count += 1
         for name, content in contents.items():
@@ -96,13 +99,13 @@ class Node:
             self.stamps[name] = self.count
 
     def unload(self, name):
-        """Remove a profile, like another program on the node."""
+        """Remove a profile, as another program on the node would."""
         self.loaded.pop(name, None)
         self.count += 1
         self.number()
 
     def install(self, contents):
-        """Load profiles like this agent, but without a ledger entry."""
+        """Load profiles as this agent would, but without a ledger entry."""
         self.write(contents)
         self.own |= {name: self.objects[name] for name in contents}
         self.created |= {self.objects[name] for name in contents}
@@ -141,7 +144,7 @@ CAPABILITIES = {
 class MemoryKind:
     """A backend whose node is a dictionary.
 
-    Like a kernel, the backend loads all names of a key together.
+    All names of a key are loaded together, as by a kernel.
     """
 
     name = "apparmor"
@@ -267,7 +270,7 @@ FULL = Finding(code=FindingCode.WRITE_FAILED, location="ledger", message="ENOSPC
 
 
 class MemoryLedger:
-    """A ledger in memory; the file ledger passes the same contract tests."""
+    """A ledger in memory, which passes the same contract tests as the file ledger."""
 
     findings = ()
 

@@ -1,7 +1,8 @@
-"""Runs inside the virtual machine: the AppArmor kind against a real kernel, case by case.
+"""Runs inside the virtual machine, and tests the AppArmor backend on a real kernel.
 
-The program prints `PASS name`, or `FAIL name` with the reason, for each case. The exit status is 1
-after a failure. The program needs only the standard library, the agent package and apparmor_parser.
+For each case, the program prints `PASS name`, or `FAIL name` with the reason. After a failure, the
+exit status is 1. The program only needs the standard library, the agent package and
+apparmor_parser.
 """
 
 import contextlib
@@ -84,7 +85,7 @@ def parser(text, *options):
 
 @contextlib.contextmanager
 def confined(label, *, command="import time; print(1, flush=True); time.sleep(600)"):
-    """Run a process under a label for a while."""
+    """Run a process under a label for some time."""
     script = (
         "import sys; open('/proc/self/attr/exec', 'w').write('exec ' + sys.argv[1]);"
         "import os; os.execv(sys.executable, [sys.executable, '-c', sys.argv[2]])"
@@ -114,7 +115,7 @@ def a_new_profile_is_loaded_and_proven_by_the_kernels_hashes():
     done = install(kind(), profile)
     assert isinstance(done, Installed), done
     fact = look("new").profiles["new"]
-    # The agent predicted both the hash of the whole blob and the hash of the profile alone.
+    # The agent has predicted both the hash of the whole policy and the hash of the profile alone.
     assert fact.evidence <= profile.version.evidence["new"], fact
     assert {token.split(":")[0] for token in fact.evidence} == {"raw", "own"}
     assert (fact.mode, done.modes) == ("enforce", {"new": "enforce"})
@@ -262,7 +263,7 @@ def a_dropped_hat_is_removed_alone():
     first = installed(text("hatted", "  ^A { file, }\n  ^B { file, }\n"))
     second = installed(text("hatted", "  ^A { file, }\n"), replaceable=["hatted", "hatted//A"])
     assert "hatted//B" in look("hatted//B").profiles
-    # The removal needs no proof of disuse here, since Linux 6.1 cannot prove the disuse of a hat.
+    # This removal needs no proof of disuse, since Linux 6.1 cannot prove the disuse of a hat.
     assert removed(["hatted//B"], first.evidence, require_unused=False) == Removed()
     assert set(look("hatted", "hatted//A", "hatted//B").profiles) == {"hatted", "hatted//A"}
     assert second.evidence["hatted"] & look("hatted").profiles["hatted"].evidence
@@ -364,7 +365,7 @@ def names_that_jam_the_kernel_are_refused():
 
 
 def jam():
-    """Jam the kernel in the same way as a foreign profile with a name that is too long."""
+    """Jam the kernel in the same way as a foreign profile whose name is too long."""
     result = parser(text("j" * 300 + str(time.monotonic_ns())), "-a")
     assert result.returncode != 0, "the name was not too long"
 
@@ -394,7 +395,7 @@ def a_jammed_replace_of_ours_is_cured():
 def a_jam_that_cannot_be_cured_is_reported():
     jam()
     assert code(put(text("hopeless"))) == "kernel_jammed"
-    # The kernel recovers for the next case.
+    # The kernel is recovered for the next case.
     installed(text("own", "  deny /z w,\n"), replaceable=["own"])
 
 

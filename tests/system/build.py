@@ -1,16 +1,16 @@
-"""Build the files that the system tests need and that the cache does not contain yet.
+"""Builds the files that the system tests need and that are missing in the cache.
 
 usage: python -m tests.system.build
 
-scripts/test runs this module in the background while it runs the tests that need no control plane.
-The other tests wait for the lock of the cache.
+scripts/test runs this module in the background, while it runs tests that need no control plane. All
+other tests wait for the lock of the cache.
 """
 
 from tests.system import charts, cluster, vm
 
 
 def main():
-    """Build the virtual machine's files first, because that takes seconds."""
+    """Build the files of the virtual machine first, because this only takes seconds."""
     vm.tree()
     vm.libraries()
     vm.libraries(network=True)

@@ -1,7 +1,7 @@
-"""Measures the shortage of CPU time on this machine.
+"""Measures how short of CPU time this machine is.
 
-While a CPU is idle, the tests check the time limits of the agent as documented. When no CPU is
-idle, a late result may be caused by the machine, so the tests allow more time.
+While a CPU is idle, the tests require the time limits that the documents of the agent promise. If
+no CPU is idle, the machine may be the reason for a late result, so the tests allow more time.
 """
 
 import os
@@ -11,19 +11,20 @@ from pathlib import Path
 
 PRESSURE = Path("/proc/pressure/cpu")  # Some kernels do not have this file.
 STAT = Path("/proc/stat")
-SHORT = 0.6  # the fraction of the time in which a task waited for a CPU
+SHORT = 0.6  # the fraction of the time during which a task waited for a CPU
 WIDER = 5
 
 
 def waited():
-    """Return the seconds in which a task waited for a CPU.
+    """Return for how many seconds a task has waited for a CPU.
 
-    If the kernel does not provide this value, return the seconds in which no CPU was idle. A CPU
-    whose time a hypervisor used for other machines (steal) was not idle.
+    If the kernel does not report this value, return for how many seconds no CPU was idle. A CPU was
+    not idle while a hypervisor used its time for other machines (steal).
     """
     if PRESSURE.exists():
         return int(re.search(r"some .*total=(\d+)", PRESSURE.read_text())[1]) / 1e6
-    # proc_stat(5): user, nice, system, idle, iowait, in ticks of all CPUs together.
+    # These values come from proc_stat(5): user, nice, system, idle and iowait, in ticks of all CPUs
+    # together.
     fields = STAT.read_text().split("\n", 1)[0].split()
     idle = sum(map(int, fields[4:6])) / os.sysconf("SC_CLK_TCK")
     return time.monotonic() - idle
@@ -35,7 +36,7 @@ def within(seconds, short):
 
 
 class Since:
-    """A measurement that starts when the object is created."""
+    """A measurement that begins when the object is created."""
 
     def __init__(self):
         self.begin, self.waited = time.monotonic(), waited()
@@ -45,9 +46,9 @@ class Since:
         return time.monotonic() - self.begin
 
     def short(self):
-        """Return the fraction of the time in which a task waited for a CPU."""
+        """Return the fraction of the time during which a task waited for a CPU."""
         return (waited() - self.waited) / self.seconds()
 
     def within(self, seconds):
-        """Return the time limit that follows from the measurement since the start."""
+        """Return the time limit that results from the measurement since the start."""
         return within(seconds, self.short())

@@ -2,10 +2,10 @@
 
     python -m tests.system.calls
 
-In the virtual machine, strace follows runc, the agent and its child processes while every function
-of the agent runs and while the shipped pod talks to a real API server. Calls before runc has loaded
-the filter are not recorded. The profile also contains the variants of the recorded calls, which
-another architecture, C library or kernel may use, and calls that occur rarely.
+In the virtual machine, strace follows runc, the agent and its child processes. It records while
+every function of the agent runs, and while the shipped pod communicates with a real API server.
+Calls before runc has loaded the filter are not recorded. The profile also contains variants of the
+recorded calls that another architecture, C library or kernel may use, and calls that occur rarely.
 """
 
 import json
@@ -20,7 +20,7 @@ from tests.system import image, rights, rights_run, vm
 STRACE = "/usr/bin/strace"
 LIMIT_SECONDS = 1800
 TRACED = ("base one pass", "base daemon", "own seccomp as it ships")
-# If a recorded call is on a line, the profile allows the whole line.
+# If one call of a line was recorded, the profile allows all calls of the line.
 FAMILIES = """
 access faccessat faccessat2
 open openat
@@ -51,21 +51,23 @@ futex futex_waitv
 getuid geteuid getgid getegid
 """.strip().splitlines()
 RARE = (
-    # Calls that are needed after a signal, such as SIGTERM, a crash, or the end of a parser that
-    # hangs.
+    # These calls are needed after a signal, for example after SIGTERM, a crash, or the end of a
+    # parser that hangs.
     *("restart_syscall", "rt_sigreturn", "rt_sigaction", "rt_sigprocmask", "sigaltstack"),
     *("exit", "exit_group", "kill", "tgkill", "getpid", "gettid"),
-    # Calls for clocks and processors, in case the vDSO cannot respond without a system call.
+    # These calls read clocks and processors, in case the vDSO cannot respond without a system call.
     *("clock_gettime", "clock_getres", "gettimeofday", "time", "getcpu", "sched_getaffinity"),
-    # Calls for pauses, for example before a load that waits until the kernel has freed old policy.
+    # These calls are for pauses, for example before a load that waits until the kernel has freed
+    # old policy.
     *("nanosleep", "clock_nanosleep"),
-    # Calls for memory management, which depend on the memory pressure.
+    # These calls manage memory, and depend on the memory pressure.
     *("brk", "mmap", "mprotect", "mremap", "munmap", "madvise"),
-    # Calls for the sandbox of the parser, which the recorded kernel may not support.
+    # These calls are for the sandbox of the parser, which the recorded kernel may not support.
     *("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"),
-    # The dynamic loader writes its messages and the list of libraries with this call.
+    # With this call, the dynamic loader writes its messages and the list of libraries.
     "writev",
-    # Calls of other runtimes and of later versions, between loading the filter and the agent.
+    # Other runtimes and later versions make these calls between loading the filter and starting the
+    # agent.
     *("capget", "capset", "prctl", "close_range", "sched_yield", "execve", "execveat", "umask"),
 )
 

@@ -1,7 +1,7 @@
-"""A real etcd, kube-apiserver and kube-scheduler on the loopback interface.
+"""Runs a real etcd, kube-apiserver and kube-scheduler on the loopback interface.
 
 The programs come from KUBEBUILDER_ASSETS if it is set (the convention of envtest). If the variable
-is not set, one binary with all programs is built once from the Go modules in
+is not set, a single binary with all programs is built once from the Go modules in
 tests/system/controlplane. The file go.sum in that directory contains the hashes of the modules. The
 binary and its checksum are cached in ~/.cache/profile-loader.
 """
@@ -23,7 +23,7 @@ from tests.system.guest.pace import until
 
 MODULE = Path(__file__).parent / "controlplane"
 OLDER = Path(__file__).parent / "controlplane-old"  # an API server of an older minor version
-KUBECTL_SECONDS = 1200  # This limit also applies to commands that wait, so that each command ends.
+KUBECTL_SECONDS = 1200  # This limit also applies to commands that wait, so that every command ends.
 NAMESPACE = "profile-loader"
 MERGE_PATCH = "application/merge-patch+json"
 NODE_INFO = (
@@ -40,17 +40,18 @@ NODE_INFO = (
 
 
 def programs(*, older=False):
-    """Return a function from the name of a program to the first arguments of its command.
+    """Return a function that returns the first arguments of a program's command.
 
     Args:
-        older: use the API server of an older minor version.
+        older: whether to use the API server of an older minor version.
     """
     assets = os.environ.get("KUBEBUILDER_ASSETS")
 
     def program(name):
         if older and name == "kube-apiserver":
             return [str(go_build.program(OLDER, "controlplane")), name]
-        if assets and (Path(assets) / name).exists():  # The assets of envtest contain no scheduler.
+        # The assets of envtest do not contain a scheduler.
+        if assets and (Path(assets) / name).exists():
             return [f"{assets}/{name}"]
         return [str(go_build.program(MODULE, "controlplane")), name]
 
@@ -58,14 +59,16 @@ def programs(*, older=False):
 
 
 def free_port():
-    """Return a port of the loopback interface that no process listens on."""
+    """Return a port of the loopback interface on which no process listens."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
 
 
 class Cluster:
-    """A control plane with an empty store. Its processes end when its context ends."""
+    """A control plane whose store is empty at its start. Its processes end when the context
+    ends.
+    """
 
     def __init__(self, folder=None, *, older=False):
         self.folder = Path(folder or tempfile.mkdtemp(prefix="cluster-"))
@@ -103,7 +106,7 @@ class Cluster:
         log.close()
 
     def stop(self, name, *, kill=True):
-        """Stop a program and wait for its end."""
+        """Stop a program, and wait until it has ended."""
         process = self.running.pop(name, None)
         if process is None:
             return
@@ -115,7 +118,7 @@ class Cluster:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
     def start_etcd(self):
-        """Start etcd with the previous ports and data."""
+        """Start etcd with its previous ports and data."""
         self._start(
             "etcd",
             "--data-dir", self.folder / "etcd",
@@ -126,11 +129,13 @@ class Cluster:
         )  # fmt: skip
 
     def save(self):
-        """Copy the data of etcd, like a backup."""
+        """Copy the data of etcd, as a backup would."""
         self._replace(self.folder / "etcd", self.folder / "saved")
 
     def restore(self):
-        """Replace the data of etcd by the copy, like an administrator after a loss of data."""
+        """Replace the data of etcd with the copy, as an administrator would after a loss of
+        data.
+        """
         self._replace(self.folder / "saved", self.folder / "etcd")
 
     def _replace(self, source, target):
@@ -142,7 +147,7 @@ class Cluster:
         self.start_api()
 
     def start_api(self, *more):
-        """Start the API server with the previous port and store, and wait until it is ready."""
+        """Start the API server with its previous port and store, and wait until it is ready."""
         f = self.folder
         self._start(
             "kube-apiserver",
@@ -179,7 +184,7 @@ class Cluster:
         )  # fmt: skip
 
     def start_controllers(self, *names):
-        """Start the controller manager with these controllers only."""
+        """Start the controller manager with only these controllers."""
         self.write_kubeconfig("controllers", "controllers")
         self._start(
             "kube-controller-manager",
@@ -227,11 +232,11 @@ class Cluster:
 
     @property
     def ca(self):
-        """The path of the certificate authority's certificate."""
+        """The path of the certificate of the certificate authority."""
         return self.folder / "ca.crt"
 
     def get(self, path, token="admin"):  # noqa: S107 - of this test server only
-        """Return the response to a GET; None if the API server responds with an error status.
+        """Return the response to a GET, or None if the API server responds with an error status.
 
         The request is repeated while the API server is unreachable or busy.
         """
@@ -276,7 +281,7 @@ class Cluster:
         return path
 
     def kubectl(self, *words, stdin=None, user="admin", check=True):
-        """Run kubectl; return its output, or the whole result if check is false."""
+        """Run kubectl and return its output, or return the whole result if `check` is false."""
         done = subprocess.run(
             [
                 *self.program("kubectl"),
@@ -298,7 +303,7 @@ class Cluster:
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=content)
 
     def node(self, name, boot_id="", labels=None):
-        """Create a Node like a kubelet, with the boot id in its status; return its uid."""
+        """Create a Node with the boot ID in its status, as a kubelet would; return its uid."""
         created = {
             "apiVersion": "v1",
             "kind": "Node",
@@ -312,7 +317,7 @@ class Cluster:
         return self.get(f"/api/v1/nodes/{name}")["metadata"]["uid"]
 
     def agent_token(self, node, *, account="profile-loader", pod="agent", bound=True):
-        """Return a token like the token of the agent's pod on a Node."""
+        """Return a token like that of the agent's pod on a Node."""
         if self.get(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}") is None:
             self.kubectl("-n", NAMESPACE, "create", "serviceaccount", account)
         words = ["-n", NAMESPACE, "create", "token", account]

@@ -1,4 +1,4 @@
-"""Runs the attacks on the proof of disuse and on the confinement tracker on one kernel."""
+"""Runs the attacks on the proof of disuse and on the confinement tracker, on one kernel."""
 
 import json
 import re
@@ -21,7 +21,7 @@ WITHOUT_RAW_DATA = "without_raw_data_nothing_is_proven"
 
 
 def outcomes(release, command, append=""):
-    """Run a command in a guest; return the error of each scenario, or None if it succeeded."""
+    """Run a command in a guest; return the error of each scenario, or None for a success."""
     files = {f"guest/{one.name}": one.read_bytes() for one in (*GUEST.glob("*.py"), INSPECTION)}
     result = vm.run(files, command, timeout_seconds=LIMIT_SECONDS, release=release, append=append)
     lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
@@ -33,7 +33,7 @@ def outcomes(release, command, append=""):
 
 
 def every_scenario(release):
-    """Return the error of every scenario, on a kernel with raw data and on a kernel without."""
+    """Return the error of each scenario, on a kernel with raw data and on a kernel without them."""
     command = "; ".join(f"python3 guest/{program}.py" for program in PROGRAMS)
     bare = f"python3 guest/disuse.py {WITHOUT_RAW_DATA}"
     return outcomes(release, command) | outcomes(release, bare, "apparmor.export_binary=0")

@@ -1,6 +1,7 @@
-"""Runs one real daemon process with its own host root.
+"""Runs a real daemon process with its own host root.
 
-Tests assert only what an operator can observe: files, /metrics, probes, the log and exit statuses.
+The tests only check what an operator can observe: files, /metrics, probes, the log and exit
+statuses.
 """
 
 import contextlib
@@ -53,7 +54,7 @@ RIGHTS = [
 ]
 
 
-# The system calls that are sufficient for every container runtime to start a container.
+# With these system calls, every container runtime can start a container.
 START_CALLS = """
 arch_prctl capget capset chdir close execve exit_group fstat fstatfs getcwd getdents64 getppid
 newfstatat openat prctl read rt_sigaction rt_sigprocmask setgid setgroups setresgid setresuid
@@ -62,7 +63,7 @@ setuid write
 
 
 def profile(number=1):
-    """Return a seccomp profile without findings; the number is its default errno."""
+    """Return a seccomp profile without findings, whose default errno is the given number."""
     rule = {"names": START_CALLS.split(), "action": "SCMP_ACT_ALLOW"}
     return json.dumps(
         {
@@ -107,7 +108,9 @@ class Daemon:
     # --- the process ------------------------------------------------------------------------------
 
     def command(self, *more):
-        """Return the options of the command. Further options replace options with the same name."""
+        """Return the options of the command. An option replaces an earlier option with the same
+        name.
+        """
         options = [
             f"--host-root={self.root}",
             "--kinds=seccomp",
@@ -123,9 +126,9 @@ class Daemon:
         """Start the daemon.
 
         Args:
-            more: further options.
+            more: additional options.
             module: the module to run.
-            before: a command that runs the interpreter, for example in a control group.
+            before: a command that runs the interpreter, for example inside a control group.
             limits: resource limits by resource.
         """
 
@@ -143,7 +146,7 @@ class Daemon:
         return self
 
     def stop(self, number=signal.SIGTERM):
-        """Send a signal; return the exit status, and the seconds until the process ended."""
+        """Send a signal, and return the exit status and the seconds until the process ended."""
         begin = time.monotonic()
         self.process.send_signal(number)
         status = self.process.wait(pace.scaled(30))
@@ -151,7 +154,7 @@ class Daemon:
         return status, time.monotonic() - begin
 
     def kill(self):
-        """Kill the daemon if the daemon is running."""
+        """Kill the daemon if it is running."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -163,7 +166,7 @@ class Daemon:
     # --- observation ------------------------------------------------------------------------------
 
     def get(self, path):
-        """Return status and text of a page; (0, reason) without a response."""
+        """Return the status and the text of a page, or (0, reason) if there is no response."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=100) as page:
                 return page.status, page.read().decode()
@@ -173,17 +176,17 @@ class Daemon:
             return 0, str(error)
 
     def ready(self):
-        """Return whether /readyz succeeds."""
+        """Return whether /readyz responds with success."""
         return self.get("/readyz")[0] == 200
 
     def metrics(self):
-        """Return the value of every series; an empty mapping without a response."""
+        """Return the values of all series, or an empty mapping if there is no response."""
         status, text = self.get("/metrics")
         lines = [line for line in text.splitlines() if not line.startswith("#")] if status else []
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
 
     def metric(self, name):
-        """Return the value of a series; None if the series does not exist."""
+        """Return the value of a series, or None if it does not exist."""
         return self.metrics().get(f"profile_loader_{name}")
 
     def findings(self):
@@ -200,17 +203,17 @@ class Daemon:
         return self.metric("converged") == 1.0
 
     def file(self, name):
-        """Return the content of an installed file; None if the file is missing."""
+        """Return the content of an installed file, or None if it is missing."""
         with contextlib.suppress(FileNotFoundError):
             return (self.seccomp / name).read_bytes()
         return None
 
     def number(self, name="a.json"):
-        """Return the number of an installed profile; None if its file is missing."""
+        """Return the number of an installed profile, or None if its file is missing."""
         return number_of(self.file(name))
 
     def files(self):
-        """Return the number of every profile in the seccomp directory by its path."""
+        """Return the number of each profile in the seccomp directory, by its path."""
         return {
             str(path.relative_to(self.seccomp)): self.number(path.relative_to(self.seccomp))
             for path in sorted(self.seccomp.rglob("*"))
@@ -218,7 +221,7 @@ class Daemon:
         }
 
     def entries(self):
-        """Return the paths of the ledger's entries."""
+        """Return the paths of the entries in the ledger."""
         return sorted((self.state / "entries").glob("*.json"))
 
     def said(self):
@@ -226,7 +229,7 @@ class Daemon:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def lines(self, event):
-        """Return the log lines of one event."""
+        """Return all log lines of one event."""
         lines = [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == event]
 
@@ -263,7 +266,7 @@ class Daemon:
     # --- the source -------------------------------------------------------------------------------
 
     def provide(self, **numbers):
-        """Replace the content of the source directory; keys are file names without .json."""
+        """Replace the content of the source directory; the keys are file names without .json."""
         for path in self.source.iterdir():
             if path.name.removesuffix(".json") not in numbers:
                 path.unlink()
@@ -277,7 +280,7 @@ class Daemon:
 
 
 class Client:
-    """A connection to the API server as its administrator."""
+    """A connection to the API server with the rights of an administrator."""
 
     def __init__(self, cluster):
         context = ssl.create_default_context(cafile=str(cluster.ca))
@@ -294,7 +297,7 @@ class Client:
         return response.status, json.loads(response.read())
 
     def done(self, method, path, body=None, type_="application/json"):
-        """Send a request that must succeed; return the body of the response."""
+        """Send a request that must succeed, and return the body of the response."""
         status, content = self.ask(method, path, body, type_)
         assert 200 <= status < 300, f"{method} {path}: {status} {content}"
         return content
@@ -335,7 +338,7 @@ class OnNode(Daemon):
         return super().command(*more)
 
     def through(self, proxy):
-        """Let the daemon connect through a proxy after its next start."""
+        """Make the daemon connect through a proxy after its next start."""
         config = json.loads(self.kubeconfig.read_text())
         config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{proxy.port}"
         self.kubeconfig.write_text(json.dumps(config))

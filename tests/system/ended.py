@@ -1,11 +1,11 @@
-"""Runs the agent so that a rare situation during its end always occurs: `python -m` this module.
+"""Runs the agent so that a rare situation occurs at its end: `python -m` this module.
 
 Python's audit events (PEP 578) show the progress of the agent without a hook in the agent. The
-environment variable SWALLOWED contains the name of an event. Once SIGTERM has a handler, the first
+environment variable SWALLOWED contains the name of an event. After SIGTERM has a handler, the first
 event with that name in the main thread sends SIGTERM inside a destructor. Python ignores exceptions
-that the handler raises in a destructor. Python also ignores exceptions in callbacks of weak
-references, which imports create by the hundreds (importlib._bootstrap). If the environment variable
-TALKING is set, a thread logs without end.
+that a handler raises in a destructor. Python also ignores exceptions in callbacks of weak
+references, and an import creates hundreds of these callbacks (importlib._bootstrap). If the
+environment variable TALKING is set, a thread writes log lines without end.
 """
 
 import logging
@@ -42,7 +42,7 @@ class Moments:
             self.swallowed = ""
             Last()
         if self.talking and event == "import" and arguments[0] == "agent.controller":
-            self.talking = ""  # The thread starts after logging was set up.
+            self.talking = ""  # The thread only starts after logging was set up.
             threading.Thread(target=talk, daemon=True).start()
 
 

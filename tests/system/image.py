@@ -1,7 +1,7 @@
 """Builds the image from the Containerfile without an image registry.
 
 mmdebstrap builds the base image from Debian packages. pip downloads the Python packages from its
-configured index and verifies their hashes. The base, the wheels and the last two images are cached
+configured index, and verifies their hashes. The base, the wheels and the last two images are cached
 with their checksums in ~/.cache/profile-loader/image.
 """
 
@@ -36,7 +36,7 @@ INPUTS = (
     "scripts/bytecode",
     "scripts/sbom",
 )
-# The files that debian:trixie-slim omits, from its /etc/dpkg/dpkg.cfg.d/docker.
+# debian:trixie-slim omits these files, according to its /etc/dpkg/dpkg.cfg.d/docker.
 SLIM = (
     "path-exclude=/usr/share/doc/*",
     "path-include=/usr/share/doc/*/copyright",
@@ -51,27 +51,27 @@ SLIM = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """A built image: its file system, its configuration, and its docker-archive."""
+    """A built image, with its file system, its configuration and its docker-archive."""
 
     root: Path
     config: dict
     packed: Path
 
     def run(self, *arguments, mounts=(), check=True):
-        """Run the entry point as the DaemonSet does, with the file system read-only.
+        """Run the entry point in the same way as the DaemonSet, with a read-only file system.
 
-        The only capability is CAP_MAC_ADMIN. The mounts exist only in a mount namespace of the
+        The only capability is CAP_MAC_ADMIN. The mounts only exist in a mount namespace of the
         command.
 
         Args:
             arguments: The arguments of the entry point.
-            mounts: Pairs (source, name); each source is mounted at /mnt/name.
+            mounts: Pairs of a source and a name; each source is mounted at /mnt/name.
             check: Whether an exit status other than 0 is an error.
         """
         return self.execute(*self.config["Entrypoint"], *arguments, mounts=mounts, check=check)
 
     def execute(self, *command, mounts=(), check=True):
-        """Run any command in the image like `run`."""
+        """Run any command in the image, in the same way as `run`."""
         root = shlex.quote(str(self.root))
         script = [
             "set -e",
@@ -97,7 +97,7 @@ class Image:
 
 
 def build():
-    """Return the image of this checkout; build the image if it is missing, damaged or outdated."""
+    """Return the image of this checkout; build it if it is missing, damaged or outdated."""
     with kept.locked(CACHE):
         folder = CACHE / f"built-{_key(_sources(), base().name)}"
         if not _whole(folder):
@@ -112,7 +112,7 @@ def build():
 
 
 def again():
-    """Return the digests of a second build of the same sources; the digests are cached too."""
+    """Return the digests of a second build from the same sources, which are cached too."""
     digests_file = build().root.parent / "again.json"
     with kept.locked(CACHE):
         if not digests_file.exists():
@@ -122,12 +122,12 @@ def again():
 
 
 def archive(path):
-    """Write the image with the name NAME as a docker-archive, for `ctr images import`."""
+    """Write the image as a docker-archive with the name NAME, for `ctr images import`."""
     shutil.copyfile(build().packed, path)
 
 
 def make(folder, *, pack):
-    """Build the image in an empty folder, optionally with its archive, and return the image."""
+    """Build the image in an empty folder, with its archive if requested, and return the image."""
     context = folder / "context"
     context.mkdir()
     for name in INPUTS:
@@ -177,7 +177,7 @@ def base():
         path.parent.mkdir(parents=True, exist_ok=True)
         command = ["mmdebstrap", "-q", "--variant=minbase"]
         command += [f"--dpkgopt={one}" for one in SLIM]
-        # mmdebstrap copies these files from this machine, but the image must not contain them.
+        # mmdebstrap copies these files from this machine, but they must not be in the image.
         command += ['--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"']
         command += [SUITE, str(path), mirror()]
         with kept.announced("image: its Debian base", "about a minute"):
@@ -197,7 +197,7 @@ def mirror():
 
 
 def wheels():
-    """Return a directory with the packages of the lock files, whose hashes are verified."""
+    """Return a directory with the packages of the lock files, after their hashes were verified."""
     locks = [Path(name) for name in INPUTS if name.endswith(".lock")]
     path = CACHE / f"wheels-{_key(RECIPE, *(lock.read_text() for lock in locks))}"
     if not (path / "complete").exists():
@@ -207,7 +207,7 @@ def wheels():
                 [
                     sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q",
                     "--require-hashes", "--no-deps", "--only-binary=:all:",
-                    "--python-version", "3.13",  # the Python of the image
+                    "--python-version", "3.13",  # the Python version of the image
                     "-r", str(lock), "-d", str(path),
                 ],
                 check=True,
@@ -217,7 +217,7 @@ def wheels():
 
 
 def digests(root):
-    """Return the mode, owner and content digest of each file of a tree, by path."""
+    """Return the mode, the owner and the content digest of each file in a tree, by path."""
     found = {}
     for path in sorted(root.rglob("*")):
         status = path.lstat()
@@ -252,7 +252,7 @@ def _package():
 
 
 def _sources():
-    """Return one digest of all project files that the image contains."""
+    """Return one digest for all files of the project that the image contains."""
     package = _package()
     paths = [Path(name) for name in INPUTS]
     found = [(str(path), vm.sha256(path)) for path in paths]
@@ -264,7 +264,9 @@ def _sources():
 
 @contextmanager
 def _scratch():
-    """Yield a folder next to the cached images; delete it at the end unless it was renamed."""
+    """Yield a folder next to the cached images, which is deleted at the end unless it was
+    renamed.
+    """
     folder = Path(tempfile.mkdtemp(prefix="making-", dir=CACHE))
     folder.chmod(0o755)
     try:

@@ -1,8 +1,8 @@
-"""The cache of files that the system tests build, in ~/.cache/profile-loader.
+"""Manages the cache of files that the system tests build, in ~/.cache/profile-loader.
 
-Tests run in parallel lanes, and each lane may be the first to need a file. Therefore one process at
-a time checks a folder of the cache and builds the missing files. A process that waited for the lock
-checks the folder again.
+Tests run in parallel lanes, and any lane may be the first one that needs a file. Therefore, only
+one process at a time checks a folder of the cache and builds missing files. A process that has
+waited for the lock checks the folder again.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ PACKAGES = CACHE / "corpora"
 
 @contextlib.contextmanager
 def locked(folder):
-    """Lock a folder of the cache, so that only one process at a time uses the folder."""
+    """Lock a folder of the cache, so that only one process at a time uses it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         try:
@@ -32,13 +32,13 @@ def locked(folder):
 
 @contextlib.contextmanager
 def announced(what, usual, progress=lambda: "", *, every=60.0):
-    """Print the result that is being made and the usual duration; report progress during the work.
+    """Print which result is being built and how long this usually takes; report the progress.
 
     Args:
-        what: The result of the work, for example "virtual machine: root tree".
+        what: The result that is built, for example "virtual machine: root tree".
         usual: The usual duration, in words.
         progress: Returns a description of the progress.
-        every: The seconds between two progress reports.
+        every: The number of seconds between two progress reports.
     """
     begin = time.monotonic()
     print(f"{what}: making it, which usually takes {usual}", flush=True)
@@ -60,7 +60,7 @@ def announced(what, usual, progress=lambda: "", *, every=60.0):
 
 
 def package(name):
-    """Return a directory with the files of a Debian package; download it if it is missing."""
+    """Return a directory with the files of a Debian package, which is downloaded if missing."""
     folder = PACKAGES / name
     with locked(PACKAGES):
         if not (folder / "complete").exists():

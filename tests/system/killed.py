@@ -1,8 +1,8 @@
-"""Runs the agent and kills it with SIGKILL right before one step: `python -m` this module.
+"""Runs the agent, and kills it with SIGKILL right before one step: `python -m` this module.
 
-The environment variable KILLED is the name of the step. If ARMED is the path of a file, steps count
-only while that file exists. Python's audit events (PEP 578) show each step without a hook in the
-agent. The path of a directory's descriptor is read from /proc.
+The environment variable KILLED contains the name of the step. If ARMED contains the path of a file,
+steps only count while this file exists. Python's audit events (PEP 578) show each step without a
+hook in the agent. The module reads the path of a directory's descriptor from /proc.
 """
 
 import os
@@ -23,7 +23,7 @@ def _place(path, descriptor):
     return str(base / os.fsdecode(path))
 
 
-def _written(arguments):  # os.rename, os.link: source, target, and their descriptors
+def _written(arguments):  # os.rename and os.link: the source, the target, and their descriptors
     return _place(arguments[1], arguments[3])
 
 
@@ -41,7 +41,7 @@ def _sent(arguments):
     return head.decode("latin-1")
 
 
-# name: (audit event, function for its subject, part of the subject, number of earlier matches)
+# name -> (audit event, function for its subject, part of the subject, number of earlier matches)
 POINTS = {
     "before_its_bytes_are_kept": ("os.rename", _written, "/bodies/", 0),
     "before_it_is_staged": ("os.rename", _written, "/entries/", 0),

@@ -1,9 +1,9 @@
-"""Follows a change from the API server to a real kernel and the label of the Node, in one run.
+"""Follows a change from the API server to a real kernel and to the label of the Node.
 
 A real API server with the base manifests runs on this machine. The agent runs in a virtual machine
 with AppArmor, with the options of the DaemonSet and with digest labels. The test changes a
-ConfigMap here, and the guest observes its kernel. Both clocks are compared right before each
-change, which gives an upper bound for each kernel time on the clock of this machine.
+ConfigMap here, and the guest observes its kernel. Right before each change, the two clocks are
+compared, which gives an upper bound for the time of each kernel event on the clock of this machine.
 """
 
 import concurrent.futures
@@ -32,19 +32,21 @@ NAME = "changed"
 CHANGES = int(os.environ.get("CHANGES", "20"))
 AWAY = 5  # the number of restores without an API server
 LIMIT_SECONDS = 600
-# The guest is emulated: the kernel boots, and every module is compiled to bytecode.
+# The guest is emulated: it boots a kernel and compiles every module to bytecode.
 FIRST_SECONDS = 1500
 ABSENT = ["", ""]
 
 
 def text(number):
-    """Return a numbered version of the profile; the mode changes with each version."""
+    """Return a numbered version of the profile; each version has another mode than the previous
+    one.
+    """
     flags = "flags=(complain) " if number % 2 else ""
     return f"profile {NAME} {flags}{{\n  file,\n  signal,\n  deny /etc/secret{number} r,\n}}\n"
 
 
 def expected(number):
-    """Return the labels of the changed profile while a version of it is installed."""
+    """Return the labels of the changed profile while one of its versions is installed."""
     return {
         f"apparmor.{DOMAIN}/{NAME}": "complain" if number % 2 else "enforce",
         f"apparmor-digest.{DOMAIN}/{NAME}": hashlib.sha256(text(number).encode()).hexdigest()[:12],
@@ -53,28 +55,30 @@ def expected(number):
 
 @dataclass
 class Seen:
-    """The measurements: seconds after the response to each change, and the observed states."""
+    """The measured seconds after the response to each change, and the observed states."""
 
     kernel: list[float] = field(default_factory=list)
     label: list[float] = field(default_factory=list)
-    compile: list[float] = field(default_factory=list)  # seconds of a parser run per change
-    # each observed state of the kernel, in order
+    # the seconds of the parser run for each change
+    compile: list[float] = field(default_factory=list)
+    # each observed state of the kernel, in their order
     kernels: list[list[str]] = field(default_factory=list)
-    # each observed state of the labels, in order
+    # each observed state of the labels, in their order
     labels: list[dict[str, str]] = field(default_factory=list)
-    held: list[list[str]] = field(default_factory=list)  # hash and mode of each version
+    held: list[list[str]] = field(default_factory=list)  # the hash and the mode of each version
     restored: list[float] = field(default_factory=list)
     away: list[dict[str, str]] = field(default_factory=list)  # the labels after each restore
     started: float = 0.0
     caught_up: float = 0.0
     shipped: dict[str, str] = field(default_factory=dict)
-    # The fraction of the time in which a task waited for a CPU, with and without the API server.
+    # This is the fraction of the time during which a task waited for a CPU, with and without the
+    # API server.
     short: float = 0.0
     away_short: float = 0.0
 
 
 class Api:
-    """The administrator's view of the API server: a ConfigMap to change, and a Node to watch."""
+    """The view of an administrator: a ConfigMap to change, and a Node to watch."""
 
     def __init__(self, cluster):
         self.cluster = cluster
@@ -103,7 +107,7 @@ class Api:
         )
 
     def change(self, number):
-        """Write a version of the profile; return the time of the response."""
+        """Write a version of the profile, and return the time of the response."""
         body = {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -123,7 +127,7 @@ class Api:
         return at
 
     def watch(self):
-        """Start to watch the Node; the current labels arrive first."""
+        """Begin to watch the Node; the current labels arrive first."""
         self._unwatch()
         self.watching = self._connection()
         path = f"/api/v1/nodes?watch=true&fieldSelector=metadata.name%3D{NODE}"
@@ -132,7 +136,9 @@ class Api:
         assert self.events.status == 200, self.events.status
 
     def until(self, wanted):
-        """Read the watch until the Node has all of these labels; return the time of the event."""
+        """Read the watch until the Node has all of these labels, and return the time of that
+        event.
+        """
         at = time.monotonic()
         while not wanted.items() <= self.labels.items():
             line = self.events.readline()
@@ -158,7 +164,7 @@ class Guest:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.settimeout(FIRST_SECONDS)
         self.lines = connection.makefile()
-        self.told = []  # reports of the guest that no caller has read yet
+        self.told = []  # the reports of the guest that no caller has read yet
         self.history = []
 
     def __enter__(self):
@@ -166,12 +172,12 @@ class Guest:
 
     def __exit__(self, *_):
         with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)  # The guest ends and sends its log.
+            self.socket.shutdown(socket.SHUT_RDWR)  # The guest ends, and sends its log.
         self.lines.close()
         self.socket.close()
 
     def ask(self, do, wanted, **more):
-        """Send a request to the guest; return the response."""
+        """Send a request to the guest, and return the response."""
         self.socket.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
         while True:
             output = self._said()
@@ -180,14 +186,16 @@ class Guest:
             self.told.append(output)
 
     def kernel(self, wanted):
-        """Wait until the kernel has a version; return the time of the guest."""
+        """Wait until the kernel has a version, and return the time in the guest."""
         while True:
             output = self.told.pop(0) if self.told else self._said()
             if output["kernel"] == wanted:
                 return output["at"]
 
     def offset(self):
-        """Return the largest possible difference between the host's time and the guest's time."""
+        """Return the largest possible difference between the time of the host and that of the
+        guest.
+        """
         result = []
         for _ in range(5):
             at = self.ask("clock", "clock")
@@ -205,7 +213,7 @@ class Guest:
 
 
 def drive(guest, api, proxy):
-    """Change the ConfigMap, observe and measure; return the measurements."""
+    """Change the ConfigMap, observe the results, and return the measurements."""
     seen = Seen()
     number = CHANGES + 2
     texts = [text(item) for item in range(number)]
@@ -220,7 +228,8 @@ def drive(guest, api, proxy):
     guest.kernel(held[0])
     since = busy.Since()
     for version in range(1, CHANGES + 1):
-        # Again while the agent waits: it was starting when all versions were compiled.
+        # The measurement is repeated while the agent waits, because the agent was starting during
+        # the first one.
         ((_, seconds),) = guest.ask("compile", "compiled", texts=[text(version)])
         seen.compile.append(seconds)
         offset = guest.offset()
@@ -233,14 +242,14 @@ def drive(guest, api, proxy):
     seen.shipped = {key: value for key, value in api.labels.items() if DOMAIN in key}
     outage(guest, api, proxy, seen)
     guest.ask("end", "ended")
-    # A guest that was started again finds the labels of the previous guest.
+    # If the guest was started again, it finds the labels of the previous guest.
     seen.labels = api.history[api.history.index(expected(0)) :]
     seen.kernels = guest.history[guest.history.index(held[0]) :]
     return seen
 
 
 def outage(guest, api, proxy, seen):
-    """Disconnect the agent, remove its profile several times, kill the agent, and reconnect."""
+    """Disconnect the agent, remove its profile several times, kill the agent, and reconnect it."""
     proxy.refuse()
     since = busy.Since()
     for _ in range(AWAY):
@@ -254,7 +263,7 @@ def outage(guest, api, proxy, seen):
     status, said = guest.ask("restart", "restarted", text=text(CHANGES))
     assert status == 0, said
     gone = guest.kernel(ABSENT)
-    # The agent restores from the ledger, because it has no other source.
+    # The agent restores the profile from the ledger, because it has no other source.
     seen.started = guest.kernel(seen.held[CHANGES]) - gone
     seen.away.append(api.now())
     proxy.forward()
@@ -265,7 +274,7 @@ def outage(guest, api, proxy, seen):
 
 
 def arguments(objects):
-    """Return the arguments of the agent's container with the arguments of this test."""
+    """Return the arguments of the agent's container, with the arguments of this test."""
     (daemon,) = (item for item in objects if item["kind"] == "DaemonSet")
     (container,) = daemon["spec"]["template"]["spec"]["containers"]
     source = [arg.replace("$(POD_NAMESPACE)", NAMESPACE) for arg in container["args"]]
@@ -318,7 +327,7 @@ def measured():
             vm.run, given, "python3 guest/cluster.py", timeout_seconds=LIMIT_SECONDS, network=True
         )
         value, error = None, None
-        while not run.done():  # A guest that ends is started again, and then connects again.
+        while not run.done():  # If the guest ends, it is started again, and connects again.
             with contextlib.suppress(TimeoutError):
                 connection, _ = listener.accept()
                 value, error = None, None
@@ -344,6 +353,6 @@ def measured():
 
 
 def print_distribution(what, seconds):
-    """Print a distribution."""
+    """Print the distribution of some values."""
     ms = [round(second * 1000) for second in sorted(seconds)]
     print(f"{what}: {len(ms)} times, median {ms[len(ms) // 2]} ms, from {ms[0]} to {ms[-1]} ms")

@@ -1,4 +1,4 @@
-"""Applies the memory limit of the manifest to processes of tests."""
+"""Applies the memory limit of the manifest to the processes of tests."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ def manifest_limit():
 
 @contextlib.contextmanager
 def memory_group(limit):
-    """Yield a control group (v1 or v2) with a limit in bytes, or None if it cannot be created."""
+    """Yield a control group (v1 or v2) with a limit in bytes, or None if none can be created."""
     name = f"profile-loader-{os.getpid()}"
     for base, file in (
         (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
@@ -41,5 +41,5 @@ def memory_group(limit):
 
 
 def joining(group):
-    """Return the prefix of a command that runs in a control group."""
+    """Return the prefix for a command that runs in a control group."""
     return ["sh", "-c", 'echo $$ > "$0"/cgroup.procs && exec "$@"', str(group)] if group else []

@@ -1,4 +1,4 @@
-"""A TCP relay on the loopback interface that simulates the faults of a network."""
+"""Simulates the faults of a network with a TCP relay on the loopback interface."""
 
 import contextlib
 import socket
@@ -30,7 +30,7 @@ class Proxy:
     def __exit__(self, *_):
         self.ended = True
         self.stop.set()
-        _shut(self.listener)  # Unlike close, shutdown wakes a blocked accept.
+        _shut(self.listener)  # Unlike close, shutdown wakes a thread that is blocked in accept.
         self.accepting.join()
         self.listener.close()
         self._cut()
@@ -42,16 +42,16 @@ class Proxy:
         self.mode, self.seconds = "forward", 0.0
 
     def delay(self, seconds):
-        """Delay the data of the server by a number of seconds."""
+        """Delay the data from the server by a number of seconds."""
         self.mode, self.seconds = "forward", seconds
 
     def refuse(self):
-        """Close all connections, and close each new connection."""
+        """Close all connections, and close each new connection at once."""
         self.mode = "refuse"
         self._cut()
 
     def silence(self):
-        """Keep the connections open but relay nothing, like a broken network."""
+        """Keep the connections open but relay nothing, as a broken network would."""
         self.mode = "silence"
 
     def sent(self):
@@ -59,7 +59,7 @@ class Proxy:
         return self.bytes
 
     def idle(self):
-        """Return for how many seconds no client has sent data."""
+        """Return for how many seconds no client has sent any data."""
         return time.monotonic() - self.last
 
     def open(self):

@@ -1,7 +1,7 @@
-"""Packages of other Debian releases, unpacked into a directory.
+"""Unpacks packages of other Debian releases into a directory.
 
-The packages come from the archive that this machine's apt uses. The archive's package indexes are
-signed, and apt verifies the signature and the checksum of every package.
+The packages come from the archive that apt uses on this machine. apt verifies the signature of the
+archive's package indexes and the checksum of each package.
 """
 
 import functools
@@ -15,7 +15,7 @@ KEYS = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 
 def archive_address() -> str:
-    """Return the address of the Debian archive that this machine's apt uses."""
+    """Return the address of the Debian archive that apt uses on this machine."""
     release = platform.freedesktop_os_release()["VERSION_CODENAME"]
     targets = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(SITE) $(RELEASE)"],
@@ -25,9 +25,9 @@ def archive_address() -> str:
 
 
 def unpack(packages: Sequence[str], suite: str, folder: Path) -> None:
-    """Download packages of a release with a separate apt configuration, and unpack them.
+    """Download packages of a release with a separate configuration of apt, and unpack them.
 
-    The folder for the files must not exist.
+    The folder for the files must not exist yet.
     """
     apt = folder.with_name(f"{folder.name}.apt")
     for name in ("lists/partial", "archives/partial"):

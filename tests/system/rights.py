@@ -1,10 +1,10 @@
-"""Translates the agent's pod into the OCI configuration of its containers.
+"""Translates the agent's pod into the OCI configurations of its containers.
 
-This module does not define any right of the agent. The user, capabilities, privileges, root file
-system, profiles, mounts, namespaces and limits come from the pod that kustomize builds. Fields that
-the pod does not set get the defaults that containerd uses for the kubelet (its packages pkg/oci and
-internal/cri). RuntimeDefault is the seccomp profile of CRI-O and Podman from Debian's package, with
-its conditions evaluated as these runtimes do.
+This module does not define any right of the agent. The user, the capabilities, privileges, root
+file system, profiles, mounts, namespaces and limits come from the pod that kustomize builds. If the
+pod does not set a field, the field gets the default that containerd uses for the kubelet (its
+packages pkg/oci and internal/cri). The seccomp profile of CRI-O and Podman from Debian's package
+serves as RuntimeDefault. Its conditions are evaluated in the same way as by these runtimes.
 """
 
 import copy
@@ -15,8 +15,9 @@ from tests.system import kept, kustomize
 
 ROOT = kustomize.ROOT
 PACKAGE = "golang-github-containers-common"
-# The default capabilities of a container (usual), the additional capabilities of a privileged
-# container (other), and the default masked and read-only paths.
+# The first group (usual) is the default capabilities of a container. The second group (other) is
+# the additional capabilities of a privileged container. The default masked and read-only paths
+# follow.
 WORDS = """
 usual: CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP
 usual: NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE
@@ -44,7 +45,7 @@ def pod(*components):
 
 
 def without_api(pod, *more):
-    """Return the pod with its profiles in a mounted directory, which needs no API server.
+    """Return the pod with its profiles in a mounted directory, so that it needs no API server.
 
     The component mounted-volume also mounts a directory. The rights of the pod do not change.
     """
@@ -58,12 +59,12 @@ def without_api(pod, *more):
 
 
 def in_cluster(pod, token, environ):
-    """Return the pod with the token and the environment that API server and kubelet add.
+    """Return the pod with the token and the environment that the API server and the kubelet add.
 
     Args:
         pod: The pod.
-        token: The directory with the token of the service account.
-        environ: The values of the environment variables that reference other fields.
+        token: The directory that contains the token of the service account.
+        environ: The values of environment variables that refer to other fields.
     """
     pod = copy.deepcopy(pod)
     (agent,) = pod["containers"]
@@ -79,16 +80,16 @@ def in_cluster(pod, token, environ):
 
 
 def config(pod, container, image, places):
-    """Return the OCI configuration of a container of a pod.
+    """Return the OCI configuration of one container of a pod.
 
     A Localhost seccomp profile becomes {"localhost": PATH}, because the node reads the file when it
     creates the container.
 
     Args:
         pod: The pod.
-        container: One of its containers.
+        container: One of the containers of the pod.
         image: The configuration of the container's image.
-        places: The directory of each volume that the kubelet would fill, by the volume's name.
+        places: The directory of each volume that the kubelet would fill, by the name of the volume.
     """
     context = {**pod.get("securityContext", {}), **container.get("securityContext", {})}
     privileged = context.get("privileged", False)
@@ -139,7 +140,7 @@ def config(pod, container, image, places):
 
 
 def runtime_default(capabilities):
-    """Return the runtime's own profile for amd64 and these capabilities."""
+    """Return the runtime's default profile for amd64 and these capabilities."""
     profile = json.loads(_packaged().read_text())
     held = set(capabilities)
 
@@ -177,7 +178,7 @@ def _capabilities(wanted, *, privileged):
 
 
 def expanded(container):
-    """Return the arguments of a container with its environment variables expanded."""
+    """Return the arguments of a container after its environment variables were expanded."""
     values = environment(container)
     return [_expanded(argument, values) for argument in container.get("args", ())]
 
@@ -225,7 +226,7 @@ def _special(place, kind, source, options):
 
 
 def _system(*, privileged):
-    """Return the mounts of every container."""
+    """Return the mounts of all containers."""
     access = "rw" if privileged else "ro"
     common = ["nosuid", "noexec", "nodev"]
     return [

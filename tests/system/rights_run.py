@@ -1,7 +1,7 @@
-"""The containers and files for the tests of the agent's rights in the virtual machine.
+"""Prepares containers and files for the tests of the agent's rights in the virtual machine.
 
-Each container comes from a pod of the manifests. To test a right, the container runs without that
-right.
+Each container comes from a pod of the manifests. To test a right, the tests run the container
+without it.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ WITHOUT = {
 
 
 def bundles(config, port):
-    """Return the configuration of every container that runs in the guest, by name."""
+    """Return the configuration of each container that runs in the guest, by name."""
     found = {}
 
     def add(name, pod, change=lambda pod: None):
@@ -95,7 +95,9 @@ def bundles(config, port):
 
 
 def files(config, cluster, many):
-    """Return the guest's files by path; `many` is the expected number of labels of its Node."""
+    """Return the files of the guest by path; `many` is the expected number of labels of its
+    Node.
+    """
     found = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
     for one in Path("profiles").rglob("*"):
         if one.is_file():
@@ -103,7 +105,7 @@ def files(config, cluster, many):
     for name, bundle in bundles(config, cluster.port).items():
         found[f"bundles/{name}.json"] = json.dumps(bundle).encode()
     found["own/agent.json"] = (rights.ROOT / "components/own-seccomp/agent.json").read_bytes()
-    # The guest runs the same release of Debian as this machine.
+    # The guest has the same Debian release as this machine.
     found["runc"] = Path("/usr/sbin/runc").read_bytes()
     found["libseccomp.so.2"] = Path("/usr/lib/x86_64-linux-gnu/libseccomp.so.2").read_bytes()
     found["token/token"] = cluster.agent_token("node").encode()

@@ -1,6 +1,7 @@
-"""Random changes around one daemon, in batches, with a check of the model after each batch.
+"""Makes random changes around one daemon in batches, and checks a model after each batch.
 
-The same seed always makes the same changes. tests/system/soak_model.py has the invariants.
+The same seed always results in the same changes. tests/system/soak_model.py contains the
+invariants.
 """
 
 import shutil
@@ -30,7 +31,9 @@ class Soak(SoakModel):
     """Makes random changes to the ConfigMaps, pods, files and processes of the model."""
 
     def run(self, seconds):
-        """Make batches of changes for a number of seconds; return counts and memory growth."""
+        """Make batches of changes for a number of seconds, and return the counts and the memory
+        growth.
+        """
         begin = time.monotonic()
         watcher = threading.Thread(target=self._watch)
         self._begin()
@@ -61,7 +64,7 @@ class Soak(SoakModel):
         self._settle(60)
 
     def batch(self, *, calm):
-        """Make some changes, and check the invariants."""
+        """Make several changes, and check the invariants."""
         self.batches += 1
         self.touched, self.released = set(), set()
         self.pods = dict.fromkeys(self.pods, True)
@@ -104,7 +107,7 @@ class Soak(SoakModel):
     def _mark(self, name):
         """Change a key that only marks the batch.
 
-        The key's file shows that the ConfigMap was read.
+        The file of the key shows that the ConfigMap was read.
         """
         key = f"z-{name}.json"
         self.maps[name][key] = self._new()
@@ -131,7 +134,7 @@ class Soak(SoakModel):
         self.record(f"{name} provides {key} {version}")
 
     def spoil(self):
-        """Break a key."""
+        """Make the text of a key invalid."""
         name = self._map()
         key = self._free(MAPS[name])
         if key is None:
@@ -153,7 +156,7 @@ class Soak(SoakModel):
         self.record(f"{name} has no {key} any more")
 
     def _may_go(self, key):
-        # A file that a reboot removed is restored only while the file is desired.
+        # If a reboot removed a file, it is only restored while it is desired.
         if not self._used(key) or key in self.disturbed:
             self.possible.setdefault(key, {None}).add(None)
 
@@ -181,7 +184,7 @@ class Soak(SoakModel):
         self.record(f"{key} {version} moves from {old} to {new}")
 
     def empty(self):
-        """Empty or delete a ConfigMap, unless it is the last ConfigMap with keys."""
+        """Empty or delete a ConfigMap, unless it is the last one with keys."""
         full = [name for name, keys in self.maps.items() if keys]
         if len(full) < 2:
             return
@@ -198,7 +201,7 @@ class Soak(SoakModel):
         name = next((name for name, keys in self.maps.items() if not keys), None)
         if name is None or self.touched & {*MAPS[name]}:
             return
-        # After the refill, the agent removes the previous keys that the ConfigMap does not contain.
+        # After this, the agent removes earlier keys that the ConfigMap does not contain any more.
         keys = [*MAPS[name], *MOVERS]
         wanted = [key for key in MAPS[name] if self.random.random() < 0.6] or MAPS[name][:2]
         self.maps[name] = {}
@@ -212,9 +215,9 @@ class Soak(SoakModel):
         self.record(f"{name} is back with {self.maps[name]}")
 
     def edit(self):
-        """Delete or overwrite an agent-owned file, like another program."""
+        """Delete or overwrite a file of the agent, as another program would."""
         now = time.monotonic()
-        # The agent would release an edited file that is not desired, since the edit makes the file
+        # If a file is not desired, the agent would release it after the edit, which makes the file
         # foreign.
         names = [
             name
@@ -249,7 +252,7 @@ class Soak(SoakModel):
         self.record(f"edit of {name}: {change}")
 
     def intrude(self):
-        """Create a foreign file where the agent has no file."""
+        """Create a foreign file at a path where the agent has no file."""
         known = {key for keys in self.maps.values() for key in keys or ()}
         names = [
             name
@@ -281,7 +284,7 @@ class Soak(SoakModel):
         self.record(f"the foreign file {name} is removed")
 
     def _freed(self, name):
-        """Allow that a file is missing, because a foreign file was at its path until now."""
+        """Allow that a file is missing, because a foreign file had its path until now."""
         self.possible.setdefault(name, set()).add(None)
 
     def relabel(self):
@@ -290,7 +293,7 @@ class Soak(SoakModel):
         self.note = change["note"]
         now = time.monotonic()
         recent = [at for at in self.relabelled if now - at < TRUCE_SECONDS]
-        # The last writer owns a label. If the profile were removed now, the label would stay.
+        # The last writer owns a label. If the agent removed the profile now, the label would stay.
         there = {one for one, versions in self.possible.items() if None not in versions}
         name = self._free(sorted(self.steady & there - self.foreign.keys()))
         if name is not None and len(recent) < RELABELS:
@@ -340,7 +343,7 @@ class Soak(SoakModel):
             self.daemon.start(*OPTIONS)
 
     def reboot(self):
-        """Simulate a reboot, which may also remove the node's files."""
+        """Simulate a reboot, which may also remove the files of the node."""
         self.daemon.stop(signal.SIGKILL)
         boot = str(uuid.UUID(int=self.random.getrandbits(128)))
         (self.daemon.root / "proc/sys/kernel/random/boot_id").write_text(boot + "\n")

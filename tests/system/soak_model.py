@@ -1,7 +1,7 @@
-"""The model of the soak test: the changes, and the state that must follow from the changes.
+"""The model of the soak test: it contains the changes, and the states that may result from them.
 
-The model is compared with files, the labels of the Node, /metrics and the log, never with internal
-state of the agent. If the order of two events is unknown, the model allows both results.
+The test compares the model with files, the labels of the Node, /metrics and the log, but never with
+internal state of the agent. If the order of two events is unknown, the model allows both results.
 tests/system/soak.py makes the changes.
 """
 
@@ -21,10 +21,10 @@ MAPS = {
 MOVERS = ["m0.json", "m1.json"]
 THEIRS = f"seccomp.{DOMAIN}/theirs"
 OPTIONS = ("--pod-aware", "--removal-grace=200ms", "--resync=3s", "--log-level=debug")
-# With more edits of one file, or more changes of own labels, the agent would delay its repairs.
+# With more edits of one file, or more changes of its labels, the agent would delay its repairs.
 FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7
 TRUCE_SECONDS, RELABELS = 610.0, 3
-WARM = 12  # the number of batches before growth is measured
+WARM = 12  # the number of batches before the growth is measured
 
 
 class InvariantError(AssertionError):
@@ -32,30 +32,30 @@ class InvariantError(AssertionError):
 
 
 class SoakModel:
-    """One daemon, two ConfigMaps, pods and foreign files, and the invariants that they follow."""
+    """One daemon, two ConfigMaps, pods and foreign files, with their invariants."""
 
     def __init__(self, daemon, proxy, seed):
         self.daemon, self.proxy, self.seed = daemon, proxy, seed
         self.random = random.Random(seed)  # noqa: S311 - reproducible, no secret
         self.client = daemon.client
-        # the keys of each ConfigMap; None if the ConfigMap is deleted
+        # the keys of each ConfigMap, or None if it is deleted
         self.maps = {name: {} for name in MAPS}
-        # by name: the versions that the file may have; None stands for a missing file
+        # the versions that the file of each name may have; None means a missing file
         self.possible = {}
-        self.foreign = {}  # by name: the signature that the foreign file must keep
-        self.pods = {}  # by name: whether a pod has used the profile since before this batch
-        self.released = set()  # names whose pod ended in this batch
-        self.edits = {}  # by name: the time when the profile's file was edited
-        self.relabelled = []  # the times when the test changed the agent's labels
-        self.steady = set()  # names that were desired since the last settled batch
-        self.touched = set()  # names that this batch does not change again
-        self.disturbed = set()  # names whose file this test may have removed
+        self.foreign = {}  # the signature that the foreign file of each name must keep
+        self.pods = {}  # whether a pod has used the profile since before this batch, by name
+        self.released = set()  # the names whose pod ended in this batch
+        self.edits = {}  # the times at which the file of a profile was edited, by name
+        self.relabelled = []  # the times at which the test changed the agent's labels
+        self.steady = set()  # the names that were desired since the last settled batch
+        self.touched = set()  # the names that this batch does not change again
+        self.disturbed = set()  # the names whose file this test may have removed
         self.note = "0"
         self.version = 0
         self.changes = self.batches = 0
         self.history = []
         self.samples = []
-        self.log_offset = 0  # the number of bytes of the log that were checked
+        self.log_offset = 0  # the number of bytes of the log that have been checked
         self.generation = 0
         self.wrong_labels = []
         self.stop = threading.Event()
@@ -118,7 +118,7 @@ class SoakModel:
         return self.pods.get(key) is True and key not in self.released
 
     def _versions(self, key):
-        """Return the versions that the ConfigMaps provide for a key, without broken ones."""
+        """Return the versions that the ConfigMaps provide for a key, except for broken ones."""
         versions = [(keys or {}).get(key) for keys in self.maps.values()]
         return {one for one in versions if isinstance(one, int)}
 
@@ -128,7 +128,7 @@ class SoakModel:
         return path.read_bytes(), status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
     def _wrong(self):
-        """Return a difference from the model that may still disappear, or an empty string."""
+        """Return a difference from the model that may still disappear, or ""."""
         for name, sign in self.foreign.items():
             if self._sign(name) != sign:
                 raise InvariantError(f"the foreign file {name} was touched")
@@ -172,19 +172,20 @@ class SoakModel:
         return ""
 
     def _collapse(self):
-        """Keep only the current version of each file, unless another version may follow."""
+        """Keep only the current version of each file, unless another version may still follow."""
         files = {name: number_of(self.daemon.file(name)) for name in self.possible}
         desired = {key: name for name, keys in self.maps.items() for key in keys or ()}
         self.steady = set(desired)
         for name in self.possible:
             if name in self.foreign:
-                # The agent may see the removal of the foreign file before the removal of the key.
+                # The agent may notice the removal of the foreign file before the removal of the
+                # key.
                 self.possible[name] = {None, *self._versions(name)}
             elif name in desired or not (name in self.pods or self._unread(name)):
                 self.possible[name] = {files[name]}
 
     def _removals(self):
-        """Check in the log that no desired or used profile was removed."""
+        """Check in the log that no profile was removed while it was desired or in use."""
         log = self.daemon.log.read_bytes()
         lines, self.log_offset = log[self.log_offset :].splitlines(), len(log)
         for line in lines:
@@ -216,7 +217,9 @@ class SoakModel:
             return set()
 
     def growth(self):
-        """Return the growth of the last process: medians of its first and last settled batches."""
+        """Return how much the last process grew, from medians of its first and last settled
+        batches.
+        """
         pid = self.daemon.process.pid
         own = [usage for one, usage in self.samples if one == pid][WARM:]
         size = max(1, len(own) // 4)

@@ -1,6 +1,6 @@
-"""Checks every profile of Debian's packages apparmor-profiles and apparmor-profiles-extra.
+"""Tests with all profiles of Debian's packages apparmor-profiles and apparmor-profiles-extra.
 
-The packages are downloaded once with `apt-get download`, into ~/.cache/profile-loader.
+`apt-get download` downloads the packages once, into ~/.cache/profile-loader.
 """
 
 import shutil
@@ -17,8 +17,8 @@ from tests.system import kept
 PACKAGES = ("apparmor-profiles", "apparmor-profiles-extra")
 DIRECTORIES = ("etc/apparmor.d", "usr/share/apparmor/extra-profiles")
 
-# The findings about profiles when attachments are allowed. All other profiles are accepted without
-# a finding. Debian ships the following profiles in complain mode:
+# These are the findings about profiles when attachments are allowed. All other profiles are
+# accepted without a finding. Debian ships the following profiles in complain mode:
 COMPLAIN = [
     "bin.ping",
     "php-fpm",
@@ -66,7 +66,7 @@ COMPLAIN_EXTRA = [
 EXPECTED = {
     **{f"apparmor.d/{name}": {"complain_mode"} for name in COMPLAIN},
     **{f"extra-profiles/{name}": {"complain_mode"} for name in COMPLAIN_EXTRA},
-    # A text in English; a source ignores README because of its name.
+    # This file is an English text; a source ignores README because of its name.
     "extra-profiles/README": {"parser_rejected"},
     # The following profiles start a shell, a mailer or a script without a profile (ux, Ux, PUx).
     "apparmor.d/usr.bin.totem": {"unconfined_exec", "rule_not_enforced"},
@@ -74,7 +74,7 @@ EXPECTED = {
     "extra-profiles/sbin.dhclient-script": {"unconfined_exec"},
     "extra-profiles/sbin.dhcpcd": {"unconfined_exec"},
     "extra-profiles/usr.sbin.sshd": {"unconfined_exec"},
-    # The following profiles have D-Bus rules, which are not in the features of Debian's
+    # The following profiles have D-Bus rules, which are not among the features of Debian's
     # parser.conf.
     "apparmor.d/usr.bin.irssi": {"complain_mode", "rule_not_enforced"},
     "apparmor.d/usr.bin.pidgin": {"rule_not_enforced"},
@@ -95,7 +95,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def includes(corpus, tmp_path_factory):
-    """Create the include directory of a machine on which the packages are installed."""
+    """Create the include directory of a machine with these packages."""
     directory = tmp_path_factory.mktemp("apparmor.d")
     for origin in (Path("/etc/apparmor.d"), corpus / "etc/apparmor.d"):
         shutil.copytree(origin, directory, dirs_exist_ok=True)
@@ -130,14 +130,16 @@ def outcomes(corpus, includes, tmp_path, *, allow_attachments):
 
 
 def test_with_attachments_allowed_every_finding_is_expected(corpus, includes, tmp_path):
-    """Each packaged profile has exactly the findings in the list above."""
+    """Each profile of the packages has exactly the findings in the list above."""
     codes_by_key = outcomes(corpus, includes, tmp_path, allow_attachments=True)
     assert len(codes_by_key) == 141
     assert {key: set(codes) for key, codes in codes_by_key.items() if codes} == EXPECTED
 
 
 def test_by_default_a_profile_for_programs_of_the_host_is_rejected(corpus, includes, tmp_path):
-    """The profile would confine programs of the host; --allow-attachments permits attachments."""
+    """Profiles that would confine programs of the host are only accepted with
+    --allow-attachments.
+    """
     codes_by_key = outcomes(corpus, includes, tmp_path, allow_attachments=False)
     assert [key for key, codes in codes_by_key.items() if "attachment_refused" not in codes] == [
         "extra-profiles/README"

@@ -1,4 +1,6 @@
-"""The AppArmor kind on a real kernel: every case of apparmor_guest.py, in a virtual machine."""
+"""Tests of the AppArmor backend on a real kernel: each case of apparmor_guest.py, in a virtual
+machine.
+"""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tests of the AppArmor backend with the real apparmor_parser, which needs no AppArmor kernel."""
+"""Tests of the AppArmor backend with the real apparmor_parser, without an AppArmor kernel."""
 
 import random
 
@@ -49,7 +49,7 @@ def inspect(tmp_path, text, *, checking=True, **options):
     ],
 )  # fmt: skip
 def test_each_mistake_has_a_code_a_line_and_a_hint(tmp_path, text, code, location):
-    """The location is the key if the parser does not report a line."""
+    """If the parser reports no line, the location of the finding is the key."""
     result = inspect(tmp_path, text)
     assert isinstance(result, Rejection)
     first = result.findings[0]
@@ -82,7 +82,7 @@ def test_names_and_modes_are_read_from_the_compiled_policy(tmp_path):
 
 
 def test_rules_that_the_parser_omits_cause_a_warning(tmp_path):
-    """A policy that lacks rules of its text is accepted, with the warning of the parser."""
+    """If a policy lacks rules of its text, it is accepted with the warning of the parser."""
     result = inspect(tmp_path, "profile x {\n  file,\n  dbus,\n  dbus send,\n}\n")
     assert isinstance(result, Profile)
     assert [(finding.code, finding.location) for finding in result.findings] == [
@@ -92,7 +92,7 @@ def test_rules_that_the_parser_omits_cause_a_warning(tmp_path):
 
 
 def test_comments_change_the_source_and_not_the_policy(tmp_path):
-    """The same rules compile to the same policy."""
+    """If only the comments of a text change, the policy stays the same."""
     one = inspect(tmp_path, "profile x { file, }")
     two = inspect(tmp_path, "# a comment\nprofile x {\n file, }")
     assert isinstance(one, Profile)
@@ -102,7 +102,7 @@ def test_comments_change_the_source_and_not_the_policy(tmp_path):
 
 
 def test_a_node_without_apparmor_rejects_only_texts_with_errors(tmp_path):
-    """A text without errors is reported as not supported by the node."""
+    """On a node without AppArmor, a text without errors is reported as not supported."""
     good = inspect(tmp_path, "profile x { file, }", checking=False)
     assert isinstance(good, Unchecked)
     assert good.finding.code == "kind_unsupported"
@@ -110,13 +110,13 @@ def test_a_node_without_apparmor_rejects_only_texts_with_errors(tmp_path):
 
 
 def test_checking_writes_nothing(tmp_path):
-    """The command `check` leaves the machine of a CI job unchanged."""
+    """The command `check` does not change the machine of a CI job."""
     inspect(tmp_path, "profile x { file, }")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_mutated_texts_are_accepted_or_rejected(tmp_path):
-    """Bytes of the text are changed or cut. The inspection raises no exception."""
+    """If bytes of a text are changed or cut, the inspection raises no exception."""
     seed = (
         b"#include <tunables/global>\nprofile web flags=(attach_disconnected) {\n"
         b"  #include <abstractions/base>\n  file,\n  deny /** w,\n  ^hat { network, }\n}\n"
@@ -137,7 +137,9 @@ SLOW = "".join(
 
 @pytest.mark.parametrize("is_quick", [True, False])
 def test_the_cpu_limit_of_the_parser_is_reported_as_such(is_quick):
-    """The parser compiles in a child process and only reports that the child ended (status 10)."""
+    """If the child process of the parser was killed, the parser only reports its end (status
+    10).
+    """
     made = parser.Parser("", include_dir="/etc/apparmor.d")
     run = made.run(
         f"profile slow {{\n{3 * SLOW}}}\n".encode(),
@@ -150,7 +152,7 @@ def test_the_cpu_limit_of_the_parser_is_reported_as_such(is_quick):
 
 
 def test_a_stream_of_new_texts_does_not_starve_a_slow_text():
-    """A new text arrives during each run, and the slow text still gets its full run."""
+    """Even if a new text arrives during each run, a slow text gets its full run."""
     made = parser.Parser("", include_dir="/etc/apparmor.d")
     queue = CompileQueue(cpu_limit=3.0, pauses_slow_texts=True)
     features = ("--kernel-features", made.newest_features_file())
@@ -178,7 +180,8 @@ def test_a_stream_of_new_texts_does_not_starve_a_slow_text():
             is_quick=task.is_quick,
             is_cancelled=lambda task=task, now=now: queue.is_cancelled(task, now),
         )
-        now += max(1.0, run.seconds)  # as if each new text needed a second
+        # This has the same effect as new texts that take a second each.
+        now += max(1.0, run.seconds)
         result = queue.record_run(task, run, now)
         if result is not None:
             results[task.key] = result

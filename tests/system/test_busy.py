@@ -1,4 +1,4 @@
-"""Time limits are longer only while the machine is short of CPUs."""
+"""Tests that time limits are only longer while the machine is short of CPUs."""
 
 import os
 
@@ -39,7 +39,7 @@ def test_a_bound_is_wider_where_something_waited_most_of_the_time(kernel, waited
 
 @pytest.mark.parametrize(("idle", "seconds"), [(3.5, 2.0), (0.9, 2.0), (0.7, 10.0)])
 def test_without_pressure_a_bound_is_wider_where_no_cpu_was_idle(kernel, idle, seconds):
-    """Idle seconds are summed over all CPUs, so the sum may exceed the time that passed."""
+    """Idle seconds are the sum over all CPUs, so they may exceed the time that has passed."""
     kernel(idle=40.0)
     since = busy.Since()
     kernel(passed=2.0, idle=40.0 + idle)

@@ -1,4 +1,4 @@
-"""The agent with a real API server: sources, labels, Events, and an unreachable API server."""
+"""Tests of the agent with a real API server: sources, labels, Events, and outages."""
 
 import hashlib
 import json
@@ -81,7 +81,7 @@ class Agent:
         self.kubeconfig = None
 
     def node(self, labels=None):
-        """Create the agent's Node, and a token that is bound to this Node."""
+        """Create the agent's Node, and a token that is bound to it."""
         uid = self.cluster.node(self.name, BOOT_ID, labels)
         token = self.cluster.agent_token(self.name)
         self.kubeconfig = self.cluster.write_kubeconfig(self.name, token)
@@ -128,7 +128,9 @@ class Agent:
         )
 
     def labels(self):
-        """Return the agent's labels without the domain and the namespaces of profile sets."""
+        """Return the agent's labels without the domain, and without the namespaces of profile
+        sets.
+        """
         return {
             key.replace(f".{DOMAIN}", "")
             .replace(DOMAIN, "node")
@@ -142,7 +144,7 @@ class Agent:
         return sorted(str(path.relative_to(top)) for path in top.rglob("*") if path.is_file())
 
     def events(self, reason):
-        """Return the notes of the agent's Events with a reason."""
+        """Return the notes of the agent's Events that have a given reason."""
         item = self.cluster.get("/apis/events.k8s.io/v1/namespaces/default/events")
         return [
             entry["note"]
@@ -168,13 +170,13 @@ class Agent:
         self.until(lambda: self.labels() == expected, seconds)
 
     def took(self, condition):
-        """Return after how many seconds a condition was true."""
+        """Return after how many seconds a condition became true."""
         begin = time.monotonic()
         self.until(condition)
         return time.monotonic() - begin
 
     def soon_labels(self, expected):
-        """Wait for the labels of a change; the time limit is longer only if no CPU is idle."""
+        """Wait for the labels of a change; the time limit is only longer if no CPU is idle."""
         since = busy.Since()
         seconds = self.took(lambda: self.labels() == expected)
         assert seconds < since.within(SOON_SECONDS), (seconds, since.short())
@@ -195,7 +197,7 @@ READY = {"node/seccomp": "enabled", "seccomp/a.json": "installed", "set/web": "r
 
 
 def test_a_change_is_on_the_node_and_on_its_label_within_a_second(agent):
-    """A new, a changed and a removed key each arrive within a second, repeatedly."""
+    """A new, a changed and a removed key each take effect within a second, repeatedly."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start("--removal-grace", "3s", "--prune", "always")
@@ -211,7 +213,7 @@ def test_a_change_is_on_the_node_and_on_its_label_within_a_second(agent):
         seconds["changed"].append(agent.took(lambda old=old: path.read_bytes() != old))
         agent.config_map({"a.json": profile(10 + number)})
         seconds["removed"].append(agent.took(lambda: agent.labels() == READY))
-    assert agent.files() == ["a.json", "b.json"]  # b.json stays for the grace time
+    assert agent.files() == ["a.json", "b.json"]  # b.json stays during the grace time.
     medians = {what: round(statistics.median(took), 2) for what, took in seconds.items()}
     print(f"a key on its label: {medians}, CPUs were short for {since.short():.0%} of the time")
     assert max(medians.values()) < since.within(AT_ONCE_SECONDS), seconds
@@ -220,7 +222,7 @@ def test_a_change_is_on_the_node_and_on_its_label_within_a_second(agent):
 
 
 def test_a_configmap_can_be_created_later_deleted_and_emptied(agent):
-    """A missing or emptied ConfigMap is reported, and removes no profile."""
+    """A missing or emptied ConfigMap is reported, but removes no profile."""
     agent.node()
     agent.start()
     agent.until(lambda: [line["code"] for line in agent.lines("profile_problem")])
@@ -247,7 +249,9 @@ def test_an_emptied_configmap_with_the_annotation_removes_its_profiles(agent):
 
 
 def test_a_rejected_update_keeps_the_last_good_version_and_its_label(agent):
-    """The label describes the installed version, and the Event contains the reason."""
+    """After a rejected update, the label describes the installed version, and an Event has the
+    reason.
+    """
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start()
@@ -297,7 +301,7 @@ def test_each_configmap_of_a_selector_is_a_separate_set(agent):
 
 
 def test_a_full_and_immutable_configmap_is_read(agent):
-    """The first ConfigMap has a key of nearly 1 MiB, and the second is immutable."""
+    """Several ConfigMaps are read, even if one has a key of nearly 1 MiB and one is immutable."""
     agent.node()
     rules = [
         {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "comment": "x" * 1000} for _ in range(980)
@@ -317,7 +321,7 @@ def test_a_full_and_immutable_configmap_is_read(agent):
 
 
 def test_a_node_selector_limits_a_set_to_some_nodes(agent):
-    """A set is installed while the labels match, and an invalid selector removes no profile."""
+    """A set is installed while its selector matches; an invalid selector removes no profile."""
     agent.node({"pool": "a"})
     chosen = f"{DOMAIN}/node-selector"
     agent.config_map({"a.json": profile()}, annotations={chosen: "pool in (b,c)"})
@@ -338,7 +342,7 @@ def test_a_node_selector_limits_a_set_to_some_nodes(agent):
 
 
 def test_a_removed_or_changed_label_is_restored(agent):
-    """The agent watches its own Node, so a wrong label lasts for milliseconds."""
+    """A wrong label only lasts for milliseconds, because the agent watches its own Node."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start()
@@ -360,8 +364,8 @@ def test_foreign_labels_are_never_changed(agent):
     agent.until(lambda: "label_foreign" in agent.said())
     both = {**READY, "seccomp/b.json": "installed", "seccomp/theirs": "installed"}
     agent.until_labels(both)
-    # Another field manager applies the same value, so the label stays when the agent stops applying
-    # it.
+    # Another field manager applies the same value, so the label stays after the agent stops
+    # applying it.
     body = {
         "apiVersion": "v1",
         "kind": "Node",
@@ -373,7 +377,7 @@ def test_foreign_labels_are_never_changed(agent):
     agent.config_map({"a.json": profile()})
     agent.until(lambda: "label_pending" in agent.said())
     assert (agent.labels(), agent.files()) == (both, ["a.json", "b.json"])
-    # The profile is installed for as long as the label exists.
+    # The profile stays installed while the label exists.
     agent.cluster.kubectl("label", "node", agent.name, f"seccomp.{DOMAIN}/b.json-")
     agent.until(lambda: agent.files() == ["a.json"])
     assert agent.labels() == {**READY, "seccomp/theirs": "installed"}
@@ -381,7 +385,7 @@ def test_foreign_labels_are_never_changed(agent):
 
 
 def test_a_node_that_is_created_again_is_labelled_with_its_own_token(agent):
-    """The uid in the token decides; until the token matches, a finding reports the other Node."""
+    """The uid in the token decides; until it matches, a finding reports the other Node."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start()
@@ -401,7 +405,7 @@ def test_a_node_that_is_created_again_is_labelled_with_its_own_token(agent):
 
 
 def test_a_node_of_another_machine_is_not_labelled(agent):
-    """An equal Node name is not sufficient: the boot id must be the boot id of this kernel."""
+    """The same Node name is not sufficient: the boot ID must be that of this kernel."""
     agent.node()
     agent.config_map({"a.json": profile()})
     (agent.root / "proc/sys/kernel/random/boot_id").write_text("another\n")
@@ -411,7 +415,7 @@ def test_a_node_of_another_machine_is_not_labelled(agent):
 
 
 def test_labels_survive_a_restart_and_a_kill(agent):
-    """Neither the end nor the start of the agent sends a patch if all labels are correct."""
+    """If all labels are correct, neither the end nor the start of the agent sends a patch."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start()
@@ -451,7 +455,7 @@ def test_label_keys_of_previous_releases_disappear(agent):
 
 
 def test_a_rejected_configmap_has_no_label_of_the_same_name(agent):
-    """Two namespaces have a ConfigMap with the same name, and the second is rejected."""
+    """If two namespaces have a ConfigMap with the same name, the second one is rejected."""
     agent.node()
     other = f"{agent.name[:50]}-b"
     agent.cluster.kubectl("create", "namespace", other)
@@ -472,7 +476,7 @@ def test_a_rejected_configmap_has_no_label_of_the_same_name(agent):
 
 
 def test_digest_labels_contain_the_digest_of_the_source(agent):
-    """The label value is the first 12 digits of the sha256 of the key's content."""
+    """The value of the label is the first 12 digits of the sha256 of the key's content."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start("--label-digest")
@@ -481,7 +485,7 @@ def test_digest_labels_contain_the_digest_of_the_source(agent):
 
 
 def test_unlabel_removes_all_own_labels_and_no_other(agent):
-    """An uninstall Job runs the command at its end."""
+    """A Job for the uninstallation can run the command `unlabel` at its end."""
     agent.node({"kept": "yes"})
     agent.config_map({"a.json": profile()})
     agent.start()
@@ -497,7 +501,7 @@ def test_unlabel_removes_all_own_labels_and_no_other(agent):
 
 
 def test_unlabel_of_a_missing_node_creates_none(agent):
-    """A misspelt name of a Node is reported."""
+    """If the name of a Node is misspelt, this is reported."""
     agent.node()
     command = [
         sys.executable, "-m", "agent", "unlabel",
@@ -510,7 +514,7 @@ def test_unlabel_of_a_missing_node_creates_none(agent):
 
 
 def test_the_startup_taint_is_removed_once_accepted_profiles_are_installed(agent):
-    """Other taints stay, and one rejected key does not keep the taint."""
+    """Only the startup taint is removed, and one rejected key does not keep it."""
     agent.node()
     taints = [
         {"key": "example.org/profiles", "effect": "NoSchedule"},
@@ -538,7 +542,7 @@ STARTUP = "example.org/profiles"
 
 
 def taint(agent):
-    """Add a taint to the Node, like a cloud provider for a new Node."""
+    """Add a taint to the Node, as a cloud provider does for a new Node."""
     taints = [{"key": STARTUP, "effect": "NoSchedule"}]
     agent.cluster.kubectl(
         "patch", "node", agent.name, "-p", json.dumps({"spec": {"taints": taints}})
@@ -551,7 +555,7 @@ def is_tainted(agent):
 
 
 def test_the_startup_taint_stays_for_an_empty_set_that_was_never_installed(agent):
-    """An empty ConfigMap may be filled later, unless its annotation allows that it is empty."""
+    """An empty ConfigMap keeps the taint, unless its annotation allows that it is empty."""
     agent.node()
     taint(agent)
     agent.config_map({})
@@ -570,7 +574,9 @@ def test_the_startup_taint_stays_for_an_empty_set_that_was_never_installed(agent
 
 
 def test_an_invalid_node_selector_does_not_keep_the_startup_taint(agent):
-    """An invalid node selector affects only its own profile set, like a rejected key."""
+    """An invalid node selector only affects its own profile set, in the same way as a rejected
+    key.
+    """
     agent.node()
     taint(agent)
     chosen = {
@@ -589,7 +595,7 @@ def test_an_invalid_node_selector_does_not_keep_the_startup_taint(agent):
 
 
 def large():
-    """Return a seccomp profile of nearly 1 MiB, the largest that fits into a ConfigMap."""
+    """Return a seccomp profile of nearly 1 MiB, the largest one that fits into a ConfigMap."""
     rules = [
         {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "comment": "x" * 1000} for _ in range(970)
     ]
@@ -597,7 +603,9 @@ def large():
 
 
 def test_many_full_configmaps_are_rejected_separately(agent):
-    """The oldest ConfigMaps are read, changes arrive, and memory stays below the pod's limit."""
+    """With full ConfigMaps, the oldest ones are read, and the memory stays below the pod's
+    limit.
+    """
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start("--source", f"configmaps:{agent.name}?use=many")
@@ -626,7 +634,7 @@ def test_many_full_configmaps_are_rejected_separately(agent):
 
 
 def test_labels_and_keys_follow_a_restored_store(agent):
-    """Labels match the restored state, and a key that only that state contains is installed."""
+    """After a restore of etcd, labels match the restored state, and its keys are installed."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start("--prune", "never")
@@ -679,7 +687,9 @@ def test_a_profile_that_a_pod_references_is_in_use(agent):
 
 
 def test_oneshot_sets_labels_and_leaves_a_removal_to_a_later_run(agent):
-    """One run removes the label, and the next run, which finds no label, removes the file."""
+    """Two runs remove a file: the first one removes its label, and the second one removes the
+    file.
+    """
     agent.node()
     agent.config_map({"a.json": profile(), "b.json": profile()})
     assert agent.once("--prune", "always").returncode == 0
@@ -692,7 +702,9 @@ def test_oneshot_sets_labels_and_leaves_a_removal_to_a_later_run(agent):
 
 
 def test_oneshot_without_an_api_server_restores_profiles(agent):
-    """The profiles of the ledger are restored, and the exit status reports the source."""
+    """If the source is missing, profiles of the ledger are restored, and the exit status reports
+    it.
+    """
     agent.node()
     agent.config_map({"a.json": profile()})
     assert agent.once().returncode == 0
@@ -721,7 +733,7 @@ def through(agent, proxy):
 
 
 def test_an_outage_changes_nothing_and_missing_files_are_restored(agent):
-    """Without any response, labels and files stay; changes arrive after the outage."""
+    """In an outage, labels and files stay; changes arrive after the outage."""
     agent.node()
     agent.config_map({"a.json": profile()})
     with Proxy(agent.cluster.port) as proxy:
@@ -741,7 +753,7 @@ def test_an_outage_changes_nothing_and_missing_files_are_restored(agent):
 
 
 def test_a_start_without_an_api_server_restores_the_last_good_profiles(agent):
-    """After a reboot in an outage the profiles are installed before the API server responds."""
+    """After a reboot in an outage, the profiles are installed before the API server responds."""
     agent.node()
     agent.config_map({"a.json": profile()})
     with Proxy(agent.cluster.port) as proxy:
@@ -759,7 +771,7 @@ def test_a_start_without_an_api_server_restores_the_last_good_profiles(agent):
 
 
 def test_a_slow_api_server_delays_no_repair(agent):
-    """Each response takes 15 s, and a removed file is restored immediately."""
+    """If each response takes 15 s, a removed file is still restored immediately."""
     agent.node()
     agent.config_map({"a.json": profile()})
     with Proxy(agent.cluster.port) as proxy:
@@ -776,7 +788,9 @@ def test_a_slow_api_server_delays_no_repair(agent):
 
 
 def test_a_forbidden_configmap_is_reported_and_removes_nothing(agent):
-    """Without the permission to read a ConfigMap, that ConfigMap is unreadable and not empty."""
+    """If the permission to read a ConfigMap is missing, the ConfigMap is unreadable and not
+    empty.
+    """
     agent.node()
     agent.config_map({"a.json": profile()})
     assert agent.once().returncode == 0
@@ -791,7 +805,7 @@ def test_a_forbidden_configmap_is_reported_and_removes_nothing(agent):
 
 
 def test_an_idle_agent_has_few_connections_and_sends_no_request(agent):
-    """A settled agent has two watches, and sends no request in ten seconds."""
+    """An agent without changes has two watches, and sends no request in ten seconds."""
     agent.node()
     agent.config_map({"a.json": profile()})
     with Proxy(agent.cluster.port) as proxy:
@@ -811,7 +825,7 @@ def test_an_idle_agent_has_few_connections_and_sends_no_request(agent):
 
 
 def test_in_a_pod_the_token_is_read_again(agent):
-    """The kubelet replaces the file of the token, and the agent uses the new token."""
+    """If the kubelet replaces the file with the token, the agent uses the new token."""
     agent.node()
     agent.config_map({"a.json": profile()})
     mounted = agent.root.parent / "serviceaccount"
@@ -819,7 +833,7 @@ def test_in_a_pod_the_token_is_read_again(agent):
     (mounted / "ca.crt").write_bytes(agent.cluster.ca.read_bytes())
     (mounted / "token").write_text(agent.cluster.agent_token(agent.name))
     place = "/run/secrets/kubernetes.io/serviceaccount"
-    # The agent has its own mount namespace, so that the directory does not appear on this machine.
+    # The agent has its own mount namespace, so that this directory does not appear on the machine.
     script = (
         f'mount -t tmpfs none /run && mkdir -p {place} && mount --bind "$0" {place} && exec "$@"'
     )
@@ -839,14 +853,16 @@ def test_in_a_pod_the_token_is_read_again(agent):
     (mounted / "token").write_text(agent.cluster.agent_token(agent.name, pod="next"))
     agent.cluster.kubectl("-n", NAMESPACE, "delete", "pod", f"agent-{agent.name}", "--force")
     key = f"seccomp.{DOMAIN}/a.json"
-    # The agent reads the token file again after a minute (agent.kube.credentials).
+    # The agent reads the file with the token again after a minute (agent.kube.credentials).
     agent.until(lambda: time.monotonic() - begin > 61.0, 70)
     agent.cluster.kubectl("label", "node", agent.name, f"{key}-")
     agent.until_labels(READY, 75)
 
 
 def test_the_agent_reports_a_missing_configuration(agent):
-    """Outside a pod without a kubeconfig, the exit status is 2, with one line and no traceback."""
+    """Outside a pod and without a kubeconfig, the exit status is 2, with one line and no
+    traceback.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "agent", "--source", "configmap:a/b", "--oneshot"],
         capture_output=True, text=True, check=False,

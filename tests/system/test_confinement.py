@@ -1,4 +1,6 @@
-"""No removal unconfines a thread, and every loss is reported, on Debian 12's kernel (Linux 6.1)."""
+"""Tests on Debian 12's kernel (Linux 6.1): no removal unconfines a thread, and every loss is
+reported.
+"""
 
 import pytest
 
@@ -7,11 +9,11 @@ from tests.system import confinement, vm
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """The result of every scenario."""
+    """Return the results of all scenarios."""
     return confinement.every_scenario(vm.STANDARD)
 
 
 @pytest.mark.parametrize("scenario", [*confinement.SCENARIOS, confinement.WITHOUT_RAW_DATA])
 def test_on_a_real_kernel(outcomes, scenario):
-    """Each scenario succeeds; its description is in tests/system/guest."""
+    """Each scenario succeeds; tests/system/guest describes it."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)

@@ -1,4 +1,4 @@
-"""The daemon on a real AppArmor kernel."""
+"""Tests of the daemon on a real AppArmor kernel."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ SCENARIOS = [
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """Return the error of every scenario, from one run of the guest."""
+    """Return the error of each scenario, from one run of the guest."""
     files = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
     result = vm.run(files, "python3 guest/daemon.py", timeout_seconds=LIMIT_SECONDS)
     lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
@@ -35,5 +35,5 @@ def outcomes():
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_on_a_real_kernel(outcomes, scenario):
-    """Each scenario succeeds; its description is in tests/system/guest/daemon.py."""
+    """Each scenario succeeds; tests/system/guest/daemon.py describes it."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)

@@ -1,4 +1,4 @@
-"""Faults while the daemon runs: each is reported, changes no valid profile, and is repaired.
+"""Tests of faults while the daemon runs, which must be reported and repaired.
 
 The tests check the node, the report, the metrics and the exit status, with real processes, file
 systems and limits. tests/system/guest/faults.py contains the faults that need an AppArmor kernel.
@@ -29,13 +29,13 @@ from tests.system.daemon import Daemon, profile
 from tests.system.guest import pace
 from tests.system.killed import POINTS
 
-SECONDS = 2.0  # the time limit for the end after SIGTERM
+SECONDS = 2.0  # the time limit for the exit after SIGTERM
 TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]  # a signal to one thread
 
 
 @pytest.fixture
 def daemon(tmp_path):
-    """A daemon that is not started yet, with the profile a.json in its source."""
+    """A daemon that has not been started, with the profile a.json in its source."""
     one = Daemon(tmp_path)
     one.provide(a=1)
     yield one
@@ -44,7 +44,7 @@ def daemon(tmp_path):
 
 @pytest.fixture
 def mounted(daemon):
-    """A function that mounts a small file system below the daemon's root."""
+    """A function that mounts a small file system under the daemon's root."""
     paths = []
 
     def mount(path):
@@ -60,7 +60,7 @@ def mounted(daemon):
 
 
 def settled(daemon, **numbers):
-    """Wait until the node has exactly these profiles, and the daemon reports the same profiles."""
+    """Wait until the node has exactly these profiles and the daemon reports them."""
     wanted = {f"{name}.json": number for name, number in numbers.items()}
 
     def done():
@@ -71,7 +71,7 @@ def settled(daemon, **numbers):
 
 
 def stopped_cleanly(daemon):
-    """Stop the daemon: it exits with 0 within two seconds, and the node is unchanged."""
+    """Stop the daemon; require exit status 0 within two seconds and an unchanged node."""
     before = daemon.files()
     status, seconds = daemon.stop()
     assert (status, pace.in_time(seconds, SECONDS)) == (0, True), (status, seconds)
@@ -82,7 +82,7 @@ def stopped_cleanly(daemon):
 
 
 def test_a_full_disk_keeps_the_previous_version_until_there_is_space(daemon, mounted):
-    """The update fails with a reason, and is installed soon after space was freed."""
+    """On a full disk, an update fails with a reason, and succeeds soon after space was freed."""
     top = mounted(daemon.root / "var")
     daemon.start()
     settled(daemon, a=1)
@@ -100,7 +100,7 @@ def test_a_full_disk_keeps_the_previous_version_until_there_is_space(daemon, mou
 
 @pytest.mark.parametrize("where", ["var/lib/kubelet", "var/lib/profile-loader/entries"])
 def test_a_read_only_file_system_keeps_the_previous_version(daemon, mounted, where):
-    """The file system is remounted under the running daemon, like a kernel after a disk error."""
+    """The file system is remounted under the running daemon, as by a kernel after a disk error."""
     top = mounted(daemon.root / where)
     daemon.start()
     settled(daemon, a=1)
@@ -119,7 +119,9 @@ def test_a_read_only_file_system_keeps_the_previous_version(daemon, mounted, whe
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "emptied", "a directory"])
 def test_a_damaged_ledger_entry_removes_nothing(daemon, damage):
-    """The damage is reported, the profile stays, and its content is adopted again."""
+    """If an entry is damaged, this is reported, the profile stays, and its content is adopted
+    again.
+    """
     daemon.provide(a=1, b=2)
     daemon.start()
     settled(daemon, a=1, b=2)
@@ -151,7 +153,7 @@ def test_a_damaged_ledger_entry_removes_nothing(daemon, damage):
 
 
 def test_a_ledger_of_a_newer_release_stops_all_changes(daemon):
-    """After a downgrade the node is unchanged, and a finding asks for the newer version."""
+    """After a downgrade, the node is unchanged, and a finding asks for the newer version."""
     daemon.start()
     settled(daemon, a=1)
     assert daemon.stop()[0] == 0
@@ -167,13 +169,13 @@ def test_a_ledger_of_a_newer_release_stops_all_changes(daemon):
     )  # fmt: skip
     assert daemon.get("/healthz")[0] == 200
     assert path.read_text() == newer
-    path.write_bytes(whole)  # the ledger entry that the next release would leave to this release
+    path.write_bytes(whole)  # the ledger entry that the next release would leave for this release
     settled(daemon, a=2, b=2)
     stopped_cleanly(daemon)
 
 
-# The ledger entry of 0.1.0 for a seccomp key. Never change this entry, because later releases must
-# read the same entry.
+# This is the ledger entry of 0.1.0 for a seccomp key. Never change this entry, because later
+# releases must be able to read it.
 RELEASED = {
     "schema": 1,
     "kind": "seccomp",
@@ -185,7 +187,7 @@ RELEASED = {
 
 
 def test_a_ledger_of_a_previous_release_stays_unchanged(daemon):
-    """After an upgrade no file and no entry is written again, and the profiles are agent-owned."""
+    """After an upgrade, no file and no entry is written again, and the agent owns the profiles."""
     daemon.start()
     settled(daemon, a=1)
     assert daemon.stop()[0] == 0
@@ -211,7 +213,7 @@ def test_a_ledger_of_a_previous_release_stays_unchanged(daemon):
 
 
 def test_a_source_directory_that_is_created_again_is_read(daemon):
-    """The profiles stay while the directory is missing; its new content is installed in seconds."""
+    """While the directory is missing, the profiles stay; new content is installed in seconds."""
     daemon.start("--prune=always")
     settled(daemon, a=1)
     for number in (2, 3):
@@ -227,7 +229,7 @@ def test_a_source_directory_that_is_created_again_is_read(daemon):
 
 
 def test_a_failed_watch_is_logged_and_replaced(daemon):
-    """The library watchdog fails for a directory that was moved out of the tree."""
+    """watchdog fails for a directory that was moved out of the tree, and the agent recovers."""
     daemon.start()
     settled(daemon, a=1)
     sub, away = daemon.source / "sub", daemon.root / "away"
@@ -247,7 +249,7 @@ def test_a_failed_watch_is_logged_and_replaced(daemon):
 
 
 class Volume:
-    """A ConfigMap volume of a kubelet (AtomicWriter)."""
+    """A ConfigMap volume as the kubelet writes it (AtomicWriter)."""
 
     def __init__(self, path):
         self.path, self.last = path, None
@@ -268,7 +270,7 @@ class Volume:
 
 
 def test_a_volume_that_changes_a_thousand_times_is_read_consistently(daemon):
-    """Each pass installs both keys of one generation, and neither memory nor descriptors grow."""
+    """Each pass installs both keys from one generation, and neither memory nor descriptors grow."""
     (daemon.source / "a.json").unlink()
     volume = Volume(daemon.source)
     keys = ("a.json", "b.json")
@@ -278,7 +280,7 @@ def test_a_volume_that_changes_a_thousand_times_is_read_consistently(daemon):
     before, begin = daemon.usage(), time.monotonic()
     for number in range(2, 1002):
         volume.swap(number, *keys)
-        # 40 changes per second take less than a minute.
+        # At 40 changes per second, this takes less than a minute.
         while time.monotonic() - begin < number * 0.025:
             time.sleep(0.001)
     seconds, end = time.monotonic() - begin, time.monotonic()
@@ -305,7 +307,7 @@ def test_a_volume_that_changes_a_thousand_times_is_read_consistently(daemon):
 
 
 def test_sigterm_at_any_moment_leaves_complete_files(daemon):
-    """The daemon exits with 0 or through the signal, and the next start completes the work."""
+    """The daemon exits with 0 or because of the signal, and the next start completes the work."""
     seed = int(os.environ.get("SOAK_SEED", "105")) or int(time.time())
     print(f"seed {seed}")
     chance, ends = random.Random(seed), []  # noqa: S311 - reproducible, no secret
@@ -326,18 +328,19 @@ def test_sigterm_at_any_moment_leaves_complete_files(daemon):
 
 
 def started_at(thread):
-    """Return the start time of a thread in ticks, and its id.
+    """Return the start time of a thread in ticks, and its ID.
 
-    Ids are reused, start times are not.
+    Thread IDs are reused, but start times are not.
     """
     with contextlib.suppress(OSError):
-        # starttime of proc_pid_stat(5); a process name may have spaces and brackets
+        # This is starttime of proc_pid_stat(5); the name of a process may contain spaces and
+        # brackets.
         return int((thread / "stat").read_text().rpartition(")")[2].split()[19]), int(thread.name)
     return math.inf, 0  # The thread has ended.
 
 
 def test_a_signal_right_before_the_main_thread_waits_ends_the_daemon(daemon):
-    """Neither a signal right before the wait nor a signal to another thread interrupts the wait."""
+    """A signal ends the daemon, even if it arrives right before a wait or in another thread."""
     daemon.start()
     settled(daemon, a=1)
     pid = daemon.process.pid
@@ -355,7 +358,7 @@ def test_a_signal_right_before_the_main_thread_waits_ends_the_daemon(daemon):
 
 
 def test_a_signal_while_python_ignores_exceptions_ends_the_daemon(daemon, monkeypatch):
-    """Python ignores exceptions in finalizers; the signal is handled, and prints nothing."""
+    """If a signal arrives in a finalizer, where Python ignores exceptions, it is still handled."""
     monkeypatch.setenv("SWALLOWED", "import")
     daemon.start(module="tests.system.ended")
     assert (daemon.process.wait(pace.scaled(30)), daemon.said()) == (0, "")
@@ -372,7 +375,7 @@ def parsers(daemon):
 
 @pytest.mark.parametrize("swallowed", ["", "os.listdir"])
 def test_a_running_parser_ends_with_the_daemon(daemon, monkeypatch, swallowed):
-    """The signal arrives during the wait for the parser, or where Python ignores exceptions."""
+    """A signal ends a command during a wait for the parser, and where Python ignores exceptions."""
     kernel = daemon.root / "sys/kernel/security/apparmor"
     (kernel / "features/policy/versions").mkdir(parents=True)
     (kernel / "features/policy/versions/v8").write_text("yes")
@@ -393,7 +396,7 @@ def test_a_running_parser_ends_with_the_daemon(daemon, monkeypatch, swallowed):
 
 
 def test_an_unread_log_does_not_delay_the_end(daemon, monkeypatch):
-    """Python would wait at its end for the thread that writes the log."""
+    """At its end, the daemon does not wait for the thread that writes the log."""
     monkeypatch.setenv("TALKING", "1")
     read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "tests.system.ended", *daemon.command()]
@@ -405,7 +408,7 @@ def test_an_unread_log_does_not_delay_the_end(daemon, monkeypatch):
 
 
 def test_an_unread_log_delays_no_repair(daemon, monkeypatch):
-    """Log lines are dropped and counted; files are restored, and metrics and probes are served."""
+    """If the log is not read, its lines are dropped, and files are restored as usual."""
     monkeypatch.setenv("TALKING", "1")
     received, sender = os.pipe()
     command = [sys.executable, "-m", "tests.system.ended", *daemon.command()]
@@ -422,7 +425,9 @@ def test_an_unread_log_delays_no_repair(daemon, monkeypatch):
 
 
 def test_a_source_with_many_empty_directories_uses_few_watches(daemon):
-    """The source is unreadable with a reason, the profiles stay, and polling continues."""
+    """If watches fail, the source is unreadable with a reason, profiles stay, and polling
+    continues.
+    """
     daemon.start()
     settled(daemon, a=1)
     for item in range(200):
@@ -432,7 +437,8 @@ def test_a_source_with_many_empty_directories_uses_few_watches(daemon):
     assert "too_many_directories" in daemon.said()
     watches = 0
     for file in Path(f"/proc/{daemon.process.pid}/fdinfo").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # The name of a descriptor that was closed.
+        # The name belongs to a descriptor that was closed.
+        with contextlib.suppress(FileNotFoundError):
             watches += file.read_text().count("inotify wd:")
     assert watches <= WATCH_LIMIT
     (daemon.seccomp / "a.json").unlink()
@@ -467,7 +473,7 @@ def test_other_signals_do_not_end_the_daemon(daemon):
 
 
 def test_the_files_with_keys_of_a_kubeconfig_are_removed(daemon, tmp_path, monkeypatch):
-    """The kubernetes package writes the keys to files, and removes the files when Python ends."""
+    """The kubernetes package writes keys to files, which are removed when Python ends."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     config = {
@@ -487,7 +493,7 @@ def test_the_files_with_keys_of_a_kubeconfig_are_removed(daemon, tmp_path, monke
 
 
 def test_a_second_agent_exits_and_the_first_one_continues(daemon):
-    """The second agent exits with 4 and a message, and the first agent still restores files."""
+    """A second agent exits with 4 and a message, and the first agent still restores files."""
     daemon.start()
     settled(daemon, a=1)
     command = [sys.executable, "-m", "agent", *daemon.command("--http-address=off")]
@@ -506,7 +512,7 @@ ON_FILES = [
 
 @pytest.mark.parametrize("point", ON_FILES)
 def test_a_kill_at_any_step_ends_in_the_same_state(daemon, monkeypatch, point):
-    """Files are old or new and always complete; the next start completes the work."""
+    """After a kill, files are old or new but always complete, and the next start continues."""
     daemon.provide(a=1, c=3)
     armed = daemon.root / "armed"
     monkeypatch.setenv("KILLED", point)
@@ -545,7 +551,7 @@ def connections(daemon, number):
 
 
 def test_with_64_descriptors_the_daemon_survives_many_connections(daemon):
-    """Idle connections use the free descriptors; restores continue, and HTTP recovers."""
+    """If idle connections use all free descriptors, files are still restored, and HTTP recovers."""
     daemon.start(limits={resource.RLIMIT_NOFILE: 64})
     settled(daemon, a=1)
     with connections(daemon, 100):
@@ -560,7 +566,7 @@ def test_with_64_descriptors_the_daemon_survives_many_connections(daemon):
 
 
 def test_without_free_descriptors_nothing_is_changed(daemon):
-    """The daemon reports that it cannot observe the node, stays alive, and recovers later."""
+    """If the node cannot be observed, the daemon reports this, stays alive, and recovers later."""
     daemon.start(limits={resource.RLIMIT_NOFILE: 28})
     settled(daemon, a=1)
     with connections(daemon, 60):

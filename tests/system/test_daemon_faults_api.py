@@ -1,4 +1,4 @@
-"""Faults of a daemon with a real API server: kills around labels, slow responses, small limits.
+"""Tests of faults with a real API server: kills around labels, slow responses, small limits.
 
 The tests check the node, its labels on the API server, the metrics and the exit status.
 """
@@ -20,7 +20,7 @@ from tests.system.daemon import DOMAIN, RIGHTS, OnNode, profile
 from tests.system.memory import MIB, joining, manifest_limit, memory_group
 from tests.system.proxy import Proxy
 
-SECONDS = 2.0  # the time limit of a restore, of a change and of the end after SIGTERM
+SECONDS = 2.0  # the time limit for a restore, for a change and for the exit after SIGTERM
 LABELS = {"node/seccomp": "enabled", "seccomp/a.json": "installed", "set/web": "ready"}
 
 
@@ -33,7 +33,7 @@ def cluster():
 
 @pytest.fixture
 def daemon(cluster, tmp_path, request):
-    """A daemon that is not started yet, whose ConfigMap has the profile a.json."""
+    """A daemon that has not been started, whose ConfigMap contains the profile a.json."""
     name = "n" + hashlib.sha256(request.node.name.encode()).hexdigest()[:12]
     one = OnNode(tmp_path, cluster, name)
     one.config_map({"a.json": profile(1)})
@@ -42,7 +42,7 @@ def daemon(cluster, tmp_path, request):
 
 
 def stopped_cleanly(daemon):
-    """Stop the daemon: it exits with 0 within two seconds; node and labels are unchanged."""
+    """Stop the daemon; require exit status 0 within two seconds, and unchanged node and labels."""
     before = daemon.files(), daemon.labels()
     since = busy.Since()
     status, seconds = daemon.stop()
@@ -51,7 +51,9 @@ def stopped_cleanly(daemon):
 
 
 def undelayed(daemon, condition):
-    """Wait for a change that the API server must not delay; return how many seconds that took."""
+    """Wait for a change that the API server must not delay, and return how many seconds this
+    took.
+    """
     since = busy.Since()
     daemon.until(condition)
     seconds = since.seconds()
@@ -61,7 +63,7 @@ def undelayed(daemon, condition):
 
 @pytest.mark.parametrize("point", ["before_the_node_is_labelled", "before_an_event_is_sent"])
 def test_a_kill_at_any_step_of_publishing_ends_in_the_same_state(daemon, monkeypatch, point):
-    """No label exists without its profile, and the next start labels the installed profiles."""
+    """After a kill, no label exists without its profile, and the next start sets all labels."""
     daemon.start("--removal-grace=1s", "--prune=always")
     daemon.until_labels(LABELS)
     daemon.stop()
@@ -81,7 +83,7 @@ def test_a_kill_at_any_step_of_publishing_ends_in_the_same_state(daemon, monkeyp
 
 
 class SlowPatches(Proxy):
-    """A TLS proxy that delays the response to each patch of a Node, and nothing else."""
+    """A TLS proxy that only delays the response to each patch of a Node."""
 
     def __init__(self, cluster, seconds):
         super().__init__(cluster.port)
@@ -104,7 +106,9 @@ class SlowPatches(Proxy):
             self._between(client, server)
 
     def _between(self, client, server):
-        """Relay both ways in one thread: OpenSSL lacks a lock for two threads on one connection."""
+        """Relay both directions in one thread: OpenSSL lacks a lock for two threads on one
+        connection.
+        """
         slow = False
         while True:
             waiting = [item for item in (client, server) if item.pending()]
@@ -112,7 +116,7 @@ class SlowPatches(Proxy):
                 source.settimeout(0)
                 try:
                     chunk = source.recv(1 << 16)
-                except ssl.SSLWantReadError:  # The data is a record of TLS itself.
+                except ssl.SSLWantReadError:  # This data is a record of TLS itself.
                     continue
                 finally:
                     source.settimeout(None)
@@ -128,7 +132,7 @@ class SlowPatches(Proxy):
 
 
 def test_slow_label_patches_are_sent_once_each_and_delay_no_repair(daemon):
-    """The label is set although no response arrives in time, and restores continue."""
+    """If responses arrive too late, the label is still set, and restores continue."""
     key = f"seccomp.{DOMAIN}/a.json"
     with SlowPatches(daemon.cluster, 15.0) as proxy:
         daemon.through(proxy)
@@ -156,7 +160,7 @@ def test_slow_label_patches_are_sent_once_each_and_delay_no_repair(daemon):
 
 
 def test_memory_stays_below_the_limit_of_the_manifest(daemon):
-    """The ConfigMap is nearly the largest possible, with 150 profiles and updates."""
+    """The ConfigMap is almost as large as possible, with 150 profiles and updates."""
     limit = manifest_limit()
     rules = [{"names": ["read"], "action": "SCMP_ACT_ALLOW", "comment": "x" * 2000}] * 400
     large = json.dumps(json.loads(profile(7)) | {"syscalls": rules})

@@ -1,4 +1,4 @@
-"""Faults of a daemon on a real AppArmor kernel."""
+"""Tests of faults of a daemon on a real AppArmor kernel."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ SCENARIOS = [
 
 @pytest.fixture(scope="module")
 def outcomes():
-    """Return the error of every scenario, from one run of the guest."""
+    """Return the error of each scenario, from one run of the guest."""
     files = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
     files["guest/killed.py"] = Path("tests/system/killed.py").read_bytes()
     result = vm.run(files, "python3 guest/faults.py", timeout_seconds=LIMIT_SECONDS)
@@ -37,5 +37,5 @@ def outcomes():
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_on_a_real_kernel(outcomes, scenario):
-    """Each scenario succeeds; its description is in tests/system/guest/faults.py."""
+    """Each scenario succeeds; tests/system/guest/faults.py describes it."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)

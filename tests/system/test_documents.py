@@ -1,8 +1,8 @@
-"""The commands in the `sh` blocks of the README and of the pages for operators succeed.
+"""Tests that the commands in the `sh` blocks of the README and of the guides succeed.
 
-The blocks of a page run in order, each in a shell, in a copy of the tree. The blocks use a real API
-server, a temporary host root without AppArmor, and private copies of /etc, /usr/local and /var/lib.
-NOT_RUN lists each block that cannot run, with the reason.
+The blocks of a page run in order, each in its own shell, in a copy of the tree. The blocks use a
+real API server, a temporary host root without AppArmor, and private copies of /etc, /usr/local and
+/var/lib. NOT_RUN lists each block that cannot run, with the reason.
 """
 
 import os
@@ -27,7 +27,7 @@ PAGES = [  # The operations page uninstalls the agent, so it comes last.
 TREE = ["README.md", "docs", "manifests", "profiles", "scripts"]
 BUDGET_SECONDS = 180
 LABEL = "seccomp.profile-loader.node-restriction.kubernetes.io/prevent-chmod"
-NOT_RUN = {  # by page and first line of a block: the reason
+NOT_RUN = {  # These are the reasons, by page and first line of a block.
     ("README.md", "sh scripts/test --install"): "it runs this test",
     ("docs/quickstart.md", f"podman build -t {image.NAME} ."): "test_image.py uses buildah",
     ("docs/quickstart.md", "kind create cluster"): "the test environment has no kind",
@@ -45,12 +45,12 @@ NOT_RUN = {  # by page and first line of a block: the reason
         "pod=$(kubectl -n profile-loader get pods --field-selector spec.nodeName=node-a -o name)",
     ): "it needs a kubelet and does not exit; node/test_base.py runs status in the agent's pod",
 }
-# The commands in the PATH of an operator: the wheel under test, and the real kubectl.
+# These commands are in the PATH of the operator: the wheel under test, and the real kubectl.
 COMMANDS = {
     "profile-loader": 'exec "{python}" -m agent "$@"',
     "kubectl": 'exec {kubectl} --kubeconfig "$KUBECONFIG" "$@"',
 }
-OTHER_LOADERS = [  # The objects of other loaders that the how-to page migrates.
+OTHER_LOADERS = [  # The how-to page migrates these objects of other loaders.
     {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -61,7 +61,7 @@ OTHER_LOADERS = [  # The objects of other loaders that the how-to page migrates.
 
 
 def blocks(page):
-    """Return the fenced sh blocks of a page."""
+    """Return the sh blocks of a page."""
     return re.findall(r"^```sh\n(.*?)^```$", Path(page).read_text(), re.MULTILINE | re.DOTALL)
 
 
@@ -80,7 +80,7 @@ def cluster():
         )
         one.node("node-a", labels={"kept": "yes"})
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"}}
-        # The labels simulate the labels of a previous agent.
+        # These labels simulate the labels of an earlier agent.
         node["metadata"]["labels"] = {LABEL: "installed"}
         one.kubectl(
             "apply",
@@ -94,7 +94,7 @@ def cluster():
         yield one
 
 
-# Overlays keep the writes of the blocks away from the directories of this machine.
+# Overlays prevent the blocks from changing the directories of this machine.
 PRIVATE = """
 set -eu
 mount -t tmpfs tmpfs "$WRITES"
@@ -155,7 +155,7 @@ def run(cluster, folder, blocks):
 
 @pytest.fixture(scope="module")
 def ran(cluster, tmp_path_factory):
-    """Return, by page, the folder and the result of its blocks."""
+    """Return the folder and the result of the blocks, by page."""
     results = {}
     for page in PAGES:
         folder = tmp_path_factory.mktemp("page")
@@ -165,13 +165,13 @@ def ran(cluster, tmp_path_factory):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_succeed(page, ran):
-    """Each block that is not listed exits with status 0, in the order of the page."""
+    """All blocks that are not in NOT_RUN exit with status 0, in the order of the page."""
     assert runs(page)
     assert ran[page][1].returncode == 0, ran[page][1].stdout
 
 
 def test_the_host_of_the_readme_has_its_profiles(ran):
-    """The profiles that the page shows are installed."""
+    """After the blocks, the profiles that the page shows are installed."""
     folder, _ = ran["README.md"]
     assert seccomp(folder) == [
         "prevent-chmod",
@@ -182,7 +182,7 @@ def test_the_host_of_the_readme_has_its_profiles(ran):
 
 
 def test_an_uninstall_removes_the_objects_of_the_cluster_and_no_file_of_the_host(ran, cluster):
-    """Namespace, roles, policy and labels are removed; profiles and the ledger stay."""
+    """The uninstallation removes namespace, roles, policy and labels; profiles and ledger stay."""
     folder, _ = ran["docs/operations.md"]
     removed = (
         "/api/v1/namespaces/profile-loader",
@@ -197,7 +197,7 @@ def test_an_uninstall_removes_the_objects_of_the_cluster_and_no_file_of_the_host
 
 
 def test_profiles_of_another_loader_are_migrated(ran):
-    """The migration converts kapparmor's ConfigMap to a ConfigMap for this agent."""
+    """The migration turns kapparmor's ConfigMap into a ConfigMap for this agent."""
     folder, _ = ran["docs/how-to.md"]
     config_map = yaml.safe_load((folder / "tree/moved.yaml").read_text())
     assert (config_map["metadata"]["namespace"], config_map["data"]) == (
@@ -214,7 +214,7 @@ def seccomp(folder):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_each_block_that_does_not_run_is_listed_with_its_reason(page):
-    """Each block of the list is on its page, and has a reason."""
+    """Each block in NOT_RUN is on its page, and has a reason."""
     on_page = {(page, block.splitlines()[0]) for block in blocks(page)}
     listed = {block for block in NOT_RUN if block[0] == page}
     assert listed <= on_page

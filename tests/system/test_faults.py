@@ -1,4 +1,4 @@
-"""Faults of a real file system that is full, read-only or unreadable."""
+"""Tests of a real file system that is full, read-only or unreadable."""
 
 import json
 import subprocess
@@ -49,7 +49,9 @@ def codes(report):
 
 
 def test_a_full_disk_fails_the_installation_and_leaves_no_partial_file(tmp_path, mount):
-    """No file is truncated, no temporary file stays, and the report contains the reason."""
+    """On a full disk, no file is truncated, no temporary file stays, and the report has the
+    reason.
+    """
     root = tmp_path / "root"
     mount(root, "-t", "tmpfs", "-o", "size=4k,nr_inodes=100", "tmpfs")
     status, report = oneshot(root, source(tmp_path, 3))
@@ -61,7 +63,7 @@ def test_a_full_disk_fails_the_installation_and_leaves_no_partial_file(tmp_path,
 
 
 def test_a_read_only_disk_keeps_the_previous_file(tmp_path, mount):
-    """An update that cannot be written is reported, and the previous file is unchanged."""
+    """If an update cannot be written, this is reported, and the previous file is unchanged."""
     root = tmp_path / "root"
     mount(root, "-t", "tmpfs", "tmpfs")
     assert oneshot(root, source(tmp_path))[0] == 0
@@ -74,7 +76,7 @@ def test_a_read_only_disk_keeps_the_previous_file(tmp_path, mount):
 
 
 def test_a_file_in_place_of_the_seccomp_directory_is_not_an_empty_directory(tmp_path):
-    """A file at the path makes seccomp unobservable, and the agent writes nothing."""
+    """If a file is in place of the directory, seccomp is unobservable, and nothing is written."""
     root = tmp_path / "root"
     (root / "var/lib/kubelet").mkdir(parents=True)
     (root / "var/lib/kubelet/seccomp").write_text("x")

@@ -1,4 +1,4 @@
-"""Ownership of profiles on kernels that show hashes, raw data, both or neither."""
+"""Tests of the ownership of profiles on kernels that show hashes, raw data, both or neither."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def guest():
 
 @pytest.fixture(scope="module", params=KERNELS, ids=SHOWN)
 def outcomes(request):
-    """Return the error of every scenario on one kernel, from one run of the guest."""
+    """Return the error of each scenario on one kernel, from one run of the guest."""
     result = vm.run(
         guest(),
         f"python3 guest/hidden.py {KERNELS[request.param]}",
@@ -52,12 +52,12 @@ def outcomes(request):
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_on_a_real_kernel(outcomes, scenario):
-    """Each scenario succeeds; its description is in tests/system/guest/hidden.py."""
+    """Each scenario succeeds; tests/system/guest/hidden.py describes it."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
 
 
 def test_a_profile_that_the_host_loads_at_the_next_boot_is_foreign(tmp_path):
-    """Directory numbers restart at each boot, so a record of the previous boot proves nothing."""
+    """A record of the previous boot is not used, because directory numbers restart at each boot."""
     for boot in ("before", "after"):
         result = vm.run(
             guest(),

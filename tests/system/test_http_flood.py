@@ -1,6 +1,6 @@
-"""Memory, probes and repairs of a real daemon while clients flood its HTTP port.
+"""Tests of memory, probes and repairs of a real daemon while clients flood its HTTP port.
 
-The daemon has the memory limit of the manifest if the machine can create a control group.
+If the machine can create a control group, the daemon has the memory limit of the manifest.
 """
 
 import collections
@@ -33,7 +33,7 @@ def daemon(tmp_path):
 
 
 def provide(daemon, number, version=0, name="p"):
-    """Provide a number of profiles of one version."""
+    """Provide a number of profiles in one version."""
     daemon.provide(**{f"{name}{index}": (index + version) % 100 + 1 for index in range(number)})
 
 
@@ -52,7 +52,7 @@ def unread(port, path):
 
 
 def repaired(daemon, name):
-    """Remove an installed file; return the seconds until the agent has restored the file."""
+    """Remove an installed file, and return the seconds until the agent has restored it."""
     (daemon.seccomp / name).unlink()
     begin = time.monotonic()
     daemon.until(lambda: daemon.file(name) is not None, 120)
@@ -60,10 +60,10 @@ def repaired(daemon, name):
 
 
 def test_clients_that_do_not_read_use_no_memory(daemon):
-    """With 3,000 profiles and changing reports the agent stays below its limit and responds."""
+    """With 3,000 profiles and changing reports, the agent responds and stays below its limit."""
     provide(daemon, 3000, name=LONG)
     with memory_group(manifest_limit()) as group, contextlib.ExitStack() as end:
-        end.callback(daemon.kill)  # A control group with processes cannot be removed.
+        end.callback(daemon.kill)  # A control group that contains processes cannot be removed.
         daemon.start(before=joining(group))
         daemon.until(daemon.converged, 120)
         before = daemon.usage()
@@ -77,8 +77,8 @@ def test_clients_that_do_not_read_use_no_memory(daemon):
                         connections.append(stack.enter_context(connection))
                 for connection in connections:
                     with contextlib.suppress(OSError):
-                        connection.recv(1)  # The page is rendered, or the connection was reset.
-                if number % 5 == 0:  # A new report leads to a new page.
+                        connection.recv(1)  # The page was rendered, or the connection was reset.
+                if number % 5 == 0:  # A new report causes a new page.
                     provide(daemon, 3000, number, LONG)
                 statuses.append(daemon.get(PROBES[number % 2])[0])
             assert daemon.alive(), daemon.said()[-2000:]
@@ -87,7 +87,7 @@ def test_clients_that_do_not_read_use_no_memory(daemon):
         print(f"peak {peaks} MiB; {statuses.count(200)} of {len(statuses)} probes; group {group}")
         assert statuses == [200] * ROUNDS
         assert after["peak"] / 1024 < manifest_limit() / MIB
-        # Before the fix of this problem, memory grew by 51 MiB.
+        # Before this problem was fixed, the memory grew by 51 MiB.
         assert after["peak"] - before["peak"] < 32 * 1024
         daemon.until(daemon.converged, 120)
 
@@ -128,7 +128,7 @@ def cpu_seconds(process):
 
 
 def test_a_flood_of_pages_delays_neither_probes_nor_repairs(daemon):
-    """With 1,000 profiles and 66 pages per second, probes succeed and repairs take no longer."""
+    """With 1,000 profiles and 66 pages per second, probes succeed, and repairs are not slower."""
     provide(daemon, 1000)
     daemon.start()
     daemon.until(daemon.converged, 120)

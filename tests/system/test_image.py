@@ -1,4 +1,4 @@
-"""The content and the function of the built image."""
+"""Tests of the content and the function of the built image."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ PEAK = "print([l.split()[1] for l in open('/proc/self/status') if l.startswith('
 
 
 def parts(root):
-    """Return the size in bytes of each part of the image; the last size is the sum."""
+    """Return the size in bytes of each part of the image; the last one is the sum."""
     sizes = dict.fromkeys(
         (
             "bytecode of all Python code",
@@ -64,7 +64,7 @@ def built():
 
 
 def test_it_is_configured_as_documented(built):
-    """Entry point, environment, port and labels are exactly the documented ones."""
+    """The entry point, the environment, the port and the labels are exactly the documented ones."""
     about = "org.opencontainers.image."
     labels = {k: v for k, v in built.config["Labels"].items() if k.startswith(about)}
     assert {**built.config, "Labels": labels} == {
@@ -84,7 +84,7 @@ def test_it_is_configured_as_documented(built):
 
 
 def test_it_checks_the_shipped_profiles_with_its_own_parser(built):
-    """The image contains apparmor_parser and its abstractions: each shipped profile is accepted."""
+    """With the parser and the abstractions of the image, all shipped profiles are accepted."""
     done = built.run("check", "/mnt/profiles", "--output", "json", mounts=[PROFILES])
     rows = {one["key"]: one["state"] for one in json.loads(done.stdout)["profiles"]}
     assert rows == {
@@ -98,7 +98,7 @@ def test_it_checks_the_shipped_profiles_with_its_own_parser(built):
 
 
 def test_one_pass_installs_the_shipped_profiles_with_the_rights_of_the_pod(built, tmp_path):
-    """The host root is a temporary directory; the only capability is CAP_MAC_ADMIN."""
+    """The image runs with a temporary host root and CAP_MAC_ADMIN as its only capability."""
     done = built.run(
         "--oneshot", "--source", "/mnt/profiles", "--host-root", "/mnt/host",
         "--allow-unsupported", "--output", "json", mounts=[PROFILES, (tmp_path, "host")],
@@ -113,7 +113,7 @@ def test_one_pass_installs_the_shipped_profiles_with_the_rights_of_the_pod(built
 
 
 def test_every_module_has_bytecode_that_is_used_unchecked(built):
-    """Bytecode with an unchecked hash (PEP 552) stays valid when the times of files change."""
+    """All bytecode has an unchecked hash (PEP 552), so it stays valid when file times change."""
     code = """
 import glob, importlib.util as util, pathlib
 tops = [pathlib.Path(one) for one in ("/opt/profile-loader/lib", *glob.glob("/usr/lib/python3*"))]
@@ -128,14 +128,15 @@ print(len(tops))
 
 
 def test_every_module_of_the_agent_is_imported_from_bytecode(built):
-    """With -v Python logs the origin of each module, and no origin is a source file."""
+    """With -v, Python logs the origin of each module, and no origin is a source file."""
     code = (
         "import pkgutil, importlib, agent\n"
         "for one in pkgutil.walk_packages(agent.__path__, 'agent.'):\n"
         "    if one.name != 'agent.__main__': importlib.import_module(one.name)\n" + PEAK
     )
     done = built.execute(PYTHON, "-I", "-v", "-c", code)
-    # -v writes bytecode paths in quotes, and source paths without (importlib/_bootstrap_external).
+    # -v writes paths of bytecode in quotes, and paths of source without
+    # (importlib/_bootstrap_external).
     came = re.findall(r"^# code object from (.+)$", done.stderr, re.MULTILINE)
     assert [one for one in came if one.endswith(".py")] == []
     assert f"'{SITE}/agent/core/plan/__pycache__/__init__.cpython-313.pyc'" in came
@@ -145,7 +146,7 @@ def test_every_module_of_the_agent_is_imported_from_bytecode(built):
 
 
 def test_one_pass_needs_less_memory_than_the_pod_asks_for(built, tmp_path):
-    """The DaemonSet requests 64 MiB of memory."""
+    """The memory use is below 64 MiB, which the DaemonSet requests."""
     code = (
         "import sys; from agent.__main__ import main\n"
         "status = main(sys.argv[1:])\n" + PEAK + "\nsys.exit(status)"
@@ -160,7 +161,7 @@ def test_one_pass_needs_less_memory_than_the_pod_asks_for(built, tmp_path):
 
 
 def test_it_holds_no_tool_to_build_or_download_with(built):
-    """The image has no compiler, make, pip, uv, git or download tool, as a command or module."""
+    """The image has no compiler, make, pip, uv, git or download tool, as a command or a module."""
     tools = {"pip", "pip3", "uv", "gcc", "cc", "c++", "ld", "as", "make", "curl", "wget", "git"}
     folders = ("usr/bin", "usr/sbin", "usr/local/bin", "opt/profile-loader/bin")
     commands = {one.name for folder in folders for one in (built.root / folder).iterdir()}
@@ -201,7 +202,7 @@ def test_the_build_leaves_nothing_of_itself(built):
 
 
 def test_two_builds_produce_the_same_files(built):
-    """Mode, owner and content of every path are equal."""
+    """In two builds, the mode, the owner and the content of every path are equal."""
     one, two = image.digests(built.root), image.again()
     different = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
     assert different == [], "\n".join(different[:60])
@@ -227,7 +228,7 @@ def test_the_archive_is_what_was_built(built, tmp_path):
 
 
 def test_the_list_of_parts_is_complete(built):
-    """The SBOM lists every Debian and Python package once, and the image itself."""
+    """The SBOM lists each Debian and Python package once, and also the image itself."""
     document = json.loads((built.root / SBOM).read_text())
     head = {key: document[key] for key in ("bomFormat", "specVersion", "version")}
     assert head == {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1}
@@ -271,7 +272,7 @@ def test_the_documented_command_prints_the_list_of_parts(built):
 
 
 def test_only_the_asynchronous_client_is_removed_from_a_package(built):
-    """kubernetes/aio is the only module that is missing compared to the packages' records."""
+    """Compared with the records of the packages, only the module kubernetes/aio is missing."""
     site = built.root / SITE[1:]
     missing = set()
     for record in site.glob("*.dist-info/RECORD"):
@@ -285,7 +286,7 @@ def test_only_the_asynchronous_client_is_removed_from_a_package(built):
 
 
 def test_its_size_is_as_documented(built):
-    """Each size in docs/image.md is accurate to ten percent, or to half a megabyte."""
+    """Each size in docs/image.md is accurate to ten percent or to half a megabyte."""
     measured = parts(built.root)
     table = "\n".join(f"| {name} | {size / 1e6:.1f} |" for name, size in measured.items())
     print(table)
@@ -299,7 +300,9 @@ def test_its_size_is_as_documented(built):
 
 
 def test_everything_that_the_recipe_copies_is_in_the_build_context():
-    """.containerignore and the builder of the tests include all files that the recipe copies."""
+    """.containerignore and the builder of the tests include all files that the Containerfile
+    copies.
+    """
     recipe = Path("Containerfile").read_text()
     copied = {
         word

@@ -1,4 +1,4 @@
-"""Cached files are built once, even if several processes need them at the same time."""
+"""Tests that a cached file is built once, even if several processes need it at the same time."""
 
 import re
 import subprocess
@@ -27,7 +27,7 @@ with kept.locked(Path(sys.argv[1])):
 
 
 def tiny(folder, number=0):
-    """Write a small Go module, which takes a second or two to build; return its directory."""
+    """Write a small Go module that takes a second or two to build, and return its directory."""
     module = folder / "tiny"
     module.mkdir(exist_ok=True)
     (module / "go.mod").write_text("module tiny\n\ngo 1.21\n")
@@ -37,7 +37,7 @@ def tiny(folder, number=0):
 
 
 def at_once(script, *arguments):
-    """Run a script in two processes at the same time; return their outputs."""
+    """Run a script in two processes at the same time, and return their outputs."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
     both = [
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -49,7 +49,7 @@ def at_once(script, *arguments):
 
 
 def test_two_processes_build_a_control_plane_once(tmp_path):
-    """The second process waits, and uses the result of the first."""
+    """If two processes need a file, the second one waits and uses the result of the first."""
     outputs = at_once(BUILD, tmp_path / "kept", tiny(tmp_path))
     (path,) = {one.splitlines()[-1] for one in outputs}
     subprocess.run([path], check=True)
@@ -57,7 +57,9 @@ def test_two_processes_build_a_control_plane_once(tmp_path):
 
 
 def test_the_number_of_kept_builds_is_limited(tmp_path):
-    """Two builds stay, since another checkout may use the second; older builds are deleted."""
+    """Two builds are kept, since another checkout may use the second one; older builds are
+    deleted.
+    """
     found = []
     for number in range(3):
         command = [sys.executable, "-c", BUILD, tmp_path / "kept", tiny(tmp_path, number)]
@@ -68,7 +70,7 @@ def test_the_number_of_kept_builds_is_limited(tmp_path):
 
 
 def test_one_process_at_a_time_uses_a_folder(tmp_path):
-    """A second process reports that it waits, and continues when the first has finished."""
+    """A waiting process reports that it waits, and continues when the other one has finished."""
     command = [sys.executable, "-c", LOOK, str(tmp_path / "folder")]
     with kept.locked(tmp_path / "folder"):
         other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -78,7 +80,7 @@ def test_one_process_at_a_time_uses_a_folder(tmp_path):
 
 
 def test_long_work_is_announced_before_it_begins_and_reported_while_it_runs(capsys):
-    """The output contains the result to build, its usual duration, and the progress."""
+    """The output contains the result that is built, its usual duration, and the progress."""
     progress_requested = threading.Event()
 
     def progress():

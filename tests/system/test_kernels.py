@@ -1,4 +1,4 @@
-"""The scenarios of test_apparmor_confinement_tracker.py on the kernels of other Debian releases."""
+"""Tests of the scenarios of the confinement tracker on the kernels of other Debian releases."""
 
 import pytest
 
@@ -9,11 +9,11 @@ pytestmark = pytest.mark.kernels
 
 @pytest.fixture(scope="module", params=sorted(vm.RELEASES.keys() - {vm.STANDARD}))
 def outcomes(request):
-    """Return the error of every scenario on the kernel of a release."""
+    """Return the error of each scenario on the kernel of a release."""
     return confinement.every_scenario(request.param)
 
 
 @pytest.mark.parametrize("scenario", [*confinement.SCENARIOS, confinement.WITHOUT_RAW_DATA])
 def test_on_another_kernel(outcomes, scenario):
-    """Each scenario succeeds; its description is in tests/system/guest."""
+    """Each scenario succeeds; tests/system/guest describes it."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)

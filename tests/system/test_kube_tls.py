@@ -1,4 +1,4 @@
-"""Specification of the TLS connections of agent.kube, with authorities made by openssl."""
+"""Tests of the TLS connections of agent.kube, with authorities that openssl creates."""
 
 import http.server
 import json
@@ -16,7 +16,7 @@ from agent.kube.errors import NoClusterError, UnreachableError
 
 
 class EmptyObject(http.server.BaseHTTPRequestHandler):
-    """Responds to every GET with an empty object."""
+    """Responds to each GET with an empty object."""
 
     def do_GET(self):
         self.send_response(200)
@@ -26,11 +26,13 @@ class EmptyObject(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"{}")
 
     def log_message(self, *_):
-        """Write no log."""
+        """Write no log lines."""
 
 
 def authority(folder, name):
-    """Create a self-signed certificate without key usage, like the authorities of old clusters."""
+    """Create a self-signed certificate without key usage, as authorities of old clusters have
+    it.
+    """
     files = (folder / f"{name}.crt", folder / f"{name}.key")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
@@ -43,7 +45,7 @@ def authority(folder, name):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A directory with the authorities `right` and `wrong`."""
+    """A directory that contains the authorities `right` and `wrong`."""
     folder = tmp_path_factory.mktemp("tls")
     authority(folder, "right")
     authority(folder, "wrong")
@@ -52,7 +54,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def port(folder):
-    """The port of a server with the certificate of `right`."""
+    """The port of a server whose certificate is from `right`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "right.crt", folder / "right.key")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), EmptyObject) as server:
@@ -65,7 +67,7 @@ def port(folder):
 
 
 def get(folder, server, bearer="x", **cluster):
-    """Send a GET with a kubeconfig whose cluster has some more fields; return the response."""
+    """Send a GET with a kubeconfig whose cluster has more fields, and return the response."""
     path = folder / "kubeconfig"
     config = {
         "apiVersion": "v1",
@@ -80,26 +82,28 @@ def get(folder, server, bearer="x", **cluster):
 
 
 def trusting(folder):
-    """Return the field of a cluster whose authority is `right`."""
+    """Return the fields of a cluster whose authority is `right`."""
     return {"certificate-authority": str(folder / "right.crt")}
 
 
 def test_an_authority_without_key_usage_is_accepted(folder, port):
-    """Kubectl also accepts an authority without key usage; Python 3.13 rejects it by default."""
+    """An authority without key usage is accepted, as by kubectl; Python 3.13 rejects it by
+    default.
+    """
     trust = {"certificate-authority": str(folder / "right.crt")}
     assert get(folder, f"https://127.0.0.1:{port}", **trust) == {}
 
 
 @pytest.mark.parametrize("trusted", ["wrong", None])
 def test_a_server_without_a_trusted_authority_is_rejected(folder, port, trusted):
-    """The client sends no token to a server with a certificate of another authority."""
+    """If a server has a certificate of another authority, the client sends it no token."""
     trust = {"certificate-authority": str(folder / f"{trusted}.crt")} if trusted else {}
     with pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
         get(folder, f"https://127.0.0.1:{port}", **trust)
 
 
 def test_a_certificate_for_another_address_is_rejected(folder, port):
-    """The certificate is valid for 127.0.0.1 only."""
+    """A certificate for another address is rejected."""
     trust = {"certificate-authority": str(folder / "right.crt")}
     with pytest.raises(UnreachableError, match="Hostname mismatch"):
         get(folder, f"https://localhost:{port}", **trust)
@@ -114,21 +118,21 @@ def test_only_the_kubeconfig_disables_verification(folder, port):
 
 @pytest.mark.parametrize("token", ["secret\r\nX: y", "secret\n\n2", "secret\u20282", "secret\0"])
 def test_a_token_that_no_header_can_contain_is_not_shown(folder, port, token):
-    """The HTTP library would quote an invalid token in its error, and the log would contain it."""
+    """An invalid token is rejected before the HTTP library could quote it in an error."""
     with pytest.raises(NoClusterError) as error:
         get(folder, f"https://127.0.0.1:{port}", token, **trusting(folder))
     assert "secret" not in str(error.value)
 
 
 def test_a_line_end_after_a_token_is_removed(folder, port):
-    """Editors add a line end to a token file."""
+    """A line break at the end of a token file is removed, because editors add one."""
     assert get(folder, f"https://127.0.0.1:{port}", "secret\n", **trusting(folder)) == {}
 
 
 def test_certificates_of_a_plugin_are_renewed_and_old_keys_are_removed(
     tmp_path, monkeypatch, folder
 ):
-    """A new certificate opens a new connection, and only files in use remain."""
+    """If a certificate changes, a new connection is opened, and only files in use remain."""
     monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     monkeypatch.setattr(kube_config, "_temp_files", {})
     (tmp_path / "tmp").mkdir()

@@ -1,7 +1,7 @@
-"""Attacks on the agent's memory through ConfigMaps, with a real API server.
+"""Tests of attacks on the agent's memory through ConfigMaps, with a real API server.
 
-The agent has the memory limit of the manifest if the machine can create a control group. The peak
-memory use of the agent is always measured.
+If the machine can create a control group, the agent has the memory limit of the manifest. The tests
+always measure the peak memory use of the agent.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ NODE, NAMESPACE = "node-limits", "limits"
 BOOT_ID = "11111111-2222-3333-4444-555555555555"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 SELECTED = {"profiles": "true"}
-# Limits of agent/core/admission.py, repeated here so that a change of the limits fails a test.
+# These limits repeat those of agent/core/admission.py, so that a change of the limits fails a test.
 KEYS = 3000
 LEDGER_ENTRIES = 6000
 
@@ -49,7 +49,7 @@ def agent(cluster, tmp_path):
 
 
 class Agent:
-    """One agent that selects ConfigMaps by label, and its Node and host root."""
+    """One agent that selects ConfigMaps by label, with its Node and its host root."""
 
     def __init__(self, cluster, folder):
         self.cluster = cluster
@@ -63,9 +63,9 @@ class Agent:
         self.kubeconfig = cluster.write_kubeconfig("agent", "admin")
 
     def start(self, *more, is_alone=True):
-        """Start the agent, with the memory limit if the agent starts no parser.
+        """Start the agent; it only has the memory limit if it starts no parser.
 
-        In a control group of version 1, the kernel kills the largest process.
+        In a control group of version 1, the kernel would kill the largest process.
         """
         group = self.end.enter_context(memory_group(manifest_limit())) if is_alone else None
         command = [
@@ -80,13 +80,15 @@ class Agent:
             *(more or ("--kinds", "seccomp")),
         ]  # fmt: skip
         with self.log.open("ab") as log:
-            # The allocator settings are those of the image's container, with one arena for each of
-            # two processors.
+            # The settings of the allocator are those of the image, with one arena for each of two
+            # processors.
             environ = {**os.environ, "MALLOC_ARENA_MAX": "2"}
             self.process = subprocess.Popen(command, stderr=log, env=environ)
 
     def peak(self):
-        """Return the agent's peak of resident memory in bytes; fail if the agent is not running."""
+        """Return the peak of the agent's resident memory in bytes; fail if the agent is not
+        running.
+        """
         assert self.process.poll() is None, self.said()
         with Path(f"/proc/{self.process.pid}/status").open() as status:
             line = next(line for line in status if line.startswith("VmHWM"))
@@ -123,12 +125,12 @@ class Agent:
         return pace.until(checked, self.said, seconds, interval=0.2)
 
     def until_reported(self, code):
-        """Wait until the newest log lines contain a problem code."""
+        """Wait until the newest lines of the log contain the code of a finding."""
         self.until(lambda: code in self.log.read_text())
 
 
 def send(cluster, method, path, body=None):
-    """Send a request to the API server as its administrator."""
+    """Send a request to the API server with the rights of an administrator."""
     context = ssl.create_default_context(cafile=str(cluster.ca))
     connection = http.client.HTTPSConnection("127.0.0.1", cluster.port, context=context)
     with contextlib.closing(connection):
@@ -157,11 +159,11 @@ def is_kept(agent, call="chmod"):
 
 
 def test_hundreds_of_thousands_of_keys_do_not_exceed_the_memory_limit(cluster, agent):
-    """With seven ConfigMaps of 100,000 keys the agent starts and installs newer profiles."""
+    """With seven ConfigMaps of 100,000 keys, the agent starts and installs newer profiles."""
     config_map(cluster, "web", {"web.json": seccomp()})
     for number in range(7):
         config_map(cluster, f"a{number}", {f"k{one:06}": "" for one in range(100_000)})
-    # The name also sorts before the later names, since creation times are in whole seconds.
+    # This name also sorts before the later names, since creation times are in whole seconds.
     config_map(cluster, "a-late", {"late.json": seccomp()})
     for number in range(12):
         config_map(cluster, f"b{number}", {f"k{one:04}.json": "" for one in range(4900)})
@@ -178,7 +180,7 @@ def test_hundreds_of_thousands_of_keys_do_not_exceed_the_memory_limit(cluster, a
 
 
 def test_older_config_maps_that_grow_do_not_displace_an_installed_one(cluster, agent):
-    """A ConfigMap that was created again, and is installed, is read despite larger older ones."""
+    """If an installed ConfigMap was created again, it is read despite larger and older ones."""
     older = [f"older-{number:02}" for number in range(20)]
     for name in older:
         config_map(cluster, name, {f"{name}.json": seccomp()})
@@ -201,7 +203,7 @@ def test_older_config_maps_that_grow_do_not_displace_an_installed_one(cluster, a
 
 
 def test_the_api_server_sets_the_creation_time(cluster, agent):
-    """Neither a new ConfigMap nor a changed one can claim to be older than it is."""
+    """Neither a new nor a changed ConfigMap can claim to be older than it is."""
     path = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
     forged = {
         "apiVersion": "v1",
@@ -222,7 +224,8 @@ def test_the_api_server_sets_the_creation_time(cluster, agent):
 def features(agent):
     """Create the features of an AppArmor kernel for the agent, from a file of the parser.
 
-    The file contains `name {content}` at each level; the kernel has a directory or file per name.
+    The file contains `name {content}` at each level; the kernel has a directory or a file for each
+    name.
     """
     words = Path("/etc/apparmor.d/abi/3.0").read_text().replace("{", " { ").replace("}", " } ")
     folder = agent.root / "sys/kernel/security/apparmor/features"
@@ -244,7 +247,9 @@ def features(agent):
 
 
 def test_many_compiled_profiles_do_not_exceed_the_memory_limit(cluster, agent):
-    """With a ConfigMap of 55,000 AppArmor profiles the agent starts and installs a seccomp file."""
+    """With a ConfigMap of 55,000 AppArmor profiles, the agent starts and installs a seccomp
+    file.
+    """
     features(agent)
     config_map(cluster, "web", {"web.json": seccomp()})
     text = {

@@ -1,4 +1,4 @@
-"""The manifests, rendered by the real kubectl and parsed by the agent's command line."""
+"""Tests of the manifests, which the real kubectl renders and the agent's command line parses."""
 
 import shutil
 import subprocess
@@ -22,7 +22,7 @@ every_selection = pytest.mark.parametrize("components", SELECTIONS, ids="-".join
 
 
 def environment(objects):
-    """Return the container's environment as a kubelet of a node named "node" would set it."""
+    """Return the environment that a kubelet on a node named "node" would set for the container."""
     fields = {"spec.nodeName": "node", "metadata.namespace": NAMESPACE}
     variables = [
         {"name": item["name"], "value": fields[item["valueFrom"]["fieldRef"]["fieldPath"]]}
@@ -34,14 +34,16 @@ def environment(objects):
 
 
 def parsed(objects):
-    """Return the agent's options, parsed from the container's arguments and environment."""
+    """Return the agent's options, parsed from the arguments and the environment of the
+    container.
+    """
     arguments = kustomize.pod(objects)["containers"][0].get("args", [])
     return cli.parse(arguments, environment(objects), lambda path: None)
 
 
 @every_selection
 def test_the_agent_takes_its_arguments(components):
-    """Every option in the manifests exists, and the options are compatible."""
+    """All options in the manifests exist and are compatible."""
     found = parsed(kustomize.objects(*components))
     assert not isinstance(found, cli.Usage), found.text
     assert (found.config.node_name, found.config.label_domain) == ("node", labels.DOMAIN)
@@ -71,7 +73,7 @@ def test_the_label_domain_comes_from_one_place(tmp_path, components):
 
 @every_selection
 def test_the_policy_is_applied_before_the_rights(components):
-    """Kubectl applies objects in the order in which kustomize writes the objects."""
+    """kustomize writes the policy before the rights, and kubectl applies objects in this order."""
     order = [kind for kind, _ in kustomize.objects(*components)]
     assert order.index("ValidatingAdmissionPolicyBinding") < order.index("ClusterRoleBinding")
     assert order.index("ValidatingAdmissionPolicy") < order.index("ClusterRoleBinding")
@@ -79,7 +81,7 @@ def test_the_policy_is_applied_before_the_rights(components):
 
 @every_selection
 def test_a_command_in_the_agents_container_looks_where_the_agent_does(components):
-    """`kubectl exec ... status` has the environment of the container, but not its arguments."""
+    """A command of `kubectl exec` has the environment of the container, but not its arguments."""
     objects = kustomize.objects(*components)
     agent = parsed(objects).config
     status = cli.parse(["status"], environment(objects), lambda path: None).config
@@ -122,7 +124,7 @@ def test_the_agent_writes_where_the_host_is_mounted(components):
 
 @every_selection
 def test_no_right_to_read_configmaps_where_they_are_mounted(components):
-    """The Role exists only where the agent reads its profiles from the API server."""
+    """The Role only exists where the agent reads its profiles from the API server."""
     objects = kustomize.objects(*components)
     asks = all(one.startswith("configmap") for one in parsed(objects).config.source)
     rights = {
@@ -154,7 +156,7 @@ def test_the_mounted_volume_holds_the_profiles_that_ship():
 
 
 def test_the_profiles_are_those_that_ship():
-    """The committed ConfigMaps are the current output of `render` for profiles/."""
+    """The committed ConfigMaps equal the current output of `render` for profiles/."""
     command = [sys.executable, "-m", "agent", "render", str(PROFILES)]
     command += ["--name", "node-profiles", "--namespace", NAMESPACE]
     rendered = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -162,7 +164,7 @@ def test_the_profiles_are_those_that_ship():
 
 
 def references(spec):
-    """Yield the kind and name of each profile that a pod references."""
+    """Yield the kind and the name of each profile that a pod references."""
     for one in (spec, *spec["containers"]):
         for kind in ("appArmorProfile", "seccompProfile"):
             found = one.get("securityContext", {}).get(kind, {})
@@ -177,7 +179,7 @@ def references(spec):
     "path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda one: one.stem
 )
 def test_an_example_asks_for_the_label_of_the_profile_that_it_names(path):
-    """The pod's nodeSelector is the label that the agent sets for the profile."""
+    """The nodeSelector of the pod is the label that the agent sets for the profile."""
     spec = yaml.safe_load(path.read_text())["spec"]
     ((kind, name),) = references(spec)
     value = {"apparmor": "enforce", "seccomp": "installed"}[kind]

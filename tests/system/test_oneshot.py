@@ -1,4 +1,4 @@
-"""One-shot runs on a real AppArmor kernel."""
+"""Tests of single passes on a real AppArmor kernel."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ SCENARIOS = [
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_on_a_real_kernel(outcomes, scenario):
-    """Each scenario succeeds; its description is in tests/system/guest/scenarios.py."""
+    """Each scenario succeeds; tests/system/guest/scenarios.py describes it."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
 
 
@@ -67,7 +67,9 @@ def test_every_scenario_is_expected(outcomes):
 
 
 def test_without_apparmor_seccomp_still_works():
-    """With AppArmor disabled, seccomp profiles are installed; AppArmor profiles are unsupported."""
+    """If AppArmor is disabled, seccomp profiles are installed, and AppArmor profiles are
+    unsupported.
+    """
     command = "python3 -m agent --oneshot --source profiles --output json --allow-unsupported"
     result = vm.run(
         files(), f"{command} 2>/dev/null", timeout_seconds=LIMIT_SECONDS, append="apparmor=0"

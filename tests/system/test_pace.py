@@ -1,4 +1,4 @@
-"""Time limits of system tests adapt to the speed of the machine, and always expire."""
+"""Tests that time limits adapt to the speed of the machine, and always expire."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests.system.guest import pace
 
 
 class Machine:
-    """A clock, and work whose duration depends on the slowness of the machine."""
+    """A clock, and work whose duration depends on how slow the machine is."""
 
     def __init__(self):
         self.now, self.slow = 100.0, 1.0
@@ -22,7 +22,7 @@ def machine():
 
 
 def steps(machine, limit):
-    """Return the number of steps of a tenth of a second until a limit expires."""
+    """Return how many steps of a tenth of a second pass until a limit expires."""
     for number in range(1, 1000):
         machine.now += 0.1
         if limit.expired():
@@ -31,18 +31,18 @@ def steps(machine, limit):
 
 
 def test_on_an_idle_machine_a_limit_has_its_nominal_length(machine):
-    """A limit of one second expires after ten steps of a tenth of a second."""
+    """On an idle machine, a limit of one second expires after ten steps of a tenth of a second."""
     assert steps(machine, pace.Limit(1.05, machine.pace)) == 11
 
 
 def test_a_limit_grows_with_a_load_that_was_there_before(machine):
-    """A limit of one second lasts four seconds on a machine that is four times slower."""
+    """On a machine that is four times slower, a limit of one second lasts four seconds."""
     machine.slow = 4.0
     assert steps(machine, pace.Limit(1.05, machine.pace)) == pytest.approx(42, abs=9)
 
 
 def test_a_limit_grows_with_a_load_that_begins_later(machine):
-    """The machine is measured again before a limit expires."""
+    """Before a limit expires, the speed of the machine is measured again."""
     limit = pace.Limit(1.05, machine.pace)
     machine.slow = 4.0
     assert steps(machine, limit) == pytest.approx(42, abs=9)
@@ -61,7 +61,7 @@ def test_even_on_a_machine_that_hardly_moves_a_limit_expires(machine):
 
 
 def test_a_pause_of_the_whole_machine_counts_as_one_step(machine):
-    """A virtual machine can pause for minutes while its host is busy."""
+    """A pause of the virtual machine does not expire a limit, even if it takes minutes."""
     limit = pace.Limit(10.0, machine.pace)
     machine.now += 600.0
     assert limit.seconds() == pace.STEP_SECONDS
@@ -79,6 +79,6 @@ def test_a_measured_time_is_judged_at_the_pace_of_the_machine(machine, slow, tak
 
 
 def test_a_wait_that_fails_reports_its_condition():
-    """The error contains the limit and the description."""
+    """The error contains the limit and the description of the condition."""
     with pytest.raises(AssertionError, match=r"^not within 0\.01 s \(.*\): the moon$"):
         pace.until(lambda: False, "the moon", 0.01)

@@ -1,7 +1,7 @@
 """Tests of the files that the real apparmor_parser can open under the real Landlock.
 
-The parser reads the texts without the source checks, so that the tests cover only the sandbox.
-Compiling needs no AppArmor kernel.
+The parser reads the texts without the source checks, so the tests only cover the sandbox. Compiling
+a text needs no AppArmor kernel.
 """
 
 import errno
@@ -23,7 +23,7 @@ from tests.unit.test_landlock import SYSTEM_CALL_NUMBERS, output_under
 pytestmark = pytest.mark.skipif(landlock.missing() != "", reason=landlock.missing() or "active")
 FEATURES = ("--kernel-features", "/etc/apparmor.d/abi/3.0")
 CANARY = "xylophone"
-# Each text opens PATH. The first text passed the source checks of an earlier version.
+# Each of these texts opens PATH. The first text passed the source checks of an earlier version.
 FORMS = {
     "after the word abi in a comment": (
         'profile web {\n  capability # see the abi\n  include "PATH"\n  ,\n}\n'
@@ -93,7 +93,9 @@ def test_pipes_of_other_processes_are_not_opened(form):
 
 
 def test_the_files_that_the_parser_needs_are_opened():
-    """A text with abstractions, tunables and an abi has the same policy as without the sandbox."""
+    """A text with abstractions, tunables and an abi compiles to the same policy as without the
+    sandbox.
+    """
     text = (
         b"abi <abi/3.0>,\ninclude <tunables/global>\n"
         b"profile web {\n  include <abstractions/base>\n  include if exists <local/web>\n}\n"
@@ -107,7 +109,9 @@ def test_the_files_that_the_parser_needs_are_opened():
 
 
 def test_links_of_the_include_directory_are_followed(tmp_path, outside):
-    """The administrator creates these links. A link to a parent directory is not followed."""
+    """Links in the include directory are followed, because the administrator creates them. A link
+    to a parent directory is not followed.
+    """
     include = tmp_path / "apparmor.d"
     include.mkdir()
     (outside / "rules").write_text("  deny /secret/** rw,\n")
@@ -120,7 +124,7 @@ def test_links_of_the_include_directory_are_followed(tmp_path, outside):
     for name, expected in {
         "file": "",
         "directory/rules": "",
-        "above/rules": "",  # The target of another link, below the first target.
+        "above/rules": "",  # the target of another link, below the first target
         "above/secret": "Could not open",
     }.items():
         text = f"profile web {{\n  include <{name}>\n}}\n"
@@ -129,7 +133,7 @@ def test_links_of_the_include_directory_are_followed(tmp_path, outside):
 
 
 def test_directories_and_features_of_the_configuration_file_are_readable(tmp_path, outside):
-    """The configuration of the parser can have more include directories and a features file."""
+    """The configuration of the parser can contain more include directories and a features file."""
     (tmp_path / "more").mkdir()
     (tmp_path / "more/rules").write_text("  deny /secret/** rw,\n")
     features = tmp_path / "features"
@@ -148,7 +152,7 @@ def test_the_backend_reports_an_active_sandbox():
 
 
 def test_a_parser_that_is_a_script_runs_without_a_sandbox_and_that_is_reported(tmp_path):
-    """The agent does not know the interpreter's files. The profile is compiled nevertheless."""
+    """If the parser is a script, the profile is compiled without a sandbox."""
     script = tmp_path / "parser"
     script.write_text(f'#!/bin/sh\nexec {parser().path} "$@"\n')
     script.chmod(0o755)
@@ -163,7 +167,7 @@ def test_a_parser_that_is_a_script_runs_without_a_sandbox_and_that_is_reported(t
 
 
 def test_a_text_that_the_check_cannot_decide_needs_the_sandbox(tmp_path):
-    """An included file may change the meaning of the text after it on the same line."""
+    """Without a sandbox, text after an include on the same line is rejected."""
     content = b"include <tunables/global> profile web { file, }\n"
     source_key = SourceKey(profile_set="dir test", key="key", content=content)
     (result,) = inspection.inspected(
@@ -181,7 +185,7 @@ def test_a_text_that_the_check_cannot_decide_needs_the_sandbox(tmp_path):
 
 
 def test_a_policy_that_was_compiled_without_the_sandbox_is_compiled_again():
-    """The policy may contain files that are not in its context, so the context differs."""
+    """Without a sandbox, the context differs, because the policy may depend on other files."""
     script = """
 from agent.backends.apparmor.parser import Parser
 made = Parser("", include_dir="/etc/apparmor.d")
@@ -193,7 +197,7 @@ print(made.input_digest(), end="")
 
 
 def test_the_loader_and_the_libraries_are_those_of_the_program():
-    """The program contains the path of its dynamic loader; the loader lists the libraries."""
+    """The program contains the path of its dynamic loader, which lists the libraries."""
     path = parser().path
     loader = parser_sandbox.interpreter(path)
     result = parser_sandbox.libraries(path, loader)
@@ -202,7 +206,7 @@ def test_the_loader_and_the_libraries_are_those_of_the_program():
 
 
 def test_a_file_that_is_not_a_program_has_no_loader(tmp_path):
-    """Scripts, empty files and cut programs do not count as static programs."""
+    """Scripts, empty files and truncated programs do not count as static programs."""
     path = tmp_path / "file"
     for content in (b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF" + bytes(40)):
         path.write_bytes(content)

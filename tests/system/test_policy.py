@@ -1,4 +1,4 @@
-"""The permissions of the agent's token, with the manifests applied to a real API server."""
+"""Tests of the permissions of the agent's token, with the manifests on a real API server."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ OWN = f"seccomp.{DOMAIN}/a.json"
 
 @pytest.fixture(scope="module", params=["current", pytest.param("older", marks=pytest.mark.older)])
 def cluster(request):
-    """A control plane; its API server has the newest or the oldest supported version."""
+    """A control plane whose API server has the newest or the oldest supported version."""
     with Cluster(older=request.param == "older") as one:
         one.kubectl("create", "priorityclass", "unused", "--value", "1")
         applied(one)
@@ -58,8 +58,8 @@ def api(cluster, token, folder):
 def agent(cluster, tmp_path_factory):
     """The client of an agent whose pod runs on the Node `own`."""
     own = api(cluster, cluster.agent_token("own"), tmp_path_factory.mktemp("own"))
-    # The policy becomes effective a moment after it was created. Each attempt sets another label
-    # value, because an unchanged Node is always allowed.
+    # The policy becomes effective a moment after it was created. Each attempt sets another value of
+    # the label, because an unchanged Node is always allowed.
     tries = itertools.count()
     until(lambda: denial(lambda: labels(own, "own", early=str(next(tries)))), "the policy to hold")
     cluster.kubectl("label", "node", "own", "early-")
@@ -83,7 +83,7 @@ def refusal(call):
 
 
 def denial(call):
-    """Return the message with which the API server denies a call; empty if it allows the call."""
+    """Return the message with which the API server denies a call, or "" if it allows the call."""
     try:
         call()
     except errors.StatusError as error:
@@ -95,7 +95,7 @@ def denial(call):
 
 
 def test_the_agents_own_apply_is_allowed(cluster, agent):
-    """One apply each sets, changes and removes the agent's labels."""
+    """The agent can set, change and remove its labels with one apply each."""
     path = "/api/v1/nodes/own"
 
     def apply(**wanted):
@@ -178,7 +178,7 @@ DENIED = {
 
 @pytest.mark.parametrize("what", DENIED)
 def test_the_policy_denies(agent, cluster, what):
-    """Each change other than own labels on the agent's own Node is denied with its reason."""
+    """All changes other than own labels on the agent's own Node are denied with a reason."""
     call, why = DENIED[what]
     before = cluster.get("/api/v1/nodes/own")
     denial = refusal(lambda: call(agent))
@@ -189,7 +189,7 @@ def test_the_policy_denies(agent, cluster, what):
 
 
 def test_a_token_that_is_bound_to_no_pod_may_change_nothing(cluster, tmp_path):
-    """A token that a person created does not contain a Node."""
+    """A token that a person created contains no Node, so it cannot change any Node."""
     loose = api(cluster, cluster.agent_token("own", bound=False), tmp_path)
     denial = refusal(lambda: labels(loose, "own", labels={OWN: "installed"}))
     assert (denial.status, "bound to node" in denial.message) == (403, True)
@@ -226,7 +226,7 @@ def test_a_wider_role_does_not_bypass_the_policy(cluster, agent):
 
 
 def test_a_node_that_was_created_again_is_another_node(cluster, tmp_path):
-    """The claims of the token contain the uid of the previous Node."""
+    """A token of a previous Node is denied, because its claims contain another uid."""
     cluster.node("anew")
     agent = api(cluster, cluster.agent_token("anew"), tmp_path)
     labels(agent, "anew", labels={OWN: "installed"})
@@ -237,7 +237,7 @@ def test_a_node_that_was_created_again_is_another_node(cluster, tmp_path):
 
 
 def test_labels_of_a_previous_domain_can_be_removed_and_not_added(cluster, agent, tmp_path):
-    """A change of the domain needs no wider permissions."""
+    """A change of the label domain needs no wider permissions."""
     shutil.copytree(ROOT, tmp_path / "manifests")
     settings = tmp_path / "manifests/base/settings.yaml"
     content = settings.read_text()
@@ -278,7 +278,9 @@ def test_the_largest_number_of_labels_is_allowed(cluster, agent, name):
 
 
 def narrowed(cluster, old, new):
-    """Apply the policy of the manifests with another expression, like another release."""
+    """Apply the policy of the manifests with another expression, as another release might have
+    it.
+    """
     content = kustomize.text()
     assert old in content
     done = cluster.kubectl(
@@ -288,7 +290,7 @@ def narrowed(cluster, old, new):
 
 
 OLDER_POLICIES = {
-    # The change of the policy, and the label that the changed policy denies.
+    # These are the changes of the policy, and the label that the changed policy denies.
     "a prefix is unknown": ("''set.'', ''apparmor", "''apparmor", f"set.{DOMAIN}/ns__web"),
     "a value is unknown": ("|installed|ready|", "|installed|", f"set.{DOMAIN}/ns__web"),
 }
@@ -296,7 +298,7 @@ OLDER_POLICIES = {
 
 @pytest.mark.parametrize("how", OLDER_POLICIES)
 def test_under_the_policy_of_another_release_every_other_label_is_correct(cluster, agent, how):
-    """The rejected label is reported; untrue labels are removed, and new labels are set."""
+    """If a label is rejected, this is reported, and all other labels are correct."""
     old, new, key = OLDER_POLICIES[how]
     own = node_labels.NodeLabeler(agent, NodeOptions(name="own"), lambda: "boot of own")
     first = {OWN: "installed", f"seccomp.{DOMAIN}/untrue": "installed"}
@@ -306,7 +308,7 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
     def is_refused():
         if denial(lambda: labels(agent, "own", labels={key: "ready"})):
             return True
-        # setting the label again would change nothing
+        # Setting the label again would change nothing.
         cluster.kubectl("label", "node", "own", f"{key}-")
         return False
 
@@ -329,7 +331,7 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
 
 @pytest.mark.parametrize("how", ["unlabel", "publish"])
 def test_forged_managed_fields_remove_no_other_field(cluster, agent, how):
-    """The other fields stay even with administrator credentials, which no policy limits."""
+    """The release of forged fields keeps other fields, even with administrator credentials."""
     own = node_labels.NodeLabeler(agent, NodeOptions(name="own"), lambda: "boot of own")
     own.publish(own.read(), {OWN: "installed"})
     taint = {"key": "keep", "value": "", "effect": "NoSchedule"}
@@ -454,7 +456,7 @@ GRANTED = {
     "default": {**EVERYWHERE, "events.k8s.io/events": {"create"}},
     "kube-system": EVERYWHERE,
 }
-# The role system:basic-user permits each authenticated user requests about itself.
+# The role system:basic-user permits requests of each authenticated user about itself.
 ANYBODY = {
     "authorization.k8s.io/selfsubjectaccessreviews": {"create"},
     "authorization.k8s.io/selfsubjectrulesreviews": {"create"},
@@ -494,7 +496,7 @@ def test_the_component_pod_aware_grants_only_pods(cluster, agent):
 
 @pytest.mark.parametrize("namespace", GRANTED)
 def test_the_api_server_lists_exactly_these_permissions(agent, namespace):
-    """The complete list makes each added permission a decision."""
+    """The test compares the complete list, so that each added permission is a decision."""
     asked = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectRulesReview",
@@ -513,7 +515,7 @@ def test_the_api_server_lists_exactly_these_permissions(agent, namespace):
 
 
 def test_impersonation_is_denied(cluster, agent):
-    """The claims of the agent's token cannot be replaced with its own permissions."""
+    """With its own permissions, the agent cannot replace the claims of its token."""
     cluster.write_kubeconfig("impersonator", cluster.agent_token("own"))
     arguments = ("get", "--raw", "/api/v1/nodes/own", "--as", "system:admin")
     done = cluster.kubectl(*arguments, user="impersonator", check=False)
@@ -535,7 +537,7 @@ def test_the_necessary_permissions_are_granted(agent):
 
 @pytest.mark.parametrize("components", [(), *((name,) for name in kustomize.COMPONENTS)])
 def test_manifests_apply_without_a_warning(cluster, components):
-    """The manifests are applied on the server side with strict validation."""
+    """The API server accepts the manifests with server-side apply and strict validation."""
     try:
         assert applied(cluster, *components) == ""
     finally:
@@ -544,7 +546,7 @@ def test_manifests_apply_without_a_warning(cluster, components):
 
 
 def test_the_policy_compares_every_field_of_the_node_spec(cluster):
-    """A field that a new release adds is not protected until the policy lists it."""
+    """If a new release adds a field of a Node, the policy must list it to protect it."""
     schemas = cluster.get("/openapi/v3/api/v1")["components"]["schemas"]
     fields = schemas["io.k8s.api.core.v1.NodeSpec"]["properties"]
     policy = kustomize.objects("startup-taint")["ValidatingAdmissionPolicy", "profile-loader"]
@@ -611,7 +613,7 @@ def test_the_namespace_allows_the_pod_of_the_daemonset(cluster):
     spec = {**kustomize.pod(kustomize.objects()), "serviceAccountName": "default"}
     spec.pop("priorityClassName")
     reported = violations(cluster, "baseline", {"metadata": {"name": "pod"}, "spec": spec})
-    # An older API server writes "profiles" even for one profile.
+    # An older API server writes "profiles" even for a single profile.
     assert sorted(re.sub("profile$", "profiles", value) for value in reported) == [
         "forbidden AppArmor profiles",
         "host namespaces",
@@ -630,7 +632,7 @@ def test_examples_are_admitted_under_restricted(cluster, path):
 
 
 def violations(cluster, level, pod):
-    """Return the violations of a Pod Security level by a pod."""
+    """Return how a pod violates a Pod Security level."""
     name = f"level-{level}"
     cluster.apply(
         {

@@ -1,4 +1,4 @@
-"""The admission policy while the manifests are installed, renamed and removed."""
+"""Tests of the admission policy while the manifests are installed, renamed and removed."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def cluster(request):
 
 @pytest.fixture
 def folder(cluster, tmp_path):
-    """A copy of the manifests; the applied objects are deleted after the test."""
+    """A copy of the manifests, whose applied objects are deleted after the test."""
     shutil.copytree(ROOT, tmp_path / "manifests")
     yield tmp_path / "manifests"
     cluster.kubectl(
@@ -43,13 +43,13 @@ def folder(cluster, tmp_path):
 
 
 def end_pod(cluster, namespace=NAMESPACE):
-    """Delete the agent's pod completely, like its kubelet."""
+    """Delete the agent's pod completely, as its kubelet would."""
     words = ["--force", "--grace-period=0", "--ignore-not-found"]
     cluster.kubectl("-n", namespace, "delete", "pod", "agent", *words)
 
 
 def applied(cluster, folder):
-    """Apply a folder with the command in the documents."""
+    """Apply a folder with the command from the documents."""
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", folder)
 
 
@@ -75,7 +75,7 @@ def api(cluster, token):
 
 
 def labelled(agent, node, key=OWN, value="installed"):
-    """Set a label; return the reason if the API server denies the label, or an empty string."""
+    """Set a label; return the reason if the API server denies this, or ""."""
     body = {"metadata": {"labels": {key: value}}}
     try:
         agent.send("PATCH", f"/api/v1/nodes/{node}", body, content_type=MERGE_PATCH)
@@ -85,7 +85,7 @@ def labelled(agent, node, key=OWN, value="installed"):
 
 
 def limited(agent):
-    """Wait until own labels are allowed; return the denials of all other changes."""
+    """Wait until own labels are allowed, and return the denials of all other changes."""
     until(lambda: labelled(agent, "own") == "", lambda: labelled(agent, "own"))
     until(lambda: labelled(agent, "other"), "a policy")
     return [labelled(agent, "own", "mine", "x"), labelled(agent, "other")]
@@ -96,7 +96,7 @@ def is_by_policy(message):
 
 
 def test_the_policy_is_effective_after_uninstall_and_install(cluster, folder):
-    """Repeated installations need no restart of the API server."""
+    """After repeated installations, the policy works without a restart of the API server."""
     for _ in range(3):
         applied(cluster, folder / "base")
         refusals = limited(api(cluster, token_of(cluster)))
@@ -108,7 +108,7 @@ def test_the_policy_is_effective_after_uninstall_and_install(cluster, folder):
 
 
 def test_a_policy_that_is_applied_again_is_effective(cluster, folder):
-    """An administrator who deleted only the policy repairs it by applying the manifests."""
+    """If an administrator deleted only the policy, applying the manifests repairs it."""
     applied(cluster, folder / "base")
     agent = api(cluster, token_of(cluster))
     limited(agent)
@@ -133,7 +133,7 @@ RENAMED = {
 
 @pytest.mark.parametrize("how", RENAMED)
 def test_a_renamed_agent_is_limited(cluster, folder, how):
-    """Kustomize renames the account and the policy, and the policy still limits the account."""
+    """If kustomize renames the account and the policy, the policy still limits the account."""
     change, account, namespace = RENAMED[how]
     applied(cluster, kustomize.write(folder / "renamed", root=folder, **change))
     agent = api(cluster, token_of(cluster, account, namespace))
@@ -145,7 +145,9 @@ def test_a_renamed_agent_is_limited(cluster, folder, how):
 
 
 def test_other_accounts_are_not_limited(cluster, folder):
-    """Accounts that can patch Nodes through another role, and administrators, are not limited."""
+    """The policy does not limit administrators and accounts with another role that patches
+    Nodes.
+    """
     applied(cluster, folder / "base")
     limited(api(cluster, token_of(cluster)))
     cluster.kubectl("create", "clusterrole", "patches", "--verb=get,patch", "--resource=nodes")
@@ -190,10 +192,10 @@ ENFORCED_SECONDS = 5.0  # An API server reads new policies once a second.
 
 @pytest.mark.parametrize("first", ["policy", "everything"])
 def test_the_policy_exists_before_the_permissions(cluster, folder, first):
-    """An existing token cannot patch another Node if the policy is applied first.
+    """If the policy is applied first, an existing token cannot patch another Node.
 
     If all manifests are applied at once, the API server stores the policy before the permissions,
-    and enforces the policy at most a second later.
+    and enforces it at most a second later.
     """
     cluster.kubectl("create", "namespace", NAMESPACE)
     cluster.kubectl("-n", NAMESPACE, "create", "serviceaccount", "profile-loader")

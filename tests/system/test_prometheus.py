@@ -1,4 +1,4 @@
-"""A real Prometheus accepts the metrics and the rules, and scrapes the agent."""
+"""Tests that a real Prometheus accepts the metrics and the rules, and scrapes the agent."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 60.0
 
 
 def promtool(*words, stdin=None, cwd=None):
-    """Run promtool; return its exit status and its output."""
+    """Run promtool, and return its exit status and its output."""
     done = subprocess.run(
         ["promtool", *words], input=stdin, cwd=cwd, capture_output=True, check=False
     )
@@ -92,7 +92,7 @@ def metrics():
 
 @pytest.fixture
 def server(metrics):
-    """Return an HTTP server of these metrics."""
+    """Return an HTTP server that provides these metrics."""
     store = status_store(metrics, version="1.2.3")
     running = HttpServer("127.0.0.1:0", store)
     running.start()
@@ -101,20 +101,20 @@ def server(metrics):
 
 @pytest.fixture
 def rules(tmp_path):
-    """Return a directory with the groups of the PrometheusRule as rules.yaml."""
+    """Return a directory with the groups of the PrometheusRule in the file rules.yaml."""
     manifest = yaml.safe_load((MONITORING / "prometheusrule.yaml").read_text())
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(manifest["spec"]))
     return tmp_path
 
 
 def test_promtool_accepts_the_metrics(metrics):
-    """Names, types, units and help texts follow the conventions."""
+    """The names, types, units and help texts of the metrics follow the conventions."""
     _, body = scrape(metrics, "text/plain")
     assert promtool("check", "metrics", stdin=body) == (0, "")
 
 
 def test_promtool_accepts_the_rules(rules):
-    """Every expression and template is valid, and has no lint warning."""
+    """All expressions and templates are valid, and have no lint warning."""
     status, output = promtool(
         "check", "rules", "--lint=all", "--lint-fatal", "rules.yaml", cwd=rules
     )
@@ -123,7 +123,7 @@ def test_promtool_accepts_the_rules(rules):
 
 
 def test_every_alert_fires_in_its_case_and_in_no_other(rules):
-    """alerts.yaml has a case in which the alert fires, and a case in which it does not."""
+    """For each alert, alerts.yaml has a case in which it fires, and a case in which it does not."""
     shutil.copy(ALERTS, rules)
     status, output = promtool("test", "rules", ALERTS.name, cwd=rules)
     assert (status, "SUCCESS" in output) == (0, True), output
@@ -169,7 +169,7 @@ class Prometheus:
         )
 
     def query(self, expression):
-        """Return the result of a query: values by labels."""
+        """Return the values of a query's result, by labels."""
         words = urllib.parse.urlencode({"query": expression})
         with urllib.request.urlopen(  # noqa: S310 - http only
             f"{self.url}/api/v1/query?{words}", timeout=50
@@ -209,7 +209,7 @@ def prometheus(rules, server):
 
 
 def dashboard():
-    """Return the expressions of the dashboard with the values of its variables."""
+    """Return the expressions of the dashboard after its variables were replaced by values."""
     content = json.loads((MONITORING / "dashboard.json").read_text())
     return [
         target["expr"].replace("$node", ".*").replace("$__rate_interval", "1m")
@@ -219,7 +219,7 @@ def dashboard():
 
 
 def test_a_real_prometheus_scrapes_the_agent(prometheus, server, metrics):
-    """Scraping works while many idle connections are open, and names keep their characters.
+    """While many idle connections are open, scraping works, and names keep their characters.
 
     Every expression of the dashboard has a result.
     """
@@ -232,7 +232,7 @@ def test_a_real_prometheus_scrapes_the_agent(prometheus, server, metrics):
         prometheus.query('profile_loader_profile_available{name="odd \\"\\\\ name"}').values()
     ) == [1.0]
     assert prometheus.query("profile_loader_build_info").popitem()[1] == 1.0
-    # A rate does not have a value yet, but an invalid expression would raise an error.
+    # A rate has no value yet, but an invalid expression would raise an error.
     empty = [text for text in dashboard() if not prometheus.query(text)]
     assert [text for text in empty if "rate(" not in text] == []
 

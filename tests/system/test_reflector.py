@@ -1,7 +1,7 @@
-"""The API client and the reflector, against a real API server and against faulty ones.
+"""Tests of the API client and the reflector, against a real API server and a scripted one.
 
-A scripted server replaces the real server only for responses that a real server seldom sends, such
-as 429, 503, or a watch that is not JSON.
+The scripted server is only used for responses that a real server seldom sends, such as 429, 503, or
+a watch that is not JSON.
 """
 
 import base64
@@ -48,7 +48,7 @@ def cluster():
 
 
 def config(folder, server, ca="", token="admin"):  # noqa: S107 - the token of a test server
-    """Write a kubeconfig and return its path."""
+    """Write a kubeconfig, and return its path."""
     cluster = {"server": server} | ({"certificate-authority": str(ca)} if ca else {})
     path = folder / "kubeconfig"
     path.write_text(
@@ -67,7 +67,7 @@ def config(folder, server, ca="", token="admin"):  # noqa: S107 - the token of a
 
 
 class RecordedBackoff(Backoff):
-    """A back-off without delays that records the number of consecutive failures."""
+    """A back-off without delays, which records the number of consecutive failures."""
 
     def __init__(self):
         super().__init__(first_seconds=0.0, longest_seconds=0.0)
@@ -80,7 +80,7 @@ class RecordedBackoff(Backoff):
 
 
 class WatchedConfigMaps:
-    """A reflector of ConfigMap data, and a queue of the stores that the reflector reported."""
+    """A reflector of ConfigMap data, with a queue of the stores that it reported."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class WatchedConfigMaps:
         self.on_restart()
 
     def park_if_ended(self):
-        """Block the thread of the reflector forever, because a reflector thread never ends."""
+        """Block the thread of the reflector forever, because this thread never ends by itself."""
         if self.has_ended:
             threading.Event().wait()
 
@@ -145,7 +145,7 @@ def config_map(name, **data):
 
 
 def objects(store):
-    """Return the objects of a store without the objects that Kubernetes itself creates."""
+    """Return the objects of a store, except for those that Kubernetes itself creates."""
     return {
         name: data
         for name, data in (store.objects or {}).items()
@@ -157,7 +157,7 @@ def objects(store):
 
 
 def test_the_store_follows_created_changed_and_deleted_objects(cluster, tmp_path):
-    """Each change of the content is reported, but a change of only a label is not."""
+    """Each change of the content is reported, but a change of a label alone is not."""
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
     with WatchedConfigMaps(api) as watched:
         watched.until(lambda store: store.objects is not None)
@@ -175,7 +175,7 @@ def test_the_store_follows_created_changed_and_deleted_objects(cluster, tmp_path
 
 
 def test_the_store_follows_changes_after_a_restart_of_the_api_server(cluster, tmp_path):
-    """The store keeps its objects while the API server is stopped."""
+    """While the API server is stopped, the store keeps its objects."""
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
     with WatchedConfigMaps(api) as watched:
         watched.until(lambda store: store.objects is not None)
@@ -188,7 +188,7 @@ def test_the_store_follows_changes_after_a_restart_of_the_api_server(cluster, tm
 
 
 def test_a_single_object_is_followed_across_a_restart_of_the_api_server(cluster, tmp_path):
-    """Changes arrive although the version of the object is older than the history of the server."""
+    """If the version of an object is older than the history of the server, changes still arrive."""
     cluster.node("seldom")
     cluster.apply(config_map("newer", key="a"))
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
@@ -218,7 +218,9 @@ def test_a_single_object_is_followed_across_a_restart_of_the_api_server(cluster,
 
 @pytest.mark.parametrize("metadata_only", [False, True])
 def test_a_list_without_objects_is_empty(cluster, tmp_path, metadata_only):
-    """The API server sends `[]` for an empty list, and null for an empty list of metadata."""
+    """For an empty list, the API server sends `[]`; for an empty list of metadata, it sends
+    null.
+    """
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
     reflector = WatchedConfigMaps(
         api, metadata_only=metadata_only, query=(("labelSelector", "no=match"),)
@@ -228,7 +230,7 @@ def test_a_list_without_objects_is_empty(cluster, tmp_path, metadata_only):
 
 
 def compact(cluster, version):
-    """Make etcd forget every state before a version."""
+    """Make etcd forget all states before a version."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{cluster.etcd_port}/v3/kv/compaction",
         data=json.dumps({"revision": version, "physical": True}).encode(),
@@ -237,7 +239,7 @@ def compact(cluster, version):
 
 
 def test_a_watch_from_a_compacted_version_is_rejected(cluster, tmp_path):
-    """The API server responds with 410, and a list returns the current objects."""
+    """After status 410, the reflector lists the current objects."""
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
     cluster.apply(config_map("old", key="a"))
     first = api.get(f"{PATH}/old")["metadata"]["resourceVersion"]
@@ -257,7 +259,7 @@ def test_a_watch_from_a_compacted_version_is_rejected(cluster, tmp_path):
 
 
 def test_a_silent_peer_is_detected(cluster, tmp_path, monkeypatch):
-    """A connection on which not even bookmarks arrive is closed and opened again."""
+    """If not even bookmarks arrive on a connection, it is closed and opened again."""
     monkeypatch.setattr(reflector_module, "SILENCE_SECONDS", 1.0)
     with Proxy(cluster.port) as proxy:
         api = client.Api(kubeconfig=config(tmp_path, f"https://127.0.0.1:{proxy.port}", cluster.ca))
@@ -272,7 +274,7 @@ def test_a_silent_peer_is_detected(cluster, tmp_path, monkeypatch):
 
 
 def test_the_token_contains_the_uid_of_the_node_that_it_is_bound_to(cluster, tmp_path):
-    """A token like a kubelet's contains the uid; an unbound token does not."""
+    """A token of a pod contains the uid of its Node, but an unbound token does not."""
     uid = cluster.node("bound")
     token = cluster.agent_token("bound")
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca, token))
@@ -295,7 +297,7 @@ def test_a_status_error_contains_the_reason_of_the_api_server(cluster, tmp_path)
 
 
 def test_a_closed_port_is_unreachable(tmp_path):
-    """The error message contains the address and the reason in one line."""
+    """The error message contains the address and the reason on one line."""
     port = free_port()
     api = client.Api(kubeconfig=config(tmp_path, f"https://127.0.0.1:{port}"))
     with pytest.raises(
@@ -305,7 +307,7 @@ def test_a_closed_port_is_unreachable(tmp_path):
 
 
 def test_an_unusable_kubeconfig_is_an_error(tmp_path):
-    """A missing file, other content and a wrong type of the address raise NoClusterError."""
+    """A missing file, other content and a wrong type of the address each raise NoClusterError."""
     (tmp_path / "bad").write_text("{]")
     (tmp_path / "text").write_text("hello")
     for path in (tmp_path / "bad", tmp_path / "text", config(tmp_path, 5)):
@@ -321,9 +323,9 @@ def test_an_unusable_kubeconfig_is_an_error(tmp_path):
 
 
 class ScriptedServer:
-    """An HTTP server that sends scripted responses, one per request, and repeats the last response.
+    """An HTTP server that sends scripted responses, one for each request, and repeats the last one.
 
-    The response None means that the server sends nothing until the client closes the connection.
+    If a response is None, the server sends nothing until the client closes the connection.
     """
 
     def __init__(self, *responses):
@@ -407,7 +409,7 @@ def test_an_error_status_is_not_retried_and_contains_retry_after(
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"[" * 100_000, b"\xff"])
 def test_a_response_that_is_not_an_object_is_an_error(tmp_path, body):
-    """A response that is not an object is never treated as an empty list."""
+    """If a response is not an object, it is never treated as an empty list."""
     with ScriptedServer(response(200, body)) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
         with pytest.raises(errors.UnreachableError):
@@ -425,7 +427,7 @@ def test_a_response_that_is_not_an_object_is_an_error(tmp_path, body):
     ],
 )
 def test_a_list_with_malformed_items_is_an_error(tmp_path, fields):
-    """Missing items, and items without a name, make the whole list unreadable."""
+    """If items are missing or have no name, the whole list is unreadable."""
     with ScriptedServer(response(200, {"metadata": {"resourceVersion": "1"}} | fields)) as server:
         watched = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url)))
         with pytest.raises(errors.UnreachableError):
@@ -437,7 +439,7 @@ ODD = (None, True, 5, 1.5, "x", "\ud800", [], ["x"], [[]], {}, {"x": []}, {"\udf
 
 
 def variants(value):
-    """Yield copies of a JSON value, each with one part of another type."""
+    """Yield copies of a JSON value in which one part has another type."""
     yield from ODD
     if isinstance(value, dict):
         for key in value:
@@ -477,7 +479,7 @@ COMPLETE_OBJECTS = {
 
 @pytest.mark.parametrize("keep", COMPLETE_OBJECTS, ids=["configmap", "node", "pod"])
 def test_a_list_of_objects_with_wrong_types_is_read_or_is_an_error(tmp_path, keep):
-    """Any other exception of the reflector would terminate the agent."""
+    """For any response, the reflector raises no exception that would end the agent."""
     items = [item for item in variants(COMPLETE_OBJECTS[keep]) if isinstance(item, dict)]
     lists = [{"metadata": {"resourceVersion": "1"}, "items": [item]} for item in items]
     errors_count = 0
@@ -502,7 +504,7 @@ def test_a_list_of_objects_with_wrong_types_is_read_or_is_an_error(tmp_path, kee
 
 
 def test_lone_surrogates_in_a_response_are_replaced(tmp_path):
-    """The ledger and the log could not encode lone surrogates; Go also replaces them."""
+    """Lone surrogates are replaced, as in Go, because the ledger and the log cannot encode them."""
     body = (
         rb'{"metadata": {"resourceVersion": "7"}, "items": [' + json.dumps(config_map("x")).encode()
     )
@@ -518,7 +520,7 @@ def test_lone_surrogates_in_a_response_are_replaced(tmp_path):
 def test_a_response_that_arrives_byte_by_byte_has_a_deadline(
     tmp_path, monkeypatch, uses_tls, is_head_slow
 ):
-    """Each byte arrives within the time-out of the socket, but the whole response does not."""
+    """A response has a total time limit, even if each byte arrives within the time-out."""
     monkeypatch.setattr(client, "RESPONSE_SECONDS", 1.0)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http{'s' * uses_tls}://127.0.0.1:{listener.getsockname()[1]}"
@@ -559,7 +561,7 @@ def test_a_response_that_arrives_byte_by_byte_has_a_deadline(
 
 
 def test_watches_that_end_immediately_are_repeated_with_a_delay(tmp_path):
-    """A server that closes every watch receives few requests."""
+    """If a server closes every watch, it receives few requests."""
     with ScriptedServer(LIST, response(200, b"")) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
         with WatchedConfigMaps(api) as watched:
@@ -580,7 +582,7 @@ def test_an_error_event_ends_the_watch_with_its_status(tmp_path):
 
 @pytest.mark.parametrize("code", ["no number", 10**9, 7, 410.5, None, []])
 def test_an_error_event_without_a_valid_code_has_status_500(tmp_path, code):
-    """A code of a wrong type or range does not end the thread of the reflector."""
+    """If the code of an event has a wrong type or range, the thread of the reflector continues."""
     event = {"type": "ERROR", "object": {"code": code, "message": "odd"}}
     with ScriptedServer(response(200, event)) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
@@ -590,7 +592,7 @@ def test_an_error_event_without_a_valid_code_has_status_500(tmp_path, code):
 
 
 def test_a_response_over_the_size_limit_is_an_error_and_the_store_stays(tmp_path):
-    """A parsed response of that size would need more memory than the container has."""
+    """A response that is too large is rejected, because it would not fit into the memory."""
     kept = {"metadata": {"resourceVersion": "7"}, "items": [config_map("one", key="a")]}
     huge = kept | {"items": [config_map("one", key="x" * responses.RESPONSE_BYTES)]}
     with ScriptedServer(response(200, kept), response(200, huge)) as server:
@@ -604,7 +606,7 @@ def test_a_response_over_the_size_limit_is_an_error_and_the_store_stays(tmp_path
 
 
 def test_the_delay_grows_with_each_failed_list(tmp_path, monkeypatch):
-    """Even a list that fails slowly increases the delay; only a stable watch resets the delay."""
+    """Only a stable watch resets the delay; even a list that fails slowly increases it."""
     monkeypatch.setattr(reflector_module, "STABLE_SECONDS", 0.0)
     with ScriptedServer(response(503, b"{}")) as server:
         backoff = RecordedBackoff()
@@ -616,7 +618,7 @@ def test_the_delay_grows_with_each_failed_list(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stable", [0.0, 60.0])
 def test_a_list_follows_a_broken_watch(tmp_path, monkeypatch, stable):
-    """Resource versions after a broken watch may belong to another history."""
+    """After a broken watch, resource versions may belong to another history, so a list follows."""
     monkeypatch.setattr(reflector_module, "STABLE_SECONDS", stable)
     event = {"type": "ADDED", "object": config_map("one", key="a")}
     event["object"]["metadata"]["resourceVersion"] = "9"
@@ -631,7 +633,7 @@ def test_a_list_follows_a_broken_watch(tmp_path, monkeypatch, stable):
 
 
 def test_a_list_follows_a_watch_that_ended_early(tmp_path, monkeypatch):
-    """An API server that shuts down ends a watch in the same way as after its time limit."""
+    """If an API server shuts down, it ends a watch early, and a list follows."""
     monkeypatch.setattr(reflector_module, "SHORT_WATCH_SECONDS", 0.0)
     with ScriptedServer(LIST, response(200, b""), LIST, None) as server:
         watched = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url)))
@@ -642,7 +644,7 @@ def test_a_list_follows_a_watch_that_ended_early(tmp_path, monkeypatch):
 
 
 def test_a_list_follows_a_resource_version_that_is_older(tmp_path):
-    """An older version means that etcd was restored while the API server was running."""
+    """If a list has an older version, etcd was restored while the API server was running."""
 
     def event(version):
         changed = config_map("one", key=version)
@@ -664,7 +666,7 @@ def test_a_list_follows_a_resource_version_that_is_older(tmp_path):
 
 
 def test_an_equal_list_has_a_new_revision(tmp_path):
-    """A user of the store may know a newer response, which a restored API server has lost."""
+    """A list replaces the store, even if a user of the store knows a newer response."""
     with ScriptedServer(LIST) as server:
         watched = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url)))
         stores = []
@@ -685,12 +687,12 @@ def page(*names, more="", version="7"):
 
 
 def parameters(server, name):
-    """Return the values of a query parameter in each request."""
+    """Return the values of a query parameter in all requests."""
     return [re.findall(rf"{name}=(\w+)", path) for path in server.paths]
 
 
 def test_a_list_is_read_in_pages(tmp_path):
-    """Each page is requested with the token of the previous page."""
+    """Each page is requested with the token from the previous page."""
     with ScriptedServer(page("a", "b", more="x"), page("c", more="y"), page("d")) as server:
         reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
         reflector.list()
@@ -700,7 +702,7 @@ def test_a_list_is_read_in_pages(tmp_path):
 
 
 def test_a_list_whose_token_expires_is_read_from_the_beginning(tmp_path):
-    """The pages that were read belong to a state that no longer exists."""
+    """If a page token has expired, the list begins again."""
     expired = response(410, {"reason": "Expired", "message": "too old"})
     with ScriptedServer(page("a", more="x"), expired, page("b", more="y"), page("c")) as server:
         reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
@@ -710,7 +712,7 @@ def test_a_list_whose_token_expires_is_read_from_the_beginning(tmp_path):
 
 
 def test_a_list_whose_token_always_expires_fails(tmp_path):
-    """The list fails after several attempts, and the store stays."""
+    """If a page token expires in every attempt, the list fails, and the store stays."""
     expired = response(410, {"reason": "Expired", "message": "too old"})
     rounds = [
         scripted for _ in range(lister.LIST_ATTEMPTS) for scripted in (page("a", more="x"), expired)
@@ -736,7 +738,7 @@ def test_a_page_that_is_too_large_is_requested_with_fewer_objects(tmp_path):
 
 
 def test_a_list_without_an_end_is_an_error(tmp_path, monkeypatch):
-    """An API server that always has another page does not block the agent forever."""
+    """If an API server always has another page, the list ends at a limit."""
     monkeypatch.setattr(lister, "PAGE_LIMIT", 5)
     with ScriptedServer(page("a", more="x")) as server:
         reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
@@ -747,7 +749,7 @@ def test_a_list_without_an_end_is_an_error(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("token", [5, ["x"], {"a": 1}])
 def test_a_token_of_a_wrong_type_is_an_error(tmp_path, token):
-    """An invalid continue token is not treated as the end of the list."""
+    """If a continue token is invalid, the list fails."""
     with ScriptedServer(response(200, {"metadata": {"continue": token}, "items": []})) as server:
         reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
         with pytest.raises(errors.UnreachableError, match="not a list"):
@@ -755,7 +757,7 @@ def test_a_token_of_a_wrong_type_is_an_error(tmp_path, token):
 
 
 class TwoObjects:
-    """Bounds that keep at most two objects, and report room while fewer objects are kept."""
+    """Bounds that store at most two objects, and report room while fewer objects are stored."""
 
     def __init__(self):
         self.most = 0
@@ -769,7 +771,7 @@ class TwoObjects:
 
 
 def test_bounds_apply_after_each_page(tmp_path):
-    """Memory holds at most the allowed objects and one page, and the store is partial."""
+    """The memory holds at most the allowed objects and one page, and the store is partial."""
     pages = [page(f"a{number}", f"b{number}", more="x") for number in range(9)]
     with ScriptedServer(*pages, page("c")) as server:
         bounds = TwoObjects()
@@ -781,7 +783,7 @@ def test_bounds_apply_after_each_page(tmp_path):
 
 
 def test_a_list_follows_when_dropped_content_has_room_again(tmp_path, monkeypatch):
-    """No event contains the content of an object that was dropped."""
+    """If a dropped object fits again, a list follows, because no event contains its content."""
     monkeypatch.setattr(reflector_module, "ROOM_SECONDS", 0.0)
     gone = {"type": "DELETED", "object": config_map("a")}
     with ScriptedServer(page("a", "b", "c"), response(200, gone), page("b", "c"), None) as server:
@@ -823,7 +825,7 @@ def test_real_pages_make_the_same_list(cluster, tmp_path, monkeypatch):
 
 
 def test_a_watch_that_never_started_is_not_a_stable_watch(tmp_path, monkeypatch):
-    """The delay grows even if the client waited a long time for the watch."""
+    """If watches fail to start, the delay grows, even if each attempt takes long."""
     monkeypatch.setattr(reflector_module, "STABLE_SECONDS", 0.0)
     monkeypatch.setattr(reflector_module, "SILENCE_SECONDS", 0.2)
     backoff = RecordedBackoff()
@@ -836,7 +838,7 @@ def test_a_watch_that_never_started_is_not_a_stable_watch(tmp_path, monkeypatch)
 
 
 def test_a_reflector_is_not_live_between_a_broken_watch_and_the_next_response(tmp_path):
-    """Changes after a broken watch are missing in the store, so the store is not up to date."""
+    """While a watch is broken, the store is not up to date."""
     event = {"type": "ADDED", "object": config_map("one", key="a")}
     broken = response(200, json.dumps(event).encode() + b"\n{")
     with ScriptedServer(LIST, broken, LIST, response(200, b"")) as server:
@@ -859,7 +861,7 @@ def test_a_reflector_is_not_live_between_a_broken_watch_and_the_next_response(tm
 
 
 def test_a_single_object_whose_version_is_too_old_is_watched_without_a_version(tmp_path):
-    """The version of an object that seldom changes may be older than the history of the server."""
+    """For a single object, a watch begins without a version, because its version may be too old."""
     single = response(
         200, config_map("one", key="a") | {"metadata": {"name": "one", "resourceVersion": "3"}}
     )
@@ -873,7 +875,7 @@ def test_a_single_object_whose_version_is_too_old_is_watched_without_a_version(t
 
 
 def test_a_reflector_is_not_live_before_its_watch_has_started(tmp_path):
-    """Changes before the start of the watch are not in the store."""
+    """Before a watch has started, the store is not up to date."""
     with ScriptedServer(LIST, None) as server:
         watched = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url)))
         with watched:
@@ -883,7 +885,7 @@ def test_a_reflector_is_not_live_before_its_watch_has_started(tmp_path):
 
 
 def test_a_reflector_is_not_live_between_two_watches_and_reports_no_change(tmp_path, monkeypatch):
-    """A watch that ends at its time limit is not a change of the store."""
+    """If a watch ends at its time limit, this is not a change of the store."""
     monkeypatch.setattr(reflector_module, "SHORT_WATCH_SECONDS", 0.0)
     monkeypatch.setattr(reflector_module, "EARLY_SECONDS", math.inf)
     with ScriptedServer(LIST, response(200, b""), response(200, b""), None) as server:
@@ -895,7 +897,7 @@ def test_a_reflector_is_not_live_between_two_watches_and_reports_no_change(tmp_p
 
 
 def test_pods_are_listed_with_a_consistent_read(tmp_path):
-    """A list from a cache may lack a pod that was bound a moment ago."""
+    """A list is a consistent read, because a cache may lack a pod that was bound a moment ago."""
     with ScriptedServer(LIST) as server:
         connections = app.connect(
             Config(node_name="a", pod_aware=True, kubeconfig=config(tmp_path, server.url))
@@ -923,7 +925,9 @@ OK = response(200, {})
 
 
 def test_a_token_file_is_read_again_after_a_minute_and_after_a_401(tmp_path, monkeypatch):
-    """A line end is not part of the token, and a request with status 401 is not repeated."""
+    """A line break at the end of a token is removed; after status 401, the request is not
+    repeated.
+    """
     (tmp_path / "token").write_text("one\n")
     denied = response(401, {"reason": "Unauthorized", "message": "Unauthorized"})
     with ScriptedServer(OK, OK, denied, OK, OK) as server:
@@ -943,7 +947,7 @@ def test_a_token_file_is_read_again_after_a_minute_and_after_a_401(tmp_path, mon
 
 
 def test_a_token_file_is_read_again_after_a_watch_with_status_401(tmp_path):
-    """A watch with status 401 expires the credentials like any other request."""
+    """If a watch gets status 401, the credentials are read again, as for any other request."""
     (tmp_path / "token").write_text("one")
     with ScriptedServer(response(401, {}), OK) as server:
         api = client.Api(kubeconfig=user(tmp_path, server.url, tokenFile="token"))
@@ -955,7 +959,7 @@ def test_a_token_file_is_read_again_after_a_watch_with_status_401(tmp_path):
 
 
 def test_only_changed_credentials_open_a_new_connection(tmp_path, monkeypatch):
-    """If credentials that are read again are equal, the connection stays open."""
+    """If the credentials are read again and are equal, the connection stays open."""
     monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     (tmp_path / "token").write_text("one")
     with ScriptedServer(OK) as server:
@@ -975,7 +979,7 @@ def test_only_changed_credentials_open_a_new_connection(tmp_path, monkeypatch):
 def test_unreadable_credentials_stay_in_use_and_a_401_contains_the_reason(
     tmp_path, monkeypatch, failure
 ):
-    """An empty file is still being written, so it does not replace the credentials in use."""
+    """If the file of a token is empty, the previous token stays in use."""
     monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     (tmp_path / "token").write_text("one")
     with ScriptedServer(OK, OK, response(401, {"message": "expired"})) as server:
@@ -1033,7 +1037,9 @@ def test_a_clock_that_is_set_back_does_not_delay_the_renewal_of_a_token(tmp_path
 
 
 def test_a_plugin_that_hangs_does_not_block_requests(tmp_path, monkeypatch):
-    """The previous credentials stay in use, and only one process of the plugin runs."""
+    """While a plugin hangs, the previous credentials stay in use, and only one process of it
+    runs.
+    """
     monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     monkeypatch.setattr(credentials, "WAIT_SECONDS", 0.2)
     plugin = tmp_path / "plugin"
@@ -1077,7 +1083,7 @@ def test_a_plugin_that_hangs_does_not_block_requests(tmp_path, monkeypatch):
 
 
 def test_the_previous_credentials_stay_in_use_if_no_thread_can_start(tmp_path, monkeypatch):
-    """The credentials are read again as soon as a thread can start."""
+    """If no thread can start, the credentials are read again as soon as one can."""
     monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     (tmp_path / "token").write_text("one")
     start = threading.Thread.start

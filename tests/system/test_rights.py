@@ -1,4 +1,4 @@
-"""The rights of the agent's pod: each function works with all of these rights."""
+"""Tests of the rights of the agent's pod, with which each of its functions works."""
 
 import json
 import re
@@ -24,7 +24,8 @@ LABELS = {
     f"set.{labels.DOMAIN}/profile-loader__node-profiles": "ready",
     f"set.{labels.DOMAIN}/profile-loader__node-profiles-2": "ready",
 }
-# System calls that let a process leave its container, or change the kernel or another process.
+# With these system calls, a process can leave its container, or change the kernel or another
+# process.
 MIGHTY = {
     *("bpf", "chroot", "delete_module", "finit_module", "init_module", "kexec_load", "keyctl"),
     *("mknod", "mknodat", "mount", "move_mount", "open_by_handle_at", "open_tree", "pivot_root"),
@@ -40,9 +41,9 @@ SCENARIOS = [
 ]
 
 
-# The result of a pass with every right. One AppArmor profile is changed, one profile is new, one
-# profile went missing and is restored, one profile is neither desired nor in use, and one profile
-# is not desired but in use. One seccomp file is new, and one file is no longer desired.
+# This is the result of a pass with all rights. One AppArmor profile is changed, one profile is new,
+# one profile went missing and is restored, one profile is neither desired nor in use, and one
+# profile is not desired but in use. One seccomp file is new, and one file is no longer desired.
 EVERYTHING = {
     "status": 0,
     "problems": [],
@@ -74,7 +75,7 @@ FOUND = {
         "node": ["changed", "gone", "used", "old.json"],
     },
     "MAC_ADMIN": NO_APPARMOR,
-    # The agent cannot read the kernel's features, so it cannot compile profiles or read their
+    # The agent cannot read the features of the kernel, so it cannot compile profiles or read their
     # names.
     "AppArmor unconfined": {
         **NO_APPARMOR,
@@ -89,9 +90,9 @@ FOUND = {
         "node": ["changed", "fresh", "gone", "lost", "used", "changed: replaced", "new.json"],
     },
     "security writable": NO_APPARMOR,
-    # No new profile is installed, since the ledger could not record the profile. Recorded profiles
-    # are removed or restored, but the ledger cannot record a removal. The report also states that
-    # the agent cannot write the record of confined threads.
+    # No new profile is installed, since the ledger could not record it. Recorded profiles are
+    # removed or restored, but the ledger cannot record a removal. The report also states that the
+    # record of confined threads cannot be written.
     "state writable": {
         "status": 1,
         "problems": ["write_failed"],
@@ -108,7 +109,7 @@ FOUND = {
         | {"new.json": "failed write_failed", "old.json": "failed remove_failed"},
         "node": ["changed", "fresh", "lost", "used", "changed: replaced", "old.json"],
     },
-    # The agent cannot compile a profile, but restores policy that is already compiled.
+    # The agent cannot compile a profile, but it restores policy that is already compiled.
     "tmp writable": {
         "status": 1,
         "rows": {
@@ -122,7 +123,7 @@ FOUND = {
 }
 
 
-# The names that docs/security.md uses for the tested rights.
+# docs/security.md uses these names for the tested rights.
 RIGHTS = {
     "uid 0": "runAsUser: 0",
     "MAC_ADMIN": "capabilities.add: [MAC_ADMIN]",
@@ -163,20 +164,22 @@ def guest_lines(built, tmp_path_factory):
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_with_exactly_these_rights(guest_lines, scenario):
-    """Each scenario succeeds; its description is in tests/system/guest/rights.py."""
+    """Each scenario succeeds; tests/system/guest/rights.py describes it."""
     outcomes = {line["scenario"]: line["error"] for line in guest_lines if "scenario" in line}
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
 
 
 def test_the_shipped_pod_labels_its_node_with_the_installed_profiles(guest_lines):
-    """The pod has its own seccomp profile and token, and the admission policy is effective."""
+    """The pod works with its own seccomp profile, its own token and the admission policy."""
     (line,) = [line for line in guest_lines if "labels" in line]
     assert line["labels"] == LABELS
 
 
 @pytest.mark.parametrize("right", rights_run.WITHOUT)
 def test_without_a_right_its_function_reports_it_and_the_others_work(guest_lines, right):
-    """A pass without the right reports the expected rows; the node has the expected profiles."""
+    """A pass without one right reports the expected rows, and the node has the expected
+    profiles.
+    """
     (line,) = [line for line in guest_lines if line.get("without") == f"without {right}"]
     found = line["found"]
     wanted = EVERYTHING | FOUND[right]
@@ -190,7 +193,7 @@ def own():
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
 def test_runtimes_start_the_agent_under_its_own_profile(runtime, own, built, tmp_path):
-    """The profile also allows the runtime's own calls after loading the filter."""
+    """The profile also allows the calls that a runtime makes after it has loaded the filter."""
     subprocess.run(["runc", "spec"], cwd=tmp_path, check=True)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
@@ -206,7 +209,7 @@ def test_runtimes_start_the_agent_under_its_own_profile(runtime, own, built, tmp
 
 
 def test_its_own_profile_is_complete_and_allows_no_dangerous_call(own):
-    """The profile has all variants of its calls, and no call to escape from the container."""
+    """The profile contains all variants of its calls, and no call that leaves the container."""
     (rule,) = own["syscalls"]
     assert calls.profile(rule["names"]) == own
     assert set(rule["names"]) & MIGHTY == set()

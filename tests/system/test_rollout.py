@@ -1,7 +1,7 @@
-"""The rollout by pool and the rollback of docs/how-to.md work with agents on two nodes.
+"""Tests the rollout by pool and the rollback of docs/how-to.md with agents on two nodes.
 
-The blocks of the page run one by one, against a real API server. After each block the test waits
-until the agents have installed the version that the page promises.
+The blocks of the page run one by one, against a real API server. After each block, the test waits
+until the agents have installed the version that the page describes.
 """
 
 import json
@@ -36,7 +36,7 @@ def cluster():
 
 @pytest.fixture
 def roots(cluster, tmp_path):
-    """Run an agent for each Node, and return the host roots of both."""
+    """Run an agent for each Node, and return the host roots of both agents."""
     folders, agents = {}, []
     for node in (POOL, OTHERS):
         folders[node] = tmp_path / node
@@ -60,13 +60,13 @@ def roots(cluster, tmp_path):
 
 
 def section(heading):
-    """Return the sh blocks of a section of the page."""
+    """Return the sh blocks of one section of the page."""
     text = (ROOT / "docs/how-to.md").read_text().partition(f"## {heading}\n")[2]
     return re.findall(r"^```sh\n(.*?)^```$", text.partition("\n## ")[0], re.MULTILINE | re.DOTALL)
 
 
 def run(cluster, folder, block):
-    """Run a block as an operator does, and require success."""
+    """Run a block as an operator would, and require that it succeeds."""
     commands = folder / "bin"
     commands.mkdir(exist_ok=True)
     kubectl = (
@@ -87,7 +87,7 @@ def run(cluster, folder, block):
 
 
 def installed(root):
-    """Return the default action of the installed profile; empty if it is missing."""
+    """Return the default action of the installed profile, or "" if it is missing."""
     file = root / "var/lib/kubelet/seccomp/app.json"
     return json.loads(file.read_text())["defaultAction"] if file.exists() else ""
 

@@ -1,4 +1,4 @@
-"""The shipped seccomp profiles have the described effects in containers of runc and crun."""
+"""Tests that the shipped seccomp profiles have the described effects under runc and crun."""
 
 import json
 import platform
@@ -14,7 +14,7 @@ from agent.core.model import Profile, SourceKey
 from agent.host.filesystem import Host
 
 CAPABILITIES = ["CAP_CHOWN", "CAP_FOWNER", "CAP_SETUID", "CAP_SETGID", "CAP_KILL"]
-# Controllers of a hybrid hierarchy that crun does not support; absent on other machines.
+# crun does not support these controllers of a hybrid hierarchy; other machines do not have them.
 HYBRID = "/sys/fs/cgroup/unified"
 
 
@@ -42,7 +42,9 @@ def bundle(tmp_path):
 
 
 def configure(bundle, seccomp, words):
-    """Write the bundle's configuration with the command, and optionally with a seccomp profile."""
+    """Write the configuration of the bundle with a command and, if passed, with a seccomp
+    profile.
+    """
     config = json.loads((bundle / "config.json").read_text())
     config["process"] |= {"terminal": False, "args": words}
     config["process"]["capabilities"] = dict.fromkeys(
@@ -56,7 +58,7 @@ def configure(bundle, seccomp, words):
 
 
 def run_command(runtime, name):
-    """Return the command that runs the bundle in the current directory with a name."""
+    """Return the command that runs the bundle in the current directory under a name."""
     if runtime != "crun":
         return [runtime, "run", name]
     command = ["crun", "--cgroup-manager=cgroupfs", "run", name]
@@ -66,7 +68,7 @@ def run_command(runtime, name):
 
 
 def contain(runtime, bundle, seccomp, script):
-    """Run a shell script or a command in a container; return its exit status and its output."""
+    """Run a shell script or a command in a container, and return its exit status and its output."""
     configure(bundle, seccomp, ["sh", "-c", script] if isinstance(script, str) else script)
     name = f"profile-loader-{uuid.uuid4().hex[:8]}"
     try:
@@ -94,7 +96,7 @@ def test_without_a_profile_chmod_works(runtime, bundle):
 
 
 def test_prevent_chmod_prevents_it(runtime, bundle):
-    """The calls are denied, everything else works, and a filter is active."""
+    """With a profile, its calls are denied, everything else works, and a filter is active."""
     status, output = contain(runtime, bundle, installed("prevent-chmod"), CHMOD)
     assert (status, "changed" in output, "Seccomp:\t2" in output) == (0, False, True), output
     assert "Operation not permitted" in output
@@ -102,7 +104,7 @@ def test_prevent_chmod_prevents_it(runtime, bundle):
 
 @pytest.mark.parametrize("text", ["name", "names"])
 def test_the_documented_text_prevents_chmod(runtime, bundle, text):
-    """Both forms of the profile in the AKS documentation deny chmod after installation."""
+    """Both forms of the profile in the AKS documentation deny chmod after their installation."""
     names = ["chmod", "fchmodat", "chmodat"]
     rules = [{"names": names, "action": "SCMP_ACT_ERRNO"}]
     if text == "name":
@@ -116,19 +118,19 @@ def test_the_documented_text_prevents_chmod(runtime, bundle, text):
 
 
 def test_audit_runs_under_a_filter(runtime, bundle):
-    """Every call is allowed, and a filter is active."""
+    """With an auditing profile, every call is allowed, and a filter is active."""
     status, output = contain(runtime, bundle, installed("profiles/audit.json"), CHMOD)
     assert (status, "changed" in output, "Seccomp:\t2" in output) == (0, True, True), output
 
 
 def test_violation_does_not_start(runtime, bundle):
-    """A container whose profile allows no call does not run its command."""
+    """If the profile of a container allows no call, its command does not run."""
     status, output = contain(runtime, bundle, installed("profiles/violation.json"), "echo started")
     assert (status != 0, "started" in output) == (True, False), output
 
 
 def test_fine_grained_denies_calls_that_it_does_not_list(runtime, bundle):
-    """A call that the profile does not list fails, so the command has no effect."""
+    """If a profile does not list a call, the call fails, so a command has no effect."""
     script = "mkdir /tmp/made && echo made"
     _, output = contain(runtime, bundle, installed("profiles/fine-grained.json"), script)
     assert "made\n" not in output, output

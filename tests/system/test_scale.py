@@ -1,4 +1,4 @@
-"""The watches and labels of 300 agents with one API server, in one process."""
+"""Tests the watches and labels of 300 agents with one API server, in one process."""
 
 import json
 import queue
@@ -27,7 +27,7 @@ WANTED = ConfigMapSpec(namespace="default", name="profiles")
 
 
 class Agent:
-    """The part of an agent that talks to the API server: two watches and a publisher."""
+    """The part of an agent that uses the API server: two watches and a publisher."""
 
     def __init__(self, kubeconfig, name):
         self.requests = Counter()
@@ -131,7 +131,7 @@ def labelled(cluster, label):
 
 
 def test_a_change_costs_one_watch_event_one_patch_and_one_event_per_node(cluster, monkeypatch):
-    """The agents send no request while the profiles are unchanged."""
+    """While the profiles are unchanged, the agents send no request."""
     # No watch ends at its time limit during the test, even on a slow machine.
     monkeypatch.setattr(reflector_module, "WATCH_SECONDS", (3600, 3600))
     admin = client.Api(kubeconfig=str(cluster.folder / "admin.kubeconfig"))
@@ -180,10 +180,10 @@ def requests(agents):
 
 
 def settle(agents, before):
-    """Wait until all agents have sent a patch and an Event, and have sent nothing for a second.
+    """Wait until all agents have sent a patch and an Event, and then nothing for a second.
 
-    A request is counted when it ends. If the wait checked only for a second without requests, a
-    pause of the machine would look like the end.
+    A request is counted when it ends. If the wait only required a second without requests, a pause
+    of the machine would look like the end.
     """
     last = [requests(agents), time.monotonic()]
 

@@ -1,4 +1,4 @@
-"""A real scheduler places pods by the labels that a real agent sets."""
+"""Tests that a real scheduler places pods by the labels that a real agent sets."""
 
 import json
 import subprocess
@@ -65,7 +65,7 @@ def agent(cluster, name, folder):
 
 
 def test_a_pod_waits_for_a_node_with_its_profile(cluster, tmp_path):
-    """The pod is Pending until a node has the profile, and is then scheduled to that node."""
+    """A pod is Pending until a node has the profile, and is then scheduled to that node."""
     ready(cluster, "with")
     ready(cluster, "without")
     pod = yaml.safe_load((ROOT / "examples/fine-pod.yaml").read_text())

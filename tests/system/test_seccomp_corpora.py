@@ -1,6 +1,6 @@
-"""The outcome of `check` for every seccomp profile in Debian's packages, and the reasons.
+"""Tests the outcome of `check` for each seccomp profile in Debian's packages, with the reasons.
 
-The packages are downloaded once with apt-get, into ~/.cache/profile-loader.
+apt-get downloads the packages once, into ~/.cache/profile-loader.
 """
 
 import json
@@ -33,19 +33,19 @@ PACKAGES = (
 )
 DOCKER = f"golang-github-docker-docker-dev/{GO}/docker/docker/profiles/seccomp"
 RUNC = f"golang-github-opencontainers-runc-dev/{GO}/opencontainers/runc/tests/integration/testdata"
-# The outcomes under --seccomp-format oci and under --seccomp-format docker.
+# The outcomes are those under --seccomp-format oci and under --seccomp-format docker.
 EXPECTED = {
-    # Docker's default profile, in flatpak, has rules that depend on capabilities and on the kernel.
+    # Docker's default profile in flatpak has rules that depend on capabilities and on the kernel.
     "flatpak/usr/share/doc/flatpak/examples/flatpak-docker-seccomp.json": (
         {"not_portable"},
         {"accepted", "expanded_for_arch", "expanded_for_kernel"},
     ),
-    # Podman's default profile has capabilities, and names of error numbers.
+    # Podman's default profile has capabilities and names of error numbers.
     "golang-github-containers-common/usr/share/containers/seccomp.json": (
         {"not_portable"},
         {"accepted", "errno_rewritten", "expanded_for_arch"},
     ),
-    # Docker's default profile.
+    # This is Docker's default profile.
     f"{DOCKER}/default.json": (
         {"not_portable"},
         {"accepted", "expanded_for_arch", "expanded_for_kernel"},
@@ -54,12 +54,12 @@ EXPECTED = {
     # The rules have the old field `name`; containerd would read them as rules without names.
     f"{DOCKER}/fixtures/default-old-format.json": ({"accepted", "name_rewritten"},) * 2,
     f"{DOCKER}/fixtures/example.json": ({"accepted", "name_rewritten"},) * 2,
-    # The profile has two conditions on one argument. runc needs one of them to hold, and crun needs
-    # both.
+    # The profile has two conditions on one argument. runc requires that one of them is true, and
+    # crun requires both.
     f"{RUNC}/seccomp_syscall_test1.json": ({"fails_open"},) * 2,
     f"{RUNC}/seccomp_syscall_test2.json": ({"accepted"},) * 2,
-    # The file describes a hook. As a profile, it would make containerd and CRI-O run the container
-    # unconfined.
+    # The file describes a hook. If it were installed as a profile, containerd and CRI-O would run
+    # the container unconfined.
     "oci-seccomp-bpf-hook/usr/share/containers/oci/hooks.d/oci-seccomp-bpf-hook.json": (
         {"not_a_profile"},
     )
@@ -91,7 +91,7 @@ def test_each_profile_ends_as_recorded(tree, path):
 
 @pytest.mark.parametrize("path", [path for path in EXPECTED if "accepted" in EXPECTED[path][1]])
 def test_each_accepted_profile_is_built_right(tree, path):
-    """Every libseccomp builds a filter that follows the rules, for each set of capabilities."""
+    """For each set of capabilities, every libseccomp builds a filter that follows the rules."""
     kind = SeccompBackend(host=Host("/nowhere"), format="docker", machine="x86_64")
     body, _ = kind.check((tree / path).read_bytes())
     every = set(re.findall("CAP_[A-Z_]+", body.decode()))
@@ -106,7 +106,7 @@ def test_each_accepted_profile_is_built_right(tree, path):
 )
 @pytest.mark.parametrize("capabilities", [(), ("CAP_SYS_ADMIN", "CAP_AUDIT_WRITE")])
 def test_the_command_in_the_hint_converts_each_profile_with_capabilities(tree, path, capabilities):
-    """The output of convert is accepted unchanged, and every libseccomp compiles it correctly."""
+    """The output of `convert` is accepted unchanged, and every libseccomp compiles it correctly."""
     result = convert.convert(
         str(tree / path), arch="x86_64", kernel="6.1", capabilities=capabilities
     )
@@ -119,7 +119,7 @@ def test_the_command_in_the_hint_converts_each_profile_with_capabilities(tree, p
 
 @pytest.mark.parametrize("key", SHIPPED)
 def test_each_shipped_profile_is_built_right(key):
-    """The filters of the profiles in profiles/ follow their rules on every machine."""
+    """On every machine, the filters of the profiles in profiles/ follow their rules."""
     for machine in generator.MACHINES:
         kind = SeccompBackend(host=Host("/nowhere"), machine=machine)
         body, findings = kind.check((PROFILES / key).read_bytes())
@@ -129,7 +129,7 @@ def test_each_shipped_profile_is_built_right(key):
 
 
 def test_every_profile_of_the_packages_is_in_the_table(tree):
-    """The table contains every seccomp file of these packages."""
+    """The table contains all seccomp files of these packages."""
     found = {
         str(one.relative_to(tree))
         for package in PACKAGES

@@ -1,7 +1,7 @@
-"""The filter of every accepted profile follows the profile's rules, whichever runtime builds it.
+"""Tests that the filter of each accepted profile follows its rules, for each runtime.
 
-Every available libseccomp builds the filters as runc and crun do, and the tests evaluate them as
-the kernel does.
+Each available libseccomp builds the filters in the same way as for runc and crun, and the tests
+evaluate them in the same way as the kernel.
 """
 
 import concurrent.futures
@@ -39,7 +39,7 @@ def rule(name, *conditions):
     return {"names": [name], "action": "SCMP_ACT_ERRNO"} | ({"args": args} if args else {})
 
 
-# Profiles for which libseccomp builds a wrong filter if they are written unchanged.
+# If these profiles were written unchanged, libseccomp would build a wrong filter.
 PROBLEMATIC = {
     "x32 next to x86_64": profile(
         rule("socket", (0, "EQ", 40)), rule("socketcall"), architectures=[X86_64, X86, X32]
@@ -91,7 +91,7 @@ PROBLEMATIC = {
     )
     | {"defaultAction": "SCMP_ACT_ERRNO"},
 }
-# The same profiles after the hint for opposite comparisons was followed.
+# These are the same profiles after the hint for opposite comparisons was followed.
 REWRITTEN = [
     profile(
         rule("clone", (0, "EQ", 5), (2, "MASKED_EQ", (1 << 64) - 1)),
@@ -142,7 +142,7 @@ def test_a_problematic_profile_is_rejected_or_completed(name):
 
 @pytest.mark.parametrize("document", REWRITTEN)
 def test_the_hint_for_opposite_comparisons_makes_them_right(document):
-    """A profile that follows the hint of the rejection is accepted and compiled correctly."""
+    """If a profile follows the hint of its rejection, it is accepted and compiled correctly."""
     kind = SeccompBackend(host=Host("/"), machine="x86_64")
     body, findings = kind.check(json.dumps(document).encode())
     assert body, findings
@@ -150,7 +150,7 @@ def test_the_hint_for_opposite_comparisons_makes_them_right(document):
 
 
 def test_contradicting_rules_have_no_filter():
-    """No version of libseccomp builds the rules that the agent rejects as contradicting."""
+    """If the agent rejects rules as contradicting, no version of libseccomp builds them."""
     verdict = judged(json.dumps(UNBUILDABLE))
     assert verdict.outcome is Outcome.REJECTED, verdict
 
@@ -158,7 +158,7 @@ def test_contradicting_rules_have_no_filter():
 @pytest.mark.parametrize("library", libraries.every(), ids=lambda one: one.version)
 @pytest.mark.parametrize("machine", sorted(resolve.MACHINES))
 def test_the_tables_of_calls_are_libseccomp_s(library, machine):
-    """The agent's tables list each ABI's calls, and the calls that libseccomp multiplexes."""
+    """The agent's tables list the calls of each ABI, and the calls that libseccomp multiplexes."""
     for abi in resolve.abis(machine):
         if not library.token(abi):
             continue  # An older libseccomp does not know the architecture.
@@ -173,7 +173,7 @@ def test_the_tables_of_calls_are_libseccomp_s(library, machine):
         assert found >= multiplex.NAMES & syscalls.of(abi)
 
 
-# Calls that Linux has removed; system-calls 7.2 does not have them any more.
+# Linux has removed these calls, and system-calls 7.2 does not contain them any more.
 REMOVED = {
     *("_sysctl", "afs_syscall", "arm_sync_file_range", "bdflush", "break", "create_module"),
     *("ftime", "get_kernel_syms", "getpmsg", "gtty", "idle", "lock", "mpx", "nfsservctl", "prof"),
@@ -190,7 +190,7 @@ def test_every_version_is_compared():
 
 
 def search(machine, seed, count):
-    """Run a search in a separate process; return the number of accepted profiles."""
+    """Run a search in a separate process, and return the number of accepted profiles."""
     words = ["--count", str(count), "--seed", str(seed), "--machine", machine]
     done = subprocess.run(
         [sys.executable, "-B", "-m", "tests.system.seccomp_filter.search", *words],
@@ -211,7 +211,9 @@ def search(machine, seed, count):
 
 @pytest.mark.parametrize("machine", sorted(generator.MACHINES))
 def test_a_short_search_finds_no_accepted_profile_with_a_wrong_filter(machine):
-    """Each accepted profile near the known patterns has the filter that its rules describe."""
+    """Each accepted profile that resembles the known patterns has the filter that its rules
+    describe.
+    """
     assert search(machine, 1, 1000) > 300
 
 

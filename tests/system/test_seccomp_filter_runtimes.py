@@ -1,4 +1,4 @@
-"""The tests build the same filters as the real runc and crun."""
+"""Tests that the tests build the same filters as the real runc and crun."""
 
 import contextlib
 import ctypes
@@ -25,7 +25,7 @@ from tests.system.test_runtimes import bundle, configure, contain, run_command
 
 __all__ = ["bundle"]  # an imported fixture
 
-# Calls that a sleeping container does not need, so that every rule for them is harmless.
+# A sleeping container does not need these calls, so each rule for them is harmless.
 UNUSED = (
     *("personality", "ptrace", "bind", "connect", "accept", "shmat", "semop", "mount", "chown32"),
     *("socketcall", "ipc", "stat64", "umount", "vm86", "renameat", "waitpid", "socket", "send"),
@@ -55,7 +55,9 @@ def sleeping(runtime, folder, seccomp):
 
 
 def process_of(runtime, name):
-    """Return a container's process ID. crun starts the command before the state is available."""
+    """Return the process ID of a container. crun starts the command before the state is
+    available.
+    """
     for _ in range(100):
         state = subprocess.run(
             [runtime, "state", name], capture_output=True, text=True, check=False
@@ -75,7 +77,7 @@ def family(runtime):
 
 
 def drawn(seed, default):
-    """Return a profile with random rules for unused calls; its default action is not relevant."""
+    """Return a profile with random rules for unused calls, whose default action is not relevant."""
     draw = random.Random(seed)  # noqa: S311 - the same every time
     profile = generator.profile(draw)
     profile["defaultAction"] = default
@@ -92,7 +94,7 @@ def drawn(seed, default):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("default", ["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"])
 def test_the_built_filter_is_the_installed_one(runtime, seed, default, bundle):
-    """The installed and the built program are equal for crun, and have equal answers for runc."""
+    """The installed and the built program are equal for crun, and return equal results for runc."""
     library = libraries.installed()
     kind = SeccompBackend(host=Host("/"), machine="x86_64")
     bodies = (
@@ -125,7 +127,7 @@ def test_the_built_filter_is_the_installed_one(runtime, seed, default, bundle):
 
 
 def every_number(architecture):
-    """Return every number that a call has now or may have later."""
+    """Return each number that a call has now or may have later."""
     bit = (1 << 30) if architecture == "SCMP_ARCH_X32" else 0
     return [number | bit for number in range(600)]
 
@@ -158,13 +160,13 @@ def test_a_conditional_rule_holds_where_libseccomp_would_drop_it(runtime, bundle
     assert "Operation not permitted" in output
 
 
-# No kernel implements this call, so it fails with the filter's error number or with ENOSYS.
+# No kernel implements this call, so it fails with the error number of the filter or with ENOSYS.
 UNIMPLEMENTED, ITS_NUMBER = "afs_syscall", 183
-REFUSED = 99  # EADDRNOTAVAIL, which no other call in this test returns
+REFUSED = 99  # This is EADDRNOTAVAIL, which no other call in this test returns.
 
 
 def kernel_answers(program, vectors):
-    """Install a program in a child; return the call's error number for all arguments."""
+    """Install a program in a child, and return the error number of the call for all arguments."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -183,7 +185,7 @@ def kernel_answers(program, vectors):
 
 
 def install(program):
-    """Filter this process: PR_SET_NO_NEW_PRIVS and PR_SET_SECCOMP of prctl(2)."""
+    """Filter this process, with PR_SET_NO_NEW_PRIVS and PR_SET_SECCOMP of prctl(2)."""
     instructions = ctypes.create_string_buffer(
         b"".join(struct.pack("<HBBI", *one) for one in program)
     )

@@ -1,4 +1,4 @@
-"""Compares the agent's table of multiplexed calls, whose conditions libseccomp drops."""
+"""Tests the agent's table of multiplexed calls, whose conditions libseccomp drops."""
 
 import ctypes
 import re
@@ -13,7 +13,7 @@ ABIS = ("X86_64", "X86", "X32", "ARM", "AARCH64", "MIPSEL", "PPC64LE", *sorted(B
 
 
 class Condition(ctypes.Structure):
-    """struct scmp_arg_cmp of seccomp.h."""
+    """The struct scmp_arg_cmp of seccomp.h."""
 
     _fields_ = (
         ("arg", ctypes.c_uint),
@@ -46,7 +46,7 @@ def filter_code(path, abi, name):
 
 @pytest.mark.parametrize("abi", ABIS)
 def test_the_calls_that_lose_their_condition_are_those_of_the_table(tmp_path, abi):
-    """The table lists exactly the calls whose conditions socketcall or ipc bypasses."""
+    """The table lists exactly the calls whose conditions do not apply to socketcall or ipc."""
     found = {"socketcall": set(), "ipc": set()}
     for name in sorted(syscalls.KNOWN - {"socketcall", "ipc"}):
         code = filter_code(tmp_path / "pfc", abi, name)

@@ -1,7 +1,8 @@
-"""The soak test: random changes for a minute in CI, or for a longer time when run manually.
+"""The soak test makes random changes for a minute in CI, or longer in a run by hand.
 
 SOAK_SECONDS sets the duration, and SOAK_SEED sets the seed of the random changes. The default seed
-is the same for every commit; 0 selects a new seed. A failure prints the seed and the history.
+is the same for every commit; the seed 0 selects a new one. If the test fails, it prints the seed
+and the history.
 """
 
 import json
@@ -21,17 +22,17 @@ from tests.system.soak import Soak
 SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 SEED = int(os.environ.get("SOAK_SEED", "105")) or int(time.time())
 GUEST = Path("tests/system/guest")
-# The seconds in addition to the changes: boot (60), start (180), and settling after the last
-# changes (120).
+# These are the seconds in addition to the changes: for the boot (60), for the start (180), and
+# after the last changes (120).
 GUEST_SECONDS = 480
-# Allowed growth of one process. In the virtual machine, a minute has about ten samples, each with
-# different profiles; runs of 84 to 120 changes grew by 0.5 to 4.3 MiB.
+# This is the allowed growth of one process. In the virtual machine, a minute has about ten samples,
+# each with different profiles. Runs of 84 to 120 changes grew by 0.5 to 4.3 MiB.
 MOST_KIB, MOST_KIB_IN_VM = 4096, 8192
 
 
 @pytest.fixture
 def daemon(tmp_path):
-    """Yield a daemon that is not started yet, with a real API server."""
+    """Yield a daemon that has not been started, with a real API server."""
     with Cluster() as cluster:
         cluster.apply(*RIGHTS)
         cluster.kubectl("create", "namespace", "soak-pods")
@@ -43,7 +44,7 @@ def daemon(tmp_path):
 
 
 def not_grown(counted, most=MOST_KIB):
-    """Check that memory, threads and descriptors of a process do not grow with more changes."""
+    """Require that memory, threads and descriptors of a process do not grow with more changes."""
     (rss, later), threads, fds = counted["rss"], counted["threads"], counted["fds"]
     assert later - rss < most, counted
     # One connection may be open, with a thread that serves it.
@@ -51,7 +52,7 @@ def not_grown(counted, most=MOST_KIB):
 
 
 def test_after_random_changes_the_node_and_its_labels_are_right(daemon):
-    """Files, labels, metrics and log match the model after each batch, and no memory grows."""
+    """After each batch, files, labels, metrics and the log match the model, and no memory grows."""
     print(f"seed {SEED}, {SECONDS:g} s")
     with Proxy(daemon.cluster.port) as proxy:
         daemon.through(proxy)

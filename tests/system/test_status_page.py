@@ -1,4 +1,4 @@
-"""The status page in a real browser (Debian's chromium, headless)."""
+"""Tests of the status page in a real browser (Debian's chromium, headless)."""
 
 import hashlib
 import html
@@ -48,7 +48,9 @@ WIDTHS = (400, 1400)
 
 
 def board():
-    """Return the board of a page that shows every element, including a hostile and a long name."""
+    """Return the status store for a page with every element, including a hostile and a long
+    name.
+    """
     finding = Finding(
         code=FindingCode.PARSER_REJECTED,
         location="line 7",
@@ -90,7 +92,7 @@ def board():
 
 
 def chromium(folder, *words):
-    """Run a browser with a new profile; return its output."""
+    """Run a browser with a new profile, and return its output."""
     done = subprocess.run(
         [*CHROMIUM, f"--user-data-dir={folder / 'browser'}", *words],
         capture_output=True,
@@ -153,16 +155,16 @@ axe.run(document, {iframes: false}).then(tell, error => tell({
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """The measurements of the page in a browser at one width and in one color scheme."""
+    """The measurements of the page in a browser, at one width and in one color scheme."""
 
     told: dict
     picture: tuple[int, int]
 
 
 def framed(folder, text, width, height):
-    """Write a page with a frame of a size, and return its address.
+    """Write a page with a frame of a given size, and return its address.
 
-    The window of a headless Chromium is at least 500 px wide; a frame can be narrower.
+    The window of a headless Chromium is at least 500 px wide, but a frame can be narrower.
     """
     (folder / "frame.html").write_text(
         "<!DOCTYPE html><style>:root{color-scheme:light dark}body{margin:0}"
@@ -174,7 +176,7 @@ def framed(folder, text, width, height):
 
 @pytest.fixture(scope="module", params=[(w, s) for w in WIDTHS for s in SCHEMES], ids=str)
 def look(request, axe, tmp_path_factory):
-    """Return the measurements at 400 px and 1,400 px, in light and dark."""
+    """Return the measurements at 400 px and 1,400 px, in light and dark mode."""
     width, scheme = request.param
     folder = tmp_path_factory.mktemp("page")
     scheme = f"--blink-settings=preferredColorScheme={SCHEMES[::-1].index(scheme)}"

@@ -1,8 +1,8 @@
-"""What a hostile kubelet, and an attacker between agent and API server, cannot do.
+"""Tests of a hostile kubelet, and of an attacker between the agent and the API server.
 
 A kubelet has the credential of one Node (system:node:NAME). The node authorizer and the
-NodeRestriction admission plugin limit the kubelet's credential. These tests check that the limits
-of the API server and the limits of the manifests leave no gap.
+NodeRestriction admission plugin limit this credential. These tests check that the limits of the API
+server and those of the manifests leave no gap.
 """
 
 import json
@@ -21,7 +21,7 @@ OWN = f"seccomp.{DOMAIN}/a.json"
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A control plane with the manifests, the Nodes a and b, and an agent's pod on each."""
+    """A control plane with the manifests, the Nodes a and b, and an agent's pod on each Node."""
     with Cluster() as control_plane:
         control_plane.kubectl("create", "priorityclass", "unused", "--value", "1")
         control_plane.kubectl("apply", "--server-side", "-k", ROOT / "base")
@@ -37,7 +37,7 @@ def cluster():
 
 
 def agent_pod(node):
-    """Return a pod of the agent on a Node, with the token of the agent like in the DaemonSet."""
+    """Return a pod of the agent on a Node, with the same token as in the DaemonSet."""
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -52,7 +52,7 @@ def agent_pod(node):
 
 
 def label(cluster, node, key, *, user="kubelet"):
-    """Label a Node as a user; return the error of the API server, or an empty string."""
+    """Label a Node as a user, and return the error of the API server, or ""."""
     result = cluster.kubectl(
         "label", "node", node, f"{key}=installed", "--overwrite", user=user, check=False
     )
@@ -60,7 +60,7 @@ def label(cluster, node, key, *, user="kubelet"):
 
 
 def token(cluster, node):
-    """Request the token of the agent's pod on a Node, as the kubelet of node-a."""
+    """Request the token of the agent's pod on a Node, as the kubelet of node-a would."""
     pod = cluster.get(f"/api/v1/namespaces/{NAMESPACE}/pods/agent-{node}")
     return cluster.kubectl(
         "-n", NAMESPACE, "create", "token", "profile-loader", "--bound-object-kind", "Pod",
@@ -77,7 +77,7 @@ def test_a_kubelet_cannot_label_a_node_as_having_a_profile(cluster, node):
 
 
 def test_a_kubelet_cannot_register_a_node_with_the_label(cluster):
-    """A kubelet that deletes its Node cannot create it again with the label."""
+    """If a kubelet deletes its Node, it cannot create the Node again with the label."""
     body = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a", "labels": {OWN: ""}}}
     cluster.kubectl("delete", "node", "node-a", user="admin")
     try:
@@ -88,7 +88,7 @@ def test_a_kubelet_cannot_register_a_node_with_the_label(cluster):
 
 
 def test_a_kubelet_gets_no_token_of_another_nodes_agent(cluster):
-    """The API server issues tokens to a kubelet only for pods on its own Node."""
+    """The API server only issues tokens to a kubelet for pods on its own Node."""
     assert token(cluster, "node-a").stdout.count(".") == 2
     denied = token(cluster, "node-b")
     assert (denied.stdout, "forbidden" in denied.stderr) == ("", True)
@@ -116,7 +116,7 @@ def test_in_another_domain_a_kubelet_can_forge_the_label(cluster):
 
 
 def test_an_api_server_of_another_authority_gets_no_request(cluster, tmp_path):
-    """The client sends neither a request nor a token to a server of another authority."""
+    """If a server has another authority, the client sends it neither a request nor a token."""
     with pytest.raises(errors.UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
         api(cluster, tmp_path, authority(tmp_path)).get("/api/v1/nodes/node-b")
     assert api(cluster, tmp_path, cluster.ca).get("/api/v1/nodes/node-b")["kind"] == "Node"

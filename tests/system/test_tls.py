@@ -1,4 +1,4 @@
-"""Specification of agent.reporting.http_server over TLS, with certificates of openssl."""
+"""Tests of agent.reporting.http_server over TLS, with certificates that openssl creates."""
 
 import contextlib
 import http.client
@@ -16,7 +16,7 @@ from tests.unit.test_http_server import Pages, silent
 
 
 def certificate(folder, name, subject="localhost", alternative=""):
-    """Write a self-signed certificate and its key; return both paths."""
+    """Write a self-signed certificate and its key, and return both paths."""
     files = (str(folder / f"{name}.pem"), str(folder / f"{name}.key"))
     words = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     more = [
@@ -55,7 +55,7 @@ def ask_tls(server, context):
 
 
 def client(folder, name=""):
-    """Return the TLS settings of a client; a client with a name has a certificate."""
+    """Return the TLS settings of a client, which has a certificate if a name is passed."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -94,7 +94,7 @@ def test_only_clients_of_the_authority_are_accepted(folder, pages):
 
 
 def test_a_renewed_certificate_is_served_and_a_broken_one_is_not(folder, tmp_path, pages):
-    """Changed files are read again; the previous certificate stays until the files match."""
+    """Changed files are read again, and the previous certificate stays until the files match."""
     cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     shutil.copy(folder / "server.pem", cert)
     shutil.copy(folder / "server.key", key)
@@ -143,7 +143,7 @@ def test_an_unusable_certificate_is_reported_at_once(folder, files, message):
 
 
 def test_a_broken_renewed_certificate_is_logged_once_per_change(folder, tmp_path, pages):
-    """Each change of the files is logged once; connections of clients are not."""
+    """Each change of the files is logged once, and connections of clients are not logged."""
     cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     shutil.copy(folder / "server.pem", cert)
     shutil.copy(folder / "server.key", key)

@@ -1,4 +1,4 @@
-"""The virtual machine has the properties on which other tests rely."""
+"""Tests of the properties of the virtual machine on which other tests rely."""
 
 from tests.system import vm
 
@@ -27,7 +27,7 @@ def test_a_guest_can_be_a_node_without_apparmor():
 
 
 def test_a_kept_disk_survives_a_reboot_and_loaded_policy_does_not(tmp_path):
-    """After a second boot, written files still exist, and loaded profiles do not."""
+    """After a second boot, written files still exist, but loaded profiles do not."""
     first = """set -e
 echo 'profile sane { file, }' | apparmor_parser -r -K
 echo kept > /var/lib/kept

@@ -52,12 +52,16 @@ def test_the_kernel_has_apparmor_and_not_landlock(results):
 
 
 def test_a_profile_is_installed_without_the_sandbox_and_that_is_reported(results):
-    """A notice contains the reason. An ordinary profile does not need the sandbox."""
+    """Without Landlock, a notice contains the reason. An ordinary profile does not need the
+    sandbox.
+    """
     assert results["plain"] == "Installed"
     assert results["code"] == "parser_not_sandboxed"
     assert "Landlock is not among the active modules of the kernel (lsm=)" in results["what"]
 
 
 def test_a_text_that_the_check_cannot_decide_is_rejected_there(results):
-    """Without the sandbox, the parser could open other files."""
+    """Without the sandbox, undecided texts are rejected, because the parser could open other
+    files.
+    """
     assert results["undecided"] == ["include_refused"]

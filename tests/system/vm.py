@@ -1,11 +1,12 @@
-"""A virtual machine with a real AppArmor kernel, built from Debian packages.
+"""Runs a virtual machine with a real AppArmor kernel, built from Debian packages.
 
-A guest has the kernel, the parser and the Python of one Debian release, by default Debian 12. The
-root tree of a release is built once and cached in ~/.cache/profile-loader with its checksum. Each
-run uses a new disk with a copy of that tree. QEMU emulates the processor (TCG), so a run needs no
-rights on the host. A guest whose kernel crashes is started again at most twice, and the result
-contains the number of starts. A guest has a network only if the caller requests it. A guest with a
-network can connect to this machine's loopback, but no connection to the guest is possible.
+A guest has the kernel, the parser and the Python of one Debian release, which is Debian 12 by
+default. The root tree of a release is built once, and is cached in ~/.cache/profile-loader with its
+checksum. Each run uses a new disk with a copy of that tree. QEMU emulates the processor (TCG), so a
+run needs no rights on the host. If the kernel of a guest crashes, the guest is started again at
+most twice, and the result contains the number of starts. A guest only has a network if the caller
+requests it. Such a guest can connect to this machine's loopback interface, but no connection to the
+guest is possible.
 """
 
 import contextlib
@@ -53,8 +54,8 @@ KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"  # the packages of every
 STARTS = 3
 # This version is part of the cache keys. Increase the version when the build of the tree changes.
 RECIPE = 4
-# no_timer_check: on a busy host, the first timer interrupts arrive too late for a check of the
-# guest's kernel, which then panics ("IO-APIC + timer doesn't work").
+# On a busy host, the first timer interrupts arrive too late for a check of the guest's kernel,
+# which then panics ("IO-APIC + timer doesn't work"). no_timer_check disables this check.
 KERNEL = (
     "console=ttyS0 panic=-1 loglevel=4 no_timer_check "
     "root=/dev/nvme0n1 rootfstype=ext4 rw init=/vminit apparmor=1 security=apparmor"
@@ -68,7 +69,7 @@ LIBRARIES = (
     "system-calls",
     "watchdog",
 )
-# The modules of the network card, in the order of their dependencies.
+# These are the modules of the network card, in the order of their dependencies.
 MODULES = (
     "net/core/failover",
     "drivers/net/net_failover",
@@ -79,7 +80,8 @@ MODULES = (
     "drivers/virtio/virtio_pci",
     "drivers/net/virtio_net",
 )
-HOST = "10.0.2.2"  # this machine's loopback, for a guest with a network (QEMU, user networking)
+# the loopback interface of this machine, for a guest with a network (QEMU, user networking)
+HOST = "10.0.2.2"
 NETWORK = f"""for one in {" ".join(MODULES)}; do
     insmod /lib/modules/$(uname -r)/kernel/$one.ko || exit 97
 done
@@ -129,7 +131,9 @@ def sha256(path):
 
 
 def tree(release=STANDARD):
-    """Return the cached root tree of a release as a tar file; build a missing or damaged tree."""
+    """Return the cached root tree of a release as a tar file, which is built if missing or
+    damaged.
+    """
     recipe = f"{RECIPE} {release} {_compiles(release)} {INIT} {' '.join(PACKAGES)}"
     key = hashlib.sha256(recipe.encode()).hexdigest()[:16]
     path = TREES / f"{key}.tar"
@@ -147,7 +151,7 @@ def tree(release=STANDARD):
 
 
 def _other_release(folder, release):
-    """Return the apt options for another release of the same archive; update its package lists."""
+    """Return the options of apt for another release of the same archive, with new package lists."""
     targets = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(CREATED_BY) $(REPO_URI)"],
         capture_output=True, text=True, check=True,
@@ -221,7 +225,7 @@ def _make(folder, release):
 def libraries(*, network=False, release=STANDARD):
     """Return a directory with the libraries that a pass needs, for the Python of a release.
 
-    With network, the directory contains every library of the agent, including the API client.
+    With `network`, the directory contains all libraries of the agent, including the API client.
     """
     lock = Path("requirements.lock").read_text()
     wanted, keep = [], False
@@ -266,7 +270,7 @@ def _compiles(release):
 def _compile(folder, place, release):
     """Compile modules for their path in the guest, because the emulated guest is too slow.
 
-    A guest with a different version of Python compiles its modules itself.
+    If a guest has a different version of Python, it compiles its modules itself.
     """
     if _compiles(release):
         command = [sys.executable, "-m", "compileall", "-q", "-f", "-s", folder, "-p", place]
@@ -276,7 +280,7 @@ def _compile(folder, place, release):
 
 
 def disk(folder, files, *, network=False, release=STANDARD):
-    """Create the disk of one run with the root tree, the installed agent, and files."""
+    """Create the disk of one run, with the root tree, the installed agent, and files."""
     root = folder / "root"
     root.mkdir()
     with tarfile.open(tree(release)) as tar:
@@ -321,16 +325,16 @@ def run(  # noqa: PLR0913 - what a guest consists of
     """Run a bash command in a new guest, in the directory /job.
 
     Args:
-        files: The files in /job, by relative path.
-        command: The command.
-        timeout_seconds: The time limit of one start.
-        append: Added to the command line of the kernel, for example `apparmor=0`.
-        keep: A directory for the disk. A later run with the same directory boots from that disk,
-            with its own files and command. Changes by a guest that died are discarded.
-        network: Whether the guest has a network and every library of the agent. In the guest, HOST
-            is the address of this machine's loopback.
+        files: The files in /job, by their relative paths.
+        command: The command to run.
+        timeout_seconds: The time limit of each start.
+        append: A text to append to the command line of the kernel, for example `apparmor=0`.
+        keep: A directory for the disk. A later run with the same directory boots from this disk,
+            with its own files and command. If a guest died, its changes are discarded.
+        network: Whether the guest has a network and every library of the agent. In the guest, the
+            address HOST is the loopback interface of this machine.
         drives: Additional disks.
-        release: The Debian release, a key of RELEASES.
+        release: The Debian release, which is a key of RELEASES.
     """
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -363,7 +367,7 @@ def run(  # noqa: PLR0913 - what a guest consists of
 
 
 def _add(folder, image, files):
-    """Write files into a kept disk; existing files with the same names are replaced."""
+    """Write files into a kept disk, and replace existing files with the same names."""
     source = folder / "file"
     for name, content in files.items():
         source.write_bytes(content)
@@ -372,13 +376,15 @@ def _add(folder, image, files):
 
 
 def _drive(number, path):
-    """Return the options for one more disk: /dev/nvme1n1 and so on; read-only without `keep`."""
+    """Return the options for one more disk (/dev/nvme1n1 and so on); without `keep` it is
+    read-only.
+    """
     drive = f"file={path},format=raw,if=none,id=d{number}"
     return ["-drive", drive, "-device", f"nvme,drive=d{number},serial=d{number}"]
 
 
 def _boot(folder, image, append, timeout_seconds, more):
-    """Run the emulator; return the command's output, and whether the guest ended by itself."""
+    """Run the emulator, and return the command's output and whether the guest ended by itself."""
     serial = folder / "output"
     serial.write_bytes(b"")
     command = [

@@ -1,7 +1,7 @@
-"""Checks one key of 1 MiB whose check could need much time or memory: `python -m` this module NAME.
+"""Checks one key of 1 MiB that could take much time or memory: `python -m` this module NAME.
 
-The process of this module checks the key, and prints the number of problems, the CPU time in
-seconds and the additional memory in MiB as JSON.
+The module runs in its own process. It prints the number of problems, the CPU time in seconds and
+the additional memory in MiB as JSON.
 """
 
 import json
@@ -22,7 +22,7 @@ RULE = (
 
 
 def filled(head, item, tail):
-    """Return at most SIZE bytes that consist of a head, as many items as fit, and a tail."""
+    """Return at most SIZE bytes: a head, as many items as fit, and a tail."""
     make = item if callable(item) else lambda _: item
     parts, left, number = [], SIZE - len(head) - len(tail), 0
     while (left := left - len(part := make(number)) - 1) >= 0:
@@ -97,7 +97,7 @@ def apparmor(content):
 
 
 def main(name):
-    """Check one key."""
+    """Check one key and print the measurement."""
     check, content = (seccomp, SECCOMP[name]) if name in SECCOMP else (apparmor, APPARMOR[name])
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     problems = check(content)

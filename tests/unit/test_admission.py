@@ -1,4 +1,4 @@
-"""Specification of agent.core.admission: the limits and the order of admission."""
+"""Tests of agent.core.admission, which defines the limits and the order of admission."""
 
 from agent.core import admission
 from agent.core.admission import AdmissionBudget, Limits, Size
@@ -108,7 +108,7 @@ def test_a_key_over_the_limit_is_rejected_without_an_inspection():
 
 
 def test_names_and_policy_bytes_are_limited():
-    """A rejected profile does not use the space that a later, smaller profile needs."""
+    """A rejected profile does not use up the limit for a smaller profile that follows."""
     budget = AdmissionBudget(limits=Limits(names=3, policy_bytes=10))
     answers = [
         budget.admitted(profile("1", "a", "b", size=5)),
@@ -122,7 +122,9 @@ def test_names_and_policy_bytes_are_limited():
 
 
 def test_no_key_is_inspected_after_a_limit_is_reached():
-    """For a key over the limit, the agent neither reads the cache nor starts the parser."""
+    """If a key exceeds the limit, the agent neither reads the cache nor starts the parser for
+    it.
+    """
     budget = AdmissionBudget(limits=Limits(policy_bytes=5))
     assert budget.rejection(key("1")) is None
     budget.admitted(profile("1", "a", size=5))
@@ -140,7 +142,7 @@ def test_a_full_ledger_admits_no_new_key():
 
 
 def test_a_full_ledger_admits_no_new_name():
-    """A new version of an installed key may have the names that its entry owns."""
+    """If the ledger is full, a new version of an installed key may only have names of its entry."""
     budget = AdmissionBudget(limits=Limits(ledger_names=3), entries=by_key(entry("old", "a", "b")))
     assert not is_limited(budget.admitted(profile("old", "a", "b")))
     assert not is_limited(budget.admitted(profile("1", "c")))
@@ -149,13 +151,13 @@ def test_a_full_ledger_admits_no_new_name():
 
 
 def test_a_rejected_profile_still_claims_names_of_the_ledger():
-    """A profile that moved to a rejected key is not removed from the node."""
+    """If a profile moves to a key that is rejected, the profile is not removed from the node."""
     budget = AdmissionBudget(limits=Limits(names=1), entries=by_key(entry("old", "a")))
     assert budget.admitted(profile("new", "a", "b")).names == ("a",)
 
 
 def test_findings_are_limited_and_an_error_remains():
-    """If there are too many findings, one finding per key remains, if possible an error."""
+    """If there are too many findings, one finding of each key remains; an error has priority."""
     budget = AdmissionBudget(limits=Limits(findings=1))
     first, second = (
         Rejection(id=key(str(n)), findings=findings(1, "complain_mode") + findings(2))
@@ -168,20 +170,20 @@ def test_findings_are_limited_and_an_error_remains():
 
 
 def test_a_pending_key_does_not_count_for_the_limits():
-    """The names and the policy of a pending key are not known yet."""
+    """A pending key does not count, because its names and its policy are not known yet."""
     pending = Pending(id=key("1"), source=b"")
     assert AdmissionBudget(limits=Limits(names=0)).admitted(pending) is pending
 
 
 def test_unlisted_keys_are_reported_for_their_set():
-    """The finding has the number of unlisted keys."""
+    """The finding states how many keys it does not list."""
     finding = admission.unlisted_keys("configmap a/web", 7)
     assert (finding.code, finding.location) == ("limit_exceeded", "configmap a/web")
     assert finding.message.startswith("7 more keys")
 
 
 class RecordingKind(MemoryKind):
-    """A kind that records which keys were inspected and discarded."""
+    """A fake kind that records which keys were inspected and discarded."""
 
     def __init__(self):
         super().__init__(Node(), Steps())
@@ -202,7 +204,7 @@ class RecordingKind(MemoryKind):
 
 
 class OneSet:
-    """A source of one profile set."""
+    """A fake source with one profile set."""
 
     watched_path = None
 
@@ -227,7 +229,7 @@ class OneSet:
 
 
 def test_a_rejected_profile_is_inspected_again_when_the_limits_permit_it(tmp_path):
-    """A rejected profile is inspected once per full pass, and its last good version stays."""
+    """A rejected profile is inspected again in each full pass, and its last good version stays."""
     (tmp_path / "state").mkdir()
     kind, source = RecordingKind(), OneSet()
     reconciler = build_reconciler([source], kind, FileLedger(Host(str(tmp_path)), "/state"))

@@ -1,6 +1,6 @@
 """Tests of the compilation of texts in the background.
 
-A shell script replaces the parser, so that each test can choose its faults and its speed.
+A shell script replaces the parser, so that each test can determine its faults and its speed.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ def script_backend(tmp_path, text, **options):
 
 
 def runs(tmp_path):
-    """Return the lines that the runs of the script have written."""
+    """Return the lines that the script has written in its runs."""
     file = tmp_path / "runs"
     return file.read_text().splitlines() if file.exists() else []
 
@@ -50,7 +50,7 @@ def codes(results):
 
 @pytest.mark.parametrize("fault", ["exit 1", "kill -9 $$", "kill -XCPU $$"])
 def test_a_text_that_fails_in_the_quick_run_gets_a_full_run(tmp_path, fault):
-    """Only a full run decides whether a text is rejected."""
+    """If a quick run fails, a full run decides whether the text is rejected."""
     text = f'{QUICK}echo "run$quick" >> {tmp_path}/runs\n[ -z $quick ] || {fault}'
     backend = script_backend(tmp_path, text)
     assert codes(inspected(backend, *source_keys("profile x {}"))) == [["no_profile"]]
@@ -58,7 +58,7 @@ def test_a_text_that_fails_in_the_quick_run_gets_a_full_run(tmp_path, fault):
 
 
 def test_a_text_that_succeeds_in_the_quick_run_is_compiled_once(tmp_path):
-    """After a successful quick run, a full run would produce the same policy."""
+    """If a quick run succeeds, no full run follows, because the result would be the same."""
     backend = script_backend(tmp_path, f'{QUICK}echo "run$quick" >> {tmp_path}/runs')
     inspected(backend, *source_keys("profile x {}"))
     assert runs(tmp_path) == ["run1"]
@@ -72,7 +72,9 @@ def test_equal_texts_are_compiled_once(tmp_path):
 
 
 def test_a_text_with_an_uncollected_result_is_not_compiled_again(tmp_path):
-    """The second key with a text uses the result that was produced since the pass began."""
+    """If two keys have the same text, the second key uses the uncollected result of the first
+    one.
+    """
     completed = threading.Event()
     command = f"cat >> {tmp_path}/runs"
     backend = script_backend(tmp_path, command, completed=completed.set)
@@ -84,17 +86,17 @@ def test_a_text_with_an_uncollected_result_is_not_compiled_again(tmp_path):
 
 
 def test_an_inspection_never_waits_for_the_parser(tmp_path):
-    """A key is pending while the parser hangs."""
+    """While the parser hangs, an inspection returns a pending key at once."""
     backend = script_backend(tmp_path, "exec sleep 600")
     (source_key,) = source_keys("profile x {}")
     result = backend.inspect(source_key)
     assert result == Pending(id=result.id, source=source_key.content, findings=())
-    backend.begin_pass()  # If a pass does not inspect the text, its parser run is cancelled.
+    backend.begin_pass()  # If a pass does not inspect the text, the parser's run is cancelled.
     backend.begin_pass()
 
 
 def test_a_result_wakes_the_agent_and_the_next_pass_uses_it(tmp_path):
-    """The worker wakes the agent and does not install anything."""
+    """The worker only wakes the agent, and the next pass installs the result."""
     woken = threading.Event()
     backend = script_backend(tmp_path, "cat > /dev/null", completed=woken.set)
     (source_key,) = source_keys("profile x {}")
@@ -105,7 +107,7 @@ def test_a_result_wakes_the_agent_and_the_next_pass_uses_it(tmp_path):
 
 
 def test_a_failed_start_of_the_parser_is_reported_by_the_next_pass(tmp_path):
-    """A failed start wakes the daemon, and makes a waiting command run another pass."""
+    """After a failed start of the parser, the daemon and a waiting command run another pass."""
     woken = threading.Event()
     path = script(tmp_path, "exit 0")
     Path(path).write_text("#!/absent/interpreter\n")
@@ -120,7 +122,7 @@ def test_a_failed_start_of_the_parser_is_reported_by_the_next_pass(tmp_path):
 
 
 def test_a_new_text_overtakes_a_slow_one(tmp_path):
-    """The run of the slow text is cancelled, and starts again when no other text waits."""
+    """A new text cancels the run of a slow text, which starts again when no other text waits."""
     go = tmp_path / "go"
     backend = script_backend(
         tmp_path,
@@ -156,7 +158,7 @@ def until(condition):
 
 
 def test_at_most_two_parsers_run_at_a_time(tmp_path):
-    """Each run records how many runs are active."""
+    """No run of the parser observes more than two active runs."""
     backend = script_backend(
         tmp_path,
         f"cat > /dev/null\ncd {tmp_path}\necho start >> runs\n"
@@ -169,7 +171,7 @@ def test_at_most_two_parsers_run_at_a_time(tmp_path):
 
 
 def test_a_rejected_text_does_not_reach_the_parser(tmp_path):
-    """The parser would read the included file."""
+    """A text that includes a forbidden file is rejected before the parser could read the file."""
     backend = script_backend(tmp_path, f"echo run >> {tmp_path}/runs")
     (result,) = inspected(backend, *source_keys('include "/etc/shadow"\nprofile x {}\n'))
     assert isinstance(result, Rejection)
@@ -177,7 +179,7 @@ def test_a_rejected_text_does_not_reach_the_parser(tmp_path):
 
 
 def test_no_parser_outlives_the_agent(tmp_path):
-    """An agent that exits while a text is compiled ends the parser."""
+    """An agent that exits during a compilation ends the parser."""
     path = script(
         tmp_path,
         f"echo $$ > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid\nexec sleep 600",
@@ -198,7 +200,7 @@ def test_no_parser_outlives_the_agent(tmp_path):
 
 
 def test_a_result_for_outdated_includes_is_not_used(tmp_path):
-    """The text is compiled again with the new content of the included file."""
+    """If an included file changes during a run, the text is compiled again."""
     include = tmp_path / "includes"
     include.mkdir()
     path = script(
@@ -213,7 +215,7 @@ def test_a_result_for_outdated_includes_is_not_used(tmp_path):
 
 
 def test_the_duration_of_each_run_is_reported(tmp_path):
-    """The duration of a fast run does not include the time of a slow run."""
+    """The reported duration of a fast run does not include the time of a slow run."""
     seconds = []
     backend = script_backend(
         tmp_path,
@@ -232,7 +234,7 @@ def full_pass(backend, number):
 
 
 def test_old_versions_of_a_text_are_removed_from_memory_and_disk(tmp_path, monkeypatch):
-    """Results that the last full pass did not use stay on disk only, within the limits."""
+    """Results that the last full pass did not use are only stored on disk, within the limits."""
     monkeypatch.setattr(policy_cache, "MAX_DISK_ENTRIES", 10)
     backend = script_backend(tmp_path, "cat > /dev/null")
     for number in range(30):
@@ -242,7 +244,7 @@ def test_old_versions_of_a_text_are_removed_from_memory_and_disk(tmp_path, monke
 
 
 def test_a_text_in_use_stays_in_memory(tmp_path):
-    """A full pass over the same text does not read the disk again."""
+    """If two full passes inspect the same text, the second one does not read the disk."""
     backend = script_backend(tmp_path, f"echo run >> {tmp_path}/runs")
     for _ in range(3):
         full_pass(backend, 1)
@@ -251,7 +253,7 @@ def test_a_text_in_use_stays_in_memory(tmp_path):
 
 
 def test_a_text_that_exceeded_a_limit_is_compiled_again_with_a_higher_limit(tmp_path):
-    """A higher --parser-timeout is effective without a change of the text."""
+    """If --parser-timeout is raised, a text that exceeded the limit is compiled again."""
     path, host = script(tmp_path, f"echo run >> {tmp_path}/runs\nkill -XCPU $$"), node(tmp_path)
     for limit, expected in ((1.0, 2), (1.0, 2), (2.0, 4)):
         backend = apparmor_backend(host, parser=path, state_dir="/state", cpu_limit=limit)
@@ -275,7 +277,7 @@ def no_thread_left():
 
 
 def test_a_worker_that_cannot_start_is_started_by_a_later_pass(tmp_path, no_thread_left):
-    """A lack of threads is not a fault of the text, and may end before the next pass."""
+    """If no thread can start, the text is not rejected, and a later pass starts the worker."""
     backend = script_backend(tmp_path, "exit 0")
     with no_thread_left():
         (result,) = inspected(backend, *source_keys("profile x {}"))
@@ -284,7 +286,9 @@ def test_a_worker_that_cannot_start_is_started_by_a_later_pass(tmp_path, no_thre
 
 
 def test_a_worker_survives_a_lack_of_threads_during_a_run(tmp_path, no_thread_left):
-    """The text is not rejected, and the worker compiles the next text."""
+    """If the system lacks threads, the text is not rejected, and the worker compiles the next
+    text.
+    """
     backend = script_backend(tmp_path, "exit 0")
     inspected(backend, *source_keys("profile x {}"))
     with no_thread_left():
@@ -294,7 +298,9 @@ def test_a_worker_survives_a_lack_of_threads_during_a_run(tmp_path, no_thread_le
 
 
 def test_the_parser_pauses_until_a_pass_collects_large_results(tmp_path):
-    """Large results do not fill the memory during a long pass."""
+    """The parser pauses while uncollected results are large, so that they do not fill the
+    memory.
+    """
     backend = script_backend(tmp_path, f"echo run >> {tmp_path}/runs; yes | head -c 3000000")
     texts = source_keys(*(f"profile x{number} {{}}" for number in range(8)))
     for source_key in texts:

@@ -13,7 +13,7 @@ LIMITS = (RunFailure.CPU_TIME, RunFailure.MEMORY, RunFailure.OUTPUT)
 
 
 def queue_of(*keys, pauses=False, cpu_limit=30.0):
-    """Return a queue with one text per key; a key is PROFILE_SET:NUMBER."""
+    """Return a queue with one text for each key; keys have the form PROFILE_SET:NUMBER."""
     queue = CompileQueue(cpu_limit=cpu_limit, pauses_slow_texts=pauses)
     for key in keys:
         submit(queue, key)
@@ -29,7 +29,7 @@ def limited(limit, seconds=2.0):
 
 
 def order(queue, run=POLICY, now=0.0):
-    """Return the keys in the order in which the queue returns them."""
+    """Return all keys in the order in which the queue returns them."""
     keys = []
     while (task := queue.take(now)) is not None:
         keys.append(task.key)
@@ -38,7 +38,7 @@ def order(queue, run=POLICY, now=0.0):
 
 
 def test_texts_are_compiled_in_the_order_of_their_submission():
-    """The texts of one profile set have the same rank."""
+    """Texts of the same profile set are compiled in the order of their submission."""
     assert order(queue_of("a:3", "a:1", "a:2")) == ["a:3", "a:1", "a:2"]
 
 
@@ -49,7 +49,9 @@ def test_a_text_is_queued_once():
 
 
 def test_the_profile_set_that_used_the_least_time_goes_first():
-    """A profile set with a thousand texts delays another profile set by one text."""
+    """Even if one profile set has a thousand texts, another profile set only waits for one of
+    them.
+    """
     queue = queue_of("big:1", "big:2", "big:3", "small:1")
     assert order(queue) == ["big:1", "small:1", "big:2", "big:3"]
 
@@ -63,7 +65,7 @@ def test_a_text_that_exceeds_its_slice_waits_behind_all_others(limit):
 
 
 def test_each_slice_is_longer_up_to_the_limit():
-    """Even a text that needs much time is compiled eventually.
+    """Each time slice is longer than the previous one, so every text is compiled eventually.
 
     The first run of each text is a quick run.
     """
@@ -80,7 +82,7 @@ def test_each_slice_is_longer_up_to_the_limit():
 
 
 def test_only_a_full_run_rejects_a_text():
-    """A quick run that reports an error is followed by a full run."""
+    """If a quick run reports an error, a full run follows."""
     queue = queue_of("a:1")
     wrong = ParserRun(outcome=ParserResult(error="syntax error"))
     assert queue.record_run(queue.take(0.0), wrong, 0.0) is None
@@ -88,7 +90,7 @@ def test_only_a_full_run_rejects_a_text():
 
 
 def test_an_empty_policy_is_a_result():
-    """A text that contains only comments compiles to an empty policy."""
+    """For a text that only contains comments, the result is an empty policy."""
     queue = queue_of("a:1")
     assert (
         queue.record_run(queue.take(0.0), ParserRun(outcome=ParserResult()), 0.0) == ParserResult()
@@ -99,7 +101,7 @@ def test_an_empty_policy_is_a_result():
     "failure", [RunFailure.WALL_CLOCK, RunFailure.NOT_STARTED, RunFailure.SIGNAL]
 )
 def test_an_inconclusive_run_is_repeated_with_back_off(failure):
-    """A busy node, a missing program or the OOM killer is never a reason to reject a text."""
+    """A run that a busy node, a missing program or the OOM killer ended is repeated later."""
     queue = queue_of("a:1", pauses=True)
     if failure is RunFailure.SIGNAL:
         queue.record_run(
@@ -118,14 +120,14 @@ def test_an_inconclusive_run_is_repeated_with_back_off(failure):
 def test_slow_texts_pause_between_their_runs():
     """Slow texts together use at most a quarter of one processor."""
     queue = queue_of("a:slow", pauses=True)
-    # The first slice is the quick run.
+    # The first time slice is the quick run.
     queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME), 0.0)
     queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME, seconds=8.0), 8.0)
     assert queue.next_retry() == 8.0 + 3 * 8.0
 
 
 def test_the_run_of_a_slow_text_is_cancelled_for_a_new_text():
-    """The cancelled run does not change the level of the slow text."""
+    """If a run is cancelled for a new text, the level of the slow text does not change."""
     queue = queue_of("a:slow")
     queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME), 0.0)
     slow = queue.take(0.0)
@@ -138,13 +140,13 @@ def test_the_run_of_a_slow_text_is_cancelled_for_a_new_text():
 
 
 def test_the_run_of_a_new_text_is_not_cancelled_for_another_text():
-    """Each new text gets its whole first time slice."""
+    """A run of a new text is not cancelled during its first time slice."""
     queue = queue_of("a:1", "a:2")
     assert not queue.is_cancelled(queue.take(0.0), 0.0)
 
 
 def test_a_text_without_a_source_is_not_compiled():
-    """A deleted text leaves the queue, even while the parser compiles the text."""
+    """If a text is deleted, it leaves the queue, even while the parser compiles it."""
     queue = queue_of("a:1", "a:2", "a:3")
     running = queue.take(0.0)
     queue.retain({"a:3"})
@@ -154,7 +156,7 @@ def test_a_text_without_a_source_is_not_compiled():
 
 
 def test_a_text_that_returns_before_its_old_run_ends_is_compiled_again():
-    """The end of the old run does not count as the end of the new run."""
+    """If a text is deleted and submitted again during its run, the run's result is not used."""
     queue = queue_of("a:1")
     old = queue.take(0.0)
     queue.retain(())
@@ -167,7 +169,7 @@ def test_a_text_that_returns_before_its_old_run_ends_is_compiled_again():
 
 
 def test_the_queue_is_idle_when_nothing_may_run_now():
-    """The daemon's queue stays idle until the first retry is due."""
+    """If all texts wait for a retry, the daemon's queue is idle."""
     queue = queue_of("a:1", pauses=True)
     task = queue.take(0.0)
     assert not queue.is_idle(0.0)
@@ -176,7 +178,7 @@ def test_the_queue_is_idle_when_nothing_may_run_now():
 
 
 def test_a_command_does_not_repeat_inconclusive_runs():
-    """If a command repeated runs, a hanging parser and many texts would keep it from exiting."""
+    """A command does not repeat runs, because a hanging parser would prevent its exit."""
     queue = queue_of("a:1")
     queue.record_run(queue.take(0.0), limited(RunFailure.WALL_CLOCK), 0.0)
     assert queue.is_idle(1e9)
@@ -184,7 +186,7 @@ def test_a_command_does_not_repeat_inconclusive_runs():
 
 
 def test_two_full_runs_never_share_the_memory():
-    """A text is rejected for its memory use only after a run that could use all the memory."""
+    """A text is only rejected for its memory use after a run that could use all of the memory."""
     queue = queue_of("a:1", "a:2")
     for _ in range(2):
         queue.record_run(queue.take(0.0), limited(RunFailure.MEMORY), 0.0)
@@ -200,7 +202,8 @@ def test_two_full_runs_never_share_the_memory():
 def run_stream(queue, seconds):
     """Run a queue while a new text arrives every second; return (key, begin, end) of each run.
 
-    New texts need one second. Slow texts exceed each slice. A cancelled run takes no time.
+    Each new text takes one second, each slow text exceeds every slice, and a cancelled run takes no
+    time.
     """
     now, number, runs = 0.0, 0, []
     while now < seconds:
@@ -221,7 +224,7 @@ def run_stream(queue, seconds):
 
 
 def test_a_stream_of_new_texts_does_not_starve_a_slow_text():
-    """The slow text gets each of its slices, and then has a result."""
+    """A slow text gets all of its slices and a result, even if new texts arrive all the time."""
     queue = queue_of("a:slow", pauses=True)
     runs = run_stream(queue, 300.0)
     assert queue.find("a:slow") is None
@@ -230,7 +233,7 @@ def test_a_stream_of_new_texts_does_not_starve_a_slow_text():
 
 
 def test_every_slow_text_gets_its_turn_in_a_stream_of_new_texts():
-    """The text that was ready for the longest time goes first, whichever profile set it is from."""
+    """The slow text that has been ready for the longest time has priority in any profile set."""
     keys = [f"{profile_set}:{number}" for profile_set in "abc" for number in range(3)]
     queue = queue_of(*keys, pauses=True)
     run_stream(queue, 2400.0)
@@ -238,7 +241,7 @@ def test_every_slow_text_gets_its_turn_in_a_stream_of_new_texts():
 
 
 def test_slow_texts_delay_a_new_text_by_one_slice_at_most():
-    """In a stream of new texts, reserved runs use at most a quarter of the time."""
+    """Even if new texts arrive all the time, reserved runs use at most a quarter of the time."""
     queue = queue_of(*(f"a:{number}" for number in range(100)), pauses=True)
     runs = run_stream(queue, 3000.0)
     assert queue.find("stream:1") is None
@@ -251,7 +254,7 @@ def test_slow_texts_delay_a_new_text_by_one_slice_at_most():
 
 
 def test_a_reserved_run_of_a_deleted_text_ends():
-    """A text that no source contains any more does not use the parser."""
+    """The reserved run of a text ends when the text is deleted."""
     queue = queue_of("a:slow")
     queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME), 0.0)
     submit(queue, "b:new")

@@ -1,4 +1,4 @@
-"""The tracker of threads that lose their confinement, on a procfs that consists of files."""
+"""Tests of the confinement tracker, on a procfs that consists of files."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ STATE = "/state"
 
 
 class Node:
-    """Processes as directories in a host root, and the directories of loaded profiles."""
+    """Simulates processes as directories in a host root, and the directories of loaded profiles."""
 
     def __init__(self, root):
         self.root = root / "proc"
@@ -53,7 +53,7 @@ class Node:
         shutil.rmtree(self.root / str(pid))
 
     def tracker(self):
-        """Start the agent."""
+        """Return a tracker of an agent that has just started."""
         return ConfinementTracker(
             self.host,
             state_dir=STATE,
@@ -63,13 +63,15 @@ class Node:
         )
 
     def record(self):
-        """Return the record's path."""
+        """Return the path of the record."""
         return self.state / FILE
 
 
 @pytest.fixture
 def node(tmp_path):
-    """A node with a process under web, a process in a hat of web, and a process under other."""
+    """A node with three processes: in the profile web, in a hat of web, and in the profile
+    other.
+    """
     node = Node(tmp_path)
     node.thread(10, "web (enforce)")
     node.thread(11, "web//HAT (complain)")
@@ -80,19 +82,19 @@ def node(tmp_path):
 
 @pytest.fixture
 def tracker(node):
-    """A tracker that has observed that node once."""
+    """A tracker that has observed this node once."""
     return observed(node)
 
 
 def observed(node, names=NAMES):
-    """Start the agent, which observes the node once."""
+    """Return a tracker of a new agent that has observed the node once."""
     tracker = node.tracker()
     tracker.observe(names)
     return tracker
 
 
 def pids(tracker):
-    """Return the profile and the list of processes of each finding."""
+    """Return the profile and the list of processes from each finding."""
     return [
         (finding.location, finding.message.partition("pid ")[2].partition(".")[0])
         for finding in tracker.findings()
@@ -102,7 +104,7 @@ def pids(tracker):
 def test_threads_that_lost_a_removed_profile_are_reported_until_they_end(tracker, node):
     """A finding lists each process with its container.
 
-    A process in a hat counts for the hat's parent.
+    If a process runs in a hat, the finding is about the parent of the hat.
     """
     for pid in (10, 11):
         node.thread(pid, "unconfined")
@@ -125,7 +127,7 @@ def test_a_zombie_is_reported_no_longer(tracker, node):
 
 
 def test_a_thread_that_is_not_the_leader_is_reported(node):
-    """The leader of the thread may be unconfined, or run under another profile."""
+    """A thread is reported even if its leader is unconfined or runs under another profile."""
     node.thread(20, "unconfined")
     node.thread(20, "web (enforce)", tid=21)
     node.thread(30, "other (enforce)")
@@ -140,7 +142,7 @@ def test_a_thread_that_is_not_the_leader_is_reported(node):
 
 
 def test_a_live_thread_of_an_ended_leader_is_reported(node):
-    """The kernel shows a leader that ended before its threads as a zombie."""
+    """A live thread is reported even if its leader has ended and looks like a zombie."""
     node.thread(20, "web (enforce)", state="Z")
     node.thread(20, "web (enforce)", tid=21)
     tracker = observed(node)
@@ -159,7 +161,7 @@ def test_a_live_thread_of_an_ended_leader_is_reported(node):
         ("web//HAT//&z (enforce)", "unconfined//&z (mixed)", True),
         ("web//&z (enforce)", "web//&z (enforce)", False),
         ("web (enforce)", "web (complain)", False),
-        # A change_profile or exec rule allows this change.
+        # A change_profile rule or an exec rule allows this change.
         ("web (enforce)", "next (enforce)", False),
         ("web (enforce)", "web//&next (enforce)", False),
     ],
@@ -185,7 +187,7 @@ def test_a_part_of_a_stacked_label_that_vanished_is_reported(node, before, now, 
     ],
 )
 def test_the_pod_is_reported_where_the_cgroup_has_its_uid(tracker, node, path, owner):
-    """Both cgroup drivers of the kubelet name the cgroup of a pod by its UID."""
+    """Both cgroup drivers of the kubelet use the UID of a pod in the name of its cgroup."""
     node.thread(12, "unconfined")
     (node.root / "12/cgroup").write_text(f"0::/{path}\n")
     tracker.record_removals(["other"])
@@ -193,13 +195,15 @@ def test_the_pod_is_reported_where_the_cgroup_has_its_uid(tracker, node, path, o
 
 
 def test_a_thread_that_is_still_confined_lost_nothing(tracker):
-    """A profile that was reported as missing may be loaded again before a process runs."""
+    """If a removed profile is loaded again before its process runs, the process lost nothing."""
     tracker.record_removals(["web", "other"])
     assert (pids(tracker), tracker.count()) == ([], 0)
 
 
 def test_a_removal_during_an_observation_is_not_missed(tracker, node):
-    """The observation finds the process unconfined; the previous observation recorded its label."""
+    """If a profile is removed during an observation, the previous observation shows its
+    processes.
+    """
     node.thread(12, "unconfined")
     tracker.observe(NAMES)
     tracker.record_removals(["other"])
@@ -207,7 +211,7 @@ def test_a_removal_during_an_observation_is_not_missed(tracker, node):
 
 
 def test_a_thread_that_was_confined_three_observations_ago_is_forgotten(tracker, node):
-    """A process that left its profile by itself is not reported for a later removal."""
+    """If a process left its profile by itself, a later removal of the profile is not reported."""
     node.thread(12, "unconfined")
     tracker.observe(NAMES)
     tracker.observe(NAMES)
@@ -216,7 +220,7 @@ def test_a_thread_that_was_confined_three_observations_ago_is_forgotten(tracker,
 
 
 def test_the_names_in_use_are_those_of_the_last_observation(tracker, node):
-    """A hat counts for its parent."""
+    """If a process runs in a hat, the parent of the hat counts as in use."""
     assert set(NAMES) <= tracker.names_in_use()
     for pid in (11, 12):
         node.end(pid)
@@ -225,7 +229,7 @@ def test_the_names_in_use_are_those_of_the_last_observation(tracker, node):
 
 
 def test_names_of_other_programs_are_not_tracked(node):
-    """The tracker records only processes of agent-owned profiles."""
+    """The tracker only records processes under profiles of the agent."""
     node.thread(10, "cri-containerd.apparmor.d (enforce)")
     tracker = observed(node, ["web"])
     node.thread(10, "unconfined")
@@ -234,7 +238,7 @@ def test_names_of_other_programs_are_not_tracked(node):
 
 
 def test_a_procfs_that_cannot_be_read_changes_nothing(tracker, node, tmp_path):
-    """The tracker keeps its threads, because an unreadable /proc does not show that they ended."""
+    """If /proc cannot be read, the tracker keeps its threads, because they may still run."""
     node.thread(12, "unconfined")
     node.root.rename(tmp_path / "away")
     tracker.observe(["other"])
@@ -245,7 +249,7 @@ def test_a_procfs_that_cannot_be_read_changes_nothing(tracker, node, tmp_path):
 
 
 def test_without_names_no_process_is_read_and_nothing_is_written(node, tmp_path):
-    """On a node without AppArmor profiles of the agent, the tracker costs no time."""
+    """If the agent has no AppArmor profiles on the node, the tracker reads no process."""
 
     class UnlistableHost(Host):
         def names(self, path):
@@ -262,7 +266,9 @@ def test_without_names_no_process_is_read_and_nothing_is_written(node, tmp_path)
 
 
 def test_threads_of_a_profile_that_was_loaded_again_are_reported(tracker, node):
-    """Another program may remove and load a profile between two passes."""
+    """If another program removes and loads a profile between two passes, its threads are
+    reported.
+    """
     node.thread(12, "unconfined")
     tracker.record_removals([])
     assert pids(tracker) == []
@@ -272,7 +278,9 @@ def test_threads_of_a_profile_that_was_loaded_again_are_reported(tracker, node):
 
 
 def test_a_thread_that_left_a_profile_by_itself_loses_nothing_by_its_removal(tracker, node):
-    """A process may use change_profile right before the agent removes its profile."""
+    """If a process leaves its profile right before the agent removes the profile, it loses
+    nothing.
+    """
     node.thread(12, "unconfined")
     tracker.observe_before_removal(["other"])
     tracker.record_removals(["other"])
@@ -280,7 +288,7 @@ def test_a_thread_that_left_a_profile_by_itself_loses_nothing_by_its_removal(tra
 
 
 def test_a_thread_that_left_a_part_of_a_stack_can_still_lose_the_other_part(node):
-    """The tracker forgets only the profile that the thread left."""
+    """If a thread leaves one profile of a stack, the tracker still watches the other profile."""
     node.thread(12, "web//&other (enforce)")
     tracker = observed(node)
     node.thread(12, "web (enforce)")
@@ -291,7 +299,7 @@ def test_a_thread_that_left_a_part_of_a_stack_can_still_lose_the_other_part(node
 
 
 def test_a_thread_that_started_after_the_last_observation_can_lose_its_confinement(tracker, node):
-    """The agent observes once more before it removes a profile itself."""
+    """Before the agent removes a profile itself, the tracker observes the processes once more."""
     node.thread(20, "other (enforce)")
     tracker.observe_before_removal(["other"])
     node.thread(20, "unconfined")
@@ -300,7 +308,9 @@ def test_a_thread_that_started_after_the_last_observation_can_lose_its_confineme
 
 
 def test_an_earlier_loss_is_not_forgotten_before_a_removal(tracker, node):
-    """Another program removed the profile and loaded it again before the agent removes it."""
+    """If another program removed and loaded a profile before the agent removes it, this is
+    reported.
+    """
     node.thread(12, "unconfined")
     node.directories["other"] = "other.2"
     tracker.observe_before_removal(["other"])
@@ -311,7 +321,7 @@ def test_an_earlier_loss_is_not_forgotten_before_a_removal(tracker, node):
 
 
 def test_a_loss_is_still_reported_after_a_restart(tracker, node):
-    """The finding ends with the process."""
+    """After a restart of the agent, the finding stays until the process ends."""
     node.thread(12, "unconfined")
     tracker.record_removals(["other"])
     tracker.observe(NAMES)
@@ -325,7 +335,7 @@ def test_a_loss_is_still_reported_after_a_restart(tracker, node):
 
 @pytest.mark.parametrize("missing", [["other"], []])
 def test_a_loss_while_no_agent_ran_is_reported(tracker, node, missing):
-    """The profile is still missing, or another program loaded it again in another directory."""
+    """A loss is reported even if the profile was removed while no agent ran."""
     node.thread(12, "unconfined")
     if not missing:
         node.directories["other"] = "other.2"
@@ -335,7 +345,9 @@ def test_a_loss_while_no_agent_ran_is_reported(tracker, node, missing):
 
 
 def test_a_removal_during_the_last_observation_before_a_restart_is_reported(tracker, node):
-    """The observation finds the process unconfined, and the agent is killed right afterwards."""
+    """A removal is reported even if the agent is killed right after the observation of its
+    effect.
+    """
     node.thread(12, "unconfined")
     tracker.observe(NAMES)
     again = node.tracker()
@@ -344,7 +356,7 @@ def test_a_removal_during_the_last_observation_before_a_restart_is_reported(trac
 
 
 def test_a_label_longer_than_a_page_is_read_completely(node):
-    """A process can stack profiles until its label is longer than a page of memory."""
+    """A label that is longer than a page of memory is read completely."""
     before = "//&".join([*(f"{number:0250}" for number in range(20)), "web"])
     node.thread(12, f"{before} (enforce)")
     tracker = observed(node, ["web"])
@@ -354,7 +366,7 @@ def test_a_label_longer_than_a_page_is_read_completely(node):
 
 
 def test_the_record_of_another_boot_is_ignored(tracker, node):
-    """The kernel uses the same IDs and start times again after a boot."""
+    """A record of another boot is ignored, because the kernel uses the same IDs again."""
     node.thread(12, "unconfined")
     node.boot("two")
     again = node.tracker()
@@ -363,7 +375,7 @@ def test_the_record_of_another_boot_is_ignored(tracker, node):
 
 
 def test_an_unchanged_observation_writes_nothing(tracker, node):
-    """The record is written only if its content changes."""
+    """The record is only written if its content has changed."""
     before = node.record().stat()
     tracker.record_removals([])
     tracker.observe(NAMES)
@@ -392,7 +404,7 @@ def test_a_record_is_readable_by_root_alone(tracker, node):
     ],
 )
 def test_a_damaged_record_is_ignored_and_replaced(node, content):
-    """The next observation writes a new record."""
+    """If the record is damaged, the next observation writes a new record."""
     node.state.mkdir()
     node.record().write_bytes(content)
     tracker = node.tracker()
@@ -402,7 +414,7 @@ def test_a_damaged_record_is_ignored_and_replaced(node, content):
 
 
 def test_a_link_in_place_of_the_record_is_not_followed(node, tmp_path):
-    """The agent neither reads nor writes the target of the link."""
+    """If the record is a link, the agent neither reads nor writes the link's target."""
     node.state.mkdir()
     victim = tmp_path / "victim"
     victim.write_text("kept")
@@ -413,7 +425,7 @@ def test_a_link_in_place_of_the_record_is_not_followed(node, tmp_path):
 
 
 def test_a_record_that_cannot_be_written_is_reported(node, tmp_path):
-    """The tracker still finds the loss with the record in memory."""
+    """If the record cannot be written, the tracker still finds losses from its memory."""
     (tmp_path / "state").write_text("a file in place of the directory")
     tracker = observed(node)
     node.thread(12, "unconfined")
@@ -422,7 +434,7 @@ def test_a_record_that_cannot_be_written_is_reported(node, tmp_path):
 
 
 def test_a_record_is_bounded_and_lists_losses_first():
-    """A node may run more threads than a record can hold."""
+    """If a node runs more threads than a record can hold, the record lists losses first."""
     confined = {Thread(pid, pid, 7): "web (enforce)" for pid in range(RECORDED_THREADS)}
     lost = {Thread(pid, pid, 7): "web" for pid in range(50_000, 50_004)}
     state = ConfinementState(directories={"web": "web.1"}, confined=confined, lost=lost)

@@ -37,7 +37,7 @@ PROBES = kernel_access.Probes(
 
 
 def write(root, path, content=""):
-    """Write a file under a host root, and return its path."""
+    """Write a file under a host root and return its path."""
     file = root / path.lstrip("/")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(content)
@@ -61,7 +61,7 @@ def loaded(root, directory, name, mode="enforce", **hashes):
 
 
 def apparmor_backend(host, **options):
-    """Return a backend that accepts the files of a test as securityfs."""
+    """Return a backend that accepts the files of this test as securityfs."""
     return inspection.apparmor_backend(host, **{"probes": PROBES, **options})
 
 
@@ -71,7 +71,7 @@ def source_key(text="profile x {}"):
 
 
 def script(root, text):
-    """Create a shell script that replaces the parser, and return its path."""
+    """Create a shell script that replaces the parser and return its path."""
     file = write(root, "bin/parser", f"#!/bin/sh\n{text}\n")
     file.chmod(0o755)
     return str(file)
@@ -81,21 +81,21 @@ def script(root, text):
 
 
 def test_a_kernel_without_apparmor_is_unsupported(tmp_path):
-    """Without files of AppArmor under the host root, the node cannot have profiles."""
+    """If the host root has no files of AppArmor, the kind is unsupported."""
     result = apparmor_backend(Host(tmp_path)).observe(["x"], [])
     assert isinstance(result, Unsupported)
     assert result.finding.code == "kind_unsupported"
 
 
 def test_apparmor_without_its_files_is_unobservable(tmp_path):
-    """AppArmor that is enabled but cannot be observed does not count as missing."""
+    """If AppArmor is enabled but its files are missing, the kind is unobservable."""
     write(tmp_path, "/sys/module/apparmor/parameters/enabled", "Y\n")
     write(tmp_path, "/sys/kernel/security/.keep")
     assert isinstance(apparmor_backend(Host(tmp_path)).observe(["x"], []), Unobservable)
 
 
 def test_files_on_another_file_system_than_securityfs_are_not_trusted(tmp_path):
-    """Files with the names of AppArmor's files prove nothing on another file system."""
+    """Files with the right names are not trusted if their file system is not securityfs."""
     result = apparmor_backend(
         node(tmp_path), probes=kernel_access.Probes(rights=lambda: "")
     ).observe(["x"], [])
@@ -104,7 +104,7 @@ def test_files_on_another_file_system_than_securityfs_are_not_trusted(tmp_path):
 
 
 def test_without_the_right_to_load_the_node_is_unobservable(tmp_path):
-    """An agent that cannot change policy must not report that it manages policy."""
+    """If the agent lacks the right to load policy, the kind is unobservable."""
     probes = kernel_access.Probes(filesystem=PROBES.filesystem, rights=lambda: "no right")
     assert isinstance(
         apparmor_backend(node(tmp_path), probes=probes).observe(["x"], []), Unobservable
@@ -112,14 +112,16 @@ def test_without_the_right_to_load_the_node_is_unobservable(tmp_path):
 
 
 def test_a_child_policy_namespace_is_unobservable(tmp_path):
-    """Inside a policy namespace (LXD), the policy of the host is not visible."""
+    """In a child policy namespace (LXD), the host's policy is not visible, so the kind is
+    unobservable.
+    """
     host = node(tmp_path)
     write(tmp_path, f"{kernel_access.ROOT}/.ns_level", "1\n")
     assert isinstance(apparmor_backend(host).observe(["x"], []), Unobservable)
 
 
 def test_names_are_read_from_the_name_files(tmp_path):
-    """The kernel changes names for its directories.
+    """The agent reads names from the `name` files, because the kernel changes the directory names.
 
     The name of a hat begins with the name of its parent.
     """
@@ -144,7 +146,7 @@ def test_names_are_read_from_the_name_files(tmp_path):
 
 
 def test_without_content_the_evidence_is_the_object_and_its_last_replacement(tmp_path):
-    """A kernel without hashes still shows which object has a name, and when it was replaced."""
+    """A kernel without hashes still shows which object has a name and when it was replaced."""
     host = node(tmp_path)
     boot = write(tmp_path, "/proc/sys/kernel/random/boot_id", "b-o-o-t\n")
     loaded(tmp_path, "x.1", "x")
@@ -177,7 +179,7 @@ def test_without_content_the_evidence_is_the_object_and_its_last_replacement(tmp
 def test_a_node_without_profiles_reports_whether_content_can_be_verified(
     tmp_path, hash_policy, export_binary, codes
 ):
-    """The parameters of the kernel module show this property before a profile is loaded."""
+    """Even on a node without profiles, the agent reports whether content can be verified."""
     host = node(tmp_path)
     for name, value in (("hash_policy", hash_policy), ("export_binary", export_binary)):
         if value:
@@ -186,7 +188,7 @@ def test_a_node_without_profiles_reports_whether_content_can_be_verified(
 
 
 def test_policy_that_never_stops_changing_is_unobservable(tmp_path):
-    """A list that was read while the revision changed is not used."""
+    """If the policy revision changes during every attempt, the kind is unobservable."""
     host = node(tmp_path)
 
     class ChangingView(PolicyView):
@@ -201,7 +203,7 @@ def test_policy_that_never_stops_changing_is_unobservable(tmp_path):
 
 
 def test_an_unreadable_profile_does_not_count_as_missing(tmp_path):
-    """If the files of one profile cannot be read, the node cannot be observed."""
+    """If the files of one profile cannot be read, the profile does not count as missing."""
     host = node(tmp_path)
     loaded(tmp_path, "x.1", "x", sha1="aa")
     mode = tmp_path / kernel_access.ROOT.lstrip("/") / "policy/profiles/x.1/mode"
@@ -214,7 +216,7 @@ def test_an_unreadable_profile_does_not_count_as_missing(tmp_path):
 
 
 def test_without_a_parser_a_text_cannot_be_checked(tmp_path):
-    """A missing parser is not a fault of the text."""
+    """If the parser is missing, the text is not rejected."""
     (result,) = inspected(apparmor_backend(node(tmp_path), parser="/nonexistent"), source_key())
     assert isinstance(result, Unchecked)
     assert result.finding.code == "kind_unsupported"
@@ -245,7 +247,7 @@ def test_a_text_that_exceeds_the_parser_s_limits_is_rejected_until_it_changes(
 
 @pytest.mark.parametrize("fault", ["kill -9 $$", "exit 10"])
 def test_a_signal_never_causes_a_rejection(tmp_path, fault):
-    """The kernel's OOM killer may have ended the parser, or its child (status ECHILD)."""
+    """If a signal ended the parser or its child (status ECHILD), the text is not rejected."""
     host = node(tmp_path)
     options = {"cpu_limit": 1.0, "state_dir": "/state"}
     (result,) = inspected(
@@ -260,7 +262,7 @@ def test_a_signal_never_causes_a_rejection(tmp_path, fault):
 
 
 def test_a_wall_clock_limit_never_causes_a_rejection(tmp_path):
-    """On a busy node, the text stays pending with the reason, and a new agent compiles it."""
+    """If a run reached the wall-clock limit, the text stays pending and a new agent compiles it."""
     host = node(tmp_path)
     options = {"cpu_limit": 0.05, "state_dir": "/state"}
     (result,) = inspected(
@@ -275,7 +277,7 @@ def test_a_wall_clock_limit_never_causes_a_rejection(tmp_path):
 
 
 def test_a_parser_that_cannot_be_started_makes_the_key_unchecked(tmp_path):
-    """A broken parser is not a fault of the text."""
+    """If the parser cannot be started, the text is not rejected."""
     path = script(tmp_path, "")
     Path(path).write_text("neither a script nor a program")
     (result,) = inspected(
@@ -285,7 +287,7 @@ def test_a_parser_that_cannot_be_started_makes_the_key_unchecked(tmp_path):
 
 
 def test_a_message_is_bounded_and_printable_and_has_its_line(tmp_path):
-    """Invisible characters are escaped, and a long message is cut."""
+    """Invisible characters in a message are escaped, and a long message is cut."""
     path = script(
         tmp_path,
         "echo 'Warning: x' >&2;"
@@ -305,7 +307,7 @@ def test_a_message_is_bounded_and_printable_and_has_its_line(tmp_path):
 
 
 def test_output_that_is_not_a_policy_is_rejected(tmp_path):
-    """An unknown layout could hide a profile."""
+    """If the output of the parser has an unknown layout, the text is rejected."""
     path = script(tmp_path, "echo something else")
     (result,) = inspected(
         apparmor_backend(node(tmp_path), parser=path, state_dir="/state"), source_key()
@@ -315,7 +317,7 @@ def test_output_that_is_not_a_policy_is_rejected(tmp_path):
 
 
 def test_a_second_inspection_runs_no_parser_and_a_new_kernel_does(tmp_path):
-    """The key of the cache depends on everything that the result depends on."""
+    """The cache key of a result depends on everything that affects the result."""
     host = node(tmp_path)
     path = script(tmp_path, f"echo run >> {tmp_path}/runs")
     options = {"parser": path, "state_dir": "/state"}
@@ -328,7 +330,7 @@ def test_a_second_inspection_runs_no_parser_and_a_new_kernel_does(tmp_path):
 
 
 def test_the_least_recently_used_results_are_removed_from_the_disk(tmp_path, monkeypatch):
-    """The limit of the cache in bytes also applies after a restart."""
+    """The size limit of the cache also applies after a restart."""
     host = Host(tmp_path)
     monkeypatch.setattr(policy_cache, "MAX_DISK_BYTES", 3500)
     first = policy_cache.PolicyCache(host, "/state", write=True)
@@ -349,7 +351,7 @@ def test_the_least_recently_used_results_are_removed_from_the_disk(tmp_path, mon
 
 
 def test_a_huge_cache_entry_is_not_read(tmp_path):
-    """A file that is larger than any file of the agent is not read into memory."""
+    """A cache file that is too large is not read into memory."""
     host = Host(tmp_path)
     policy_cache.PolicyCache(host, "/state", write=True).store(
         "key", policy_cache.ParserResult(policy=b"x")
@@ -359,7 +361,7 @@ def test_a_huge_cache_entry_is_not_read(tmp_path):
 
 
 def test_a_discarded_profile_stays_on_the_disk(tmp_path):
-    """A discarded profile is read again later, without another run of the parser."""
+    """If a profile was discarded from memory, it is read from the disk without a parser run."""
     (tmp_path / "policy").write_bytes(profile("x"))
     path = script(tmp_path, f"cat > /dev/null; cat {tmp_path}/policy")
     backend = apparmor_backend(node(tmp_path), parser=path, state_dir="/state")
@@ -389,7 +391,9 @@ def test_a_damaged_cache_entry_counts_as_missing(tmp_path):
 
 
 def test_a_policy_is_read_again_by_a_newer_reader(tmp_path):
-    """An older version may have read the declared profiles wrongly."""
+    """A newer reader reads a cached policy again, because an older one may have read it
+    incorrectly.
+    """
     store = policy_cache.PolicyCache(Host(tmp_path), "/state", write=True)
     store.store("key", policy_cache.ParserResult(policy=profile("x")))
     file = tmp_path / "state/cache/key"
@@ -402,7 +406,7 @@ def test_a_policy_is_read_again_by_a_newer_reader(tmp_path):
 
 
 def test_a_policy_is_read_from_the_disk_when_it_is_installed(tmp_path):
-    """Before the installation, the memory has the policy's declared profiles, not its bytes."""
+    """Until the installation, only the declared profiles of a policy are in memory."""
     (tmp_path / "policy").write_bytes(profile("x"))
     path = script(tmp_path, f"cat > /dev/null; cat {tmp_path}/policy")
     backend = apparmor_backend(node(tmp_path), parser=path, state_dir="/state")
@@ -420,7 +424,7 @@ def test_a_policy_is_read_from_the_disk_when_it_is_installed(tmp_path):
 
 
 def test_a_policy_that_cannot_be_written_to_the_disk_stays_in_memory(tmp_path):
-    """A full disk does not prevent the installation of a compiled policy."""
+    """If the disk is full, a compiled policy can still be installed."""
     (tmp_path / "policy").write_bytes(profile("x"))
     path = script(tmp_path, f"cat > /dev/null; cat {tmp_path}/policy")
     backend = apparmor_backend(node(tmp_path), parser=path, state_dir="/policy")
@@ -429,7 +433,7 @@ def test_a_policy_that_cannot_be_written_to_the_disk_stays_in_memory(tmp_path):
 
 
 def test_a_changed_include_changes_the_context(tmp_path):
-    """A policy that was compiled with an older included file is outdated."""
+    """If an included file changes, policy that was compiled with the old file is outdated."""
     include = write(tmp_path, "apparmor.d/abstractions/base", "one")
     parser_ = parser.Parser("/bin/true", include_dir=str(tmp_path / "apparmor.d"))
     before = parser_.input_digest()
@@ -439,7 +443,9 @@ def test_a_changed_include_changes_the_context(tmp_path):
 
 
 def test_an_include_in_a_linked_directory_changes_the_context(tmp_path):
-    """The parser follows the link. A link to the directory that contains it is followed once."""
+    """If a linked directory contains an included file, a change of the file changes the context. A
+    link to a parent directory is followed once.
+    """
     include = write(tmp_path, "elsewhere/x", "one")
     top = tmp_path / "apparmor.d"
     top.mkdir()

@@ -1,4 +1,4 @@
-"""Installing on a kernel that shows no content, while other programs change the policy."""
+"""Tests of installations on a kernel that shows no content while other programs change policy."""
 
 import os
 
@@ -22,7 +22,7 @@ PROFILE = Profile(
 
 
 class Kernel(Host):
-    """A kernel that loads one profile, while other programs load other profiles."""
+    """A fake kernel that loads one profile, while other programs load other profiles."""
 
     disturbed = 0
     """During how many of the next writes another program changes the policy."""
@@ -42,7 +42,7 @@ class Kernel(Host):
 
 @pytest.fixture
 def host(tmp_path):
-    """Return a host with a kernel that hides content, without loaded profiles."""
+    """Return a host with a kernel that shows no content and has no loaded profiles."""
     node(tmp_path, revision="5\n")
     write(tmp_path, "/proc/sys/kernel/random/boot_id", "b-o-o-t\n")
     (tmp_path / "var/lib/profile-loader").mkdir(parents=True)
@@ -52,15 +52,15 @@ def host(tmp_path):
 
 
 def observed(host):
-    """Return the observation of the profile by an agent that has just started."""
+    """Return the observation of the profile by a new agent."""
     return apparmor_backend(host).observe(["web"], []).profiles["web"]
 
 
 @pytest.mark.parametrize("disturbed", [0, 1, 4])
 def test_a_load_is_repeated_until_it_is_the_only_change(host, disturbed):
-    """Only an undisturbed load proves which content the object has.
+    """A load is repeated until no other change happened at the same time.
 
-    A repetition keeps the object.
+    The repeated load keeps the object.
     """
     host.disturbed = disturbed
     done = apparmor_backend(host).install(PROFILE, BODY, replaceable=())
@@ -74,7 +74,7 @@ def test_a_load_is_repeated_until_it_is_the_only_change(host, disturbed):
 
 
 def test_a_load_that_is_always_disturbed_is_verified_by_the_next_pass(host):
-    """Before the verification, the load counts as failed, but the object is agent-owned."""
+    """If every load is disturbed, it counts as failed, but the agent still owns the object."""
     host.disturbed = 99
     failed = apparmor_backend(host).install(PROFILE, BODY, replaceable=())
     assert isinstance(failed, Failed)
@@ -86,7 +86,7 @@ def test_a_load_that_is_always_disturbed_is_verified_by_the_next_pass(host):
 
 
 def test_a_foreign_object_stays_foreign_when_the_agent_replaces_it(host):
-    """One of several names of a key may be foreign, and have the same content."""
+    """If one name of a key is foreign, it stays foreign when the agent replaces it."""
     host.write_kernel(".load", BODY)
     assert isinstance(
         apparmor_backend(host).install(PROFILE, BODY, replaceable=["web"], foreign=["web"]),

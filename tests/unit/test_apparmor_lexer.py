@@ -1,4 +1,4 @@
-"""Tests of agent.backends.apparmor.lexer: texts that versions of the parser read differently.
+"""Tests of agent.backends.apparmor.lexer, with texts that parser versions read differently.
 
 The expected values come from lexers that were built from parser_lex.l of the versions 3.0.8, 4.0.1,
 4.0.3, 4.1.8, 5.0.0 and 5.0.2.

@@ -1,4 +1,4 @@
-"""The record of the AppArmor objects that this agent loaded."""
+"""Tests of the record of the AppArmor objects that this agent loaded."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ def host(tmp_path):
 
 
 def objects(host, **more):
-    """Return the record of loaded objects of an agent that has just started."""
+    """Return the record of loaded objects for an agent that has just started."""
     return LoadedObjects(host, STATE, **{"may_write": True, **more})
 
 
@@ -36,7 +36,7 @@ def record(host):
 
 
 def test_a_loaded_object_is_own_in_the_next_process_too(host):
-    """A name counts only together with the directory of its object."""
+    """Another process recognises an object of the agent by its name and its directory."""
     own_objects = objects(host)
     own_objects.record({"web": "web.1", "web//HAT": "web.1/profiles/HAT.2"})
     own_objects.record({"other": "other.3"})
@@ -49,7 +49,7 @@ def test_a_loaded_object_is_own_in_the_next_process_too(host):
 
 
 def test_the_record_of_another_boot_is_ignored_and_replaced(host):
-    """The kernel numbers directories from the start again after a boot."""
+    """A record of another boot is ignored, because the kernel numbers directories again."""
     objects(host).record({"web": "web.1"})
     host.path(BOOT).write_text("second\n")
     after = objects(host)
@@ -60,7 +60,7 @@ def test_the_record_of_another_boot_is_ignored_and_replaced(host):
 
 @pytest.mark.parametrize(("revision", "own"), [(7, {"web"}), (6, set()), (8, set())])
 def test_an_interrupted_load_counts_if_it_was_the_only_change_of_policy(host, revision, own):
-    """The agent ended between the load and the write of its record."""
+    """If the agent ended between a load and its record, the load counts if nothing else changed."""
     objects(host).begin(EXPECTED, 6)
     found = {"web": "web.1"}
     assert objects(host).own(found, revision, PROFILES) == own
@@ -85,13 +85,13 @@ def test_an_interrupted_load_counts_if_it_was_the_only_change_of_policy(host, re
     ids=["other content", "no content shown", "not loaded"],
 )
 def test_an_interrupted_load_counts_if_the_kernel_shows_the_expected_content(host, profiles, own):
-    """Another program may load the name right after the agent was killed, as the only change."""
+    """After an interrupted load, the object only counts if it has the expected content."""
     objects(host).begin(EXPECTED, 6)
     assert objects(host).own({"web": "web.1"}, 7, profiles) == own
 
 
 def test_a_failed_load_is_not_an_interrupted_one(host):
-    """A failed load proves nothing, because another program may load the name after the failure."""
+    """After a failed load, a load of the same name by another program does not count."""
     own_objects = objects(host)
     own_objects.begin(EXPECTED, 6)
     own_objects.record({})
@@ -99,7 +99,7 @@ def test_a_failed_load_is_not_an_interrupted_one(host):
 
 
 def test_without_a_boot_id_nothing_is_own(host):
-    """Directories alone do not identify an object."""
+    """Without a boot ID, the directories do not identify the objects."""
     own_objects = objects(host)
     own_objects.record({"web": "web.1"})
     host.path(BOOT).unlink()
@@ -108,7 +108,7 @@ def test_without_a_boot_id_nothing_is_own(host):
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"[" * 100_000 + b"\n", b"{}\n", b'{"own":1}\n'])
 def test_a_damaged_line_is_ignored(host, damage):
-    """The other lines of the record stay valid."""
+    """If one line of the record is damaged, the other lines stay valid."""
     own_objects = objects(host)
     own_objects.record({"a": "a.1"})
     with record(host).open("ab") as file:
@@ -122,7 +122,7 @@ def test_a_damaged_line_is_ignored(host, damage):
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"nonsense"])
 def test_a_damaged_first_line_makes_the_record_empty(host, content):
-    """Without its first line, which has the boot ID, a record proves nothing."""
+    """If the first line with the boot ID is missing, the record is not used."""
     objects(host).record({"a": "a.1"})
     record(host).write_bytes(content)
     restarted = objects(host)
@@ -132,7 +132,7 @@ def test_a_damaged_first_line_makes_the_record_empty(host, content):
 
 
 def test_a_line_that_was_cut_off_does_not_damage_the_next_one(host):
-    """A full disk can cut off a line, but the next line stays valid."""
+    """If a full disk cut off a line, the next line stays valid."""
     objects(host).record({"a": "a.1"})
     with record(host).open("ab") as file:
         file.write(b'{"loa')
@@ -141,7 +141,7 @@ def test_a_line_that_was_cut_off_does_not_damage_the_next_one(host):
 
 
 def test_a_deleted_record_is_written_completely_again(host):
-    """The agent still has all objects in memory."""
+    """If the record is deleted, the agent writes it again from its memory."""
     own_objects = objects(host)
     own_objects.record({"a": "a.1"})
     record(host).unlink()
@@ -151,7 +151,7 @@ def test_a_deleted_record_is_written_completely_again(host):
 
 @pytest.mark.parametrize("reader", [False, True])
 def test_a_fifo_in_place_of_the_record_is_replaced(host, reader):
-    """An append must not wait for a reader, and must not write into the FIFO."""
+    """If the record is a FIFO, the agent replaces it and does not wait for a reader."""
     own_objects = objects(host)
     own_objects.record({"a": "a.1"})
     record(host).unlink()
@@ -164,7 +164,7 @@ def test_a_fifo_in_place_of_the_record_is_replaced(host, reader):
 
 
 def test_a_record_that_cannot_be_written_is_kept_in_memory(host):
-    """The record is written completely as soon as the write succeeds."""
+    """If the record could not be written, the next successful write contains all objects."""
     base = host.path(STATE)
     base.rmdir()
     base.write_text("a file in place of the directory")
@@ -177,7 +177,7 @@ def test_a_record_that_cannot_be_written_is_kept_in_memory(host):
 
 
 def test_a_record_that_cannot_be_written_is_reported_until_it_is_written(host):
-    """Without the record, a restarted agent would consider its own profiles to be foreign."""
+    """If the record cannot be written, this is reported until a write succeeds."""
     base = host.path(STATE)
     base.rmdir()
     base.write_text("a file in place of the directory")
@@ -194,7 +194,7 @@ def test_a_record_that_cannot_be_written_is_reported_until_it_is_written(host):
 
 
 def test_a_long_record_is_shortened(host):
-    """The length of the record depends on the number of names, not on the number of loads."""
+    """The length of the record depends on the number of names, and not on the number of loads."""
     own_objects = objects(host)
     for number in range(5000):
         own_objects.record({"web": f"web.{number}"})
@@ -203,7 +203,7 @@ def test_a_long_record_is_shortened(host):
 
 
 def test_a_dry_run_writes_nothing(host):
-    """A dry run reads the record, and does not complete an interrupted load in the file."""
+    """A dry run reads the record, but does not complete an interrupted load in the file."""
     objects(host).begin(EXPECTED, 6)
     before = record(host).read_bytes()
     assert objects(host, may_write=False).own({"web": "web.1"}, 7, PROFILES) == frozenset({"web"})

@@ -1,4 +1,4 @@
-"""Tests of the memory that apparmor_parser may use."""
+"""Tests of the amount of memory that apparmor_parser may use."""
 
 import os
 
@@ -16,7 +16,7 @@ WAIT = 'until [ "$(ulimit -v)" != unlimited ]; do :; done\n'
 
 
 def cgroup(tmp_path, path, **files):
-    """Create a cgroup of version 2 with its files, and the list of cgroups of this process."""
+    """Create a version 2 cgroup with its files, and the list of this process's cgroups."""
     own = write(tmp_path, "proc/self/cgroup", f"4:cpu:/other\n0::{path}\n")
     for name, content in files.items():
         write(tmp_path, f"cgroup{path}/memory.{name}", f"{content}\n")
@@ -24,7 +24,7 @@ def cgroup(tmp_path, path, **files):
 
 
 def cgroup_v1(tmp_path, directory, **files):
-    """Create a cgroup of version 1 with its files, and the list of cgroups of this process."""
+    """Create a version 1 cgroup with its files, and the list of this process's cgroups."""
     own = write(tmp_path, "proc/self/cgroup", "9:cpu,memory:/kubepods/pod1\n0::/kubepods/pod1\n")
     for name, content in files.items():
         write(tmp_path, f"cgroup/memory{directory}/memory.{name}", f"{content}\n")
@@ -40,7 +40,9 @@ def stat(inactive, active):
     ("limit", "expected"), [(512 * MIB, 396 * MIB), (128 * MIB, 64 * MIB), (8 << 30, 1 << 30)]
 )
 def test_the_parser_may_use_the_memory_that_the_container_has_left(tmp_path, path, limit, expected):
-    """The budget is the limit minus usage (without page cache) and a reserve: 64 MiB to 1 GiB."""
+    """The budget is the limit without the usage (minus page cache) and a reserve: 64 MiB to 1
+    GiB.
+    """
     files = {"max": limit, "current": 150 * MIB, "stat": stat(30 * MIB, 20 * MIB)}
     assert memory_budget.available_bytes(*cgroup(tmp_path, path, **files)) == expected
 
@@ -55,7 +57,7 @@ def test_the_parser_may_use_the_memory_that_the_container_has_left(tmp_path, pat
     ],
 )
 def test_an_unknown_usage_leaves_the_minimum(tmp_path, files, expected):
-    """The parser gets the minimum if only the usage is unknown, or the maximum without a limit."""
+    """If only the usage is unknown, the parser gets the minimum; without a limit, the maximum."""
     assert memory_budget.available_bytes(*cgroup(tmp_path, "/", **files)) == expected
 
 
@@ -64,7 +66,7 @@ def test_an_unknown_usage_leaves_the_minimum(tmp_path, files, expected):
     ("limit", "expected"), [(512 * MIB, 396 * MIB), (0x7FFFFFFFFFFFF000, 1 << 30)]
 )
 def test_a_limit_of_cgroup_version_1_counts(tmp_path, directory, limit, expected):
-    """In a container, the files of its own cgroup may be those at the mount point."""
+    """In a container, the files at the mount point may belong to the container's own cgroup."""
     files = {
         "limit_in_bytes": limit,
         "usage_in_bytes": 150 * MIB,
@@ -74,7 +76,7 @@ def test_a_limit_of_cgroup_version_1_counts(tmp_path, directory, limit, expected
 
 
 def test_without_a_memory_cgroup_the_parser_may_use_the_maximum(tmp_path):
-    """The list of cgroups is missing, or does not contain a memory cgroup."""
+    """If the list of cgroups is missing or has no memory cgroup, no limit is known."""
     own = write(tmp_path, "cgroup", "4:cpu:/pod\n")
     for file in (own, tmp_path / "none"):
         assert memory_budget.available_bytes(file, tmp_path) == 1 << 30
@@ -91,7 +93,7 @@ def test_each_run_gets_the_memory_that_is_left(tmp_path, left, expected):
 
 
 def test_a_second_parser_needs_64_mib(tmp_path):
-    """With less than 64 MiB for a second parser, texts are compiled one at a time."""
+    """If less than 64 MiB are left for a second parser, texts are compiled one at a time."""
     backend = backend_with(
         tmp_path,
         f"cd {tmp_path}; mkdir busy || touch both; sleep 0.2; rmdir busy",
@@ -118,7 +120,7 @@ def test_the_memory_of_a_running_parser_is_subtracted_once(tmp_path):
 
 
 def test_no_second_parser_starts_while_only_the_minimum_is_left(tmp_path):
-    """The minimum is also returned if the agent or the running parser has used up the memory."""
+    """Even if all memory is in use, the reported budget is the minimum."""
     text = f"cd {tmp_path}; mkdir busy || touch both; sleep 0.2; rmdir busy"
     before_the_first_run = iter([128])
     backend = script_backend(
@@ -129,7 +131,7 @@ def test_no_second_parser_starts_while_only_the_minimum_is_left(tmp_path):
 
 
 def backend_with(tmp_path, text, left=1024):
-    """Return a backend whose parsers may use a number of MiB together."""
+    """Return a backend whose parsers together may use some MiB."""
     return script_backend(tmp_path, text, free_memory=lambda: left * MIB)
 
 
@@ -158,7 +160,9 @@ def test_a_text_that_needs_too_much_memory_is_rejected_with_that_reason(tmp_path
 
 
 def test_a_parser_that_hangs_without_memory_is_reported_with_that_reason(tmp_path):
-    """Sometimes apparmor_parser reports bad_alloc and does not exit."""
+    """If apparmor_parser reports bad_alloc but does not exit, the run is reported as out of
+    memory.
+    """
     backend = script_backend(tmp_path, "echo std::bad_alloc >&2; exec sleep 600", cpu_limit=0.1)
     (result,) = inspected(backend, *source_keys("profile x {}"))
     assert "MiB of memory" in result.findings[0].message

@@ -47,7 +47,7 @@ def quotable(source):
     ],
 )  # fmt: skip
 def test_only_words_of_the_parser_and_of_the_key_are_shown(message, source, shown):
-    """A word that only an included file contains is replaced in every message."""
+    """In every message, a word that only an included file contains is replaced."""
     prefix = "AppArmor parser error at line 3: "
     assert (
         parser_messages.error_message((prefix + message).encode(), quotable(source))
@@ -56,7 +56,7 @@ def test_only_words_of_the_parser_and_of_the_key_are_shown(message, source, show
 
 
 def test_a_warning_contains_the_names_of_the_key():
-    """A warning about a missing rule may contain the names that the key declares."""
+    """A warning about a missing rule may contain names that the key declares."""
     stderr = (
         b"Warning from profile web (stdin): dbus rules not enforced\n"
         b"Warning from profile host (stdin): x not enforced\n"
@@ -93,13 +93,13 @@ DOWNGRADED = (
     ],
 )
 def test_a_warning_about_a_weaker_rule_has_the_line_of_the_rule(stderr, source, lines):
-    """Rules of included files and warnings without effect are omitted."""
+    """Warnings about rules of included files and warnings without effect are omitted."""
     warnings = parser_messages.weaker_rules(stderr.encode(), everything(source))
     assert [parser_messages.weaker_rule_line(warning, source) for warning in warnings] == lines
 
 
 def everything(source):
-    """Return a value that lets a message contain every word of the parser's messages in a test."""
+    """Return a fake that allows every word of the parser's messages in a test."""
     words = {"profile", "web", "rules", "not", "enforced", "downgrading", "extended", "network"}
     words |= {"unix", "socket", "rule", "to", "generic", "error", "flag", "supported", "Ignoring"}
     return parser_messages.QuotableWords(
@@ -118,16 +118,18 @@ def everything(source):
     ],
 )
 def test_a_line_of_an_included_file_is_not_a_line_of_the_text(message, location):
-    """A line of an included file has the file's name, or is behind the end of the text."""
+    """If a line number belongs to an included file, the message does not refer to the key's
+    text.
+    """
     assert parser_messages.line_reference(message, "a\nb\n") == location
 
 
 def test_a_line_number_of_any_length_is_read():
-    """A line number behind the end of the text is not reported."""
+    """A line number after the end of the text is not reported."""
     assert parser_messages.line_reference(f" at line {'9' * 5000}: x", "a\n") == ""
 
 
-# Output of apparmor_parser 3.0.8 and 5.0.2, with the message and the beginning of the hint.
+# Each row has an output of apparmor_parser 3.0.8 or 5.0.2, the message, and the start of the hint.
 OUTPUTS = {
     "every line is a reason": (
         (
@@ -187,7 +189,7 @@ OUTPUTS = {
 
 @pytest.mark.parametrize(("stderr", "message", "hint"), OUTPUTS.values(), ids=OUTPUTS)
 def test_an_error_has_every_reason_and_a_next_step(stderr, message, hint):
-    """All lines of the output are reasons, except warnings and the end of the program."""
+    """All lines of the output are reasons, except for warnings and the message about the end."""
     words = parser_messages.words_of_program(stderr.encode())
     source = "profile web { /a@{B} r, }"
     known = parser_messages.QuotableWords(

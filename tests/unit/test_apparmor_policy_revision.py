@@ -1,4 +1,4 @@
-"""Specification of agent.backends.apparmor.policy_revision."""
+"""Tests of agent.backends.apparmor.policy_revision."""
 
 import os
 import queue
@@ -9,7 +9,7 @@ SECONDS = 60.0
 
 
 def test_changes_before_and_after_the_file_was_opened_are_reported(tmp_path):
-    """The first read would hide an earlier change, so the watcher always reports a first change."""
+    """The watcher always reports a first change, because its first read could hide a change."""
     os.mkfifo(tmp_path / "revision")
     writer = os.open(tmp_path / "revision", os.O_RDWR)
     changes = queue.SimpleQueue()

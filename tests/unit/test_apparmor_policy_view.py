@@ -1,4 +1,4 @@
-"""Tests of the view of the loaded policy, of the directory index and of released raw data."""
+"""Tests of the view of the loaded policy, of the directory index, and of released raw data."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ class CountingHost(Host):
 
 
 class Kernel:
-    """The files of a kernel, and the agent's view of these files."""
+    """The files of a fake kernel, and the agent's view of these files."""
 
     def __init__(self, root, probes=PROBES):
         self.root = root
@@ -48,12 +48,12 @@ class Kernel:
         self.number = 1
 
     def load(self, directory, name, **hashes):
-        """Load a profile as this agent does."""
+        """Load a profile in the same way as the agent."""
         self.load_foreign(directory, name, **hashes)
         self.writer.load(b"policy")
 
     def load_foreign(self, directory, name, **hashes):
-        """Load a profile as another program does."""
+        """Load a profile in the same way as another program."""
         loaded(self.root, directory, name, **hashes)
         generation = self.root / TOP.lstrip("/") / directory / "raw_data"
         generation.unlink(missing_ok=True)
@@ -61,7 +61,7 @@ class Kernel:
         generation.symlink_to(f"../../raw_data/{self.number}/raw_data")
 
     def remove_foreign(self, directory):
-        """Remove a profile as another program does."""
+        """Remove a profile in the same way as another program."""
         (self.root / TOP.lstrip("/") / directory).rename(self.root / f"removed-{directory}")
         self.increment()
 
@@ -86,7 +86,7 @@ def observed(hash_):
 
 @pytest.fixture
 def kernel(tmp_path):
-    """A kernel with one profile, which was observed."""
+    """A fake kernel with one profile, which was observed once."""
     kernel = Kernel(tmp_path)
     kernel.load_foreign("old.1", "old", sha1="aa")
     kernel.observe("old", is_complete=True)
@@ -94,21 +94,21 @@ def kernel(tmp_path):
 
 
 def test_a_new_profile_is_found_without_reading_the_others(kernel):
-    """The index searches only directories that are not in the index yet."""
+    """The index only searches directories that it does not contain yet."""
     kernel.load("new.2", "new", sha1="bb")
     assert kernel.observe("new", "absent") == {"new": observed("bb")}
     assert [path for path in kernel.host.paths if "old.1" in path or path == TOP] == []
 
 
 def test_a_replaced_profile_is_read_again(kernel):
-    """The kernel keeps the directory, and its content changes."""
+    """If a profile is replaced, its content is read again, although its directory is the same."""
     kernel.load("old.1", "old", sha1="cc")
     assert kernel.observe("old") == {"old": observed("cc")}
     assert not kernel.was_walked
 
 
 def test_hats_of_a_new_profile_are_found(kernel):
-    """The directory of a hat is below the directory of its parent."""
+    """The hats of a new profile are found, because their directories are inside its directory."""
     loaded(kernel.root, "new.2/profiles/HAT.3", "HAT", sha1="dd")
     kernel.load("new.2", "new", sha1="bb")
     assert kernel.observe("new//HAT", "new") == {"new": observed("bb"), "new//HAT": observed("dd")}
@@ -116,7 +116,7 @@ def test_hats_of_a_new_profile_are_found(kernel):
 
 
 def test_all_profiles_are_listed_after_a_foreign_change(kernel):
-    """The revision shows that another program changed the policy."""
+    """If the revision shows a change by another program, all profiles are listed again."""
     kernel.load("new.2", "new", sha1="bb")
     kernel.load_foreign("other.3", "other", sha1="ee")
     assert kernel.observe("other", "new") == {"other": observed("ee"), "new": observed("bb")}
@@ -124,21 +124,23 @@ def test_all_profiles_are_listed_after_a_foreign_change(kernel):
 
 
 def test_all_profiles_are_listed_if_a_directory_has_another_name(kernel):
-    """The index compares the `name` file in a directory with the profile's name."""
+    """The index compares the `name` file of a directory with the name of the profile."""
     kernel.load("old.1", "else", sha1="ff")
     assert kernel.observe("old", "else") == {"else": observed("ff")}
     assert kernel.was_walked
 
 
 def test_a_directory_that_vanished_is_not_loaded(kernel):
-    """The index does not return directories that do not exist any more."""
+    """If a directory has disappeared, the index does not return it."""
     kernel.load("new.2", "new", sha1="bb")
     (kernel.root / TOP.lstrip("/") / "old.1").rename(kernel.root / "removed")
     assert kernel.observe("old", "new") == {"new": observed("bb")}
 
 
 def test_all_profiles_are_listed_after_a_removal(kernel):
-    """The kernel removes hats with their parent."""
+    """After a removal all profiles are listed, because the kernel removes hats with their
+    parent.
+    """
     kernel.remove_foreign("old.1")
     kernel.writer.remove("old")
     assert kernel.observe("old") == {}
@@ -153,14 +155,16 @@ def test_all_profiles_are_listed_after_an_invalidation(kernel):
 
 
 def test_the_agents_own_writes_do_not_count_as_changes(kernel):
-    """A profile that this agent loaded and verified needs no further observation."""
+    """After the agent's own verified writes, the policy counts as unchanged."""
     kernel.load("new.2", "new", sha1="bb")
     kernel.observe("new")
     assert kernel.view.is_unchanged()
 
 
 def test_a_foreign_change_between_a_write_and_its_verification_is_noticed(kernel):
-    """An observation of the written names does not show changes of other names."""
+    """If another program changes the policy between a write and its verification, this is
+    noticed.
+    """
     kernel.load("new.2", "new", sha1="bb")
     kernel.load_foreign("old.1", "old", sha1="cc")
     kernel.observe("new")
@@ -170,7 +174,9 @@ def test_a_foreign_change_between_a_write_and_its_verification_is_noticed(kernel
 
 
 def test_all_profiles_are_listed_after_a_foreign_change_before_an_own_write(kernel):
-    """The index misses the directories that the other program added."""
+    """If another program changed the policy before a write of the agent, all profiles are
+    listed.
+    """
     kernel.load_foreign("other.2", "other", sha1="ee")
     kernel.load("new.3", "new", sha1="bb")
     assert kernel.observe("other", "new") == {"other": observed("ee"), "new": observed("bb")}
@@ -178,7 +184,7 @@ def test_all_profiles_are_listed_after_a_foreign_change_before_an_own_write(kern
 
 
 def test_a_name_that_was_removed_and_loaded_again_has_another_directory(kernel):
-    """A replacement keeps the directory; names that are not loaded have none."""
+    """A replaced profile keeps its directory; names that are not loaded have no directory."""
     before = kernel.view.directories(["old", "missing"])
     kernel.load_foreign("old.1", "old", sha1="bb")
     assert kernel.view.directories(["old", "missing"]) == before
@@ -189,7 +195,7 @@ def test_a_name_that_was_removed_and_loaded_again_has_another_directory(kernel):
 
 
 def test_a_profile_without_hashes_does_not_hide_the_hashes_of_others(tmp_path):
-    """The agent learns the names of the hash files only from a profile that has both files."""
+    """If a profile has no hashes, the hashes of other profiles are still read."""
     kernel = Kernel(tmp_path)
     loaded(tmp_path, "bare.1", "bare")
     kernel.load_foreign("both.2", "both", sha1="aa", raw_sha1="bb")
@@ -206,7 +212,7 @@ def test_a_profile_without_hashes_does_not_hide_the_hashes_of_others(tmp_path):
 
 
 def test_a_name_longer_than_one_read_is_read_completely(kernel):
-    """The kernel accepts names of any length."""
+    """A name that is longer than one read is read completely."""
     name = "n" * 5000
     kernel.load_foreign("long.4", name, sha1="dd")
     assert kernel.observe(name) == {name: observed("dd")}
@@ -215,8 +221,8 @@ def test_a_name_longer_than_one_read_is_read_completely(kernel):
 class SwappingHost(CountingHost):
     """A host on which another program replaces `old` between two system calls of the agent.
 
-    Each step of the script has an action and the name of a file. The action "other" replaces the
-    profile after the agent read the file. The action "back" restores the first content with its
+    Each step of the script consists of an action and the name of a file. With "other", the profile
+    is replaced after the agent has read the file. With "back", the first content returns with its
     first generation before the agent reads the file, because the kernel keeps the raw data of a
     version while a process uses that version.
     """
@@ -256,7 +262,7 @@ ONCE = [("other", "mode"), ("back", "revision")]
     "script", [ONCE, ONCE * 2, ONCE * 5, [*ONCE, ("other", "raw_data"), ("back", "raw_data")]]
 )
 def test_a_profile_that_changes_while_it_is_read_is_read_again(kernel, script):
-    """The hashes of the new version are not cached for the version that it replaced."""
+    """If a profile changes while it is read, the new hashes are not cached for the old version."""
     host = SwappingHost(kernel, script)
     view = PolicyView(host, RawDataRelease(host, PROBES))
     assert (view.observe(["old"]), host.script) == ({"old": observed("aa")}, [])
@@ -266,7 +272,9 @@ def test_a_profile_that_changes_while_it_is_read_is_read_again(kernel, script):
 
 
 class ReleasingKernel(Kernel):
-    """A kernel that releases removed raw data after some seconds; a pause advances the clock."""
+    """A fake kernel that releases removed raw data after some seconds; a pause advances the
+    clock.
+    """
 
     def __init__(self, root, after):
         self.now = 0.0
@@ -283,7 +291,7 @@ class ReleasingKernel(Kernel):
             self.unreleased = []
 
     def load_together(self, *names):
-        """Load profiles in one write, so that they share their raw data."""
+        """Load several profiles in one write, so that they share their raw data."""
         for name in names:
             self.load_foreign(f"{name}.1", name, sha1="aa", raw_sha1="bb")
             self.number -= name != names[-1]
@@ -297,7 +305,7 @@ class ReleasingKernel(Kernel):
     ("after", "waited"), [(0.02, 0.02), (9.0, raw_data_release.RELEASE_SECONDS)]
 )
 def test_a_removed_profile_is_loaded_again_after_the_kernel_released_it(tmp_path, after, waited):
-    """The wait has a limit, because a process may keep the raw data for as long as it runs."""
+    """Before a removed profile is loaded again, the agent waits until its raw data are released."""
     kernel = ReleasingKernel(tmp_path, after)
     kernel.unreleased = [kernel.load_together("x")]
     kernel.observe("x", is_complete=True)
@@ -310,7 +318,7 @@ def test_a_removed_profile_is_loaded_again_after_the_kernel_released_it(tmp_path
 
 
 def test_a_replaced_profile_is_restored_after_the_kernel_released_it(tmp_path):
-    """The kernel may be freeing the same bytes that the agent restores."""
+    """Before a replaced profile is restored, the agent waits until its raw data are released."""
     kernel = ReleasingKernel(tmp_path, 0.02)
     kernel.unreleased = [kernel.load_together("x")]
     kernel.observe("x", is_complete=True)
@@ -321,7 +329,7 @@ def test_a_replaced_profile_is_restored_after_the_kernel_released_it(tmp_path):
 
 
 def test_a_profile_that_this_agent_removed_is_waited_for(tmp_path):
-    """A source may provide a profile again right after its removal."""
+    """The agent also waits for the raw data of a profile that it removed itself."""
     kernel = ReleasingKernel(tmp_path, 0.02)
     kernel.unreleased = [kernel.load_together("x")]
     kernel.observe("x", is_complete=True)
@@ -332,7 +340,7 @@ def test_a_profile_that_this_agent_removed_is_waited_for(tmp_path):
 
 @pytest.mark.parametrize(("removed", "tracked"), [("x", ("x", "y")), ("", ("y",))])
 def test_raw_data_that_stay_referenced_are_not_waited_for(tmp_path, removed, tracked):
-    """Another profile of the same load references the data, or the agent only stopped tracking."""
+    """The agent does not wait for raw data that another profile still references."""
     kernel = ReleasingKernel(tmp_path, 9.0)
     for load in [("x", "y")] if removed else [("x",), ("y",)]:
         kernel.load_together(*load)

@@ -1,4 +1,4 @@
-"""Specification of agent.backends.apparmor.processes, with procfs trees of files."""
+"""Tests of agent.backends.apparmor.processes, with procfs trees that consist of files."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ def own_of(root, *, user="user:[4026531837]", mounts=""):
 
 
 def host_of(root, *, initial=True, host=None, shown=True, **own):
-    """Create a host with one process, and return the observer of its processes."""
+    """Create a host with one process and return the observer of its processes."""
     place = own_of(root, **own)
     thread(root, 1, 1, "unconfined")
     (root / "proc/1/ns").mkdir()
@@ -51,7 +51,7 @@ def stat(tid, state, start=7):
 
 
 def bury(root, pid, state):
-    """Let the leader of a process end while its label is still shown."""
+    """Let the leader of a process end, although its label is still shown."""
     write(root, f"/proc/{pid}/task/{pid}/stat", stat(pid, state))
 
 
@@ -61,11 +61,11 @@ def end(root, pid):
 
 
 class Changing(Host):
-    """A host on which an action runs right after a directory was listed."""
+    """A host that runs an action right after a directory was listed."""
 
     def __init__(self, root):
         super().__init__(root)
-        self.after = {}  # path -> the action after each listing of the path
+        self.after = {}  # path -> the action that runs after each listing of the path
         self.listed = []
 
     def names(self, path):
@@ -89,7 +89,7 @@ class Changing(Host):
     ],
 )
 def test_a_label_is_in_use_with_its_parents_and_its_stacked_parts(tmp_path, label, used):
-    """Hats count for their parents and stacks for each part; no name counts for a longer name."""
+    """A hat counts as a use of its parents, and a stack as a use of each part of it."""
     host = host_of(tmp_path)
     thread(tmp_path, 20, 20, "unconfined")
     thread(tmp_path, 20, 21, label, file="attr/current")
@@ -101,7 +101,7 @@ def test_a_label_is_in_use_with_its_parents_and_its_stacked_parts(tmp_path, labe
 
 @pytest.mark.parametrize("shown", [True, False])
 def test_a_pending_exec_counts_where_the_kernel_shows_it(tmp_path, shown):
-    """A runtime that has set attr/exec is about to start a container."""
+    """If a runtime has set attr/exec, the profile counts as in use."""
     host = host_of(tmp_path, shown=shown)
     thread(tmp_path, 20, 20, "unconfined")
     thread(tmp_path, 20, 20, "web", file="attr/apparmor/exec")
@@ -109,7 +109,7 @@ def test_a_pending_exec_counts_where_the_kernel_shows_it(tmp_path, shown):
 
 
 def test_the_kernel_is_tested_for_pending_execs_once(tmp_path):
-    """A kernel does not change while it runs."""
+    """The agent only tests once whether the kernel shows pending execs."""
     answers = iter([True, False])
     look = processes.Processes(
         Host(tmp_path), own=Path("/proc/self"), shows_pending_exec=lambda _: next(answers)
@@ -133,7 +133,7 @@ def test_a_procfs_that_hides_processes_proves_nothing(tmp_path):
 
 
 def test_a_living_thread_that_cannot_be_read_makes_the_answer_unknown(tmp_path):
-    """A thread with an unreadable label does not count as unconfined."""
+    """If the label of a living thread cannot be read, the use of each profile is unknown."""
     host = host_of(tmp_path)
     write(tmp_path, "/proc/20/stat", stat(20, "S"))
     write(tmp_path, "/proc/20/task/20/stat", stat(20, "S"))
@@ -141,20 +141,20 @@ def test_a_living_thread_that_cannot_be_read_makes_the_answer_unknown(tmp_path):
 
 
 def test_a_thread_that_ended_disturbs_nothing(tmp_path):
-    """A directory that vanished while it was read belonged to a process that ended."""
+    """If a thread ends while its directory is read, the result does not change."""
     host = host_of(tmp_path)
     (tmp_path / "proc/20/task/20").mkdir(parents=True)
     assert host.uses(["web"]) == {"web": Unused()}
 
 
 def test_without_a_procfs_nothing_is_proven(tmp_path):
-    """A host root without /proc shows no process."""
+    """If the host root has no /proc, no use of a profile can be excluded."""
     look = processes.Processes(Host(tmp_path), own=Path("/proc/self"), **SHOWN)
     assert isinstance(look.uses(["web"])["web"], UnknownUse)
 
 
 def test_the_last_process_of_a_chain_of_forks_is_found(tmp_path):
-    """Each process starts its successor after it was listed, and ends before it is read."""
+    """A chain of processes is found, in which each process starts the next one and then ends."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "web (enforce)")
@@ -171,7 +171,7 @@ def test_the_last_process_of_a_chain_of_forks_is_found(tmp_path):
 
 
 def test_an_endless_chain_of_forks_is_no_proof(tmp_path):
-    """The number of listings is limited, and uses that were found before the limit are reported."""
+    """The number of listings is limited, and the uses that were found before are reported."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 5, 5, "other (enforce)")
@@ -191,7 +191,7 @@ def test_an_endless_chain_of_forks_is_no_proof(tmp_path):
 
 
 def test_new_unconfined_processes_delay_the_proof_until_no_new_one_appears(tmp_path):
-    """On a busy node a new process appears in many listings, but not in every listing."""
+    """On a busy node, listings are repeated until one of them shows no new process."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
 
@@ -205,7 +205,9 @@ def test_new_unconfined_processes_delay_the_proof_until_no_new_one_appears(tmp_p
 
 
 def test_a_child_of_a_process_that_left_the_profile_is_found(tmp_path):
-    """Each process forks after it was listed, and is unconfined and alive when it is read."""
+    """A process is found even if it forked after the listing and left its profile before the
+    read.
+    """
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "web (enforce)")
@@ -222,7 +224,7 @@ def test_a_child_of_a_process_that_left_the_profile_is_found(tmp_path):
 
 
 def test_a_thread_whose_creator_left_the_profile_is_found(tmp_path):
-    """Each thread starts another thread after it was listed, and is unconfined when it is read."""
+    """A thread is found even if it started after the listing by a thread that left the profile."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "unconfined")
@@ -240,7 +242,7 @@ def test_a_thread_whose_creator_left_the_profile_is_found(tmp_path):
 
 
 def test_an_endless_chain_of_threads_is_no_proof(tmp_path):
-    """The number of listings of one process has a limit."""
+    """The number of listings for one process has a limit."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "unconfined")
@@ -255,7 +257,7 @@ def test_an_endless_chain_of_threads_is_no_proof(tmp_path):
 
 
 def test_a_chain_of_threads_that_ends_in_execve_is_found(tmp_path):
-    """The thread that calls execve takes the ID of the leader, which was read before."""
+    """If a thread calls execve and takes over the ID of the leader, the leader is read again."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "unconfined")
@@ -271,7 +273,7 @@ def test_a_chain_of_threads_that_ends_in_execve_is_found(tmp_path):
 
 
 def test_a_process_with_a_reused_id_is_read_again(tmp_path):
-    """A chain of forks may reach an ID that was read before."""
+    """If a chain of forks reuses an ID that was read before, the new process is read too."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "unconfined")
@@ -290,7 +292,7 @@ def test_a_process_with_a_reused_id_is_read_again(tmp_path):
 
 @pytest.mark.parametrize("state", ["Z", "X"])
 def test_a_zombie_is_no_user(tmp_path, state):
-    """The kernel still shows a zombie's label, but a zombie cannot run code any more."""
+    """A zombie does not count as a user, although the kernel still shows its label."""
     host = host_of(tmp_path)
     thread(tmp_path, 20, 20, "web (enforce)")
     bury(tmp_path, 20, state)
@@ -298,7 +300,7 @@ def test_a_zombie_is_no_user(tmp_path, state):
 
 
 def test_a_thread_of_a_zombie_leader_is_a_user(tmp_path):
-    """A leader that ended has the state of a zombie as long as other threads run."""
+    """If a leader has ended but other threads of the process run, these threads count as users."""
     host = host_of(tmp_path)
     thread(tmp_path, 20, 20, "web (enforce)")
     bury(tmp_path, 20, "Z")
@@ -307,7 +309,7 @@ def test_a_thread_of_a_zombie_leader_is_a_user(tmp_path):
 
 
 def test_a_child_of_a_process_that_became_a_zombie_is_found(tmp_path):
-    """The process may have forked after /proc was listed."""
+    """If a process forks after the listing and becomes a zombie, its child is found."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "web (enforce)")

@@ -1,4 +1,4 @@
-"""Tests of the last checks of a removal, on a kernel and processes that consist of files."""
+"""Tests of the final checks of a removal, on a kernel and processes that consist of files."""
 
 import shutil
 
@@ -23,7 +23,7 @@ USER = 20
 
 
 class Kernel(Host):
-    """A kernel with one profile, under which a process starts after a listing of /proc."""
+    """A fake kernel with one profile, under which a process starts after a listing of /proc."""
 
     revision = 5
     listings = 0
@@ -82,7 +82,7 @@ def removal(root, starts_after):
 
 
 def test_a_process_that_starts_before_the_last_listing_keeps_its_profile(tmp_path):
-    """After the proof of disuse, another listing would leave time for new processes to start."""
+    """If a process starts before the last listing, its profile is not removed."""
     result, listings = removal(tmp_path / "unused", 0)
     assert result == Removed()
     for number in range(1, listings):

@@ -71,12 +71,12 @@ def test_an_include_outside_the_include_directory_is_rejected(line):
     ],
 )
 def test_a_harmless_include_and_the_word_include_are_accepted(line):
-    """Angle brackets, comments, and paths that contain the word are harmless."""
+    """Paths in angle brackets, comments, and paths that contain the word "include" are accepted."""
     assert source_checks.errors(line.encode()) == ()
 
 
 def test_the_error_about_an_include_has_a_reason_and_an_example():
-    """The message states the mistake in the path, and the hint shows an allowed path."""
+    """The message states what is wrong with the path, and the hint shows an allowed path."""
     assert source_checks.errors(b'include "/etc/shadow"') == (
         Finding(
             code=FindingCode.INCLUDE_REFUSED,
@@ -124,7 +124,7 @@ def test_the_error_about_an_include_has_a_reason_and_an_example():
     ],
 )
 def test_a_rule_that_ends_confinement_causes_a_warning(line, codes):
-    """The rules execute a program without a profile, or change the profile to unconfined."""
+    """A rule causes a warning if it runs a program without a profile or changes to unconfined."""
     assert [finding.code for finding in escape_rules.warnings(line)] == codes
 
 
@@ -195,13 +195,15 @@ def test_an_include_that_any_parser_reads_is_rejected(content, line):
     ],
 )
 def test_text_after_an_include_on_the_same_line_is_undecided(content, is_undecided):
-    """The included file may end in an assignment, which continues with the rest of the line."""
+    """Text after an include on the same line is undecided, because the included file may end in an
+    assignment.
+    """
     assert bool(source_checks.undecided_includes(content.encode())) is is_undecided
     assert source_checks.errors(content.encode()) == ()
 
 
 def test_a_very_long_text_is_undecided_unless_its_includes_have_the_usual_form():
-    """Splitting a long text into tokens in every dialect would delay all other profiles."""
+    """A very long text is not split into tokens for every dialect, because that takes too long."""
     usual = b"include <tunables/global>\nprofile x {\n  /a r,\n}\n"
     unusual = b"# include fonts\n" + usual
     long = b"#" + b" " * (1 << 18) + b"\n"
@@ -221,7 +223,7 @@ def test_a_very_long_text_is_undecided_unless_its_includes_have_the_usual_form()
     ids=["NUL", "direction", "not UTF-8"],
 )
 def test_a_text_that_means_something_else_than_it_shows_is_rejected(content, code, location):
-    """For example, the parser ends a word at a NUL, so that a deny rule has a shorter path."""
+    """A text is rejected if the parser reads it differently, for example because of a NUL."""
     assert places(source_checks.errors(content)) == [(code, location)]
 
 
@@ -266,26 +268,28 @@ def test_a_character_that_misleads_the_reader_is_rejected_by_name(content, name,
     ],
 )
 def test_visible_characters_and_comments_are_accepted(content):
-    """Letters of every script are accepted, and a comment may contain any space and quote."""
+    """Letters of every script are accepted, and a comment may contain any space and any quote."""
     assert source_checks.errors(content.encode()) == ()
 
 
 def test_a_byte_order_mark_is_reported_as_such():
-    """The error does not hide the other errors of the text."""
+    """A byte order mark has its own error, and the other errors of the text are reported too."""
     findings = source_checks.errors('\ufeffprofile x {}\ninclude "/etc/shadow"\n'.encode())
     assert places(findings) == [("not_utf8", "line 1"), ("include_refused", "line 2")]
     assert findings[0].message.startswith("The text begins with a byte order mark")
 
 
 def test_each_character_is_reported_once():
-    """A file that was written by a word processor does not produce hundreds of errors."""
+    """Each character is only reported once, even if a word processor wrote hundreds of them."""
     content = "profile x {\n" + "  /a\u00a0r,\n" * 100 + "  /b\u200b r,\n}\n"
     findings = source_checks.errors(content.encode())
     assert places(findings) == [("text_unsafe", "line 2"), ("text_unsafe", "line 102")]
 
 
 def test_a_line_with_many_escapes_is_checked_in_bounded_time():
-    """A comment of one mebibyte must not delay the pass. The limit in this test is CPU time."""
+    """A comment of one mebibyte must not delay the pass. The limit in this test is a limit of CPU
+    time.
+    """
     content = "# " + "\\1" * 500_000 + "\nprofile x { }\n"
     begin = time.process_time()
     assert source_checks.variable_names(content) == ()

@@ -11,7 +11,7 @@ def declared(name, *, mode="enforce", attached=False):
 
 
 def codes(*profiles, **options):
-    """Return the codes of the errors about profiles, under the options of an operator."""
+    """Return the codes of the errors about profiles, with the given options of an operator."""
     findings = validation.errors(profiles, "", validation.ValidationRules(**options))
     return [finding.code for finding in findings]
 
@@ -30,13 +30,13 @@ def test_a_name_of_the_host_is_denied(name):
 
 
 def test_a_hat_of_a_denied_name_is_denied_too():
-    """The deny list applies to the outermost parent."""
+    """If the outermost parent of a hat is denied, the hat is denied too."""
     profiles = [declared("docker-default"), declared("docker-default//hat")]
     assert codes(*profiles) == ["name_denied", "name_denied"]
 
 
 def test_the_deny_list_can_be_changed():
-    """The list of the operator replaces the default list."""
+    """The deny list of the operator replaces the default list."""
     profiles = [declared("docker-default"), declared("mine-1")]
     assert codes(*profiles, deny_names=["mine-*"]) == ["name_denied"]
 
@@ -58,7 +58,9 @@ def test_the_deny_list_can_be_changed():
     ],
 )
 def test_an_unsafe_name_is_rejected(name):
-    """An unsafe name blocks the kernel, forges a line of its list, or is not found by a runtime."""
+    """An unsafe name would block the kernel, forge a line of its list, or not be found by a
+    runtime.
+    """
     assert codes(declared(name)) == ["name_unsafe"]
 
 
@@ -69,44 +71,46 @@ def test_a_plain_name_is_accepted(name):
 
 
 def test_a_key_with_too_many_names_is_rejected():
-    """A key with exactly the maximal number of names is accepted."""
+    """A key with exactly the largest allowed number of names is accepted."""
     names = [declared(f"n{number}") for number in range(validation.MAX_NAMES + 1)]
     assert (codes(*names), codes(*names[:-1])) == (["key_too_large"], [])
 
 
 def test_a_child_needs_its_nearest_parent_in_the_same_key():
-    """The parent of a grandchild is the child, not the outermost profile."""
+    """If a key contains a grandchild, it must also contain the child that is its parent."""
     assert codes(declared("a"), declared("a//b")) == []
     assert codes(declared("a"), declared("a//b//c")) == ["name_unsafe"]
 
 
 def test_an_attachment_is_rejected_unless_allowed():
-    """An attachment, or a path as the name, confines processes of the host."""
+    """An attachment, or a path as the name, would confine processes of the host."""
     profiles = [declared("/usr/bin/x"), declared("x", attached=True)]
     assert codes(*profiles) == ["attachment_refused", "attachment_refused"]
     assert codes(*profiles, allow_attachments=True) == []
 
 
 def test_the_attachment_of_a_child_is_accepted():
-    """A child's attachment only applies within the parent, so it confines no host process."""
+    """The attachment of a child only applies within its parent, so it is accepted."""
     profiles = [declared("x"), declared("x///bin/ls", attached=True)]
     assert codes(*profiles) == []
 
 
 def test_unconfined_mode_is_rejected_unless_allowed():
-    """A profile in unconfined mode does not protect."""
+    """A profile in unconfined mode is rejected, because it does not protect anything."""
     profile = declared("x", mode="unconfined")
     assert codes(profile) == ["unconfined_refused"]
     assert codes(profile, allow_unconfined_mode=True) == []
 
 
 def test_a_policy_namespace_is_rejected():
-    """A pod cannot use a profile of another policy namespace than the host's."""
+    """A profile in another policy namespace is rejected, because a pod cannot use it."""
     assert codes(declared(":ns:x")) == ["namespace_refused"]
 
 
 def test_all_errors_of_a_profile_are_reported_together():
-    """The author can correct all errors in one round."""
+    """All errors of a profile are reported together, so that the author can correct them at
+    once.
+    """
     profile = declared("snap.x", mode="unconfined", attached=True)
     assert codes(profile) == ["name_denied", "attachment_refused", "unconfined_refused"]
 
@@ -123,7 +127,7 @@ def test_complain_mode_causes_a_warning_with_the_line():
 
 @pytest.mark.parametrize("name", ["flags=(complain)", "flags=(attach_disconnected,complain)"])
 def test_a_name_that_looks_like_flags_causes_a_warning(name):
-    """The name before the flags is missing, so the flags are not in effect."""
+    """If the name before the flags is missing, a warning says that the flags are not in effect."""
     findings = validation.warnings([declared(name)], f"profile {name} {{\n  file,\n}}\n")
     assert [(finding.code, finding.location) for finding in findings] == [
         ("name_suspicious", "line 1")
@@ -150,7 +154,9 @@ def test_a_name_that_looks_like_flags_causes_a_warning(name):
     ],
 )
 def test_a_profile_without_file_rules_causes_a_warning(rules, can_start):
-    """No container can start without file rules. An included file may contain the file rules."""
+    """A profile without file rules causes a warning, unless an included file may contain file
+    rules.
+    """
     source = f"#include <tunables/global>\nprofile web {{\n  {rules}\n}}\n"
     codes_ = [finding.code for finding in container_checks.warnings([declared("web")], source)]
     assert codes_ == ([] if can_start else ["start_impossible"])
@@ -158,5 +164,5 @@ def test_a_profile_without_file_rules_causes_a_warning(rules, can_start):
 
 @pytest.mark.parametrize("mode", ["complain", "unconfined"])
 def test_a_profile_that_denies_nothing_lets_containers_start(mode):
-    """In modes that deny nothing, a profile does not need file rules."""
+    """In a mode that denies nothing, a profile does not need file rules."""
     assert container_checks.warnings([declared("web", mode=mode)], "profile web {}\n") == ()

@@ -1,4 +1,4 @@
-"""Specification of agent.backoff."""
+"""Tests of agent.backoff."""
 
 import pytest
 
@@ -6,13 +6,13 @@ from agent.backoff import Backoff, delay_seconds
 
 
 def test_delays_double_up_to_the_longest():
-    """Each consecutive failure doubles the delay until it reaches the limit."""
+    """Each consecutive failure doubles the delay, up to the limit."""
     backoff = Backoff(first_seconds=2.0, longest_seconds=10.0)
     assert [backoff.next_delay() for _ in range(5)] == [2.0, 4.0, 8.0, 10.0, 10.0]
 
 
 def test_a_success_starts_the_delays_again():
-    """After a reset, the next failure has the first delay."""
+    """After a reset, the next failure has the first delay again."""
     backoff = Backoff(first_seconds=1.0, longest_seconds=60.0)
     for _ in range(4):
         backoff.next_delay()
@@ -22,7 +22,7 @@ def test_a_success_starts_the_delays_again():
 
 @pytest.mark.parametrize(("jitter", "least"), [(0.5, 4.0), (1.0, 0.0)])
 def test_the_random_part_only_shortens_a_delay(jitter, least):
-    """A random delay is never longer than the delay without a random part."""
+    """A random delay is never longer than the delay without the random part."""
     delays = []
     for _ in range(200):
         backoff = Backoff(first_seconds=8.0, longest_seconds=8.0, jitter=jitter)
@@ -31,5 +31,5 @@ def test_the_random_part_only_shortens_a_delay(jitter, least):
 
 
 def test_a_very_long_outage_does_not_overflow():
-    """An operation that fails for months still has the longest delay."""
+    """If an operation fails for months, its delay is still the longest delay."""
     assert delay_seconds(1_000_000, first_seconds=1.0, longest_seconds=60.0) == 60.0

@@ -1,4 +1,4 @@
-"""Checks that the benchmark can be started and that its pages match its rows."""
+"""Tests that the benchmark can be started, and that its pages match its rows."""
 
 import ast
 import importlib
@@ -16,7 +16,9 @@ RESULTS = (ROOT / "bench/results.md").read_text()
 
 
 def test_the_page_lists_every_row_in_order():
-    """docs/performance.md shows name, subject and limit of each row of bench/rows.py."""
+    """docs/performance.md shows the name, the subject and the limit of each row of
+    bench/rows.py.
+    """
     assert document.rows(PAGE) == [(row.name, row.what, row.reach) for row in rows.ROWS]
 
 
@@ -35,7 +37,7 @@ def test_each_row_has_a_function():
 
 
 def test_only_the_section_of_a_measured_row_changes():
-    """A new result replaces the section of its row; other sections stay."""
+    """A new result replaces the section of its row and leaves other sections unchanged."""
     result = Result(
         figures=(Figure(label="time", samples=(3.0, 1.0, 2.0), unit="ms"),),
         claims=(
@@ -69,7 +71,7 @@ x
 
 
 def test_the_page_shows_how_many_claims_are_not_reached():
-    """The last column of docs/performance.md counts the claims of each section of the results."""
+    """The last column of docs/performance.md counts the limits in each section of the results."""
     missed = Claim(label="a: b / c", value=2.0, limit=1.5, unit="ms")
     reached = Claim(label="b", value=1.0, limit=1.5, unit="ms")
     figure = Figure(label="time", samples=(1.0,), unit="ms")
@@ -109,7 +111,7 @@ def test_numbers_have_three_digits():
 
 @pytest.mark.parametrize("path", sorted(Path("bench").glob("*.py")), ids=lambda path: path.stem)
 def test_imported_names_of_the_benchmark_exist(path):
-    """CI does not run the benchmark, so this test checks the names that the benchmark uses."""
+    """The names that the benchmark imports exist, since CI does not run the benchmark."""
     tree = ast.parse(path.read_text())
     modules = {}
     for node in ast.walk(tree):

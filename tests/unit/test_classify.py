@@ -1,4 +1,4 @@
-"""Specification of agent.core.classify."""
+"""Tests of agent.core.classify."""
 
 import pytest
 
@@ -33,5 +33,5 @@ from agent.core import classify
     ],
 )
 def test_the_kind_of_a_key_follows_from_its_name_or_its_first_character(key, content, kind):
-    """Without a known extension, content that begins like JSON is a seccomp profile."""
+    """If the extension is unknown, content that begins like JSON is a seccomp profile."""
     assert classify.classify(key, content) == kind

@@ -1,4 +1,4 @@
-"""Specification of the command line parser: it returns checked options or every mistake."""
+"""Tests of the command line parser, which returns checked options or every mistake."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ def parse(*argv, environ=None, file=None):
 
 
 def mistakes(*argv, **places):
-    """Return the mistakes that the command reports about wrong arguments."""
+    """Return the mistakes that are reported for wrong arguments."""
     parsed = parse(*argv, **places)
     assert isinstance(parsed, cli.Usage), parsed
     assert parsed.status == 2
@@ -32,7 +32,7 @@ def mistakes(*argv, **places):
 
 @pytest.mark.parametrize("argv", [RUN, ("run", *RUN)])
 def test_run_is_the_default_command(argv):
-    """The default command is `run`, and the defaults of its options apply."""
+    """Without a command, `run` is the command, with the defaults of its options."""
     assert parse(*argv) == cli.Run(config=Config(source=("dir:/p",)), oneshot=True)
 
 
@@ -66,7 +66,7 @@ def test_each_type_of_option_is_read_from_flags():
 
 
 def test_a_flag_has_priority_over_a_variable_and_a_variable_over_the_file():
-    """Each option is read from the place with the highest priority that sets it."""
+    """If several places set an option, the place with the highest priority counts."""
     parsed = parse(
         "--oneshot",
         "--prune=never",
@@ -90,7 +90,7 @@ def test_a_flag_has_priority_over_a_variable_and_a_variable_over_the_file():
 
 
 def test_every_mistake_is_reported_at_once_with_a_suggestion():
-    """Unknown and wrong flags, variables and keys are reported together."""
+    """Unknown or wrong flags, variables and keys are reported together."""
     assert mistakes(
         "--onshot",
         "--prune=some",
@@ -193,19 +193,19 @@ NAME_RULE = (
     ],
 )
 def test_a_wrong_call_reports_what_is_wrong(argv, expected):
-    """The process would exit with status 2, and each message contains the argument."""
+    """Each message about a wrong argument contains the argument."""
     assert mistakes(*argv) == expected
 
 
 @pytest.mark.parametrize("argv", [("--oneshot", "--source=dri:/p"), ("check", "dri:/p")])
 def test_an_unknown_scheme_of_a_source_is_a_mistake(argv):
-    """The message suggests the scheme that was probably meant."""
+    """The message suggests the scheme that the user probably meant."""
     (mistake,) = mistakes(*argv)
     assert 'did you mean "dir:/p"?' in mistake
 
 
 def test_the_same_value_twice_is_no_mistake():
-    """A repeated flag with one value is unambiguous."""
+    """If a flag is repeated with the same value, this is not a mistake."""
     assert parse(*RUN, "--prune=never", "--prune=never").config.prune == "never"
 
 
@@ -215,7 +215,7 @@ def test_arguments_after_two_dashes_are_paths():
 
 
 def test_variables_of_a_service_with_the_same_name_are_ignored():
-    """The kubelet adds variables of a Service to each pod in the namespace of the Service."""
+    """Variables of a Service are ignored, although they look like variables of the agent."""
     links = {
         "PROFILE_LOADER_SERVICE_HOST": "10.0.0.1",
         "PROFILE_LOADER_SERVICE_PORT": "9808",
@@ -227,20 +227,20 @@ def test_variables_of_a_service_with_the_same_name_are_ignored():
 
 
 def test_an_unknown_machine_is_a_mistake():
-    """`check --arch` accepts only machines whose system calls are known."""
+    """`check --arch` only accepts machines whose system calls are known."""
     (mistake,) = mistakes("check", "p", "--arch=x86-64")
     assert mistake.startswith('--arch: "x86-64" must be one of: aarch64, ')
     assert mistake.endswith("Did you mean x86_64?")
 
 
 def test_without_oneshot_the_command_is_a_daemon():
-    """Only --oneshot distinguishes one pass from a daemon."""
+    """Without --oneshot, the command is a daemon."""
     expected = cli.Run(config=Config(source=("configmap:ns/a",)), oneshot=False)
     assert parse("--source", "configmap:ns/a") == expected
 
 
 def test_oneshot_can_only_be_passed_as_a_flag():
-    """The message for a key or a variable names the flag to pass instead."""
+    """A message about a key or a variable names the flag that can be passed instead."""
     found = mistakes(
         "--source=/p", "--config=f", file={"oneshot": True}, environ={"PROFILE_LOADER_ARCH": "x"}
     )
@@ -251,7 +251,7 @@ def test_oneshot_can_only_be_passed_as_a_flag():
 
 
 def test_options_that_contradict_each_other_are_reported():
-    """A dry run as a daemon, and options that need another option, are mistakes."""
+    """A dry run as a daemon is a mistake, and so is an option without the option that it needs."""
     assert mistakes("--source=/p", "--dry-run", "--startup-taint=fresh", "--tls-key=k") == [
         "--dry-run needs --oneshot. A daemon that changes nothing has no purpose.",
         "--tls-cert and --tls-key need --https-address",
@@ -263,13 +263,13 @@ def test_options_that_contradict_each_other_are_reported():
     "text", ["a.org/b=:NoSchedule", "b:NoSchedule", "a.org/", "A/b", "b=", "/b"]
 )
 def test_a_startup_taint_must_be_the_key_of_a_taint(text):
-    """The agent compares only the key; any other text would never match a taint."""
+    """A startup taint must be a valid key, because no other text can match a taint."""
     (mistake,) = mistakes(*RUN, "--node-name=n", f"--startup-taint={text}")
     assert mistake.startswith("--startup-taint: ")
 
 
 def test_a_mistake_refers_to_the_help_of_its_command():
-    """Only the help of a command lists the options of that command."""
+    """Only the help of a command lists the options of the command."""
     assert parse("status", "--prune=never").text.endswith("\nSee profile-loader status --help.\n")
     assert parse("--prune=x").text.endswith("\nSee profile-loader run --help.\n")
     assert parse("chekc").text.endswith("\nSee profile-loader --help.\n")
@@ -280,7 +280,7 @@ def test_a_mistake_refers_to_the_help_of_its_command():
     ["configmap:ns", "configmap:ns/", "configmap:NS/a", "configmaps:/", "configmaps:ns?a in b"],
 )
 def test_a_configmap_source_must_have_a_valid_name(text):
-    """Names are checked before any request to the API server."""
+    """An invalid ConfigMap name is a mistake, before any request is sent to the API server."""
     (mistake,) = mistakes("--oneshot", "--source", text)
     assert mistake.startswith(f'--source: "{text}"')
 
@@ -294,13 +294,13 @@ def test_a_configmap_source_must_have_a_valid_name(text):
     ],
 )
 def test_unlabel_reads_the_node_from_every_place_of_options(argv, places):
-    """The environment of the agent's pod contains the name of the Node."""
+    """`unlabel` reads the name of the Node from flags, variables and the configuration file."""
     assert parse("unlabel", *argv, **places).config.node_name == "n1"
     assert mistakes("unlabel") == ["--node-name is needed: the name of the Node object"]
 
 
 def test_a_flag_without_a_value_hides_no_other_mistake():
-    """A missing value and a superfluous value are reported with all other mistakes."""
+    """Missing and superfluous values are reported together with all other mistakes."""
     assert mistakes("--onshot", "--dry-run=yes", "--source", "--prune") == [
         "--onshot is unknown. Did you mean --oneshot?",
         "--dry-run takes no value. Pass --dry-run alone.",
@@ -312,7 +312,7 @@ def test_a_flag_without_a_value_hides_no_other_mistake():
 @pytest.mark.parametrize("value", ["", "\n"])
 @pytest.mark.parametrize("name", ["DENY_NAME", "SOURCE", "TAKE_OVER"])
 def test_a_blank_variable_does_not_empty_a_list(name, value):
-    """A manifest that leaves the variable blank does not empty the deny list."""
+    """A blank variable in a manifest does not empty the deny list."""
     variable = f"PROFILE_LOADER_{name}"
     assert mistakes(*RUN[:1], "--host-root=/", environ={variable: value})[0] == (
         f"{variable}: the value must not be empty"
@@ -320,14 +320,14 @@ def test_a_blank_variable_does_not_empty_a_list(name, value):
 
 
 def test_a_blank_config_variable_is_a_mistake():
-    """An empty path is an error, and does not disable the configuration file."""
+    """If the variable for the configuration file is blank, this is a mistake."""
     environ = {"PROFILE_LOADER_CONFIG": ""}
     assert mistakes(*RUN, environ=environ) == ["--config: the path must not be empty"]
 
 
 @pytest.mark.parametrize("prefix", ["../x", "/abs", "a//b", "./a", "/"])
 def test_a_seccomp_prefix_must_stay_in_the_seccomp_directory(prefix):
-    """The prefix is checked once, before any profile is read."""
+    """A seccomp prefix that leaves the seccomp directory is a mistake."""
     assert mistakes(*RUN, f"--seccomp-prefix={prefix}") == [
         f'--seccomp-prefix: "{prefix}" must be a relative path without empty parts, "." and ".."'
     ]
@@ -356,7 +356,7 @@ def test_messages_contain_no_control_characters():
     ],
 )
 def test_an_unreadable_configuration_file_is_one_mistake(file, text):
-    """The file could contain the sources, so that missing sources are not reported as well."""
+    """If the configuration file is unreadable, missing sources are not reported too."""
     assert mistakes("--oneshot", "--config=f", file=file) == [f"--config f: {text}"]
 
 
@@ -398,7 +398,7 @@ def test_include_directories_are_repeatable():
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 @pytest.mark.parametrize("columns", [40, 50, 80])
 def test_help_fits_the_terminal(command, columns, monkeypatch):
-    """Only option names, long words and examples are wider than a narrow terminal."""
+    """In a narrow terminal, only option names, long words and examples are too wide."""
     monkeypatch.setenv("COLUMNS", str(columns))
     parsed = parse(*command, "--help")
     assert (type(parsed), parsed.status) == (cli.Usage, 0)
@@ -407,7 +407,7 @@ def test_help_fits_the_terminal(command, columns, monkeypatch):
 
 
 def test_the_first_help_fits_one_screen(monkeypatch):
-    """The help lists the commands first, and refers to the help of each command."""
+    """The help lists the commands first, and then refers to the help of each command."""
     monkeypatch.setenv("COLUMNS", "80")
     lines = parse("--help").text.splitlines()
     assert len(lines) <= 28
@@ -417,7 +417,7 @@ def test_the_first_help_fits_one_screen(monkeypatch):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_command_lists_its_options_and_no_others(command):
-    """Every option in the help is accepted by the command."""
+    """A command accepts every option that its help lists."""
     text = parse(command, "--help").text
     own = {f"--{option.name}" for option in options_of(command)}
     others = {f"--{name}" for name in OPTIONS} - own
@@ -432,7 +432,7 @@ def test_the_version_is_that_of_the_distribution():
 
 
 def test_a_client_authority_needs_tls():
-    """Plain HTTP would accept clients without a certificate."""
+    """A client authority needs TLS, because plain HTTP would accept all clients."""
     message = (
         "--tls-client-ca needs --https-address. Clients of --http-address show no certificate."
     )
@@ -446,7 +446,7 @@ def test_a_client_authority_needs_tls():
 
 @pytest.mark.parametrize(("text", "is_valid"), [("800", True), ("801", False), ("x", False)])
 def test_the_label_limit_is_below_the_cost_limit_of_the_policy(text, is_valid):
-    """The API server would deny a request with more labels than that limit."""
+    """A label limit above the cost limit of the admission policy is a mistake."""
     argv = (*RUN, f"--label-limit={text}")
     if is_valid:
         assert parse(*argv).config.label_limit == int(text)

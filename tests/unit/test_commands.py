@@ -1,4 +1,4 @@
-"""Specification of agent.host.commands: commands with limits, and their bounded output."""
+"""Tests of agent.host.commands, which runs commands with limits."""
 
 import dataclasses
 import errno
@@ -16,7 +16,7 @@ LIMITS = CommandLimits(seconds=20, memory_bytes=1 << 30, cpu_seconds=10, output_
 
 
 def run(*argv, stdin=b"", **limits):
-    """Run a command with the usual limits, or with some other limits."""
+    """Run a command with the default limits or with other limits."""
     return commands.run(argv, stdin=stdin, limits=dataclasses.replace(LIMITS, **limits))
 
 
@@ -28,19 +28,19 @@ def test_a_command_reads_its_input_and_its_output_is_returned():
 
 
 def test_a_command_that_hangs_is_killed_with_its_children():
-    """The wall-clock limit kills the whole process group."""
+    """At the wall-clock limit, the whole process group is killed."""
     exited = run(PYTHON, "-c", "import os, signal; os.fork(); signal.pause()", seconds=0.3)
     assert (exited.status, exited.limit) == (-9, Limit.WALL_CLOCK)
 
 
 def test_a_command_with_too_much_output_is_ended():
-    """The output limit ends the command, and the result contains only that many bytes."""
+    """At the output limit, the command ends, and the result contains no more bytes than that."""
     exited = run(PYTHON, "-c", "import os\nwhile True: os.write(1, b'x' * 4096)")
     assert (len(exited.stdout), exited.status != 0) == (1 << 16, True)
 
 
 def test_the_cpu_time_of_a_command_is_limited():
-    """A command in an endless loop ends with the limit CPU_TIME."""
+    """A command in an endless loop ends at the limit CPU_TIME."""
     assert run(PYTHON, "-c", "while True: pass", cpu_seconds=1).limit is Limit.CPU_TIME
 
 
@@ -53,7 +53,7 @@ def test_a_missing_program_is_a_host_error():
 
 @pytest.mark.parametrize("number", range(20))
 def test_a_process_that_the_command_starts_at_once_gets_the_same_limits(number):
-    """A child that was forked before the limits were set has the same limits."""
+    """If a child was forked before the limits were set, the limits apply to it too."""
     memory_kib = LIMITS.memory_bytes >> 10
     script = f"{{ until [ $(ulimit -v) = {memory_kib} ]; do :; done; echo {number}; }} & wait"
     exited = run("/bin/sh", "-c", script)
@@ -61,25 +61,25 @@ def test_a_process_that_the_command_starts_at_once_gets_the_same_limits(number):
 
 
 def test_the_cpu_time_of_a_command_includes_its_children():
-    """The CPU time that a child process used is part of the result."""
+    """The result includes the CPU time of child processes."""
     exited = run("/bin/sh", "-c", 'sh -c "while :; do :; done"; exit 10', cpu_seconds=1)
     assert (exited.status, exited.limit) == (10, None)
     assert exited.cpu_seconds >= 0.5
 
 
 def test_the_output_limit_of_a_process_that_the_command_starts_is_reported():
-    """The limit is reported although the command itself only reports that its child failed."""
+    """If a child process reaches the output limit, the result reports this limit."""
     exited = run("/bin/sh", "-c", "head -c 10000000 /dev/zero; exit 10", output_bytes=4096)
     assert (exited.status, exited.limit) == (10, Limit.OUTPUT)
 
 
 def test_a_process_that_outlives_the_command_is_killed(tmp_path):
-    """A child of a command does not continue to run after the command itself has ended."""
+    """If a command ends, its children do not continue to run."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     run("/bin/sh", "-c", f"exec 3>{path}; {{ while :; do :; done; }} & exit 0")
-    # The pipe reports a hang-up as soon as no process has its other end open.
+    # The pipe reports a hang-up when no process has its other end open.
     ready = select.poll()
     ready.register(reader, 0)
     assert ready.poll(60_000) == [(reader, select.POLLHUP)]

@@ -1,4 +1,4 @@
-"""Specification of agent.sources.configmap and agent.sources.source_spec."""
+"""Tests of agent.sources.configmap and agent.sources.source_spec."""
 
 import gc
 
@@ -50,7 +50,7 @@ FORBIDDEN = Store(objects=None, reason="403 Forbidden: no", status=403)
 
 
 def test_each_configmap_is_a_separate_profile_set():
-    """The profile sets are in the order of their names."""
+    """Each ConfigMap is a separate profile set, and the sets are sorted by name."""
     store = stored(config_map("web"), config_map("api", {"b.json": PLAIN}))
     assert read(SEVERAL, store) == (
         expected_snapshot("api", "b.json"),
@@ -60,14 +60,14 @@ def test_each_configmap_is_a_separate_profile_set():
 
 
 def test_a_configmap_without_profiles_is_emptied_unless_an_annotation_allows_it():
-    """Only with the annotation is an empty ConfigMap a valid profile set."""
+    """An empty ConfigMap is only a valid profile set with the annotation."""
     emptied, allowed = config_map(data={}), config_map(data={}, allow_empty="true")
     assert isinstance(read(ONE, stored(emptied))[0], Emptied)
     assert read(ONE, stored(allowed)) == (expected_snapshot("web", allow_empty=True),)
 
 
 def test_a_configmap_that_does_not_exist_is_missing():
-    """A confirmed list without the ConfigMap differs from a failed request."""
+    """If a confirmed list does not contain a ConfigMap, it is missing."""
     assert read(ONE, Store(objects={})) == (
         Missing(profile_set="configmap ns/web", reason="there is no ConfigMap ns/web"),
     )
@@ -86,7 +86,7 @@ def test_a_configmap_that_does_not_exist_is_missing():
 )
 @pytest.mark.parametrize("objects", [None, {}, {"web": config_map()}])
 def test_a_configmap_that_is_not_confirmed_is_unreadable(objects, status, expected):
-    """An unconfirmed store is unreadable, whether the store contains objects or not."""
+    """If the store is unconfirmed, a ConfigMap is unreadable, even if the store contains it."""
     store = Store(objects=objects, reason="because", status=status)
     assert read(ONE, store) == (Unreadable(profile_set="configmap ns/web", reason=expected),)
 
@@ -98,7 +98,7 @@ def test_a_configmap_that_is_not_confirmed_is_unreadable(objects, status, expect
     ("spec", "profile_set"), [(SEVERAL, "configmaps ns?use=profiles"), (ALL, "configmaps ns")]
 )
 def test_a_selector_without_a_confirmed_list_is_unreadable(spec, profile_set, store):
-    """A node that never received its profiles differs from a node without profiles."""
+    """Without a confirmed list, a selector is unreadable and does not count as empty."""
     assert read(spec, store) == (
         Unreadable(
             profile_set=profile_set, reason="the API server denies reading it: 403 Forbidden: no"
@@ -107,20 +107,24 @@ def test_a_selector_without_a_confirmed_list_is_unreadable(spec, profile_set, st
 
 
 def test_a_selector_is_unreadable_before_the_first_list():
-    """The first pass may run before the first list."""
+    """Before the first list, a selector is unreadable."""
     store = Store(objects=None, reason="not read yet", tried=False)
     assert [type(snapshot) for snapshot in read(SEVERAL, store)] == [Unreadable]
 
 
 def test_a_selector_without_matches_is_a_missing_source():
-    """A misspelt selector is reported like a misspelt name, and keeps the startup taint."""
+    """If a selector is misspelt, this is reported like a misspelt name, and the startup taint
+    stays.
+    """
     assert read(SEVERAL, Store(objects={})) == (
         Missing(profile_set="configmaps ns?use=profiles", reason="there is no such ConfigMap"),
     )
 
 
 def test_each_known_configmap_that_is_not_confirmed_is_unreadable():
-    """The profiles of each unconfirmed ConfigMap stay on the node."""
+    """Each known ConfigMap that is not confirmed is unreadable, so its profiles stay on the
+    node.
+    """
     store = stored(config_map("web"), config_map("api"), reason="no response in time")
     reason = "the API server sent no usable response: no response in time"
     assert read(SEVERAL, store) == (
@@ -130,7 +134,7 @@ def test_each_known_configmap_that_is_not_confirmed_is_unreadable():
 
 
 def test_a_malformed_configmap_is_unreadable_and_the_others_are_read():
-    """The keys of the malformed ConfigMap may still be desired."""
+    """If one ConfigMap is malformed, it is unreadable, because its keys may still be desired."""
     odd = configmap.entry_for(D)({"metadata": {"name": "odd", "namespace": "ns"}, "data": ["x"]})
     store = Store(objects={"odd": odd, **dict([config_map()])})
     assert read(SEVERAL, store) == (
@@ -144,14 +148,14 @@ def test_a_malformed_configmap_is_unreadable_and_the_others_are_read():
 
 
 def test_an_object_without_metadata_is_malformed():
-    """The entry of an object without metadata contains the reason."""
+    """If an object has no metadata, its entry contains the reason why it is malformed."""
     assert (
         configmap.entry_for(D)({"metadata": None}).malformed == "a ConfigMap has no metadata.name"
     )
 
 
 def bounded(installed=None, **limits):
-    """Return bounds; `installed` is the number of installed keys of each profile set."""
+    """Return bounds, for which `installed` is the number of installed keys of each profile set."""
     counts = {} if installed is None else installed
     return configmap.ConfigMapBounds(
         installed_key_count=lambda profile_set: counts.get(profile_set, 0), **limits
@@ -159,7 +163,7 @@ def bounded(installed=None, **limits):
 
 
 def aged(number, size=100, **more):
-    """Return the name and the entry of a ConfigMap that was created in a certain second."""
+    """Return the name and the entry of a ConfigMap that was created at a certain second."""
     content = configmap.entry_for(D)(
         {"metadata": {"name": f"m{number}", "namespace": "ns"}}
     ).content
@@ -186,7 +190,7 @@ def dropped(objects):
     ],
 )
 def test_without_installed_versions_the_oldest_configmaps_have_room(sizes, expected):
-    """The result does not depend on the order in which the ConfigMaps become known."""
+    """The order in which ConfigMaps become known does not affect which ones are stored."""
     bounds = bounded(byte_limit=300, config_map_limit=10)
     entries = [aged(number, size) for number, size in enumerate(sizes)]
     for order in (entries, entries[::-1]):
@@ -224,7 +228,7 @@ def test_installed_configmaps_have_room_before_older_ones(installed, expected):
 
 
 def test_a_configmap_whose_versions_are_known_late_gets_room():
-    """A dropped ConfigMap has room as soon as its installed versions are known."""
+    """A dropped ConfigMap fits as soon as its installed versions are known."""
     counts = {}
     bounds = bounded(counts, byte_limit=200, config_map_limit=10)
     kept = bounds.within(dict(aged(number, key_count=1) for number in range(3)))
@@ -233,7 +237,7 @@ def test_a_configmap_whose_versions_are_known_late_gets_room():
 
 
 def test_free_room_is_noticed():
-    """A deleted or smaller ConfigMap makes room for a ConfigMap whose content was dropped."""
+    """If a ConfigMap is deleted or becomes smaller, a dropped ConfigMap may fit."""
     bounds = bounded(byte_limit=300, config_map_limit=10)
     kept = bounds.within(dict(aged(number, 150) for number in range(3)))
     assert dropped(kept) == ["m2"]
@@ -243,14 +247,14 @@ def test_free_room_is_noticed():
 
 
 def test_names_of_too_many_configmaps_are_not_kept():
-    """The names of the newest ConfigMaps are dropped, and the oldest names are kept."""
+    """Above the limit, the oldest names are stored, and the newest names are dropped."""
     bounds = bounded(byte_limit=300, config_map_limit=2)
     kept = bounds.within(dict(aged(number, 0) for number in range(9)))
     assert (sorted(kept), dropped(kept)) == (["m0", "m1", "m2", "m3"], ["m2", "m3"])
 
 
 def test_configmaps_above_the_limits_are_rejected_separately():
-    """All other ConfigMaps are read, no ConfigMap is missing, and the cause is a limit."""
+    """If a limit is exceeded, all other ConfigMaps are read, and no ConfigMap is missing."""
     name, old = config_map("old")
     store = Store(
         objects={name: old, "young": aged(5)[1], "huge": configmap.ConfigMapEntry(created="x")}
@@ -286,7 +290,9 @@ def test_configmaps_above_the_limits_are_rejected_separately():
     ],
 )
 def test_a_node_selector_decides_which_nodes_a_configmap_is_for(labels, expected):
-    """A selector that does not match provides no profiles; without labels the set is unreadable."""
+    """If a node selector does not match, the set is empty; if labels are unknown, it is
+    unreadable.
+    """
     assert read(ONE, stored(config_map(node_selector="pool=a")), labels) == (expected,)
 
 
@@ -296,7 +302,7 @@ def test_without_a_node_selector_the_node_labels_are_not_needed():
 
 
 def test_an_unchanged_configmap_has_the_same_snapshot_object():
-    """A pass over unchanged sources calculates no digest."""
+    """A pass over an unchanged ConfigMap calculates no digest."""
     stores = [stored(config_map())]
     reader = ConfigMapSource(ONE, store=lambda: stores[0], node_labels=lambda: None)
     first = reader.read()[0]
@@ -306,7 +312,7 @@ def test_an_unchanged_configmap_has_the_same_snapshot_object():
 
 
 def test_the_keys_of_a_deleted_configmap_are_not_kept_in_memory():
-    """Generated names with a hash would fill the memory over months."""
+    """The keys of deleted ConfigMaps are not stored, because they would fill the memory."""
     stores = [stored(config_map("web-1"))]
     reader = ConfigMapSource(SEVERAL, store=lambda: stores[0], node_labels=lambda: None)
     reader.read()
@@ -342,12 +348,12 @@ def keys_in_memory(profile_set):
     ],
 )
 def test_a_deleted_set_is_missing_only_for_its_own_source(spec, profile_set, expected):
-    """A source does not decide about the profile sets of other sources."""
+    """A deleted set is only missing for its own source, and not for other sources."""
     assert source(spec, stored(config_map())).explain_absence(profile_set) == expected
 
 
 def test_a_set_of_the_ledger_is_unreadable_before_the_first_list():
-    """After a reboot without the API server the profile set is not missing."""
+    """If the first list is missing after a reboot, a set of the ledger is not missing."""
     assert source(SEVERAL, FORBIDDEN).explain_absence("configmap ns/web") == Unreadable(
         profile_set="configmap ns/web",
         reason="the API server denies reading it: 403 Forbidden: no",
@@ -366,7 +372,7 @@ def test_a_set_of_the_ledger_is_unreadable_before_the_first_list():
     ],
 )
 def test_a_source_text_selects_configmaps(text, expected):
-    """A text contains a name, or a selector in the syntax of kubectl."""
+    """A source text contains a name, or a selector in the syntax of kubectl."""
     assert source_spec.parse_source(text) == expected
 
 
@@ -392,7 +398,9 @@ def test_a_source_text_selects_configmaps(text, expected):
     ],
 )
 def test_an_invalid_source_text_is_an_error(text):
-    """The text never becomes another path of the API, nor a selector that matches everything."""
+    """A source text never results in another path of the API or in a selector that matches
+    everything.
+    """
     with pytest.raises(ValueError, match="configmap"):
         source_spec.parse_source(text)
 
@@ -406,5 +414,5 @@ def test_an_invalid_source_text_is_an_error(text):
     ],
 )
 def test_one_configmap_is_listed_by_its_name(spec, query):
-    """The permission to read that one ConfigMap is sufficient."""
+    """A single ConfigMap is listed by its name, so the permission to read it is sufficient."""
     assert (spec.path, spec.query) == ("/api/v1/namespaces/ns/configmaps", query)

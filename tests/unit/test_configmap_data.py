@@ -1,4 +1,4 @@
-"""Specification of agent.sources.configmap_data."""
+"""Tests of agent.sources.configmap_data."""
 
 import base64
 from dataclasses import replace
@@ -45,7 +45,7 @@ def blob(key, content=PLAIN, **more):
 
 
 def test_data_and_binary_data_are_keys_in_the_order_of_their_names():
-    """The content is unchanged, and base64 may have line breaks."""
+    """The content of a key is unchanged, and base64 may contain line breaks."""
     wrapped = base64.encodebytes(b"profile web {}\n" * 9).decode()
     result = read(document({"b.json": PLAIN.decode()}, {"a.profile": wrapped}))
     assert result == replace(
@@ -55,12 +55,12 @@ def test_data_and_binary_data_are_keys_in_the_order_of_their_names():
 
 @pytest.mark.parametrize(("data", "binary"), [(None, None), ({}, {}), ({}, None)])
 def test_missing_and_empty_fields_contain_no_key(data, binary):
-    """The API server omits an empty field."""
+    """A missing or empty field contains no key."""
     assert read(document(data, binary)) == NOTHING
 
 
 def test_a_null_field_contains_no_key():
-    """Kubectl also treats null as an empty field."""
+    """A null field contains no key, as for kubectl."""
     assert read({**document(), "data": None, "binaryData": None}) == NOTHING
 
 
@@ -72,7 +72,7 @@ def test_keys_that_are_not_profiles_are_ignored():
 
 
 def test_annotations_set_prefix_allow_empty_and_node_selector():
-    """The agent reads only annotations with its own domain."""
+    """The agent only reads annotations with its own domain."""
     result = document(
         {"a.json": PLAIN.decode()},
         annotations={"seccomp-prefix": "team/", "allow-empty": "true", "node-selector": "pool=a"},
@@ -87,13 +87,13 @@ def test_annotations_set_prefix_allow_empty_and_node_selector():
 
 
 def test_keys_of_several_configmaps_are_qualified_and_keep_their_paths():
-    """Two ConfigMaps of one manifest may have the same key."""
+    """Two ConfigMaps in one manifest may have the same key."""
     result = read(document({"a.json": PLAIN.decode()}), qualified=True)
     assert result.source_keys == (blob("ns/web/a.json", name="a.json"),)
 
 
 def test_a_configmap_without_a_namespace_is_in_default():
-    """Kubectl uses the same default for a manifest without a namespace."""
+    """A ConfigMap without a namespace belongs to the namespace default, as for kubectl."""
     assert read(document(namespace=None)).namespace == "default"
 
 
@@ -107,14 +107,14 @@ def test_a_configmap_without_a_namespace_is_in_default():
     ],
 )
 def test_a_key_with_an_invalid_name_is_rejected_alone(key, shown):
-    """The API server would not accept an invalid name. The other keys are read."""
+    """A key with an invalid name is rejected, and the other keys are read."""
     result = read(document({key: "{}", "a.json": PLAIN.decode()}))
     assert result.source_keys == (blob("a.json"),)
     assert result.rejected == ((shown, limits.unsafe(shown, "is not a ConfigMap key")),)
 
 
 def test_a_key_that_is_too_large_is_rejected_alone():
-    """The key is one byte larger than a whole ConfigMap may be."""
+    """A key that is larger than a whole ConfigMap may be is rejected alone."""
     most = "{" + " " * (limits.KEY_BYTES - 1)
     result = read(document({"a.json": most, "b.json": most + " "}))
     assert result.source_keys == (blob("a.json", most.encode()),)
@@ -146,13 +146,13 @@ def test_a_key_that_is_too_large_is_rejected_alone():
     ],
 )
 def test_a_malformed_configmap_has_no_content(document_, reason):
-    """Keys of a malformed ConfigMap may still be desired, so no part of it is used."""
+    """If a ConfigMap is malformed, none of its keys are used."""
     with pytest.raises(MalformedError, match=reason):
         read(document_)
 
 
 def test_the_keys_of_one_config_map_have_a_limit():
-    """Keys above the limit are not created, and keys that are not profiles do not count."""
+    """Keys above the limit are not created, and files that are not profiles do not count."""
     most = {f"{number:06}": "x" for number in range(limits.SET_KEYS)}
     assert len(read(document({**most, "README.md": "x"})).source_keys) == limits.SET_KEYS
     with pytest.raises(configmap_data.TooManyKeysError, match="more than 5000 keys"):

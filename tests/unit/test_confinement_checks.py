@@ -1,4 +1,4 @@
-"""Specification of agent.control.confinement_checks, within a daemon."""
+"""Tests of agent.control.confinement_checks in a daemon."""
 
 import pytest
 
@@ -14,20 +14,20 @@ OBSERVE_ALL = ("observe", ("old", "third", "web"))
 
 @pytest.fixture
 def tracker():
-    """Return a tracker that records its calls."""
+    """Return a fake tracker that records its calls."""
     return RecordingTracker()
 
 
 @pytest.fixture
 def world(tmp_path, tracker):
-    """Return a daemon with a tracker that has installed and labelled three profiles."""
+    """Return a daemon with a tracker, which has installed and labelled three profiles."""
     world = converged_world(tmp_path, trackers={"apparmor": tracker})
     tracker.calls.clear()
     return world
 
 
 def withdraw_a_used_profile(world):
-    """Remove a profile that is in use from the source, and let its grace time pass."""
+    """Remove a profile in use from the source, and let its grace time pass."""
     del world.source.keys["old"]
     world.node.used.add("old")
     world.run_pass()
@@ -37,7 +37,7 @@ def withdraw_a_used_profile(world):
 
 
 def test_removed_profiles_are_checked_before_the_processes_are_observed_again(world, tracker):
-    """A profile that stays although no source desires it is observed as well."""
+    """Profiles that stay although no source desires them are observed as well."""
     tracker.problems = LOST
     del world.node.loaded["web"]
     del world.source.keys["old"]
@@ -47,7 +47,7 @@ def test_removed_profiles_are_checked_before_the_processes_are_observed_again(wo
 
 
 def test_lost_confinement_becomes_an_event(world, tracker):
-    """The publisher receives the findings that the trackers add to a report."""
+    """The publisher receives the findings that trackers add to a report."""
     tracker.problems = LOST
     del world.node.loaded["web"]
     for _ in range(3):
@@ -56,7 +56,7 @@ def test_lost_confinement_becomes_an_event(world, tracker):
 
 
 def test_on_an_unchanged_node_passes_observe_processes_only_at_each_resync(world, tracker):
-    """Observations are rare because each observation reads every process of the node."""
+    """Observations are rare, because each of them reads every process of the node."""
     world.run_pass()
     assert tracker.calls == []
     world.clock.now += RESYNC_SECONDS
@@ -65,7 +65,9 @@ def test_on_an_unchanged_node_passes_observe_processes_only_at_each_resync(world
 
 
 def test_while_the_controller_waits_processes_are_observed_every_ten_seconds(world, tracker):
-    """Other wake reasons change nothing, and changed findings are delivered."""
+    """While the controller waits, processes are observed every ten seconds, and new findings are
+    delivered.
+    """
     tracker.problems = LOST
     world.clock.now += RESYNC_SECONDS
     world.run_pass()
@@ -80,7 +82,9 @@ def test_while_the_controller_waits_processes_are_observed_every_ten_seconds(wor
 
 
 def test_a_profile_is_removed_soon_after_its_last_process_ended(world, tracker):
-    """The end of the processes triggers one pass, even if the pass cannot remove the profile."""
+    """When the last process of a profile ends, one pass runs, even if it cannot remove the
+    profile.
+    """
     tracker.in_use = frozenset({"old"})
     withdraw_a_used_profile(world)
     assert world.reason() == "in_use"
@@ -95,7 +99,7 @@ def test_a_profile_is_removed_soon_after_its_last_process_ended(world, tracker):
 
 
 def test_processes_are_not_observed_between_a_change_and_its_delayed_repair(world, tracker):
-    """A new observation would forget which processes the change unconfined."""
+    """Between a change and its delayed repair, processes are not observed."""
     for _ in range(FIGHT_REPAIRS + 5):
         world.node.loaded["web"] = b"written by another program"
         if not world.calls_for_pass(WakeReason.KERNEL):
@@ -111,7 +115,7 @@ def test_processes_are_not_observed_between_a_change_and_its_delayed_repair(worl
 def test_processes_of_an_undesired_profile_are_checked_if_another_program_removes_it(
     world, tracker
 ):
-    """The removal by another program unconfines the processes for which the profile stayed."""
+    """If another program removes an undesired profile, its processes are checked."""
     tracker.in_use = frozenset({"old"})
     withdraw_a_used_profile(world)
     assert (world.reason(), tracker.calls[-1]) == ("in_use", OBSERVE_ALL)
@@ -122,7 +126,9 @@ def test_processes_of_an_undesired_profile_are_checked_if_another_program_remove
 
 
 def test_processes_are_checked_after_the_agent_itself_removed_a_profile(world, tracker):
-    """The proof that the removed profile was not in use may have been wrong."""
+    """After the agent removed a profile, its processes are checked, because the proof may be
+    wrong.
+    """
     del world.source.keys["old"]
     world.run_pass()
     world.run_pass()

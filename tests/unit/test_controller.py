@@ -1,4 +1,4 @@
-"""Specification of agent.controller: when passes run, and who receives their reports."""
+"""Tests of agent.controller, which decides when passes run and who receives their reports."""
 
 import pytest
 
@@ -25,7 +25,9 @@ def world(tmp_path):
 
 
 def test_a_change_of_the_nodes_other_labels_calls_for_a_pass(world):
-    """The Node's heartbeats and the agent's own labels do not trigger a pass."""
+    """Heartbeats of the Node and the agent's own labels do not cause a pass, but other labels
+    do.
+    """
     assert not world.calls_for_pass(WakeReason.NODE)
     world.cluster.labels = {"pool": "b"}
     assert world.calls_for_pass(WakeReason.NODE)
@@ -34,7 +36,7 @@ def test_a_change_of_the_nodes_other_labels_calls_for_a_pass(world):
 
 
 def test_changed_pods_call_for_a_pass_only_while_a_removal_waits(world):
-    """Pods matter only to the removal of a profile."""
+    """Changed pods only cause a pass while a removal waits."""
     assert not world.calls_for_pass(WakeReason.PODS)
     world.source.keys = Unreadable(profile_set=SET, reason="403")
     world.run_pass()
@@ -47,7 +49,7 @@ def test_changed_pods_call_for_a_pass_only_while_a_removal_waits(world):
 
 @pytest.mark.parametrize("reason", [WakeReason.KERNEL, WakeReason.FILES])
 def test_the_agents_own_writes_call_for_no_pass(world, reason):
-    """A pass runs only if the node differs from the result of the last pass."""
+    """A write of the agent itself does not cause a pass."""
     assert not world.calls_for_pass(reason)
     del world.node.loaded["web"]
     assert world.calls_for_pass(reason)
@@ -61,12 +63,12 @@ def test_the_agents_own_writes_call_for_no_pass(world, reason):
     "reason", [WakeReason.SOURCE, WakeReason.COMPILED, WakeReason.REQUEST, WakeReason.SIGNAL]
 )
 def test_every_other_reason_calls_for_a_pass(world, reason):
-    """A pass starts for each other reason, and determines the changes itself."""
+    """Each other wake reason causes a pass."""
     assert world.calls_for_pass(reason)
 
 
 def test_one_pass_answers_all_reasons_of_a_burst(world):
-    """The rest of the burst is discarded, because the pass reads all sources and the whole node."""
+    """One pass is enough for a burst of wake reasons."""
     for reason in (WakeReason.NODE, WakeReason.FILES, WakeReason.SOURCE):
         world.queue.put(reason)
     assert world.calls_for_pass()
@@ -74,7 +76,7 @@ def test_one_pass_answers_all_reasons_of_a_burst(world):
 
 
 def test_equal_reasons_cause_one_check_of_the_node(world):
-    """A pass leaves one reason for each file that it wrote."""
+    """Several equal wake reasons cause a single check of the node."""
     world.backend.checks = 0
     reasons = [WakeReason.FILES, WakeReason.KERNEL, *[WakeReason.FILES] * 30, WakeReason.SOURCE]
     assert world.calls_for_pass(*reasons)
@@ -82,7 +84,7 @@ def test_equal_reasons_cause_one_check_of_the_node(world):
 
 
 def test_the_first_loss_of_policy_is_repaired_at_once(world):
-    """A container that names a lost profile cannot start until the profile is restored."""
+    """The first loss of policy is repaired at once, because containers may wait for the profile."""
     world.run_pass()
     world.queue.reasons.clear()
     world.clock.now += BURST_SECONDS
@@ -96,7 +98,7 @@ def test_the_first_loss_of_policy_is_repaired_at_once(world):
     [(0.1, [WakeReason.KERNEL]), (1.0, [WakeReason.SOURCE, WakeReason.KERNEL])],
 )
 def test_a_change_that_may_be_one_of_many_waits_for_the_end_of_the_burst(world, seconds, reasons):
-    """Examples are a change right after a pass, and a source whose files arrive one by one."""
+    """A change right after a pass, or one of many files, waits for the end of the burst."""
     world.run_pass()
     world.queue.reasons.clear()
     world.clock.now += seconds
@@ -109,14 +111,14 @@ def test_a_change_that_may_be_one_of_many_waits_for_the_end_of_the_burst(world, 
 
 
 def test_a_due_pass_runs_before_the_reasons_are_read(world):
-    """The reasons stay in the queue, and the pass covers them."""
+    """A pass that is due runs before the wake reasons are read."""
     world.clock.now += RESYNC_SECONDS
     assert world.calls_for_pass(WakeReason.SOURCE)
     assert world.queue.reasons == [WakeReason.SOURCE]
 
 
 def test_a_change_of_the_node_without_a_notification_is_found_within_ten_seconds(world):
-    """The agent checks the node regularly, because a notification can get lost."""
+    """If a notification gets lost, the change is still found within ten seconds."""
     del world.node.loaded["web"]
     assert world.sleep() == 10.0
     world.run_pass()
@@ -125,7 +127,7 @@ def test_a_change_of_the_node_without_a_notification_is_found_within_ten_seconds
 
 
 def test_a_node_that_cannot_be_observed_is_retried_less_and_less_often(world):
-    """An unobservable node never counts as unchanged, so only the retries trigger a pass."""
+    """An unobservable node never counts as unchanged, so only retries cause a pass."""
     finding = Finding(code=FindingCode.KIND_UNOBSERVABLE, location="/sys", message="no")
     world.backend.unobservable = Unobservable(finding=finding)
     waits = []
@@ -136,7 +138,7 @@ def test_a_node_that_cannot_be_observed_is_retried_less_and_less_often(world):
 
 
 def test_everything_is_read_again_at_each_resync(world):
-    """Nodes resync at different times. Between full resyncs, a pass trusts stat signatures."""
+    """Nodes resync at different times. Between two full resyncs, a pass trusts stat signatures."""
     reads = world.source.full_reads
     world.run_pass()
     assert world.source.full_reads == reads
@@ -148,7 +150,7 @@ def test_everything_is_read_again_at_each_resync(world):
 
 
 def test_a_requested_full_pass_runs_once_even_if_its_wake_reason_is_lost(world):
-    """SIGHUP requests a full pass; the pass after it trusts signatures again."""
+    """SIGHUP causes a full pass, and the next pass trusts signatures again."""
     reads = world.source.full_reads
     world.controller.request_full_pass()
     assert world.queue.reasons == [WakeReason.REQUEST]
@@ -159,7 +161,7 @@ def test_a_requested_full_pass_runs_once_even_if_its_wake_reason_is_lost(world):
 
 
 def test_a_failure_is_retried_less_and_less_often(world):
-    """After a success, the next failure is retried soon again."""
+    """Retries of a failure become less frequent, and begin again after a success."""
     world.backend.failure = WRITE_FAILED
     world.source.keys["new"] = "new:1"
     waits = []
@@ -177,7 +179,7 @@ def test_a_failure_is_retried_less_and_less_often(world):
 
 
 def test_a_new_failure_is_retried_soon_however_long_another_one_has_lasted(tmp_path):
-    """An unreadable source must not delay the retry of a failed write."""
+    """A new failure is retried soon, even if another failure has lasted long."""
     world = converged_world(tmp_path, resync_seconds=100.0)
     world.other_source.keys = Unreadable(profile_set="dir /p", reason="no")
     for _ in range(9):
@@ -190,7 +192,7 @@ def test_a_new_failure_is_retried_soon_however_long_another_one_has_lasted(tmp_p
 
 
 def test_an_unreadable_ledger_is_retried_soon(world):
-    """No notification reports that the ledger is readable again."""
+    """An unreadable ledger is retried soon, because no notification reports its recovery."""
     world.ledger.failure = Finding(
         code=FindingCode.KIND_UNOBSERVABLE, location="/state", message="no"
     )
@@ -201,7 +203,7 @@ def test_an_unreadable_ledger_is_retried_soon(world):
 
 
 def test_a_damaged_ledger_entry_is_reported_until_the_next_pass(world):
-    """The first pass reports the entry and records the profile again; a second pass follows."""
+    """If a ledger entry is damaged, the first pass reports it, and a second pass follows."""
     damaged = min((world.path / "state/entries").iterdir())
     damaged.write_bytes(b"{")
     report = world.controller.run_pass()
@@ -216,7 +218,7 @@ def test_a_damaged_ledger_entry_is_reported_until_the_next_pass(world):
 
 
 def test_new_findings_of_the_publisher_are_delivered_once_without_a_pass(world):
-    """The beginning and the end of a problem are each delivered once."""
+    """The begin and the end of a problem are each delivered once, without a pass."""
     world.controller.run_pass()
     world.sink.received.clear()
     world.publisher.findings = UNREACHABLE_NODE
@@ -231,7 +233,7 @@ def test_new_findings_of_the_publisher_are_delivered_once_without_a_pass(world):
 
 
 def test_nothing_is_delivered_before_the_first_pass(tmp_path):
-    """Findings of the publisher wait for the report of the first pass."""
+    """Findings of the publisher are only delivered after the first pass."""
     world = DaemonWorld(tmp_path)
     world.publisher.findings = UNREACHABLE_NODE
     world.controller.reports.refresh()
@@ -249,14 +251,14 @@ def test_passes_over_an_unchanged_node_send_no_request(world):
 
 
 def test_a_pass_over_an_unchanged_node_inspects_nothing(world):
-    """Unchanged signatures and revisions are enough to return the previous report."""
+    """If signatures and revisions are unchanged, a pass inspects nothing."""
     inspections, steps = world.backend.inspections, world.backend.steps.count
     world.run_pass()
     assert (world.backend.inspections, world.backend.steps.count) == (inspections, steps)
 
 
 def test_the_report_of_an_unchanged_pass_is_delivered_too(world):
-    """Metrics count every pass."""
+    """The metrics count every pass."""
     world.controller.run_pass()
     assert [passed for passed, _ in world.sink.received] == [True]
 
@@ -265,7 +267,7 @@ def test_the_report_of_an_unchanged_pass_is_delivered_too(world):
 
 
 def test_the_first_pass_waits_for_the_first_answers_of_the_api_server(world):
-    """After each wake-up, the agent checks whether all first responses have arrived."""
+    """The first pass waits until all first responses of the API server have arrived."""
     world.cluster.answers = [False, False, True]
     world.queue.later = [WakeReason.SOURCE] * 3
     world.controller.wait_for_sources()
@@ -273,7 +275,9 @@ def test_the_first_pass_waits_for_the_first_answers_of_the_api_server(world):
 
 
 def test_the_first_pass_does_not_wait_long_for_a_silent_api_server(world):
-    """Restoring lost profiles does not need the API server."""
+    """The first pass does not wait long for the API server, because it may restore lost
+    profiles.
+    """
     begin = world.clock.now
     world.cluster.answers = [False] * 100
     world.controller.wait_for_sources()
@@ -281,14 +285,14 @@ def test_the_first_pass_does_not_wait_long_for_a_silent_api_server(world):
 
 
 def test_without_a_cluster_the_first_pass_waits_for_nothing():
-    """Without an API server, the first pass waits for neither labels nor pods."""
+    """Without an API server, the first pass does not wait."""
     cluster = NoCluster()
     assert cluster.has_answered()
     assert (cluster.node_labels(), cluster.pods_by_profile()) == (None, None)
 
 
 def test_the_heartbeat_goes_on_during_a_long_pass(world):
-    """A long pass must not look like a loop that hangs."""
+    """The heartbeat continues during a long pass, so that the loop does not look stuck."""
     silent = []
 
     def take_50_seconds():
@@ -302,14 +306,14 @@ def test_the_heartbeat_goes_on_during_a_long_pass(world):
 
 
 def test_the_heartbeat_goes_on_during_a_long_wait(world):
-    """Liveness does not depend on anything that happens on the node."""
+    """The liveness of the loop does not depend on any event on the node."""
     world.sleep()
     assert max(world.queue.waits) == 10.0
     assert world.heartbeat.silent_seconds() == 0.0
 
 
 def test_the_loop_runs_until_an_exception_ends_the_process(world):
-    """For example, a signal handler raises the exception."""
+    """The loop runs until an exception ends the process, for example from a signal handler."""
 
     class EndedError(BaseException):
         pass

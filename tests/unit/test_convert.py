@@ -1,4 +1,4 @@
-"""Tests of `profile-loader convert`, which prints a profile that all runtimes read alike."""
+"""Tests of `profile-loader convert`, which prints a profile that all runtimes read the same way."""
 
 import json
 
@@ -67,7 +67,7 @@ def converted(capsys, *words):
     ],
 )
 def test_conditions_are_resolved(tmp_path, capsys, flags, architectures, names):
-    """The output has no conditions, and standard error lists the resolved conditions."""
+    """The output contains no conditions, and standard error lists the resolved conditions."""
     status, output, notices = converted(capsys, written(tmp_path, PROFILE), *flags)
     tree = json.loads(output)
     assert (status, tree["architectures"]) == (0, architectures)
@@ -77,14 +77,14 @@ def test_conditions_are_resolved(tmp_path, capsys, flags, architectures, names):
 
 
 def test_the_output_is_accepted_unchanged(tmp_path, capsys):
-    """The agent writes the converted profile without changes."""
+    """The agent accepts the converted profile and writes it unchanged."""
     _, output, _ = converted(capsys, written(tmp_path, PROFILE), "--caps=", "--arch=x86_64")
     body, _ = SeccompBackend(host=Host("/"), machine="x86_64").check(output.encode())
     assert body.decode() == output
 
 
 def test_capabilities_must_be_stated_if_the_profile_depends_on_them(tmp_path, capsys):
-    """The message lists the capabilities of the profile, and nothing is printed."""
+    """If a profile depends on capabilities, the message lists them, and no profile is printed."""
     status, output, message = converted(capsys, written(tmp_path, PROFILE))
     assert (status, output) == (1, "")
     assert "--caps" in message
@@ -102,7 +102,9 @@ def test_capabilities_must_be_stated_if_the_profile_depends_on_them(tmp_path, ca
     ],
 )
 def test_a_profile_is_extracted_from_other_formats(tmp_path, capsys, content, name):
-    """A SeccompProfile resource and a runtime's config.json contain a profile."""
+    """`convert` extracts a profile from a SeccompProfile resource and from a runtime's
+    config.json.
+    """
     status, output, _ = converted(capsys, written(tmp_path, content, name))
     assert status == 0
     assert json.loads(output)["syscalls"][0]["names"] == ["personality"]
@@ -119,14 +121,14 @@ def test_a_profile_is_extracted_from_other_formats(tmp_path, capsys, content, na
     ],
 )
 def test_a_file_without_a_profile_is_an_error(tmp_path, capsys, content, name, message):
-    """The exit status is 1, and standard output is empty."""
+    """If a file contains no profile, the exit status is 1, and standard output is empty."""
     status, output, errors = converted(capsys, written(tmp_path, content, name))
     assert (status, output) == (1, "")
     assert message in errors
 
 
 def test_a_missing_file_has_its_own_exit_status(tmp_path, capsys):
-    """A missing file has the exit status 3, as for other commands."""
+    """If a file is missing, the exit status is 3, as for other commands."""
     status, output, errors = converted(capsys, str(tmp_path / "missing"))
     assert (status, output) == (3, "")
     assert "No such file" in errors

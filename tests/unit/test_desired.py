@@ -1,4 +1,4 @@
-"""Specification of agent.core.desired: which keys are accepted, and which keys conflict."""
+"""Tests of agent.core.desired, which accepts or rejects keys and finds conflicts."""
 
 from agent.core.desired import Desired, join
 from agent.core.finding_codes import FindingCode
@@ -47,7 +47,7 @@ def test_keys_of_an_excluded_kind_are_left_out():
 
 
 def test_a_key_that_cannot_be_checked_is_unchecked():
-    """A node without a parser can neither accept nor reject the key."""
+    """A node without a parser can neither accept nor reject a key."""
     finding = Finding(code=FindingCode.KIND_UNSUPPORTED, location="a", message="no parser")
     unchecked = Unchecked(id=key("a.profile"), finding=finding)
     desired = joined(read({"a.profile": b"a:x"}), inspect=lambda *_: unchecked)
@@ -56,14 +56,14 @@ def test_a_key_that_cannot_be_checked_is_unchecked():
 
 
 def test_a_key_that_is_still_being_checked_is_pending():
-    """A pending key is neither accepted nor rejected."""
+    """A key that is still being checked is neither accepted nor rejected."""
     pending = Pending(id=key("a.profile"), source=b"a:x")
     desired = joined(read({"a.profile": b"a:x"}), inspect=lambda *_: pending)
     assert (desired.pending, desired.profiles) == ({key("a.profile"): pending}, {})
 
 
 def test_a_key_that_its_source_rejected_is_rejected():
-    """The last good version of the key is held, as for every rejected key."""
+    """A key that its source rejected is rejected, and its last good version is held."""
     finding = Finding(code=FindingCode.KEY_TOO_LARGE, location="big.profile", message="2 MiB")
     note = Finding(code=FindingCode.KEY_TOO_LARGE, location="notes.md", message="2 MiB")
     snapshot = read({}, rejected_keys=(("big.profile", finding), ("notes.md", note)))
@@ -71,7 +71,7 @@ def test_a_key_that_its_source_rejected_is_rejected():
 
 
 def test_an_unread_key_of_unknown_kind_is_rejected_for_both_kinds():
-    """If one kind did not reject the key, its last good version would count as undesired."""
+    """If the kind of an unread key is unknown, the key is rejected for both kinds."""
     finding = Finding(code=FindingCode.KEY_NOT_REGULAR, location="prevent-chmod", message="a FIFO")
     snapshot = read({}, rejected_keys=(("prevent-chmod", finding),))
     both = frozenset({"apparmor", "seccomp"})
@@ -83,7 +83,7 @@ def test_an_unread_key_of_unknown_kind_is_rejected_for_both_kinds():
 
 
 def test_keys_with_the_same_name_and_other_content_are_rejected():
-    """Both conflicting keys are rejected, and a third key is not affected."""
+    """If two keys conflict, both are rejected, and a third key is not affected."""
     desired = joined(read({"1.profile": b"a:x", "2.profile": b"a:y", "3.profile": b"b:x"}))
     assert (set(desired.profiles), codes(desired)) == (
         {key("3.profile")},
@@ -92,7 +92,7 @@ def test_keys_with_the_same_name_and_other_content_are_rejected():
 
 
 def test_a_key_with_the_same_content_is_a_duplicate():
-    """Two keys with the same content are one profile and one duplicate."""
+    """Two keys with the same content result in one profile and one duplicate."""
     desired = joined(read({"1.profile": b"a:x"}), read({"1.profile": b"a:x"}, origin="dir /q"))
     assert (set(desired.profiles), desired.duplicates) == (
         {key("1.profile")},
@@ -111,6 +111,6 @@ def test_a_conflict_rejects_duplicates_too():
 
 
 def test_a_set_that_was_not_read_keeps_its_snapshot():
-    """An emptied set is different from a set without keys."""
+    """An emptied set differs from a set without keys."""
     emptied = Emptied(profile_set="dir /p", revision="")
     assert joined(emptied) == Desired(profile_sets={"dir /p": emptied})

@@ -1,4 +1,4 @@
-"""`profile-loader diff` lists the calls that a second seccomp profile answers differently."""
+"""Tests of `profile-loader diff`, which compares two seccomp profiles."""
 
 import json
 import time
@@ -50,7 +50,7 @@ EQUAL = [
 
 @pytest.mark.parametrize(("first", "second"), EQUAL)
 def test_profiles_of_the_same_meaning_have_no_difference(tmp_path, capsys, first, second):
-    """The comparison is about the meaning, and not about the text."""
+    """Two profiles with the same meaning have no difference, even if their texts differ."""
     expected = (0, "The profiles have the same meaning.\n")
     assert compared(tmp_path, capsys, first, second) == expected
 
@@ -90,7 +90,7 @@ def test_each_difference_has_its_conditions_and_a_direction(
 
 
 def test_an_architecture_that_one_filter_lacks_is_a_difference(tmp_path, capsys):
-    """The kernel kills the calls of an ABI that a filter does not handle."""
+    """The kernel kills a thread that uses an ABI outside the filter."""
     both = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
     status, output = compared(tmp_path, capsys, profile(), profile(architectures=both))
     assert status == 1
@@ -99,13 +99,13 @@ def test_an_architecture_that_one_filter_lacks_is_a_difference(tmp_path, capsys)
 
 @pytest.mark.parametrize(("rules", "status"), [([rule("mount")], 1), ([], 0)])
 def test_fail_if_more_permissive_ignores_restrictions(tmp_path, capsys, rules, status):
-    """A CI job fails only if the new profile allows more."""
+    """With --fail-if-more-permissive, the command only fails if the new profile allows more."""
     first, second = profile(rule("bpf")), profile(*rules)
     assert compared(tmp_path, capsys, first, second, "--fail-if=more-permissive")[0] == status
 
 
 def test_a_profile_is_compared_with_the_defaults_of_runtimes(capsys):
-    """The default profile of containerd equals itself, and differs from the default of CRI-O."""
+    """The default profile of containerd equals itself, and differs from CRI-O's default profile."""
     path = str(DEFAULTS / "containerd.json")
     assert main(["diff", "--baseline=containerd", path, *NODE]) == 0
     begin = time.process_time()
@@ -122,13 +122,13 @@ def test_a_profile_is_compared_with_the_defaults_of_runtimes(capsys):
     [(["a"], 2), (["a", "b", "c"], 2), (["--baseline=cri-o", "a", "b"], 2), (["a", "b"], 3)],
 )
 def test_wrong_calls_and_missing_files_have_their_own_exit_status(capsys, words, status):
-    """A call with a wrong number of files exits with 2; a missing file has another status."""
+    """A wrong number of files has the exit status 2; a missing file has another exit status."""
     assert main(["diff", *words]) == status
     assert capsys.readouterr().err
 
 
 def test_a_file_without_a_profile_is_an_error(tmp_path, capsys):
-    """The error message has the path and the reason."""
+    """The error message contains the path and the reason."""
     assert compared(tmp_path, capsys, profile(), {"hook": {}}) == (1, "")
 
 

@@ -1,4 +1,4 @@
-"""Specification of agent.sources.directory."""
+"""Tests of agent.sources.directory."""
 
 import os
 import socket
@@ -25,7 +25,7 @@ def read(path, **more):
 
 
 def during(action):
-    """Return a clock that also runs an action; a source calls it before it reads a file."""
+    """Return a clock that also runs an action; a source reads the clock before it reads a file."""
 
     def clock():
         action()
@@ -62,7 +62,7 @@ def test_keys_are_paths_relative_to_the_directory(top):
 
 
 def test_the_revision_follows_the_content(top):
-    """Equal content has an equal revision, and other content has a different revision."""
+    """Equal content results in an equal revision, and other content in another revision."""
     (top / "a.json").write_bytes(b"{}")
     first = read(top).revision
     assert read(top).revision == first
@@ -71,7 +71,9 @@ def test_the_revision_follows_the_content(top):
 
 
 def volume(top, generation, **files):
-    """Create a generation of a ConfigMap volume, and switch to it like the kubelet."""
+    """Create a generation of a ConfigMap volume, and switch to it in the same way as the
+    kubelet.
+    """
     (top / generation).mkdir()
     for name, content in files.items():
         (top / generation / f"{name}.json").write_bytes(content)
@@ -83,7 +85,7 @@ def volume(top, generation, **files):
 
 
 def test_a_mounted_volume_is_read_from_its_current_generation(top):
-    """The keys come from the directory that `..data` points to."""
+    """The keys come from the directory that the link `..data` points to."""
     volume(top, "..1", a=b"{}", b=b"[]")
     assert keys(read(top)) == {"a.json": b"{}", "b.json": b"[]"}
 
@@ -102,7 +104,7 @@ def test_a_volume_with_a_new_generation_during_the_read_is_read_again(top):
 
 
 def test_a_volume_that_keeps_changing_is_unreadable(top):
-    """No key of a volume that keeps changing is known."""
+    """If a volume keeps changing, the set is unreadable."""
     numbers = iter(range(100))
     volume(top, "..x", a=b"x")
     snapshot = read(top, clock=during(lambda: volume(top, f"..{next(numbers)}", a=b"x")))
@@ -110,7 +112,7 @@ def test_a_volume_that_keeps_changing_is_unreadable(top):
 
 
 def test_a_generation_outside_the_volume_is_unreadable(top, tmp_path):
-    """A `..data` link that leads out of the volume is not followed."""
+    """If the link `..data` leads out of the volume, it is not followed."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a.json").write_bytes(b"{}")
     (top / "..data").symlink_to("../out")
@@ -118,7 +120,7 @@ def test_a_generation_outside_the_volume_is_unreadable(top, tmp_path):
 
 
 def test_a_link_to_a_file_in_the_directory_is_read(top):
-    """The key contains the content of the target."""
+    """If a key is a link to a file in the directory, the key contains the content of that file."""
     (top / "sub").mkdir()
     (top / "sub/a.json").write_bytes(b"{}")
     (top / "b.json").symlink_to("sub/a.json")
@@ -147,19 +149,19 @@ def test_keys_that_are_not_regular_files_are_rejected(top, tmp_path):
 
 
 def test_names_with_control_characters_are_rejected(top):
-    """The report escapes the name, which could otherwise forge a line of the report."""
+    """A name with control characters is rejected, and the report escapes it."""
     (top / "a\nb.json").write_bytes(b"{}")
     assert refused(read(top)) == [("a\\nb.json", "key_unsafe")]
 
 
 def test_names_that_are_not_unicode_are_rejected(top):
-    """The report shows the name escaped."""
+    """A name that is not Unicode is rejected, and the report escapes it."""
     (top / os.fsdecode(b"\xff.json")).write_bytes(b"{}")
     assert refused(read(top)) == [("\\udcff.json", "key_unsafe")]
 
 
 def test_a_large_key_is_rejected_and_the_others_are_read(top):
-    """The size limit for a key affects only that key."""
+    """A key that is too large is rejected, and the other keys are read."""
     (top / "large.json").write_bytes(b" " * (limits.KEY_BYTES + 1))
     (top / "small.json").write_bytes(b"{}")
     snapshot = read(top)
@@ -170,7 +172,7 @@ def test_a_large_key_is_rejected_and_the_others_are_read(top):
 
 
 def test_too_many_keys_make_the_set_unreadable(top, monkeypatch):
-    """The source never reports only some of the keys as the profile set."""
+    """If there are too many keys, the whole set is unreadable."""
     monkeypatch.setattr(limits, "SET_KEYS", 2)
     for name in "abc":
         (top / f"{name}.json").write_bytes(b"{}")
@@ -178,14 +180,14 @@ def test_too_many_keys_make_the_set_unreadable(top, monkeypatch):
 
 
 def test_a_set_that_is_too_large_is_unreadable(top, monkeypatch):
-    """A part of the keys is not the profile set."""
+    """If a set is too large, the whole set is unreadable."""
     monkeypatch.setattr(limits, "SET_BYTES", 3)
     (top / "a.json").write_bytes(b"{  }")
     assert isinstance(read(top), Unreadable)
 
 
 def test_a_directory_that_is_too_deep_is_rejected(top):
-    """Only the keys below that directory are rejected."""
+    """If a directory is nested too deeply, only the keys in it are rejected."""
     path = top
     for _ in range(18):
         path /= "d"
@@ -196,7 +198,7 @@ def test_a_directory_that_is_too_deep_is_rejected(top):
 
 
 def test_empty_missing_and_unreadable_differ(top, tmp_path):
-    """An empty directory, a missing directory and a file have different snapshots."""
+    """An empty directory, a missing directory and a file result in different snapshots."""
     (top / "README").write_bytes(b"x")
     assert isinstance(read(top), Emptied)
     assert isinstance(read(tmp_path / "absent"), Missing)
@@ -205,14 +207,14 @@ def test_empty_missing_and_unreadable_differ(top, tmp_path):
 
 
 def test_a_directory_whose_file_is_removed_during_the_read_is_read_again(top):
-    """If a listed file is missing, the directory has changed."""
+    """If a listed file has disappeared, the directory is read again."""
     (top / "a.json").write_bytes(b"{}")
     (top / "b.json").symlink_to("a.json")
     assert keys(read(top)) == {"a.json": b"{}", "b.json": b"{}"}
 
 
 def test_a_file_that_is_written_during_the_read_is_read_again(top, monkeypatch):
-    """A partly written file may be valid, so that its other profiles would be removed."""
+    """If a file is written during the read, it is read again, because a part of it may be valid."""
     read_all, path = reading.read_all, top / "a.json"
     path.write_bytes(b"old")
     later = [b"newer"]
@@ -229,7 +231,7 @@ def test_a_file_that_is_written_during_the_read_is_read_again(top, monkeypatch):
 
 
 def test_a_volume_in_a_subdirectory_is_read_from_one_generation(top):
-    """The keys of a mounted subdirectory also belong to one generation."""
+    """The keys of a mounted subdirectory also belong to a single generation."""
     inner = top / "mounted"
     inner.mkdir()
     volume(inner, "..1", a=b"old", b=b"old")
@@ -247,7 +249,7 @@ def test_a_volume_in_a_subdirectory_is_read_from_one_generation(top):
 
 
 def test_a_directory_that_is_removed_during_the_read_is_missing(top):
-    """A directory that is removed during the read is not an empty directory."""
+    """If a directory is removed during the read, it does not count as empty."""
     (top / "a.json").write_bytes(b"{}")
 
     def remove():
@@ -264,11 +266,11 @@ LATER_NS = 3_000_000_000
 
 
 class Clock:
-    """A clock with an offset.
+    """A clock with an offset that tests can set.
 
-    The clock counts the files that are read, since a source reads the clock once for each file.
+    The clock counts how many files are read, since a source reads the clock once for each file.
 
-    The default offset makes all files three seconds old.
+    With the default offset, all files are three seconds old.
     """
 
     def __init__(self, offset_ns=LATER_NS):
@@ -281,13 +283,15 @@ class Clock:
 
 
 def contents(source):
-    """Read a source; return the content of each key."""
+    """Read a source and return the content of each key."""
     (snapshot,) = source.read()
     return {source_key.key: source_key.content for source_key in snapshot.source_keys}
 
 
 def test_an_unchanged_file_is_not_read_again(top):
-    """An unchanged directory has the same snapshot object, and only changed files are read."""
+    """For an unchanged directory, the snapshot is the same object, and only changed files are
+    read.
+    """
     (top / "a.json").write_bytes(b"{}")
     (top / "b.json").write_bytes(b"{}")
     clock = Clock()
@@ -302,7 +306,9 @@ def test_an_unchanged_file_is_not_read_again(top):
 
 @pytest.mark.parametrize("offset_ns", [0, -LATER_NS], ids=["now", "clock set back"])
 def test_a_file_that_changed_a_moment_ago_is_read_again(top, offset_ns):
-    """Two changes within one tick of the clock have the same time stamp and the same signature."""
+    """A file that changed a moment ago is read again, because its signature may not change
+    again.
+    """
     (top / "a.json").write_bytes(b"{}")
     clock = Clock(offset_ns)
     source = DirectorySource(str(top), clock=clock)
@@ -311,7 +317,7 @@ def test_a_file_that_changed_a_moment_ago_is_read_again(top, offset_ns):
 
 
 def test_a_change_with_the_same_size_and_modification_time_is_noticed(top):
-    """Every user can set the modification time of a file, so the agent also compares the ctime."""
+    """A change is noticed even if the size and the modification time stay the same."""
     file = top / "a.json"
     file.write_bytes(b"{}")
     source = DirectorySource(str(top), clock=Clock())
@@ -323,7 +329,7 @@ def test_a_change_with_the_same_size_and_modification_time_is_noticed(top):
 
 
 def test_a_replaced_file_is_noticed(top):
-    """A rename replaces the file under an unchanged name."""
+    """A file is read again if another file was renamed to its name."""
     (top / "a.json").write_bytes(b"{}")
     (top / "new").write_bytes(b"[]")
     source = DirectorySource(str(top), clock=Clock())
@@ -333,7 +339,7 @@ def test_a_replaced_file_is_noticed(top):
 
 
 def test_a_file_that_became_a_link_is_rejected(top):
-    """The cached content of the file is not used for a link."""
+    """If a file is replaced by a link, its cached content is not used."""
     (top / "a.json").write_bytes(b"{}")
     source = DirectorySource(str(top), clock=Clock())
     source.read()
@@ -352,7 +358,7 @@ def test_a_new_generation_of_a_volume_is_read(top):
 
 
 def test_every_file_is_read_again_after_invalidate(top):
-    """A full resync does not trust stat signatures."""
+    """A full resync reads every file again."""
     (top / "a.json").write_bytes(b"{}")
     clock = Clock()
     source = DirectorySource(str(top), clock=clock)
@@ -363,7 +369,7 @@ def test_every_file_is_read_again_after_invalidate(top):
 
 
 def test_a_removed_file_leaves_no_key(top):
-    """The cached content of a removed file is discarded, and a file created later is read."""
+    """If a file is removed and created again, its cached content is not used."""
     (top / "a.json").write_bytes(b"{}")
     (top / "b.json").write_bytes(b"{}")
     clock = Clock()
@@ -377,7 +383,7 @@ def test_a_removed_file_leaves_no_key(top):
 
 
 def test_too_many_empty_directories_are_unreadable(tmp_path):
-    """Reading empty directories costs time; no profile of the unreadable set is removed."""
+    """Too many empty directories make the set unreadable, and no profile is removed."""
     for outer in range(51):
         for inner in range(100):
             (tmp_path / str(outer) / str(inner)).mkdir(parents=True)
@@ -387,7 +393,7 @@ def test_too_many_empty_directories_are_unreadable(tmp_path):
 
 
 def test_a_directory_with_too_many_names_is_unreadable(tmp_path, monkeypatch):
-    """Names of files that are not profiles also need memory."""
+    """Too many names make the set unreadable, even if the files are not profiles."""
     monkeypatch.setattr(limits, "SET_NAMES", 100)
     for number in range(101):
         (tmp_path / f"{number}.txt").touch()

@@ -1,4 +1,4 @@
-"""Writes to a full disk, on a file system in memory."""
+"""Tests of writes to a full disk, on a file system in memory."""
 
 import errno
 
@@ -12,7 +12,9 @@ ID = KeyId(kind="seccomp", profile_set="dir /p", key="audit.json")
 
 
 def test_a_write_to_a_full_disk_keeps_the_old_file_and_leaves_no_other(fs):
-    """The error contains ENOSPC and the path, and no temporary file is left."""
+    """If the disk is full, the old file stays, no temporary file is left, and the error has
+    ENOSPC.
+    """
     host = Host("/")
     host.write_file("/d", "a", b"old")
     fs.set_disk_usage(fs.get_disk_usage().used + 10)
@@ -24,7 +26,7 @@ def test_a_write_to_a_full_disk_keeps_the_old_file_and_leaves_no_other(fs):
 
 
 def test_a_ledger_on_a_full_disk_keeps_its_entries(fs):
-    """The previous entry stays, and the finding has a hint about disk space."""
+    """If the disk is full, the previous ledger entry stays, and the finding has a hint."""
     ledger = FileLedger(Host("/"), "/state")
     assert ledger.write(LedgerEntry(id=ID, provenance="installed")) is None
     fs.set_disk_usage(fs.get_disk_usage().used + 10)

@@ -1,4 +1,4 @@
-"""Specification of agent.core.dns_names, from the rules of the Kubernetes API server."""
+"""Tests of agent.core.dns_names, whose rules are those of the Kubernetes API server."""
 
 import pytest
 
@@ -27,6 +27,8 @@ from agent.core.dns_names import is_dns_label, is_dns_subdomain, is_qualified_na
     ],
 )
 def test_each_form_of_name_has_its_own_rule(text, is_label, is_subdomain, is_qualified):
-    """A namespace is a DNS label, a Node has a DNS subdomain, and a taint has a qualified name."""
+    """A namespace is a DNS label, a Node name is a DNS subdomain, and a taint is a qualified
+    name.
+    """
     found = (is_dns_label(text), is_dns_subdomain(text), is_qualified_name(text))
     assert found == (is_label, is_subdomain, is_qualified)

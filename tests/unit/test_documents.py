@@ -1,4 +1,4 @@
-"""Checks that the documents match the program: codes, labels, options, modules and tests."""
+"""Tests that the documents match the program: codes, labels, options, modules and tests."""
 
 import itertools
 import json
@@ -44,7 +44,7 @@ def table(text, first):
 
 
 def cells(line):
-    """Return the cells of a line of a table."""
+    """Return the cells of a table row."""
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
@@ -86,7 +86,7 @@ def test_the_generated_pages_are_current(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_links_have_a_target(page):
-    """Each relative link of a page names an existing file, and a heading of that file."""
+    """Each relative link of a page leads to an existing file, and to a heading of that file."""
     links = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text())
     dead = []
     for path, heading in links:
@@ -239,7 +239,7 @@ def test_the_report_page_names_every_field():
 
 
 def test_every_code_is_used():
-    """Each code of a finding is used in a module other than the module that declares the codes."""
+    """Each code of a finding is used in a module other than the one that declares the codes."""
     root = Path(agent.__file__).parent
     modules = (path for path in root.rglob("*.py") if path.name != "finding_codes.py")
     used = set(re.findall(r"FindingCode\.(\w+)", "".join(path.read_text() for path in modules)))

@@ -1,4 +1,4 @@
-"""Specification of agent.kube.events."""
+"""Tests of agent.kube.events."""
 
 import re
 
@@ -17,7 +17,7 @@ PROFILE = f'seccomp profile "a.json" of {SET}'
 
 
 def event_of(after, before=None):
-    """Return the Events of a change from one row to another; None means no previous row."""
+    """Return the Events for a change from one row to another; None means that no row existed."""
     first = report(*([before] if before is not None else []))
     return events.transitions(first, report(after))
 
@@ -79,7 +79,7 @@ def warning(reason, action, note):
 )
 @pytest.mark.parametrize("before", [None, row(), row(state="failed", findings=BAD)])
 def test_each_action_of_the_agent_is_an_event(after, before, expected):
-    """An action in this pass causes an Event, whatever the previous state was."""
+    """Each action of the agent causes an Event, for any previous state."""
     assert event_of(after, before) == expected
 
 
@@ -126,7 +126,7 @@ def test_each_action_of_the_agent_is_an_event(after, before, expected):
     ],
 )
 def test_a_problem_is_one_event(after, expected):
-    """The Event contains each finding with its location, and a state that stays causes no Event."""
+    """An Event contains each finding with its location; an unchanged state causes no Event."""
     assert event_of(after, row()) == expected
     assert event_of(after, after) == ()
 
@@ -142,12 +142,14 @@ def test_a_problem_is_one_event(after, expected):
     ],
 )
 def test_the_first_report_of_a_process_has_no_events_of_normal_states(after):
-    """A restart and a state without a finding cause no Event."""
+    """The first report of a process causes no Events for states without findings."""
     assert events.transitions(None, report(after)) == ()
 
 
 def test_the_first_report_of_a_process_reports_problems():
-    """The Event of an earlier process may have expired."""
+    """The first report of a process causes Events for problems, because earlier Events may have
+    expired.
+    """
     bad = row(state="rejected", action="reject", findings=BAD)
     result = events.transitions(None, report(row("b.json"), bad))
     assert [item.reason for item in result] == ["ProfileRejected"]
@@ -155,18 +157,18 @@ def test_the_first_report_of_a_process_reports_problems():
 
 @pytest.mark.parametrize("after", [row(), row(state="released", desired=False)])
 def test_a_problem_that_ends_is_no_event(after):
-    """The end of a problem is visible in the Event of the next action."""
+    """The end of a problem causes no Event of its own."""
     assert event_of(after, row(state="failed", findings=BAD)) == ()
 
 
 def test_an_unreadable_source_causes_no_events_of_its_profiles():
-    """The profiles on the node do not change, and many nodes would send many Events at once."""
+    """If a source is unreadable, its profiles cause no Events, because they do not change."""
     away = row(state="held", reason="source unavailable")
     assert (event_of(away, row()), event_of(row(), away)) == ((), ())
 
 
 def test_a_removal_that_waits_for_another_reason_is_one_event():
-    """Waiting for the label causes no Event. A process that uses the profile causes one Event."""
+    """Waiting for the label causes no Event, but a process that uses the profile causes one."""
     first = row(state="held", desired=False, reason="label_pending")
     used = row(state="held", desired=False, reason="in_use", findings=BAD)
     assert event_of(first, row()) == ()
@@ -177,14 +179,14 @@ def test_a_removal_that_waits_for_another_reason_is_one_event():
 
 
 def test_another_reason_for_the_same_rejection_is_an_event():
-    """The author changed the profile, and the new version is rejected as well."""
+    """If a new version is rejected for another reason, this causes an Event."""
     assert event_of(
         row(state="rejected", findings=WORSE), row(state="rejected", findings=BAD)
     ) == warning("ProfileRejected", "Reject", f"{PROFILE}: rejected: no bracket (line 3)")
 
 
 def test_a_key_with_several_profiles_causes_one_event():
-    """Rows are matched by kind, profile set, key and name (or the key, if a name is missing)."""
+    """Rows are matched by kind, profile set, key and name, or by key if a name is missing."""
     bad = row("", "rejected", key="a.json", findings=BAD)
     assert event_of(bad) == warning(
         "ProfileRejected", "Reject", f"{PROFILE}: rejected: no comma (line 3)"
@@ -197,7 +199,7 @@ def test_a_key_with_several_profiles_causes_one_event():
     [("drift_fought", "ProfileFoughtOver"), ("confinement_lost", "ConfinementLost")],
 )
 def test_contention_and_lost_confinement_are_events_when_they_begin(code, reason):
-    """Each finding causes one Event, even if its message changes later."""
+    """Findings of contention and lost confinement cause one Event each, when they begin."""
     finding = Finding(code=FindingCode(code), location="web", message="It event.", hint="Find who.")
     with_it = report(findings=(finding,))
     expected = warning(reason, "Repair", "It event. Find who.")
@@ -212,13 +214,13 @@ def test_contention_and_lost_confinement_are_events_when_they_begin(code, reason
 
 
 def test_problems_of_the_api_server_are_no_events():
-    """Events about the API server would add load to the API server that has the problem."""
+    """Problems of the API server cause no Events, which would only add load."""
     finding = Finding(code=FindingCode.NODE_UNREACHABLE, location="n", message="x")
     assert events.transitions(None, report(findings=(finding,))) == ()
 
 
 def test_the_bucket_allows_a_burst_and_then_one_event_in_five_minutes():
-    """Even after a long time without Events, only one burst is allowed."""
+    """After a burst of Events, the bucket allows one Event every five minutes."""
     now = [0.0]
     bucket = TokenBucket(clock=lambda: now[0])
     assert [bucket.take() for _ in range(BURST + 2)] == [True] * BURST + [False] * 2
@@ -246,7 +248,7 @@ def body(note="said", node=NAME, at=1_700_000_000.25, number=1):
 
 
 def test_an_event_is_about_the_node_in_the_namespace_default():
-    """`kubectl describe node` finds the Events; their time always has six fraction digits."""
+    """`kubectl describe node` finds the Events; their times have six fraction digits."""
     result = body()
     name = result["metadata"]["name"]
     assert re.fullmatch(rf"{NAME}\.[0-9a-f]{{16}}", name)
@@ -279,7 +281,7 @@ def test_the_time_of_an_event_has_six_fraction_digits(at, expected):
 
 
 def test_each_event_has_its_own_name():
-    """A number makes the names unique if the time and the content are equal."""
+    """If the time and the content of two Events are equal, a number makes their names unique."""
     names = {body(number=number)["metadata"]["name"] for number in range(100)}
     assert len(names) == 100
 
@@ -301,5 +303,5 @@ def test_a_long_node_name_is_cut():
     ],
 )
 def test_a_note_is_printable_and_at_most_1024_bytes(note, expected):
-    """A message of the parser may contain anything, and no character is cut in two."""
+    """A message of the parser may contain any character, and no character is cut in two."""
     assert body(note)["note"] == expected

@@ -1,4 +1,4 @@
-"""Specification of the executor: the steps of each action, and the state after a failure."""
+"""Tests of the executor: the steps of each action, and the state after a failure."""
 
 import contextlib
 from dataclasses import replace
@@ -24,7 +24,7 @@ def inspected(text=b"a:x", key="one.profile"):
 
 
 class FailingKind(MemoryKind):
-    """A backend whose kernel returns a fixed result."""
+    """A fake backend whose kernel returns a fixed result."""
 
     result = Failed(finding=FAILURE)
     has_valid_context = True
@@ -46,7 +46,7 @@ class FailingKind(MemoryKind):
 
 
 class FailingLedger(MemoryLedger):
-    """A ledger whose writes fail after the first `successful_writes` writes."""
+    """A fake ledger whose writes fail after the first `successful_writes` writes."""
 
     successful_writes = 0
 
@@ -102,7 +102,7 @@ def test_an_installation_ends_with_the_verified_version_in_the_ledger():
 
 
 def test_a_failed_installation_keeps_the_last_good_version():
-    """After a rejection by the kernel, the entry is unchanged and no version is staged."""
+    """If the kernel rejects a version, the entry is unchanged and no version is staged."""
     node, old, new = Node(), inspected(), inspected(b"a:y")
     node.entries = {old.id: stored(old)}
     outcomes = act(node, installing(new, replaceable=frozenset({"a"})), kind=FailingKind)
@@ -111,7 +111,7 @@ def test_a_failed_installation_keeps_the_last_good_version():
 
 
 def test_a_failed_installation_of_a_missing_profile_restores_the_last_good_version():
-    """After a reboot, the kernel rejects the newer version, so the last good version is loaded."""
+    """If the kernel rejects a new version after a reboot, the last good version is loaded."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
@@ -128,7 +128,7 @@ def test_a_failed_installation_of_a_missing_profile_restores_the_last_good_versi
 
 
 def test_a_failed_write_of_the_ledger_restores_the_last_good_version():
-    """The restoration needs no write to the ledger."""
+    """If the ledger cannot be written, the last good version is still restored."""
     node, old, new = Node(full=True), inspected(), inspected(b"a:y")
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
@@ -140,7 +140,7 @@ def test_a_failed_write_of_the_ledger_restores_the_last_good_version():
 
 
 def test_a_failed_installation_leaves_names_with_their_previous_key():
-    """A renamed key with rejected content does not change the installed version."""
+    """If the installation of a renamed key fails, the installed version stays unchanged."""
     node, old, new = Node(), inspected(b"a,b:x", "old"), inspected(b"a:?", "new")
     node.entries, node.loaded = {old.id: stored(old)}, {"a": body(old), "b": body(old)}
     rejected = installing(
@@ -163,7 +163,7 @@ def test_a_failed_installation_leaves_names_with_their_previous_key():
 
 
 def test_names_that_a_failed_update_drops_are_not_removed():
-    """The dropped name is a part of the last good version, which stays installed."""
+    """If an update fails, a name that only the last good version contains is not removed."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
     node.entries, node.loaded = {old.id: stored(old)}, {"a": body(old), "b": body(old)}
     remove = Remove(
@@ -179,7 +179,7 @@ def test_names_that_a_failed_update_drops_are_not_removed():
 
 
 def test_a_retired_name_is_removed_even_if_an_update_failed():
-    """The retired name is removed, because the last good version does not contain the name."""
+    """If an update fails, a retired name is still removed."""
     node, old, new = Node(), inspected(), inspected(b"a:?")
     node.entries = {old.id: stored(old, retired={"b": token(b"older")})}
     node.install({"a": body(old), "b": b"older"})
@@ -196,7 +196,7 @@ def test_a_retired_name_is_removed_even_if_an_update_failed():
 
 
 def test_a_name_moves_only_if_another_entry_owns_it():
-    """If the installation fails, the previous entry still owns the name."""
+    """If an installation fails, the previous entry still owns the name."""
     node, old = Node(), inspected()
     node.entries, node.loaded = {old.id: stored(old)}, {"a": body(old)}
     release = Release(id=old.id, reason=Reason.MOVED, names=("a",))
@@ -210,14 +210,14 @@ def test_a_name_moves_only_if_another_entry_owns_it():
 
 
 def test_a_failed_first_installation_leaves_no_entry():
-    """A profile that was never on the node is not in the ledger."""
+    """If the first installation of a profile fails, the ledger has no entry for it."""
     node = Node()
     act(node, installing(inspected()), kind=FailingKind)
     assert node.entries == {}
 
 
 def test_an_installation_that_was_not_verified_stays_staged():
-    """The ledger records a version that may be on the node, so that a later pass can replace it."""
+    """If an installation could not be verified, its version stays staged in the ledger."""
     kind = type(
         "Kind", (FailingKind,), {"result": Failed(finding=replace(FAILURE, code="verify_failed"))}
     )
@@ -229,7 +229,7 @@ def test_an_installation_that_was_not_verified_stays_staged():
 
 
 def test_each_failed_write_of_the_ledger_fails_the_installation():
-    """An installation is complete only with its entry, and starts only with a staged version."""
+    """If any write of the ledger fails, the installation fails."""
     results = []
     for successful_writes in range(4):
         node = Node()
@@ -245,7 +245,7 @@ def test_each_failed_write_of_the_ledger_fails_the_installation():
 
 
 def test_names_that_a_version_drops_stay_agent_owned():
-    """The kernel keeps a dropped child loaded, so the ledger records its name as retired."""
+    """If the kernel keeps a dropped child loaded, the ledger records its name as retired."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:y")
     node.loaded = {"a": body(old), "b": body(old)}
     node.entries = {old.id: stored(old)}
@@ -254,7 +254,7 @@ def test_names_that_a_version_drops_stay_agent_owned():
 
 
 def test_dropped_names_of_an_adopted_version_stay_foreign():
-    """After the replacement of an adopted profile, the agent owns only the new profiles."""
+    """If an adopted profile is replaced, the agent owns only the names of the new version."""
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:y")
     node.entries = {old.id: replace(stored(old), provenance="adopted")}
     act(node, installing(new, replaceable=frozenset({"a"})))
@@ -272,7 +272,7 @@ def restoring(profile):
 
 
 def test_the_last_good_version_is_restored_from_the_ledger():
-    """Restoring needs neither the source nor a compilation."""
+    """The last good version is restored without the source and without a compilation."""
     node, profile = Node(), inspected()
     keep_bodies(node, profile)
     node.entries = {profile.id: stored(profile)}
@@ -281,7 +281,7 @@ def test_the_last_good_version_is_restored_from_the_ledger():
 
 
 def test_a_version_for_another_kernel_is_compiled_again():
-    """The ledger contains the source that is compiled again."""
+    """If the kernel has changed, the source in the ledger is compiled again."""
     kind = type("Kind", (MemoryKind,), {"accepts_context": lambda _, __: False})
     node, profile = Node(), inspected()
     keep_bodies(node, profile)
@@ -291,7 +291,9 @@ def test_a_version_for_another_kernel_is_compiled_again():
 
 
 def test_a_failed_restoration_has_a_finding():
-    """The causes are lost bytes, a rejected source, a changed name and a missing parser."""
+    """A restoration fails because of lost bytes, a rejected source, a changed name or a missing
+    parser.
+    """
     profile = inspected()
     bad = inspected(b"a:x")
     uninspectable = type("Kind", (FailingKind,), {"has_valid_context": False})
@@ -323,7 +325,7 @@ def test_a_failed_restoration_has_a_finding():
 
 
 class KindWithoutBody(MemoryKind):
-    """A backend that lost the body of a profile and must check its source again."""
+    """A fake backend that lost the body of a profile and must check its source again."""
 
     result = None
     """The result of the new inspection; None: the profile with a new body."""
@@ -341,20 +343,22 @@ class KindWithoutBody(MemoryKind):
 
 
 def pending_kind(profile):
-    """Return a backend that lost a body, and compiles it again in the background."""
+    """Return a backend that lost a body and compiles it again in the background."""
     result = Pending(id=profile.id, source=profile.source)
     return type("Kind", (KindWithoutBody,), {"result": result})
 
 
 def test_a_lost_body_is_compiled_again():
-    """The cache of compiled policies may lose an entry between a check and the installation."""
+    """If the cache loses a compiled policy between the check and the installation, it is compiled
+    again.
+    """
     node, profile = Node(), inspected()
     (outcome,) = act(node, installing(profile), kind=KindWithoutBody)
     assert (outcome.result, node.loaded) == ("done", {"a": body(profile)})
 
 
 def test_a_profile_whose_body_is_compiled_again_is_pending():
-    """Until the body is available, the last good version is restored if it is missing."""
+    """While a body is compiled again, a missing last good version is restored."""
     node, old, new = Node(), inspected(), inspected(b"a:y")
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
@@ -365,7 +369,7 @@ def test_a_profile_whose_body_is_compiled_again_is_pending():
 
 
 def test_an_adopted_profile_whose_body_is_compiled_again_is_pending():
-    """The ledger records an adopted profile only together with its body."""
+    """The ledger only records an adopted profile together with its body."""
     node, profile = Node(), inspected()
     node.loaded = {"a": body(profile)}
     (outcome,) = act(node, adopting(profile), kind=pending_kind(profile))
@@ -379,7 +383,7 @@ def test_an_adopted_profile_whose_body_is_compiled_again_is_pending():
 
 
 def test_different_bytes_of_a_new_check_are_not_recorded_for_the_planned_version():
-    """The next full pass plans with the version that the new check returned."""
+    """If a new check returns other bytes, the next full pass plans with them."""
     node, old, new = Node(), inspected(), inspected(b"a:y")
     node.loaded = {"a": body(old)}
     attributes = {"result": new, "body": lambda _, profile: body(new) if profile == new else None}
@@ -423,7 +427,9 @@ def test_keeping_an_unchanged_profile_writes_nothing():
 
 
 def test_an_adopted_version_is_recorded_with_its_own_mode():
-    """The mode of the previously installed version is not copied."""
+    """An adopted version is recorded with its own mode, and not with that of the previous
+    version.
+    """
     node, old, new = Node(), inspected(), inspected(b"a:y")
     old = replace(old, version=replace(old.version, modes={"a": "complain"}))
     new = replace(new, version=replace(new.version, modes={"a": "enforce"}))
@@ -439,7 +445,7 @@ def test_an_adopted_version_is_recorded_with_its_own_mode():
 
 
 def test_an_adoption_retires_the_installed_version_of_its_key():
-    """The previous version may be in use, so the ledger keeps its names."""
+    """If a profile is adopted, the ledger keeps the names of the installed version."""
     node, old, new = Node(), inspected(), inspected(b"b:x")
     node.entries = {old.id: stored(old)}
     evidence = {"b": token(body(new))}
@@ -487,7 +493,7 @@ def test_a_profile_that_the_backend_finds_in_use_is_held(use, code):
 
 
 def test_a_failed_removal_keeps_the_ledger_entry():
-    """A later pass repeats the removal."""
+    """If a removal fails, the ledger entry stays, and a later pass tries again."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     (outcome,) = act(node, removing(profile), kind=FailingKind)
@@ -508,7 +514,7 @@ def test_the_rest_of_a_partly_removed_key_stays_agent_owned():
 
 
 def test_a_release_deletes_only_its_own_names_from_the_entry():
-    """The installed version stays in the entry."""
+    """A release only deletes its own names from the entry, and the installed version stays."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile, retired={"b": token(b"b")})}
     release = Release(id=profile.id, reason="absent", names=("b",))
@@ -518,7 +524,7 @@ def test_a_release_deletes_only_its_own_names_from_the_entry():
 
 
 def test_a_failed_release_is_reported():
-    """A failed write of the ledger fails the release, but not the pass."""
+    """If a write of the ledger fails, the release fails, but the pass does not."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     release = Release(id=profile.id, reason="absent", names=("a",))
@@ -557,7 +563,7 @@ def test_a_dry_run_returns_the_expected_outcomes_without_changes():
 
 
 def test_the_outcome_of_a_hold_has_the_installed_version():
-    """A hold does not change the node or the ledger."""
+    """The outcome of a hold contains the installed version, and nothing changes."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     hold = Hold(id=profile.id, reason="rejected", names=("a",), state="outdated")
@@ -573,7 +579,7 @@ def test_the_digest_of_a_body_is_its_sha256():
 
 
 class NoWrites(MemoryLedger):
-    """A ledger that rejects writes."""
+    """A fake ledger that rejects writes."""
 
     def write(self, entry):
         raise AssertionError(f"written: {entry}")
@@ -584,7 +590,7 @@ def restore_missing(node, profile, ledger):
 
 
 def test_a_missing_profile_is_restored_without_a_write():
-    """The ledger already records the version with the evidence of the node."""
+    """A missing profile is restored without a write, because the ledger already records it."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     (outcome,) = restore_missing(node, profile, NoWrites)
@@ -592,7 +598,7 @@ def test_a_missing_profile_is_restored_without_a_write():
 
 
 def test_a_version_with_new_expected_evidence_is_staged_first():
-    """The expected evidence is recorded before the installation, so that it proves ownership."""
+    """New expected evidence is recorded before the installation, so that it proves ownership."""
     node, profile = Node(), inspected()
     less = replace(profile, version=replace(profile.version, evidence={}))
     node.entries = {profile.id: stored(less)}
@@ -609,7 +615,7 @@ def test_a_version_with_new_expected_evidence_is_staged_first():
 
 
 def test_an_entry_with_any_difference_is_written():
-    """The installation deletes the staged version from the entry."""
+    """If an entry differs in any way, it is written, for example without its staged version."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile, retired={"b": token(b"x")}, staged=profile.version)}
     restore_missing(node, profile, MemoryLedger)
@@ -627,7 +633,7 @@ def test_installations_precede_all_other_actions():
 
 
 def test_another_source_of_the_same_policy_is_staged_first():
-    """Only the recorded version is restored without a write to the ledger."""
+    """Only the recorded version itself is restored without a write to the ledger."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     other = replace(profile, version=replace(profile.version, source_digest="other"))
@@ -644,7 +650,7 @@ def test_another_source_of_the_same_policy_is_staged_first():
 
 
 class SlowKind(FailingKind):
-    """A backend whose checks have not finished yet."""
+    """A fake backend whose checks have not finished yet."""
 
     has_valid_context = False
 
@@ -654,7 +660,9 @@ class SlowKind(FailingKind):
 
 
 def test_a_last_good_version_that_must_be_compiled_again_is_pending():
-    """After a change of the kernel, the source is compiled first, and the report has no error."""
+    """If the kernel has changed, a last good version is compiled first, and this is not an
+    error.
+    """
     node = Node()
     good = inspected()
     act(
@@ -672,7 +680,7 @@ def test_a_last_good_version_that_must_be_compiled_again_is_pending():
 
 
 def test_a_replacement_updates_the_entries_of_the_same_version():
-    """A failed write of an entry is reported, and the next pass repeats it."""
+    """If an entry cannot be written, this is reported, and the next pass tries again."""
     node = Node(readable=False)
     first, second = inspected(key="a.profile"), inspected(key="b.profile")
     act(
@@ -684,7 +692,7 @@ def test_a_replacement_updates_the_entries_of_the_same_version():
     )
 
     class LedgerThatBecomesFull(FailingLedger):
-        # The writes are the source, the body, the staged version and the installed version.
+        # The writes are for the source, the body, the staged version and the installed version.
         successful_writes = 4
 
     (failed,) = act(node, replacement, ledger=LedgerThatBecomesFull)

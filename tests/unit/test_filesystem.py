@@ -1,4 +1,4 @@
-"""Specification of agent.host.filesystem: files below a root, in the presence of hostile files."""
+"""Tests of agent.host.filesystem, with hostile files under a root directory."""
 
 import errno
 import fcntl
@@ -31,7 +31,7 @@ def errno_of(call, *args, **kwargs):
 
 
 def test_a_written_file_is_complete_and_readable_by_everyone(host, tmp_path):
-    """A write creates the file with its content and mode, and leaves no temporary file."""
+    """A write creates a file with its content and mode, and leaves no temporary file."""
     host.write_file("/var/lib/seccomp", "profiles/a.json", b"{}")
     assert tree(tmp_path) == {"var/lib/seccomp/profiles/a.json": b"{}"}
     directory = tmp_path / "var/lib/seccomp/profiles"
@@ -49,7 +49,7 @@ def test_a_new_file_never_replaces_another(host, tmp_path):
 
 
 def test_a_write_replaces_the_whole_content(host, tmp_path):
-    """Without `new`, a second write replaces the content of the first write."""
+    """Without `new`, a second write replaces the content of the first one."""
     host.write_file("/d", "a", b"old")
     host.write_file("/d", "a", b"new")
     assert tree(tmp_path) == {"d/a": b"new"}
@@ -90,7 +90,7 @@ def test_only_regular_files_are_read(host, tmp_path):
 
 
 def test_the_removal_of_a_missing_file_is_no_error(host, tmp_path):
-    """The second removal of the same file succeeds."""
+    """If a file is removed twice, the second removal also succeeds."""
     host.write_file("/d", "a", b"x")
     host.remove_file("/d", "a")
     host.remove_file("/d", "a")
@@ -99,7 +99,7 @@ def test_the_removal_of_a_missing_file_is_no_error(host, tmp_path):
 
 
 def test_a_system_file_is_read_completely_within_a_limit(host, tmp_path):
-    """A file over the limit raises EFBIG, and never returns a part of its content."""
+    """A file over the limit raises EFBIG, and no part of its content is returned."""
     (tmp_path / "f").write_bytes(b"x" * 200_000)
     assert host.read("/f") == b"x" * 200_000
     assert errno_of(host.read, "/f", limit=1000) == errno.EFBIG
@@ -107,7 +107,9 @@ def test_a_system_file_is_read_completely_within_a_limit(host, tmp_path):
 
 
 def test_names_and_exists_with_links_and_missing_paths(host, tmp_path):
-    """A dangling link exists, a missing path does not, and a missing directory is an error."""
+    """A dangling link exists, a missing path does not exist, and a missing directory is an
+    error.
+    """
     (tmp_path / "b").symlink_to("nowhere")
     (tmp_path / "a").write_bytes(b"")
     assert host.names("/") == ["a", "b"]
@@ -116,7 +118,7 @@ def test_names_and_exists_with_links_and_missing_paths(host, tmp_path):
 
 
 def test_a_write_to_a_kernel_file_creates_no_file(host, tmp_path):
-    """The content is written unchanged, and a missing file raises ENOENT."""
+    """A write to a kernel file does not create a file; a missing file raises ENOENT."""
     (tmp_path / "replace").write_bytes(b"")
     host.write_kernel("/replace", b"policy")
     assert tree(tmp_path) == {"replace": b"policy"}
@@ -124,7 +126,7 @@ def test_a_write_to_a_kernel_file_creates_no_file(host, tmp_path):
 
 
 def test_links_in_a_host_path_stay_below_the_root(host, tmp_path):
-    """The target of an absolute link is a path below the root of the host."""
+    """The target of an absolute link is a path under the root of the host."""
     (tmp_path / "mnt/kubelet").mkdir(parents=True)
     (tmp_path / "var/lib").mkdir(parents=True)
     (tmp_path / "var/lib/kubelet").symlink_to("/mnt/kubelet")
@@ -146,7 +148,7 @@ def test_links_in_a_circle_are_an_error(host, tmp_path):
 
 
 def test_the_next_write_removes_the_temporary_file_of_a_killed_process(host, tmp_path, monkeypatch):
-    """The write of a later process succeeds, and leaves no other file."""
+    """The next write removes the temporary file of a killed process."""
     with monkeypatch.context() as broken:
         broken.setattr(os, "link", lambda *_, **__: os._exit(0))
         pid = os.fork()
@@ -159,7 +161,7 @@ def test_the_next_write_removes_the_temporary_file_of_a_killed_process(host, tmp
 
 
 def test_a_temporary_file_that_a_process_is_writing_stays(host, tmp_path):
-    """Two agents can share a directory, so only the files of ended processes are removed."""
+    """A temporary file that another process is writing is not removed."""
     folder = tmp_path / "d"
     folder.mkdir()
     names = [
@@ -179,7 +181,7 @@ def test_a_temporary_file_that_a_process_is_writing_stays(host, tmp_path):
 
 
 def test_signatures_equal_the_signature_of_each_file(host, tmp_path):
-    """A name in a subdirectory has a signature too; a missing name has none."""
+    """A name in a subdirectory has a signature too, but a missing name has none."""
     (tmp_path / "set/sub").mkdir(parents=True)
     (tmp_path / "set/a").write_bytes(b"1")
     (tmp_path / "set/sub/b").write_bytes(b"2")
@@ -190,7 +192,7 @@ def test_signatures_equal_the_signature_of_each_file(host, tmp_path):
 
 
 def test_signatures_without_names_include_the_directory(host, tmp_path):
-    """The signature of the directory itself is under the empty name."""
+    """The signature of the directory itself has the empty name."""
     (tmp_path / "set").mkdir()
     (tmp_path / "set/a").write_bytes(b"1")
     expected = {"": host.signature("/set"), "a": host.signature("/set/a")}
@@ -198,7 +200,7 @@ def test_signatures_without_names_include_the_directory(host, tmp_path):
 
 
 def test_signatures_of_a_missing_directory_are_none(host, tmp_path):
-    """A missing directory and a file differ from an empty directory."""
+    """A missing directory and a file have no signatures, unlike an empty directory."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_bytes(b"")
     signatures = [host.signatures(path, ["a"]) for path in ("/absent", "/file", "/empty")]

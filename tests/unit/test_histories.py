@@ -1,4 +1,4 @@
-"""Specification of the planner and the executor together, over several passes."""
+"""Tests of the planner and the executor together, over several passes."""
 
 import contextlib
 
@@ -23,7 +23,7 @@ def node_with_adopted_profiles():
 
 
 def test_the_rest_of_an_adopted_key_stays_adopted():
-    """One profile of the key moves to another profile set, and then the key is deleted."""
+    """If one profile of an adopted key moves to another set, the other profile stays adopted."""
     node = node_with_adopted_profiles()
     run_pass(node, [read({"k": b"a:y"}, "dir /p")])
     run_pass(node, [read({"z": b"c:y"}, "dir /q")])
@@ -32,7 +32,7 @@ def test_the_rest_of_an_adopted_key_stays_adopted():
 
 @pytest.mark.parametrize("step", range(12))
 def test_an_adopted_profile_stays_foreign_after_a_kill(step):
-    """The process may end between the releases of two names of one ledger entry."""
+    """If the process ends between the releases of two names, the adopted profile stays foreign."""
     node = node_with_adopted_profiles()
     snapshots = [read({"two": b"a:y"}, "dir /q")]
     with contextlib.suppress(Killed):
@@ -43,7 +43,7 @@ def test_an_adopted_profile_stays_foreign_after_a_kill(step):
 
 
 def test_a_duplicate_of_a_conflicting_key_keeps_its_last_good_version():
-    """Two keys with the same content wait for a name, and the installed profile is restored."""
+    """If two equal keys wait for a name, the installed profile is restored."""
     node = Node(loaded={"b": b"foreign"})
     run_pass(node, [read({"two": b"a:x"})])
     snapshots = [read({"one": b"a,b:y", "two": b"a,b:y"})]
@@ -54,7 +54,9 @@ def test_a_duplicate_of_a_conflicting_key_keeps_its_last_good_version():
 
 
 def test_the_last_good_version_of_a_duplicate_of_a_rejected_key_is_restored():
-    """After a reboot, the node rejects the new content of both keys."""
+    """If the node rejects the new content of two equal keys after a reboot, the old content
+    returns.
+    """
     node = Node()
     run_pass(node, [read({"two": b"a:x"})])
     node.loaded.clear()
@@ -63,7 +65,9 @@ def test_the_last_good_version_of_a_duplicate_of_a_rejected_key_is_restored():
 
 
 def test_a_failed_restoration_is_reported():
-    """The stored last good version is damaged, so neither version can be installed."""
+    """If the last good version is damaged, neither version can be installed, and this is
+    reported.
+    """
     node = Node()
     run_pass(node, [read({"one": b"a:x"})])
     node.loaded.clear()
@@ -73,7 +77,7 @@ def test_a_failed_restoration_is_reported():
 
 
 def test_a_name_that_a_rejected_key_has_dropped_can_move():
-    """The last good version of the rejected key no longer provides the name."""
+    """A name that a rejected key has dropped can move to another key."""
     node = Node(used={"b"})
     run_pass(node, [read({"two": b"a,b:x"})])
     run_pass(node, [read({"two": b"a:x"})])
@@ -82,7 +86,7 @@ def test_a_name_that_a_rejected_key_has_dropped_can_move():
 
 
 class Source:
-    """A source with one snapshot, which the test sets."""
+    """A fake source with one snapshot, which the test sets."""
 
     snapshot = None
 
@@ -97,7 +101,7 @@ class Source:
 
 
 def test_the_last_good_version_is_restored_when_the_node_rejects_its_update():
-    """A rejection by the node and a rejection by the parser have the same effect."""
+    """A rejection by the node has the same effect as a rejection by the parser."""
     for update in (b"a:?", b"!bad"):
         node, source = Node(), Source()
         reconciler = build_reconciler(

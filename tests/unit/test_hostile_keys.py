@@ -1,6 +1,6 @@
-"""Keys of 1 MiB, the size limit of a ConfigMap, that would need much time or memory.
+"""Tests of keys of 1 MiB, the limit of a ConfigMap, that could take much time or memory.
 
-The container of the agent has 128 MiB, and checking one key delays all other keys.
+The container of the agent has 128 MiB, and the check of one key delays all other keys.
 """
 
 import json
@@ -15,7 +15,7 @@ from tests.unit import hostile
 
 SECONDS = 5.0  # seconds of CPU time; each seccomp key needs less than half a second
 TEXT_SECONDS = (
-    # seconds of CPU time; a text is split in three ways, and each token needs a few microseconds
+    # seconds of CPU time; a text is split in three ways, and each token takes a few microseconds
     20.0
 )
 MEBIBYTES = 64
@@ -32,13 +32,13 @@ def checked(name, seconds=SECONDS):
 
 @pytest.mark.parametrize("name", hostile.SECCOMP)
 def test_a_hostile_seccomp_key_is_rejected_quickly(name):
-    """The check needs little time and memory, and reports at least some of the mistakes."""
+    """The check of a hostile seccomp key takes little time and memory, and reports mistakes."""
     assert 0 < checked(name) <= MAX_FINDINGS + 1
 
 
 @pytest.mark.parametrize("name", hostile.APPARMOR)
 def test_a_hostile_apparmor_text_is_checked_quickly(name):
-    """The checks before the parser run need little time and memory."""
+    """The checks before the parser runs take little time and memory."""
     assert checked(name, TEXT_SECONDS) <= MAX_FINDINGS + 1
 
 
@@ -47,7 +47,7 @@ def finding(code, number):
 
 
 def test_an_error_is_reported_whatever_number_of_warnings_precedes_it():
-    """A key with an error is rejected, and warnings cannot hide the error."""
+    """A key with an error is rejected, even if many warnings precede the error."""
     warnings = [finding("complain_mode", number) for number in range(MAX_FINDINGS * 2)]
     error = finding("not_json", 0)
     more = Finding(
@@ -68,13 +68,13 @@ def test_an_error_is_reported_whatever_number_of_warnings_precedes_it():
 
 
 def test_few_problems_are_all_reported():
-    """The notice about omitted problems is absent."""
+    """If there are only a few problems, no notice about omitted problems is added."""
     result = tuple(finding("not_json", number) for number in range(MAX_FINDINGS))
     assert (limit_findings(result), limit_findings(())) == (result, ())
 
 
 def test_the_search_ends_after_an_error_and_enough_problems():
-    """The check does not iterate over all problems."""
+    """After an error and enough problems, the check stops iterating over the problems."""
     result = iter([finding("not_json", number) for number in range(MAX_FINDINGS + 5)])
     assert len(limit_findings(result)) == MAX_FINDINGS + 1
     assert len([*result]) == 4

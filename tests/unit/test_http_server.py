@@ -1,4 +1,4 @@
-"""Specification of agent.reporting.http_server, over real sockets."""
+"""Tests of agent.reporting.http_server, over real sockets."""
 
 import contextlib
 import http.client
@@ -25,7 +25,7 @@ from tests.system.guest import pace
 
 
 class Pages:
-    """Pages whose content a test sets."""
+    """Pages whose content a test can set."""
 
     reason = ""
     page = b"<p>page</p>"
@@ -50,14 +50,14 @@ def pages():
 
 @pytest.fixture
 def server(pages):
-    """Return a server that serves until the tests end."""
+    """Return a server that runs until the tests end."""
     running = HttpServer("127.0.0.1:0", pages)
     running.start()
     return running
 
 
 def ask(server, path, method="GET", **headers):
-    """Send a request; return the status, the body and the headers of the response."""
+    """Send a request and return the status, the body and the headers of the response."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=50)
     with contextlib.closing(connection):
         connection.request(method, path, headers=headers)
@@ -66,7 +66,7 @@ def ask(server, path, method="GET", **headers):
 
 
 def test_each_path_has_its_page(server):
-    """The metrics follow the Accept header, and the status page has two paths."""
+    """The metrics depend on the Accept header, and the status page has two paths."""
     found = {
         path: ask(server, path, Accept="any")[:2]
         for path in ("/metrics", "/healthz", "/readyz", "/", "/statusz", "/statusz?x=y")
@@ -82,7 +82,7 @@ def test_each_path_has_its_page(server):
 
 
 def test_a_failed_probe_returns_the_reason(server, pages):
-    """The response has status 503 and the reason as its body."""
+    """If a probe fails, the response has the status 503 and the reason as its body."""
     pages.reason = "no pass has ended yet"
     assert ask(server, "/readyz")[:2] == (503, "no pass has ended yet\n")
     assert ask(server, "/healthz")[:2] == (503, "no pass has ended yet\n")
@@ -99,7 +99,7 @@ def test_other_paths_and_methods_are_rejected(server):
 
 
 def test_a_page_that_fails_affects_no_other_request(server, pages):
-    """The response is a 500 without details, and the next request succeeds."""
+    """If a page fails, the response is 500 without details, and the next request succeeds."""
     pages.status = None
     expected = "this page could not be rendered; the log contains the error\n"
     assert ask(server, "/")[:2] == (500, expected)
@@ -107,7 +107,9 @@ def test_a_page_that_fails_affects_no_other_request(server, pages):
 
 
 def test_the_page_may_load_nothing(server):
-    """The page's policy would block a script in a profile's name even if it were not escaped."""
+    """Even if a script in a profile's name were not escaped, the policy of the page would block
+    it.
+    """
     _, _, headers = ask(server, "/")
     assert headers["Content-Security-Policy"] == PAGE_POLICY
     assert headers["X-Content-Type-Options"] == "nosniff"
@@ -115,14 +117,14 @@ def test_the_page_may_load_nothing(server):
 
 @pytest.fixture
 def died(monkeypatch):
-    """Return the exceptions that ended threads; each exception would end the agent."""
+    """Return the exceptions that ended threads; each of them would end the agent."""
     exceptions = []
     monkeypatch.setattr(threading, "excepthook", lambda args: exceptions.append(args.exc_value))
     return exceptions
 
 
 def send(server, content):
-    """Send bytes; return the response, once the server has closed the connection."""
+    """Send bytes and return the response after the server has closed the connection."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(content)
         return receive(connection)
@@ -150,14 +152,14 @@ MULTIPART = head("Content-Type: multipart/x; boundary*0=a; boundary*=b", request
 
 
 def test_a_malicious_mail_header_is_ignored(server, died):
-    """The server does not interpret the value of a header that it does not need."""
+    """The server does not interpret a header that it does not need."""
     assert status(send(server, MULTIPART)) == 200
     assert ask(server, "/healthz")[0] == 200
     assert died == []
 
 
 def test_an_unexpected_error_ends_only_its_connection(server, pages, died):
-    """The error is logged, and the thread of the server continues."""
+    """An unexpected error ends only its connection, and the thread of the server continues."""
     pages.metrics = lambda _accept: ("text/plain", None)
     with structlog.testing.capture_logs() as logged:
         assert send(server, head(request="GET /metrics HTTP/1.0")) == b""
@@ -181,12 +183,12 @@ LARGE = {
 
 @pytest.mark.parametrize("content", LARGE.values(), ids=LARGE)
 def test_a_large_head_is_rejected_without_reading_the_rest(server, content):
-    """The server responds with 431 at the limit, and does not wait for the end of the head."""
+    """A head over the limit causes the status 431 before its end is read."""
     assert status(send(server, content[:HEAD_BYTES])) == 431
 
 
 def test_a_head_within_the_limits_is_accepted(server):
-    """The limits allow the headers of browsers and proxies."""
+    """A head with the usual headers of browsers and proxies is within the limits."""
     for content in (
         head(*["A: a"] * (HEADER_LINES - 1)),
         head(f"A: {'a' * (HEAD_BYTES - OVERHEAD)}"),
@@ -195,7 +197,7 @@ def test_a_head_within_the_limits_is_accepted(server):
 
 
 def test_a_head_that_comes_byte_by_byte_is_cut_off(server):
-    """The whole head of a request has one time limit, which a new byte does not extend."""
+    """The whole head of a request has one time limit, which new bytes do not extend."""
     begin = time.monotonic()
     address = ("127.0.0.1", server.port)
     with socket.create_connection(address, timeout=REQUEST_SECONDS / 50) as connection:
@@ -213,7 +215,7 @@ def test_a_head_that_comes_byte_by_byte_is_cut_off(server):
 
 
 def test_a_head_may_come_in_pieces():
-    """The head is complete at its empty line, however the bytes are split."""
+    """A head is complete at its empty line, even if the bytes arrive in pieces."""
     whole = head("Accept: a")
     for end in range(1, len(whole)):
         parser = RequestParser()
@@ -239,7 +241,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
 def test_an_ambiguous_or_malformed_head_is_rejected(server, content):
-    """The server responds to the request with status 400."""
+    """An ambiguous or malformed head causes the status 400."""
     assert status(send(server, content)) == 400
 
 
@@ -260,7 +262,7 @@ def test_common_variants_of_heads_are_accepted(server):
 
 
 def silent(stack, server, number):
-    """Open connections that send nothing, or half a request."""
+    """Open connections that send nothing or only half a request."""
     for index in range(number):
         connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
         if index % 2:
@@ -275,7 +277,7 @@ def test_idle_and_slow_connections_delay_no_probe(server):
 
 
 def test_idle_connections_are_limited(server):
-    """A new connection replaces the oldest connection without a request."""
+    """A new connection replaces the oldest connection that has sent no request."""
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
         silent(stack, server, READING_CONNECTIONS)
@@ -310,7 +312,7 @@ def is_reset(connection):
 
 
 def test_clients_that_do_not_read_delay_no_probe_and_no_scrape(server, pages):
-    """Probes, metrics and the page have separate limits of connections."""
+    """Clients that do not read a page delay neither probes nor scrapes."""
     pages.page = LARGE_PAGE
     with contextlib.ExitStack() as stack:
         for _ in range(4 * READING_CONNECTIONS):
@@ -321,7 +323,7 @@ def test_clients_that_do_not_read_delay_no_probe_and_no_scrape(server, pages):
 
 
 def test_a_new_request_replaces_the_oldest_unread_page(server, pages):
-    """At most PAGE_CONNECTIONS clients receive a page; older connections are reset."""
+    """At most PAGE_CONNECTIONS clients receive a page, and older connections are reset."""
     pages.page = LARGE_PAGE
     with contextlib.ExitStack() as stack:
         connections = []
@@ -334,7 +336,7 @@ def test_a_new_request_replaces_the_oldest_unread_page(server, pages):
 
 
 def test_a_response_has_one_time_limit_for_all_its_bytes(server, pages):
-    """A client that reads slowly is reset when the time limit of the response is over."""
+    """If a client reads too slowly, it is reset at the time limit of the response."""
     pages.page = LARGE_PAGE
     with contextlib.ExitStack() as stack:
         connection = unread(stack, server, "/")
@@ -348,14 +350,16 @@ def test_a_response_has_one_time_limit_for_all_its_bytes(server, pages):
 
 
 def queued_bytes(port):
-    """Return how many bytes the kernel keeps for connections from a port, in any TCP state."""
+    """Return how many bytes the kernel stores for connections from a port, in any TCP state."""
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     rows = [line.split() for line in lines]
     return sum(int(row[4].split(":")[0], 16) for row in rows if row[1].endswith(f":{port:04X}"))
 
 
 def test_the_kernel_keeps_nothing_for_clients_that_stop_reading(server, pages):
-    """A connection is also reset if its response fits the send buffer and is not acknowledged."""
+    """A connection is also reset if its response fits into the send buffer but is not
+    acknowledged.
+    """
     pages.page = b"x" * SEND_BUFFER
     with contextlib.ExitStack() as stack:
         for _ in range(4 * CLOSING_CONNECTIONS):
@@ -370,7 +374,7 @@ def test_the_kernel_keeps_nothing_for_clients_that_stop_reading(server, pages):
 
 
 def test_a_page_is_complete_however_it_is_split(server, pages):
-    """Every byte of a page larger than all buffers arrives, in order."""
+    """If a page is larger than all buffers, every byte arrives in order."""
     pages.page = bytes(range(256)) * (1 << 14)
     response = send(server, head(request="GET / HTTP/1.0"))
     assert response.partition(b"\r\n\r\n")[2] == pages.page
@@ -387,7 +391,7 @@ def test_bytes_that_are_not_http_affect_no_other_request(server):
 
 @pytest.mark.parametrize("address", [":0", "127.0.0.1:0", "[::]:0", "[::1]:0"])
 def test_an_address_can_be_written_in_the_usual_ways(pages, address):
-    """Without a host the server listens on both families; an IPv6 address has brackets."""
+    """Without a host, the server listens on IPv4 and IPv6; an IPv6 address has brackets."""
     server = HttpServer(address, pages)
     server.start()
     host = "::1" if "[" in address else "127.0.0.1"
@@ -398,6 +402,6 @@ def test_an_address_can_be_written_in_the_usual_ways(pages, address):
 
 
 def test_a_port_in_use_is_reported_at_once(server, pages):
-    """The error is raised by the constructor, and not at the first scrape."""
+    """If the port is in use, the constructor raises an error."""
     with pytest.raises(OSError, match="in use"):
         HttpServer(f"127.0.0.1:{server.port}", pages)

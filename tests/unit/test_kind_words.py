@@ -1,4 +1,4 @@
-"""The shared packages do not know the profile kinds; backends declare how kinds differ."""
+"""The shared packages do not mention profile kinds; backends declare how kinds differ."""
 
 import re
 from pathlib import Path
@@ -9,11 +9,11 @@ ROOT = Path(agent.__file__).parent
 SHARED = ("core", "host", "kube", "reporting", "controller.py", "reconciler.py", "executor.py")
 WORDS = re.compile(r"apparmor|seccomp", re.IGNORECASE)
 ALLOWED = {
-    # The public names of the profile kinds.
+    # These are the public names of the profile kinds.
     "core/model.py": 2,
-    # File name rules that users rely on.
+    # Users rely on these rules for file names.
     "core/classify.py": 7,
-    # The fields and annotations of the Kubernetes API.
+    # These are fields and annotations of the Kubernetes API.
     "core/pod_references.py": 12,
 }
 

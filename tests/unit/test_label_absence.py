@@ -1,4 +1,4 @@
-"""Specification of agent.control.label_absence, within a daemon: removals wait for their label."""
+"""Tests of agent.control.label_absence in a daemon: removals wait for their labels."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def world(tmp_path):
 
 
 def test_a_profile_is_removed_a_grace_time_after_its_label(world):
-    """The label is removed first, and the profile is removed when the grace time has passed."""
+    """The label is removed first, and the profile is removed after the grace time."""
     del world.source.keys["old"]
     world.controller.run_pass()
     assert (world.labels(), world.loaded(), world.reason()) == (ALL, ALL, "label_pending")
@@ -33,7 +33,9 @@ def test_a_profile_is_removed_a_grace_time_after_its_label(world):
 
 
 def test_a_due_removal_is_not_delayed_by_rounding(tmp_path):
-    """With floating point numbers, (start + grace) - start may be less than the grace time."""
+    """A removal is not delayed, although (start + grace) - start may be less than the grace
+    time.
+    """
     world = converged_world(tmp_path, resync_seconds=1e9)
     del world.source.keys["old"]
     world.clock.now = 1000.004
@@ -46,7 +48,7 @@ def test_a_due_removal_is_not_delayed_by_rounding(tmp_path):
 
 
 def test_nothing_is_removed_while_its_label_cannot_be_removed(world):
-    """Even in a long outage of the API server, a profile stays while its label may exist."""
+    """While a label may still exist, its profile stays, even in a long outage of the API server."""
     del world.source.keys["old"]
     for _ in range(5):
         world.server.errors = [UNREACHABLE]
@@ -56,7 +58,7 @@ def test_nothing_is_removed_while_its_label_cannot_be_removed(world):
 
 
 def test_a_lost_response_does_not_prove_that_a_label_is_absent(world):
-    """A request may have set a label although its response was lost."""
+    """If a response was lost, the label may have been set and does not count as absent."""
     world.source.keys["new"] = "new:1"
     world.controller.run_pass()
     world.server.lost = [UNREACHABLE]
@@ -72,7 +74,7 @@ def test_a_lost_response_does_not_prove_that_a_label_is_absent(world):
 
 
 def test_a_label_known_to_be_absent_stays_so_during_an_outage(world):
-    """During the outage the grace time continues, and the profile is removed at its end."""
+    """During an outage, a label that was absent stays absent, and the profile is removed."""
     del world.source.keys["old"]
     world.run_pass()
     world.controller.run_pass()
@@ -93,7 +95,7 @@ def test_a_label_that_was_never_seen_absent_counts_as_present_during_an_outage(w
 
 
 def test_a_label_that_returns_starts_the_grace_time_again(world):
-    """Whichever client set the label, the scheduler may have placed a pod by this label."""
+    """If another client sets a label again, the grace time starts again."""
     del world.source.keys["old"]
     world.run_pass()
     world.controller.run_pass()
@@ -113,7 +115,9 @@ def test_a_label_that_returns_starts_the_grace_time_again(world):
 
 
 def test_a_profile_that_is_desired_again_gets_its_label_back(world):
-    """If the profile becomes undesired once more, its grace time starts at zero."""
+    """If a profile is desired again, it gets its label back, and a later grace time starts at
+    zero.
+    """
     del world.source.keys["old"]
     world.run_pass()
     world.controller.run_pass()
@@ -130,7 +134,7 @@ def test_a_profile_that_is_desired_again_gets_its_label_back(world):
 
 
 def test_a_profile_in_use_loses_its_label_and_stays_loaded(world):
-    """The scheduler sends no more pods, and the running pods keep their profile."""
+    """A profile in use loses its label, but it stays loaded for the running pods."""
     world.node.used = {"old"}
     del world.source.keys["old"]
     for _ in range(3):
@@ -143,7 +147,7 @@ def test_a_profile_in_use_loses_its_label_and_stays_loaded(world):
 
 
 def test_an_unreadable_source_does_not_bring_a_removed_label_back(world):
-    """An unavailable source does not change any label."""
+    """If a source is unavailable, a removed label does not return."""
     world.node.used = {"old"}
     del world.source.keys["old"]
     world.run_pass()
@@ -158,7 +162,7 @@ def test_an_unreadable_source_does_not_bring_a_removed_label_back(world):
 
 
 def test_a_label_stays_if_a_source_becomes_unreadable_before_it_was_removed(world):
-    """The unreadable source may desire the profile."""
+    """If a source becomes unreadable, a label stays, because the source may desire the profile."""
     del world.source.keys["old"]
     world.controller.run_pass()
     world.other_source.keys = Unreadable(profile_set="dir /p", reason="no permission")
@@ -171,7 +175,7 @@ def test_a_label_stays_if_a_source_becomes_unreadable_before_it_was_removed(worl
     [Missing(profile_set=SET, reason="gone"), Unreadable(profile_set=SET, reason="403"), {}],
 )
 def test_an_unavailable_source_removes_no_label_and_no_profile(world, keys):
-    """Missing, unreadable and emptied profile sets keep their profiles and labels."""
+    """If a profile set is missing, unreadable or emptied, its profiles and labels stay."""
     world.source.keys = keys
     world.server.requests()
     for _ in range(3):
@@ -182,7 +186,7 @@ def test_an_unavailable_source_removes_no_label_and_no_profile(world, keys):
 
 
 def test_without_labels_a_removal_waits_for_the_grace_time_alone(tmp_path):
-    """A container that is about to start may still name the profile."""
+    """Without labels, a removal still waits for the grace time."""
     world = DaemonWorld(tmp_path, is_published=False)
     world.controller.run_pass()
     del world.source.keys["old"]
@@ -194,7 +198,7 @@ def test_without_labels_a_removal_waits_for_the_grace_time_alone(tmp_path):
 
 
 def test_a_profile_that_a_pod_names_stays(world):
-    """Each pass uses the current list of pods."""
+    """A profile stays while the current list of pods references it."""
     world.cluster.pods = {("apparmor", "old"): ("ns/pod",)}
     del world.source.keys["old"]
     for _ in range(3):
@@ -207,7 +211,7 @@ def test_a_profile_that_a_pod_names_stays(world):
 
 
 def test_a_removal_that_became_due_during_a_pass_is_done_by_the_next_pass(tmp_path):
-    """The next pass runs at once, long before the resync."""
+    """If a removal becomes due during a pass, the next pass runs at once."""
     world = converged_world(tmp_path, resync_seconds=1e9)
     del world.source.keys["old"]
     world.run_pass()
@@ -226,7 +230,7 @@ def test_a_removal_that_became_due_during_a_pass_is_done_by_the_next_pass(tmp_pa
 
 
 def test_a_change_in_the_set_of_absent_labels_calls_for_a_pass(world):
-    """One label may return while another disappears, so an equal number proves nothing."""
+    """A pass also runs if one label returns while another one disappears."""
     world.node.used = {"web"}
     world.source.keys = {"stays": "stays:1"}
     world.run_pass()
@@ -243,7 +247,9 @@ def test_a_change_in_the_set_of_absent_labels_calls_for_a_pass(world):
 
 
 def test_a_label_that_disappeared_during_an_outage_counts_once_the_node_is_readable(world):
-    """While the copy of the Node is unconfirmed, the publisher reports no change."""
+    """A label that disappeared during an outage counts as absent when the Node is readable
+    again.
+    """
     world.watch.fail()
     del world.source.keys["old"]
     world.controller.run_pass()

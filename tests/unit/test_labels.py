@@ -1,4 +1,4 @@
-"""Specification of agent.core.labels."""
+"""Tests of agent.core.labels."""
 
 import hashlib
 from dataclasses import replace
@@ -61,12 +61,14 @@ def hashed(cut, text):
     ],
 )
 def test_a_name_that_is_not_valid_in_a_label_key_is_shortened_and_hashed(text, expected):
-    """The shortened name with its hash depends only on the name."""
+    """A name that is not valid in a label key is shortened, and the result depends only on the
+    name.
+    """
     assert labels.label_name(text) == expected
 
 
 def test_verified_profiles_are_labelled():
-    """Labels show verified profiles of both kinds, the profile set, and the node's support."""
+    """Labels show verified profiles of both kinds, the profile set, and the support of the node."""
     computed = labels_of(
         report(
             row(),
@@ -92,21 +94,23 @@ def test_verified_profiles_are_labelled():
     "state", ["rejected", "foreign", "failed", "unsupported", "removed", "released", "planned"]
 )
 def test_an_unverified_profile_has_no_label_and_its_set_is_not_ready(state):
-    """A profile set with one unverified profile has no label."""
+    """If one profile of a profile set is not verified, the set has no label."""
     assert labels_of(report(row(), row("b.json", state))).labels == {
         f"seccomp.{D}/a.json": "installed"
     }
 
 
 def test_a_held_profile_that_is_not_desired_has_no_label():
-    """A profile that is only held until it is unused must not attract new pods."""
+    """A profile that is only held until it is unused has no label, so that it attracts no new
+    pods.
+    """
     computed = labels_of(report(row(), row("gone.json", "held", desired=False)))
     assert computed.labels == {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"}
 
 
 @pytest.mark.parametrize("state", ["missing", "unreadable"])
 def test_labels_stay_while_a_source_is_unavailable(state):
-    """The last good versions are verified, and a profile set that was ready stays ready."""
+    """While a source is unavailable, the labels stay."""
     unavailable = report(row(state="held"), sets=(ProfileSetStatus(profile_set=SET, state=state),))
     own = {f"seccomp.{D}/a.json": "installed"}
     assert labels_of(unavailable).labels == own
@@ -141,7 +145,7 @@ def test_labels_stay_while_a_kind_is_unobservable_and_none_is_added():
     ],
 )
 def test_a_set_stays_ready_while_its_verified_profiles_are_unobservable(present, expected):
-    """A key that was never verified keeps its profile set from becoming ready."""
+    """If a key was never verified, its profile set does not become ready."""
     unobservable = report(row(state="unobservable"), row("web", kind="apparmor", mode="enforce"))
     computed = labels_of(unobservable, dict.fromkeys(present, "x")).labels
     assert (f"set.{D}/ns__web" in computed) is expected
@@ -149,20 +153,20 @@ def test_a_set_stays_ready_while_its_verified_profiles_are_unobservable(present,
 
 @pytest.mark.parametrize("state", ["failed", "foreign", "rejected"])
 def test_a_set_with_a_profile_that_is_not_on_the_node_is_not_ready(state):
-    """The profile set is not ready, whichever labels the Node has."""
+    """If a profile of a set is not on the node, the set is not ready."""
     present = dict.fromkeys((f"seccomp.{D}/a.json", f"set.{D}/ns__web"), "x")
     assert labels_of(report(row(state=state)), present).labels == {}
 
 
 def test_an_unreadable_source_neither_removes_nor_adds_labels():
-    """An outage does not restore the label of a profile that was not desired."""
+    """If a source is unreadable, no label is added and no label is removed."""
     unknown = report(row(state="held", reason="a source is unreadable"), sets=())
     own = {f"seccomp.{D}/a.json": "installed"}
     assert (labels_of(unknown).labels, labels_of(unknown, own).labels) == ({}, own)
 
 
 def test_a_profile_that_may_be_desired_keeps_the_value_of_its_label():
-    """The mode of the profile is unknown, and an empty value is not a valid mode."""
+    """If the mode of a profile is unknown, its label keeps its value."""
     unknown = report(
         row("web", "held", kind="apparmor", reason="a source is unreadable"),
         row("other", kind="apparmor", mode="enforce"),
@@ -177,14 +181,14 @@ def test_a_profile_that_may_be_desired_keeps_the_value_of_its_label():
 
 
 def test_a_set_without_current_profiles_is_not_ready():
-    """Profiles of previous keys, which another source may desire, do not count."""
+    """If a profile set has no current profiles, it is not ready."""
     left = report(row(state="held", reason="a source is unreadable"))
     present = {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"}
     assert labels_of(left, present).labels == {f"seccomp.{D}/a.json": "installed"}
 
 
 def test_a_set_with_keys_of_an_excluded_kind_is_not_ready():
-    """With --kinds=seccomp, the AppArmor profiles of the profile set are not installed."""
+    """If --kinds excludes some keys of a profile set, the set is not ready."""
     excluded = left_out.of(LeftOutReason.KIND, ["web.profile"])
     sets = (ProfileSetStatus(profile_set=SET, state="read", keys=2, left_out=excluded),)
     assert labels_of(report(row(), sets=sets)).labels == {f"seccomp.{D}/a.json": "installed"}
@@ -198,14 +202,14 @@ def test_a_set_with_inputs_that_are_not_profiles_is_ready():
 
 
 def test_the_support_of_the_node_keeps_its_label_when_an_observation_fails():
-    """A single failed read does not remove a label that schedules pods."""
+    """If an observation fails once, the labels about the support of the node stay."""
     unobservable = report(apparmor="unknown", seccomp="unknown", sets=())
     computed = labels_of(unobservable, {f"{D}/apparmor": "enabled"}).labels
     assert computed == {f"{D}/apparmor": "enabled", f"{D}/seccomp": "unknown"}
 
 
 def test_labels_of_names_precede_labels_of_digests():
-    """The digest of a profile is useless without the label of the profile."""
+    """A label for the digest needs the label of the profile."""
     rows = [row(name, source_digest="0123456789abcdef") for name in ("a", "b")]
     computed = labels_of(report(*rows, sets=()), digest=True, limit=3)
     assert list(computed.labels) == [
@@ -216,12 +220,12 @@ def test_labels_of_names_precede_labels_of_digests():
 
 
 def test_a_row_without_a_name_has_no_label():
-    """A row lacks a name if its key could not be read."""
+    """A row without a name has no label."""
     assert labels_of(report(row("", "rejected"))).labels == {}
 
 
 def test_the_label_of_a_digest_has_the_digest_of_the_source():
-    """The optional label has the first 12 digits, and exists only if the digest is known."""
+    """The optional label has the first 12 digits of the digest, if the digest is known."""
     built = report(row(source_digest="0123456789abcdef"), row("b.json"))
     computed = labels_of(built, digest=True).labels
     assert {key: value for key, value in computed.items() if "digest" in key} == {
@@ -231,7 +235,7 @@ def test_the_label_of_a_digest_has_the_digest_of_the_source():
 
 @pytest.fixture
 def equal_digests(monkeypatch):
-    """Make all SHA-256 digests equal, like an attacker who computed a collision."""
+    """Make all SHA-256 digests equal, as if an attacker had computed a collision."""
     monkeypatch.setattr(
         hashlib, "sha256", lambda _: type("Same", (), {"hexdigest": lambda _: "0" * 64})()
     )
@@ -240,7 +244,7 @@ def equal_digests(monkeypatch):
 @pytest.mark.usefixtures("equal_digests")
 @pytest.mark.parametrize("state", ["installed", "rejected", "foreign", "unobservable"])
 def test_names_with_the_same_label_key_have_no_label(state):
-    """A shared label key of an accepted profile would also announce the rejected profile."""
+    """If two names have the same label key, neither name has a label."""
     label = f"seccomp.{D}/web.server-{'0' * 20}"
     digest = f"seccomp-digest.{D}/web.server-{'0' * 20}"
     rows = (
@@ -266,7 +270,7 @@ def test_names_with_the_same_label_key_have_no_label(state):
 
 @pytest.mark.usefixtures("equal_digests")
 def test_a_desired_name_without_a_row_can_collide():
-    """The row of a rejected key has no name, but the report contains the desired names."""
+    """A desired name can cause a collision even if no row contains it."""
     built = report(row("web server"), row("", "rejected"), sets=())
     rejected = replace(built, desired_names={"seccomp": frozenset(["web server", "web?server"])})
     assert list(labels_of(built).labels) == [f"seccomp.{D}/web.server-{'0' * 20}"]
@@ -277,7 +281,7 @@ def test_a_desired_name_without_a_row_can_collide():
 @pytest.mark.usefixtures("equal_digests")
 @pytest.mark.parametrize("state", ["read", "missing", "unreadable", "emptied"])
 def test_configmaps_with_the_same_label_key_have_no_label(state):
-    """A ConfigMap whose label key collides has no label, whatever the other ConfigMap's state."""
+    """If the label keys of two ConfigMaps collide, neither of them has a label."""
     long = "a" * 60
     first, other = f"configmap {long}/web", f"configmap {long}/api"
     sets = (
@@ -309,7 +313,7 @@ def test_configmaps_of_two_namespaces_have_different_labels():
 
 
 def test_the_label_of_an_observed_profile_has_the_observed_mode():
-    """The previous mode is replaced, even if another source may also desire the name."""
+    """The label of an observed profile has the observed mode."""
     rows = [
         row("web", kind="apparmor", mode="enforce"),
         row(
@@ -322,7 +326,7 @@ def test_the_label_of_an_observed_profile_has_the_observed_mode():
 
 
 def test_only_configmaps_have_labels_of_profile_sets():
-    """The path of a directory or a manifest differs between nodes."""
+    """Directories and manifests have no label of their own."""
     computed = labels_of(
         report(row(origin="dir /p"), sets=(ProfileSetStatus(profile_set="dir /p", state="read"),))
     )
@@ -330,7 +334,7 @@ def test_only_configmaps_have_labels_of_profile_sets():
 
 
 def test_existing_labels_have_precedence_over_new_labels():
-    """The order is the node's support, existing labels, profile sets, and then profiles."""
+    """The order of labels is: support of the node, existing labels, profile sets, profiles."""
     built = report(row("a"), row("b"), row("c"), seccomp="enabled")
     computed = labels_of(built, {f"seccomp.{D}/c": "installed"}, limit=3)
     assert list(computed.labels) == [f"{D}/seccomp", f"seccomp.{D}/c", f"set.{D}/ns__web"]
@@ -341,7 +345,7 @@ def test_existing_labels_have_precedence_over_new_labels():
 
 
 def test_new_labels_of_older_configmaps_precede_those_of_newer_ones():
-    """The name of a new profile cannot displace the label of an older profile."""
+    """A new profile cannot displace the label of an older profile by its name."""
     ages = {"dir /p": "", SET: "2026-01-02T00:00:00Z", "configmap ns/old": "2026-01-01T00:00:00Z"}
     sets = tuple(
         ProfileSetStatus(profile_set=name, state="read", created=created)
@@ -360,7 +364,7 @@ def test_new_labels_of_older_configmaps_precede_those_of_newer_ones():
 
 
 def test_a_name_of_two_configmaps_has_the_rank_of_the_older_one():
-    """The same profile may be in several ConfigMaps."""
+    """If two ConfigMaps provide a name, it has the rank of the older ConfigMap."""
     ages = {SET: "2026-01-03", "configmap ns/old": "2026-01-01", "configmap ns/b": "2026-01-02"}
     sets = tuple(
         ProfileSetStatus(profile_set=name, state="unreadable", created=created)
@@ -371,7 +375,7 @@ def test_a_name_of_two_configmaps_has_the_rank_of_the_older_one():
 
 
 def test_a_labelled_profile_has_a_node_selector():
-    """The nodeSelector is empty if the profile has no label."""
+    """If a profile has no label, its nodeSelector is empty."""
     rows = [row("web", kind="apparmor", mode="enforce"), row(), row(state="failed")]
     assert [labels.node_selector(profile, D) for profile in rows] == [
         {f"apparmor.{D}/web": "enforce"},
@@ -392,7 +396,7 @@ def test_a_labelled_profile_has_a_node_selector():
     ],
 )
 def test_labels_of_a_previous_domain_are_recognized(label, expected):
-    """Labels with the agent's previous domain are recognized, so that an update removes them."""
+    """Labels of the agent's previous domain are recognized, so that an update removes them."""
     assert labels.has_agent_label_form(label) is expected
 
 
@@ -412,5 +416,5 @@ def test_labels_of_a_previous_domain_are_recognized(label, expected):
     ],
 )
 def test_only_labels_with_a_prefix_of_the_agent_are_its_own(label, expected):
-    """Every label without a prefix of the agent is foreign."""
+    """A label without a prefix of the agent is foreign."""
     assert labels.is_agent_label(label, D) is expected

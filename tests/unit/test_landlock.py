@@ -29,7 +29,7 @@ SYSTEM_CALL_NUMBERS = {"create": 444, "add": 445, "restrict": 446}
 
 
 def opened(path, flags=os.O_RDONLY):
-    """Open a path, and return whether that is permitted."""
+    """Open a path and return whether this is permitted."""
     try:
         os.close(os.open(path, flags, 0o600))
     except PermissionError:
@@ -39,7 +39,7 @@ def opened(path, flags=os.O_RDONLY):
 
 @pytest.fixture
 def files(tmp_path):
-    """Create a directory that the tests permit, and a secret file outside this directory."""
+    """Create a directory that tests permit, and a secret file outside it."""
     (tmp_path / "tree/below").mkdir(parents=True)
     (tmp_path / "tree/below/file").write_text("listed")
     (tmp_path / "secret").write_text("canary")
@@ -48,7 +48,7 @@ def files(tmp_path):
 
 @needs_landlock
 def test_a_restricted_thread_can_only_open_listed_files(files):
-    """Other files are denied by path, through a link and through `..`."""
+    """Other files cannot be opened by their path, through a link or through `..`."""
     (files / "tree/link").symlink_to(files / "secret")
     tree = f"{files}/tree"
     paths = (f"{tree}/below/file", tree, f"{files}/secret", f"{tree}/link", f"{tree}/../secret")
@@ -58,7 +58,7 @@ def test_a_restricted_thread_can_only_open_listed_files(files):
 
 @needs_landlock
 def test_a_link_that_is_listed_stands_for_its_target(files):
-    """A rule for a link applies to the file that the link leads to."""
+    """If a listed path is a link, the rule applies to its target."""
     link = files / "link"
     link.symlink_to(files / "secret")
     assert landlock.run(lambda: opened(files / "secret"), Access(read=[str(link)]))
@@ -66,7 +66,7 @@ def test_a_link_that_is_listed_stands_for_its_target(files):
 
 @needs_landlock
 def test_a_restricted_thread_writes_nothing(files):
-    """Writing, truncating, creating and removing are also denied in the listed directory."""
+    """In a listed directory, writing, truncating, creating and removing are denied too."""
     file = files / "tree/below/file"
 
     def attempts():
@@ -86,7 +86,7 @@ def test_a_restricted_thread_writes_nothing(files):
 
 @needs_landlock
 def test_other_threads_are_not_restricted(files):
-    """During and after the run of a restricted thread, other threads can open every file."""
+    """While a restricted thread runs and afterwards, other threads can open every file."""
     access, inside, done = Access(read=[]), threading.Event(), threading.Event()
     permitted = []
 
@@ -108,7 +108,7 @@ def test_other_threads_are_not_restricted(files):
 
 @needs_landlock
 def test_no_new_privileges_is_set_in_the_restricted_thread_only(files):
-    """The agent's other threads keep their value of the flag no_new_privs."""
+    """no_new_privs is only set in the restricted thread."""
 
     def flag():
         with open("/proc/thread-self/status") as file:  # noqa: PTH123 - before the restriction
@@ -120,7 +120,7 @@ def test_no_new_privileges_is_set_in_the_restricted_thread_only(files):
 
 
 def run(command, sandbox, *, cpu_seconds=30):
-    """Run a shell command as the agent runs the parser, and return its status and its output."""
+    """Run a shell command in the same way as the parser; return its status and its output."""
     limits = CommandLimits(
         seconds=60, memory_bytes=1 << 30, cpu_seconds=cpu_seconds, output_bytes=1 << 16
     )
@@ -132,7 +132,7 @@ def run(command, sandbox, *, cpu_seconds=30):
 
 @needs_landlock
 def test_a_program_and_the_programs_that_it_starts_are_restricted(files):
-    """A command in a sandbox can read only listed files, and cannot start another program."""
+    """A command in a sandbox can only read listed files, and cannot start another program."""
     programs = [SHELL, interpreter(SHELL)]
     sandbox = Access(read=[*LIBRARIES, f"{files}/tree"], execute=programs)
     reading = f'read -r word < {files}/tree/below/file; echo "$word"'
@@ -153,7 +153,7 @@ def test_a_program_and_the_programs_that_it_starts_are_restricted(files):
 
 @needs_landlock
 def test_a_program_that_is_not_listed_is_not_started(files):
-    """The kernel's error is reported as the error of the start."""
+    """If a program is not listed, it is not started, and the error is that of the kernel."""
     with pytest.raises(HostError) as raised:
         run("exit 0", Access(read=["/"]))
     assert raised.value.errno == errno.EACCES
@@ -167,7 +167,7 @@ class InterruptedRunError(Exception):
 # The exception is raised in a finalizer.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_handler_that_raises_leaves_no_program_running():
-    """The handler can raise an exception while another thread is still starting the program."""
+    """If a signal handler raises an exception during the start, no program continues to run."""
 
     def interrupted(_number, _frame):
         raise InterruptedRunError
@@ -195,7 +195,7 @@ def test_a_signal_handler_that_raises_leaves_no_program_running():
 
 @needs_landlock
 def test_a_thousand_runs_leave_no_thread_and_no_descriptor(files):
-    """Each run releases its thread and its descriptors at its end."""
+    """At its end, each run releases its thread and its descriptors."""
     access = Access(read=[str(files / "tree"), str(files / "missing")], execute=[SHELL])
     landlock.run(lambda: None, access)
     threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
@@ -206,7 +206,7 @@ def test_a_thousand_runs_leave_no_thread_and_no_descriptor(files):
 
 
 def test_an_error_of_the_function_is_raised_in_the_calling_thread(files):
-    """The calling thread gets the unchanged exception of the function."""
+    """If the function raises an exception, the calling thread gets the same exception."""
     if landlock.missing():
         pytest.skip(landlock.missing())
     with pytest.raises(ZeroDivisionError):
@@ -227,7 +227,7 @@ def test_an_error_of_the_function_is_raised_in_the_calling_thread(files):
     ],
 )
 def test_each_version_denies_all_of_its_rights(version, files, network, scoped):
-    """The numbers of the rights are equal to linux/landlock.h up to version 6."""
+    """The numbers of the rights equal those of linux/landlock.h up to version 6."""
     found = landlock.handled(version)
     assert found == ((1 << files) - 1, (1 << network) - 1, (1 << scoped) - 1)
 
@@ -279,7 +279,7 @@ def missing_under(number, code):
     ],
 )
 def test_a_kernel_or_a_filter_without_landlock_is_detected(call, code, reason):
-    """Each errno has its reason, and no errno counts as an active sandbox."""
+    """Each errno results in its own reason, and no errno counts as an active sandbox."""
     if landlock.missing() and call != "create":
         pytest.skip(landlock.missing())
     if call == "add":  # The probe does not add a rule.
@@ -289,7 +289,7 @@ def test_a_kernel_or_a_filter_without_landlock_is_detected(call, code, reason):
 
 
 def test_landlock_is_missing_if_the_kernel_has_no_version_of_it():
-    """The system call landlock_create_ruleset returns the version of Landlock, or an error."""
+    """Landlock is missing if the system call landlock_create_ruleset returns an error."""
     libc = ctypes.CDLL(None, use_errno=True)
     version = libc.syscall(SYSTEM_CALL_NUMBERS["create"], None, ctypes.c_long(0), 1)
     assert (landlock.missing() == "") == (version >= 1)

@@ -1,8 +1,8 @@
-"""Every lock file pins all distributions that its environment needs.
+"""Tests that each lock file pins all distributions that its environment needs.
 
-pip installs the lock files with --no-deps and --require-hashes, so a missing pin would cause an
-import error, and perhaps only on one Python version. These tests find a missing pin for every
-supported Python version and machine, from the metadata of the installed distributions.
+pip installs the lock files with --no-deps and --require-hashes. A missing pin would therefore cause
+an import error, maybe only on one Python version. These tests read the metadata of the installed
+distributions, and find a missing pin for every supported Python version and machine.
 """
 
 import functools
@@ -77,7 +77,7 @@ def environments():
 
 @functools.cache
 def installed_requirements(name):
-    """Return the requirements of a distribution; None if the distribution is not installed."""
+    """Return the requirements of a distribution, or None if it is not installed."""
     try:
         return [Requirement(text) for text in metadata.requires(name) or []]
     except metadata.PackageNotFoundError:
@@ -85,7 +85,7 @@ def installed_requirements(name):
 
 
 def needed(roots, environment, requirements_of):
-    """Return the requirements that an environment needs, and the names of unknown distributions.
+    """Return the requirements of an environment, and the names of unknown distributions.
 
     The requirements of a distribution are unknown if the distribution is not installed here.
     """
@@ -112,7 +112,7 @@ def needed(roots, environment, requirements_of):
 
 
 def finding(name, specifier, pin, environment):
-    """Return the problem of the pin of a requirement, or None."""
+    """Return what is wrong with the pin of a requirement, or None."""
     where = f"on Python {environment['python_version']} ({environment['platform_machine']})"
     if pin is None or (pin.marker is not None and not pin.marker.evaluate(environment)):
         return f"{name} is not pinned {where}"
@@ -144,7 +144,7 @@ def test_a_lock_pins_all_that_its_environment_needs(name):
 
 @pytest.mark.parametrize("name", ROOTS)
 def test_a_lock_is_incomplete_without_any_one_of_its_pins(name):
-    """No pin is superfluous, and the previous test would find each missing pin."""
+    """If any pin is removed from a lock file, the lock file is incomplete."""
     locked = pins(Path(name).read_text())
     assert len(locked) > 20
     lacking = {
@@ -155,7 +155,7 @@ def test_a_lock_is_incomplete_without_any_one_of_its_pins(name):
 
 
 def test_every_line_of_a_lock_is_understood():
-    """The tests can parse every line of a lock file, so that they do not miss a pin."""
+    """The tests can parse every line of a lock file, so that no pin is overlooked."""
     for path in [*Path().glob("requirements*.lock"), *Path("tests").rglob("*.lock")]:
         rest = re.sub(r"^#.*\n|^ +#.*\n", "", PIN.sub("", path.read_text()), flags=re.MULTILINE)
         assert rest.strip() == "", path

@@ -1,4 +1,4 @@
-"""Specification of agent.reporting.log_writer, over real pipes."""
+"""Tests of agent.reporting.log_writer, over real pipes."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ def pipe():
 
 
 def read_until(reader, last):
-    """Read a pipe until it has a line that contains a text; return all lines."""
+    """Read a pipe until a line contains a text; return all lines."""
     content = b""
     while last not in content:
         content += os.read(reader, 1 << 16)
@@ -38,10 +38,12 @@ def read_until(reader, last):
 
 
 def test_a_blocked_log_blocks_no_caller_and_its_lines_are_counted(pipe):
-    """Lines beyond the limit are dropped. The other lines arrive in order once the log is read."""
+    """Lines beyond the limit are dropped. The other lines arrive in order when the log is read
+    again.
+    """
     reader, descriptor = pipe
     writer = LogWriter(descriptor, limit_bytes=10_000)
-    capacity = 1 << 16  # pipe(7)
+    capacity = 1 << 16  # see pipe(7)
     for number in range(2 * capacity // 100):
         writer.write(f"{number:099}")
     dropped = writer.dropped()
@@ -57,7 +59,7 @@ def test_a_blocked_log_blocks_no_caller_and_its_lines_are_counted(pipe):
 
 
 def test_a_broken_pipe_only_drops_lines(pipe):
-    """The writer tries each line, and counts each line as dropped."""
+    """If the pipe is broken, each line is tried once, dropped and counted."""
     reader, descriptor = pipe
     os.close(reader)
     writer = LogWriter(descriptor)
@@ -68,7 +70,7 @@ def test_a_broken_pipe_only_drops_lines(pipe):
 
 
 def test_the_writer_waits_for_a_full_pipe_that_does_not_block(pipe):
-    """The process that opened standard error may have made it non-blocking."""
+    """The writer also waits for a full pipe if its creator made it non-blocking."""
     reader, descriptor = pipe
     os.set_blocking(descriptor, False)
     writer = LogWriter(descriptor)
@@ -80,7 +82,7 @@ def test_the_writer_waits_for_a_full_pipe_that_does_not_block(pipe):
 
 
 def test_the_process_waits_for_the_log_before_it_ends(pipe):
-    """The last lines are written if another process reads them."""
+    """Before the process exits, it waits until its last lines are written."""
     reader, descriptor = pipe
     writer = LogWriter(descriptor)
     logs.configure("json", "info", writer)
@@ -91,7 +93,7 @@ def test_the_process_waits_for_the_log_before_it_ends(pipe):
 
 
 def test_every_thread_may_log(pipe):
-    """The lines of several threads are never mixed."""
+    """If several threads log at the same time, their lines are never mixed."""
     reader, descriptor = pipe
     writer = LogWriter(descriptor)
     threads = [

@@ -1,4 +1,4 @@
-"""Specification of the whole command, with seccomp profiles in its own host root."""
+"""Tests of the whole command, with seccomp profiles in a separate host root."""
 
 import fcntl
 import json
@@ -20,7 +20,7 @@ STATE = "var/lib/profile-loader"
 
 @pytest.fixture
 def top(tmp_path):
-    """Return a directory with a source of one profile and an empty host root."""
+    """Return a directory that contains a source with one profile and an empty host root."""
     (tmp_path / "source").mkdir()
     (tmp_path / "source/audit.json").write_text(ALLOW)
     (tmp_path / "root").mkdir()
@@ -55,7 +55,7 @@ def tree(path):
 
 
 def test_a_first_pass_installs_the_profile_and_exits_with_0(run, top):
-    """The profile's file is in the kubelet's directory, in canonical form."""
+    """An installed file is in the kubelet's directory, in canonical form."""
     status, report = run()
     assert (status, states(report)) == (0, {"audit.json": ("installed", "new")})
     written = json.loads((top / "root" / SECCOMP / "audit.json").read_text())
@@ -63,7 +63,7 @@ def test_a_first_pass_installs_the_profile_and_exits_with_0(run, top):
 
 
 def test_a_second_pass_writes_nothing(run, top):
-    """If source and node are unchanged, every file keeps its content and its time."""
+    """If the source and the node are unchanged, a second pass writes no file."""
     run()
     before = tree(top / "root")
     status, report = run()
@@ -79,7 +79,7 @@ def test_a_dry_run_changes_nothing(run, top):
 
 
 def test_a_foreign_file_stays_until_it_is_taken_over(run, top):
-    """The agent replaces a file of another program only with --take-over."""
+    """The agent only replaces a file of another program with --take-over."""
     path = top / "root" / SECCOMP / "audit.json"
     path.parent.mkdir(parents=True)
     path.write_text(DENY)
@@ -91,7 +91,7 @@ def test_a_foreign_file_stays_until_it_is_taken_over(run, top):
 
 
 def test_a_file_of_the_same_meaning_is_adopted_unchanged(run, top):
-    """A file with the same rules in another format stays as it is, and is never removed."""
+    """A foreign file with the same rules in another format stays, and is never removed."""
     run()
     canonical = (top / "root" / SECCOMP / "audit.json").read_text()
     (top / "root" / STATE / "entries").rename(top / "entries")
@@ -107,7 +107,7 @@ def test_a_file_of_the_same_meaning_is_adopted_unchanged(run, top):
 
 
 def test_an_undesired_file_stays_unless_prune_is_always(run, top):
-    """The node does not show whether a seccomp file is in use."""
+    """An undesired file stays unless --prune=always is set, because its use is unknown."""
     (top / "source/other.json").write_text(DENY)
     run()
     (top / "source/other.json").unlink()
@@ -119,7 +119,7 @@ def test_an_undesired_file_stays_unless_prune_is_always(run, top):
 
 
 def test_a_rejected_update_keeps_the_last_good_version(run, top):
-    """The installed file is unchanged, and the exit status is 1."""
+    """If an update is rejected, the installed file stays unchanged, and the exit status is 1."""
     run()
     before = (top / "root" / SECCOMP / "audit.json").read_bytes()
     (top / "source/audit.json").write_text("{}")
@@ -129,7 +129,7 @@ def test_a_rejected_update_keeps_the_last_good_version(run, top):
 
 
 def test_profiles_of_a_missing_source_are_restored(run, top):
-    """Profiles of the source stay, a lost profile is restored, and the exit status is 3."""
+    """If a source is missing, a lost profile is restored, and the exit status is 3."""
     run()
     (top / "root" / SECCOMP / "audit.json").unlink()
     (top / "source").rename(top / "away")
@@ -139,7 +139,7 @@ def test_profiles_of_a_missing_source_are_restored(run, top):
 
 
 def test_an_emptied_source_removes_nothing_unless_allowed(run, top):
-    """The profiles stay and the exit status is 1; with --allow-empty, they are removed."""
+    """If a source is emptied, its profiles are only removed with --allow-empty."""
     run()
     (top / "source/audit.json").unlink()
     status, report = run("--prune=always")
@@ -150,7 +150,7 @@ def test_an_emptied_source_removes_nothing_unless_allowed(run, top):
 
 
 def test_a_second_agent_exits_with_4(run, top):
-    """While another process holds the lock, the command changes nothing."""
+    """While another process holds the lock, the command changes nothing and exits with status 4."""
     run()
     (top / "source/audit.json").write_text(DENY)
     before = tree(top / "root")
@@ -164,7 +164,7 @@ def test_a_second_agent_exits_with_4(run, top):
 
 
 def test_a_ledger_of_a_newer_version_stops_every_change(run, top):
-    """An entry of a newer version is not damaged, so the agent changes nothing."""
+    """If an entry belongs to a newer version, the agent changes nothing."""
     run()
     (path,) = (top / "root" / STATE / "entries").iterdir()
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
@@ -205,7 +205,7 @@ def test_a_file_of_an_unfinished_installation_is_reported_and_removed_with_its_k
 
 
 def test_removed_content_of_the_ledger_is_stored_again(run, top):
-    """Without the content, no profile could be restored while the source is unreadable."""
+    """If the stored content of a version is deleted, the next pass stores it again."""
     run()
     bodies = top / "root" / STATE / "bodies"
     before = tree(bodies).keys()
@@ -215,7 +215,7 @@ def test_removed_content_of_the_ledger_is_stored_again(run, top):
 
 
 def test_restore_needs_no_source_and_removes_nothing(run, top):
-    """Profiles of the ledger are reinstalled, and every other file stays."""
+    """`restore` reinstalls the profiles of the ledger without a source, and removes nothing."""
     run()
     (top / "root" / SECCOMP / "audit.json").unlink()
     status, report = run("--output=json", command=("restore",), source=False)
@@ -225,7 +225,7 @@ def test_restore_needs_no_source_and_removes_nothing(run, top):
 
 
 def test_check_reports_each_file(top, capsys, monkeypatch):
-    """Files and directories are checked, and the worst result decides about the exit status."""
+    """`check` accepts files and directories, and the worst result determines the exit status."""
     monkeypatch.chdir(top)
     (top / "bad.json").write_text("{}")
     assert main(["check", "source", "source/audit.json", "--output=json"]) == 0
@@ -242,7 +242,7 @@ def test_check_reports_each_file(top, capsys, monkeypatch):
 def test_check_reports_a_parser_that_runs_without_a_sandbox(top, capsys, monkeypatch):
     """On a laptop, the parser may be a script.
 
-    Profiles are compiled, and a notice reports that the parser runs without a sandbox.
+    If the parser runs without a sandbox, `check` compiles profiles and prints a notice.
     """
     monkeypatch.chdir(top)
     (top / "parser").write_text('#!/bin/sh\nexec apparmor_parser "$@"\n')
@@ -287,7 +287,7 @@ def test_check_uses_the_files_of_include_directories(top, capsys, monkeypatch):
 
 
 def test_checked_files_are_checked_under_their_base_names(top, capsys, monkeypatch):
-    """The directory of a checked file is ignored, because its target directory is unknown."""
+    """A file that is checked alone has its base name as its key."""
     monkeypatch.chdir(top / "source")
     (top / ".hidden/two words").mkdir(parents=True)
     (top / ".hidden/two words/audit.json").write_text(DENY)
@@ -311,7 +311,7 @@ def skipped_inputs(capsys):
 
 
 def test_a_check_reports_skipped_files(top, capsys):
-    """Without any checked profile the exit status is 1."""
+    """If no profile was checked, the exit status is 1."""
     (top / "source/README.md").write_text("read me")
     (top / "source/more.yaml").write_text("kind: List")
     (top / "README.md").write_text("read me")
@@ -337,7 +337,7 @@ def test_a_check_reports_skipped_files(top, capsys):
 
 
 def test_a_file_without_a_profile_is_reported_by_its_own_path(top, capsys):
-    """A file without a profile name, and an unreadable file, are one finding each."""
+    """A file without a profile name and an unreadable file each cause one finding."""
     ignored = f"{top}/source/README.md"
     Path(ignored).write_text("read me")
     assert main(["check", "--output=json", ignored]) == 1
@@ -353,7 +353,7 @@ def test_a_file_without_a_profile_is_reported_by_its_own_path(top, capsys):
 
 
 def test_a_check_that_skips_every_key_fails(top, capsys):
-    """A CI job that checks nothing must not pass."""
+    """A check that skips every key fails, so that a CI job does not pass by mistake."""
     path = f"{top}/source/audit.json"
     assert main(["check", "--kinds=apparmor", "--output=json", path]) == 1
     assert skipped_inputs(capsys) == {
@@ -362,7 +362,7 @@ def test_a_check_that_skips_every_key_fails(top, capsys):
 
 
 def test_an_unreadable_file_does_not_hide_other_files(top, capsys):
-    """The other files of the directory are checked, and the exit status is 3."""
+    """If one file is unreadable, the other files are checked, and the exit status is 3."""
     (top / "source/loop.json").symlink_to("loop.json")
     bad = top / "source/bad.json"
     bad.write_text("{}")
@@ -377,7 +377,7 @@ def test_an_unreadable_file_does_not_hide_other_files(top, capsys):
 
 @pytest.mark.parametrize("path", ["x" * 300, "x" * 300 + ".yaml", "shut/x.json"])
 def test_an_impossible_path_is_an_unreadable_source(top, capsys, path):
-    """The exit status is 3, for a checked path and for a source."""
+    """An impossible path is an unreadable source, with the exit status 3."""
     (top / "shut").symlink_to("shut")
     for command in (
         ["check"],
@@ -388,7 +388,9 @@ def test_an_impossible_path_is_an_unreadable_source(top, capsys, path):
 
 
 def test_an_impossible_host_root_is_a_usage_error(top, capsys):
-    """The usage error contains the option and the system's error."""
+    """If the host root is impossible, the usage error contains the option and the system's
+    error.
+    """
     assert main(["status", f"--host-root={top}/{'x' * 300}"]) == 2
     assert capsys.readouterr().err == (
         f"profile-loader: --host-root {top}/{'x' * 300}: File name too long\n"
@@ -397,7 +399,7 @@ def test_an_impossible_host_root_is_a_usage_error(top, capsys):
 
 @pytest.mark.parametrize("more", [[], ["--tls-key=/no/key"]])
 def test_an_unreadable_certificate_is_reported_with_its_option(top, more):
-    """The exit status is 2, and the node is unchanged."""
+    """If a certificate is unreadable, the exit status is 2, and the node is unchanged."""
     serve = ["--http-address=off", "--https-address=127.0.0.1:0", "--tls-cert=/no/cert", *more]
     done = subprocess.run(
         [sys.executable, "-m", "agent", f"--host-root={top}/root", "--source=/p", *serve],
@@ -410,7 +412,7 @@ def test_an_unreadable_certificate_is_reported_with_its_option(top, more):
 
 
 def test_an_interrupt_ends_a_command_silently(tmp_path):
-    """Ctrl-C exits with 130, as in shells, and also ends the parser."""
+    """After Ctrl-C, the exit status is 130, and the parser has ended too."""
     os.mkfifo(tmp_path / "began")
     parser = tmp_path / "parser"
     parser.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/began\nexec sleep 600\n")
@@ -430,7 +432,7 @@ def test_an_interrupt_ends_a_command_silently(tmp_path):
 
 
 def test_the_same_name_in_two_checked_files_is_a_conflict(top, capsys):
-    """A CI job rejects the files that a node would reject."""
+    """If two checked files have the same name, `check` reports a conflict, as a node would."""
     (top / "more").mkdir()
     (top / "more/audit.json").write_text(DENY)
     assert main(["check", f"{top}/source", f"{top}/more", "--output=json"]) == 1
@@ -441,7 +443,7 @@ def test_the_same_name_in_two_checked_files_is_a_conflict(top, capsys):
 
 
 def test_render_prints_config_maps(top, capsys):
-    """The output is YAML, and the exit status for an unreadable directory is 3."""
+    """`render` prints YAML; if the directory is unreadable, the exit status is 3."""
     arguments = ["--name=n", "--namespace=ns"]
     assert main(["render", f"{top}/source", *arguments]) == 0
     assert "kind: ConfigMap" in capsys.readouterr().out
@@ -461,7 +463,7 @@ def test_render_prints_one_profile_without_include_rules(top, capsys):
 
 
 def test_a_file_in_place_of_the_state_directory_is_a_usage_error(run, top, capsys):
-    """The usage error does not claim that another agent is running."""
+    """If the state directory is a file, the usage error does not claim that another agent runs."""
     (top / "root" / STATE).parent.mkdir(parents=True)
     (top / "root" / STATE).write_text("")
     assert run() == (2, "")
@@ -474,7 +476,7 @@ def test_a_file_in_place_of_the_state_directory_is_a_usage_error(run, top, capsy
 
 
 def test_foreign_files_in_the_state_directory_stay(run, top):
-    """The agent removes only content that it stored itself and no longer needs."""
+    """The agent only removes content that it stored itself and no longer needs."""
     run()
     bodies = top / "root" / STATE / "bodies"
     (bodies / "mine.txt").write_text("")
@@ -486,7 +488,7 @@ def test_foreign_files_in_the_state_directory_stay(run, top):
 
 
 def test_restore_reports_a_retired_file_as_held(run, top):
-    """A file with a previous prefix belongs to no current version."""
+    """`restore` reports a file with a previous prefix as held."""
     run("--seccomp-prefix=a/")
     run("--seccomp-prefix=b/")
     status, report = run("--output=json", command=("restore",), source=False)
@@ -512,7 +514,7 @@ def test_unwritable_output_is_reported(top):
 
 
 def test_closed_streams_do_not_change_the_exit_status(top):
-    """A caller may close standard output and standard error."""
+    """If standard output and standard error are closed, the exit status does not change."""
     for closed in (">&-", "2>&-", ">&- 2>&- <&-"):
         command = f'"$@" {closed}'
         done = subprocess.run(
@@ -522,7 +524,7 @@ def test_closed_streams_do_not_change_the_exit_status(top):
 
 
 def test_a_configuration_file_without_an_end_is_a_usage_error(top, capsys):
-    """The command does not wait for a FIFO or a device."""
+    """If the configuration file is a FIFO or a device, the command does not wait for it."""
     os.mkfifo(top / "fifo")
     for path in (f"{top}/fifo", "/dev/zero"):
         assert main(["--oneshot", "--source=x", f"--config={path}"]) == 2
@@ -532,7 +534,7 @@ def test_a_configuration_file_without_an_end_is_a_usage_error(top, capsys):
 
 
 def test_a_usage_error_exits_with_2_and_help_with_0(capsys):
-    """Errors go to standard error, and help goes to standard output."""
+    """Errors are printed to standard error, and help is printed to standard output."""
     assert (main(["--nonsense"]), main(["--help"])) == (2, 0)
     output = capsys.readouterr()
     assert ("--nonsense is unknown" in output.err, output.out.startswith("Usage:")) == (True, True)
@@ -543,6 +545,6 @@ def test_a_usage_error_exits_with_2_and_help_with_0(capsys):
     [("prune: never\n", 0), ("prune: [", 2), ("a: 1\n---\nb: 2\n", 2), ("!!bool foo", 2)],
 )
 def test_a_configuration_file_is_read(run, top, text, status):
-    """A malformed file is a usage error, never a crash."""
+    """If the configuration file is malformed, this is a usage error."""
     (top / "config.yaml").write_text(text)
     assert run(f"--config={top}/config.yaml")[0] == status

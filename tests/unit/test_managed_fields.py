@@ -1,4 +1,4 @@
-"""Specification of agent.kube.managed_fields."""
+"""Tests of agent.kube.managed_fields."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def applied(patch, entries):
     ],
 )
 def test_own_labels_and_entries_of_other_managers_are_not_forged(entries):
-    """Entries that the API server itself writes do not need a repair."""
+    """Entries that the API server writes itself do not count as forged."""
     metadata = {"managedFields": entries}
     assert managed_fields.is_forged(metadata) is False
     assert managed_fields.repair(metadata) == []
@@ -55,7 +55,7 @@ def test_own_labels_and_entries_of_other_managers_are_not_forged(entries):
     ],
 )
 def test_a_repair_keeps_the_labels_of_the_agents_form(fields, left):
-    """All other fields are released, and the entries of other managers stay."""
+    """A repair releases all other fields, and keeps labels and the entries of other managers."""
     entries = [entry(fields, manager="kubelet"), entry(fields), entry(FAIR)]
     metadata = {"managedFields": entries}
     assert managed_fields.is_forged(metadata) is True

@@ -1,4 +1,4 @@
-"""Specification of agent.sources.manifest."""
+"""Tests of agent.sources.manifest."""
 
 import os
 
@@ -117,12 +117,12 @@ def test_each_configmap_of_each_document_is_read(path):
     ],
 )
 def test_a_malformed_file_is_unreadable(path, text):
-    """A file that cannot be parsed removes no profile."""
+    """If a file is malformed, it is unreadable, so no profile is removed."""
     assert isinstance(read(path, text), Unreadable)
 
 
 def test_bytes_that_are_not_utf_8_are_unreadable(path):
-    """The agent reads only YAML that is UTF-8."""
+    """If a file is not UTF-8, it is unreadable."""
     path.write_bytes(b"a: \xff")
     assert isinstance(ManifestSource(str(path)).read()[0], Unreadable)
 
@@ -141,7 +141,7 @@ def test_unsafe_and_large_keys_are_rejected_alone(path, monkeypatch):
 
 
 def test_a_file_without_profiles_is_emptied_unless_an_annotation_allows_it(path):
-    """The annotation of one ConfigMap is sufficient."""
+    """If no ConfigMap of a file contains a profile, one annotation is enough to allow this."""
     assert isinstance(read(path, config_map("data: {notes.md: x}")), Emptied)
     assert isinstance(read(path, ""), Emptied)
     allowed = (
@@ -152,7 +152,7 @@ def test_a_file_without_profiles_is_emptied_unless_an_annotation_allows_it(path)
 
 
 def test_missing_and_unreadable_files_differ(tmp_path):
-    """A missing file and a directory have different snapshots."""
+    """A missing file and a directory result in different snapshots."""
     os.mkfifo(tmp_path / "fifo")
     assert isinstance(ManifestSource(str(tmp_path / "absent")).read()[0], Missing)
     assert isinstance(ManifestSource(str(tmp_path / "fifo")).read()[0], Unreadable)
@@ -160,7 +160,7 @@ def test_missing_and_unreadable_files_differ(tmp_path):
 
 
 def test_a_file_that_is_written_during_the_read_is_unreadable(path, monkeypatch):
-    """The first part of a file may be valid; the next pass reads the file again."""
+    """If a file is written during the read, it is unreadable until the next pass."""
     path.write_text(config_map("data: {a.json: old}"))
     fstat, later = os.fstat, [config_map("data: {}")]
 
@@ -178,14 +178,14 @@ def test_a_file_that_is_written_during_the_read_is_unreadable(path, monkeypatch)
 
 @given(text=st.text() | st.text(alphabet="{}[]:,&*!|>-'\" \nakindConfigMapdat"))
 def test_reading_raises_no_exception_for_any_content(tmp_path_factory, text):
-    """Reading any content returns a snapshot."""
+    """For any content, a read returns a snapshot and raises no exception."""
     path = tmp_path_factory.mktemp("any") / "x.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     assert isinstance(ManifestSource(str(path)).read(), tuple)
 
 
 def test_a_scheme_or_the_type_of_the_path_selects_the_source(tmp_path):
-    """Without a scheme, an existing path or the ending of the name decides."""
+    """Without a scheme, the type of an existing path or the end of the name selects the source."""
     (tmp_path / "f").write_text("")
     named = {
         f"dir:{tmp_path}": DirectorySource,
@@ -208,13 +208,13 @@ def test_a_scheme_or_the_type_of_the_path_selects_the_source(tmp_path):
     ],
 )
 def test_an_invalid_source_text_is_an_error(text, mistake):
-    """The error shows a valid source text."""
+    """If a source text is invalid, the error shows a valid text."""
     with pytest.raises(ValueError, match=mistake):
         parse_source(text)
 
 
 def test_a_configmap_that_occurs_twice_makes_the_file_unreadable(path):
-    """Neither of the two ConfigMaps silently replaces the other."""
+    """If a ConfigMap occurs twice in a file, the file is unreadable."""
     one = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {a.json: '{}'}\n"
     snapshot = read(path, f"{one}---\n{one}")
     assert isinstance(snapshot, Unreadable)
@@ -222,7 +222,7 @@ def test_a_configmap_that_occurs_twice_makes_the_file_unreadable(path):
 
 
 def test_a_configmap_with_another_api_version_makes_the_file_unreadable(path):
-    """If the agent ignored the ConfigMap, the ConfigMap's profiles would be removed."""
+    """If a ConfigMap has an unknown API version, the file is unreadable."""
     result = read(path, config_map("data: {}").replace("v1", "v2"))
     assert isinstance(result, Unreadable)
     assert "an apiVersion other than v1" in result.reason

@@ -1,4 +1,4 @@
-"""The shipped manifests use the command line, the image and the paths that exist."""
+"""Tests that the manifests use the command line, the image and the paths that exist."""
 
 import configparser
 import re
@@ -20,7 +20,7 @@ def parsed(argv):
 
 
 def test_the_unit_runs_restore_before_the_kubelet():
-    """The command of the unit is valid, and the unit runs before the kubelet."""
+    """The command of the systemd unit is valid, and the unit runs before the kubelet."""
     unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str
     unit.read_string(UNIT.read_text())
@@ -29,7 +29,7 @@ def test_the_unit_runs_restore_before_the_kubelet():
 
 
 def test_the_user_data_installs_what_it_writes():
-    """The user data writes one directory, and its pass reads only that directory."""
+    """The user data writes one directory, and its pass only reads that directory."""
     text = USER_DATA.read_text()
     assert text.startswith("#cloud-config\n")
     data = yaml.safe_load(text)
@@ -43,7 +43,7 @@ def test_the_user_data_installs_what_it_writes():
 
 
 def test_the_page_lists_every_manifest():
-    """The README of manifests/ lists a path for each file, and each path exists."""
+    """manifests/README.md lists every manifest, and each listed path exists."""
     top = Path("manifests")
     listed = re.findall(r"\]\(([^)#]+)[^)]*\)", (top / "README.md").read_text())
     files = {str(path.relative_to(top)) for path in top.rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""Specification of agent.reporting.metrics and agent.reporting.status_store."""
+"""Tests of agent.reporting.metrics and agent.reporting.status_store."""
 
 import re
 from dataclasses import replace
@@ -81,7 +81,7 @@ def test_a_pass_is_counted_and_shown():
 
 
 def test_the_series_of_the_sandbox_exists_only_for_a_kind_with_a_parser():
-    """The series has the value 1 with a sandbox and 0 without a sandbox."""
+    """For a kind with a parser, the series is 1 with a sandbox and 0 without a sandbox."""
     metrics = Metrics("1")
     supports = {
         "apparmor": KindSupport(state="enabled", sandboxed=True),
@@ -98,7 +98,7 @@ def test_the_series_of_the_sandbox_exists_only_for_a_kind_with_a_parser():
 
 
 def test_the_series_of_a_resolved_finding_is_zero_and_that_of_a_removed_name_ends():
-    """The series of a removed source is no longer exposed."""
+    """If a source is removed, its series ends."""
     metrics = Metrics("1")
     metrics.count_pass(report(row("old", findings=(PROBLEM,)), sets=(READ,)), 1000.0)
     metrics.count_pass(report(row("new")), 1300.0)
@@ -109,7 +109,7 @@ def test_the_series_of_a_resolved_finding_is_zero_and_that_of_a_removed_name_end
 
 
 def test_new_findings_between_passes_are_not_counted_as_a_pass():
-    """Findings of the publisher change gauges and no counters."""
+    """Findings of the publisher change gauges, but no counters."""
     metrics = Metrics("1")
     metrics.count_pass(report(row(action="restore", reason="went missing")), 1000.0)
     metrics.show_report(report(row(action="restore", reason="went missing"), findings=(PROBLEM,)))
@@ -119,7 +119,7 @@ def test_new_findings_between_passes_are_not_counted_as_a_pass():
 
 
 def test_a_duplicate_of_a_restored_key_counts_no_further_repair():
-    """A repair of content that two keys provide is one repair."""
+    """If two keys provide the same content, its repair counts once."""
     metrics = Metrics("1")
     duplicate = row(action="restore", reason="same content", reason_text='same content as "a"')
     metrics.count_pass(report(row(action="restore", reason="drifted"), duplicate), 1000.0)
@@ -128,7 +128,7 @@ def test_a_duplicate_of_a_restored_key_counts_no_further_repair():
 
 
 def test_only_a_pass_changes_the_times():
-    """The times show a stuck loop, even while findings of the publisher change."""
+    """Only a pass changes the times, so that they show a stuck loop."""
     metrics = Metrics("1")
     store = status_store(metrics)
     first = report(row(), sets=(READ,))
@@ -145,7 +145,7 @@ def test_only_a_pass_changes_the_times():
 
 
 def test_a_node_without_a_kind_is_converged_if_that_is_allowed():
-    """With --allow-unsupported no alert fires for a node without AppArmor."""
+    """With --allow-unsupported, a node without AppArmor counts as converged."""
     for allowed in (True, False):
         metrics = Metrics("1", allow_unsupported=allowed)
         metrics.count_pass(report(row("web", "unsupported")), 1000.0)
@@ -159,7 +159,7 @@ def test_a_node_without_a_kind_is_converged_if_that_is_allowed():
 
 
 def test_a_finding_about_a_whole_kind_counts_once():
-    """The finding counts once, however many profiles the kind has."""
+    """A finding about a whole kind counts once."""
     none = Finding(
         code=FindingCode.KIND_UNSUPPORTED, location="kernel", message="No AppArmor here."
     )
@@ -173,7 +173,7 @@ def test_a_finding_about_a_whole_kind_counts_once():
 
 
 def test_a_pass_that_repeats_a_report_counts_no_action_again():
-    """A repeated report changes only the number of passes and the time of the last pass."""
+    """If a report is repeated, only the number of passes and the time of the last pass change."""
     metrics = Metrics("1")
     first = report(row(action="restore", reason="went missing"))
     for at in (1000.0, 1001.0):
@@ -216,7 +216,7 @@ def test_with_the_defaults_there_are_few_series():
 
 
 def test_a_name_of_two_keys_is_available_if_one_of_them_is_installed():
-    """A rejected key does not hide an installed key with the same name."""
+    """If two keys provide a name, it is available when one of them is installed."""
     metrics = Metrics("1")
     installed, rejected = row("web", mode="enforce"), row("web", "rejected", "reject")
     for rows in ((installed, rejected), (rejected, installed)):
@@ -227,7 +227,7 @@ def test_a_name_of_two_keys_is_available_if_one_of_them_is_installed():
 
 
 def test_an_unreadable_source_keeps_the_time_of_its_last_read():
-    """A source that was removed, or was never read, has no series for the time of the last read."""
+    """A source that was removed or was never read has no series for its last read."""
     metrics = Metrics("1")
     metrics.count_pass(report(sets=(READ,)), 1000.0)
     unreadable = replace(READ, state="unreadable")
@@ -266,7 +266,7 @@ def test_counters_of_the_api_are_counted():
 
 
 def test_a_scrape_can_request_openmetrics():
-    """The response has the content type in the Accept header."""
+    """If a scrape requests OpenMetrics, the response has this content type."""
     content_type, body = scrape(Metrics("1"), "application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
@@ -288,12 +288,12 @@ DOCUMENT = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
 
 
 def store_of(**more):
-    """Return a status store with its own metrics."""
+    """Return a status store that has its own metrics."""
     return status_store(Metrics("1"), **more)
 
 
 def test_the_agent_is_ready_after_a_pass_that_observed_the_whole_node():
-    """A rejected profile does not affect readiness, but a kind that cannot be observed does."""
+    """A rejected profile does not affect readiness, but an unobservable kind does."""
     store = store_of()
     assert store.ready() == "no pass has ended yet"
     store.on_report(report(row("bad", "rejected")), 1.0, passed=True)
@@ -306,7 +306,7 @@ def test_the_agent_is_ready_after_a_pass_that_observed_the_whole_node():
 
 
 def test_health_depends_only_on_the_heartbeat_of_the_loop():
-    """A silent API server or a bad profile does not make the agent unhealthy."""
+    """Neither a silent API server nor a bad profile makes the agent unhealthy."""
     now = [1000.0]
     store = store_of(heartbeat=Heartbeat(lambda: now[0]))
     assert store.health() == ""
@@ -315,7 +315,7 @@ def test_health_depends_only_on_the_heartbeat_of_the_loop():
 
 
 def test_a_pass_that_repeats_a_report_has_no_row_on_the_page():
-    """The page omits passes that returned the previous report."""
+    """The page does not list passes that returned the previous report."""
     store = store_of()
     for at, number in ((1.0, 1), (2.0, 1), (3.0, 2)):
         store.on_report(report(row(), pass_number=number), at, passed=True)
@@ -325,7 +325,7 @@ def test_a_pass_that_repeats_a_report_has_no_row_on_the_page():
 
 
 def test_the_page_is_rendered_once_per_report_and_set_of_labels():
-    """Requests share one bytes object until the report or the labels on the Node change."""
+    """All requests share one bytes object until the report or the labels change."""
     labels = {}
     store = store_of(labels=lambda: labels)
     store.on_report(report(row()), 1.0, passed=True)
@@ -340,7 +340,7 @@ def test_the_page_is_rendered_once_per_report_and_set_of_labels():
 
 
 def test_a_scrape_is_shared_until_the_next_report():
-    """A format is rendered once for many requests, and a new report is visible at once."""
+    """Each format is rendered once for many requests, and a new report is visible at once."""
     store = store_of()
     store.on_report(report(row()), 1.0, passed=True)
     scrapes = [store.metrics("")[1] for _ in range(1000)]
@@ -353,7 +353,7 @@ def test_a_scrape_is_shared_until_the_next_report():
 
 
 def test_the_number_of_rendered_formats_is_limited():
-    """A client that requests many versions of a format does not fill the memory."""
+    """If a client requests many versions of a format, the memory does not fill up."""
     store = store_of()
 
     def scrape(version):
@@ -368,5 +368,5 @@ def test_the_number_of_rendered_formats_is_limited():
 
 @pytest.mark.parametrize("accept", ["text/plain;version=a", "text/plain;version=\xb2", "\0;;=,"])
 def test_a_malformed_accept_header_selects_the_text_format(accept):
-    """Any client can send a malformed Accept header."""
+    """If the Accept header is malformed, the response has the text format."""
     assert scrape(Metrics("1"), accept)[0] == scrape(Metrics("1"))[0]

@@ -1,4 +1,4 @@
-"""The alerts and panels of manifests/monitoring use metrics, labels and headings that exist."""
+"""Tests that the alerts and panels use metrics, labels and headings that exist."""
 
 import json
 import re
@@ -25,7 +25,7 @@ PARTS = {
 
 
 def exposed():
-    """Return the metric of each sample, by the name of the sample."""
+    """Return the metric of each sample by the name of the sample."""
     return {
         metric.name + part: metric.name
         for metric in Metrics("1").registry.collect()
@@ -49,14 +49,14 @@ def test_alerts_and_panels_use_every_metric_and_no_other():
 
 
 def test_alerts_use_codes_that_exist():
-    """An alert for a renamed code would never fire."""
+    """The alerts only use codes that exist."""
     codes = [code for text in expressions() for code in re.findall(r'code="(\w+)"', text)]
     assert codes != []
     assert set(codes) <= set(FindingCode)
 
 
 def test_the_runbook_has_one_heading_for_each_alert_in_the_same_order():
-    """The annotation of each alert links to the alert's heading."""
+    """The runbook has one heading for each alert, in the same order."""
     alerts = [rule["alert"] for rule in RULES]
     text = Path("docs/runbook.md").read_text()
     assert re.findall(r"^### (ProfileLoader\w+)$", text, re.MULTILINE) == alerts
@@ -90,7 +90,9 @@ def test_the_monitor_scrapes_the_port_of_the_daemon_set():
 
 
 def test_the_kustomization_contains_every_file():
-    """The dashboard is a ConfigMap with the label that Grafana's sidecar selects."""
+    """The kustomization contains every file, and the dashboard has the label for Grafana's
+    sidecar.
+    """
     content = yaml.safe_load((MONITORING / "kustomization.yaml").read_text())
     (dashboard,) = content["configMapGenerator"]
     files = {*content["resources"], *(entry.partition("=")[2] for entry in dashboard["files"])}

@@ -1,4 +1,4 @@
-"""Specification of agent.kube.node_labels, with an API server in memory."""
+"""Tests of agent.kube.node_labels, with an API server in memory."""
 
 import pytest
 
@@ -28,7 +28,9 @@ def observed(server):
 
 
 def test_all_labels_are_set_in_one_request_and_unchanged_labels_in_none():
-    """The first attempt also reads the Node to verify it, and equal labels need no request."""
+    """The first attempt also reads the Node to verify it; if the labels are equal, it sends
+    nothing.
+    """
     server = ApiServer({"kubernetes.io/os": "linux"})
     own = own_node(server)
     answer = own.publish(observed(server), {A: "installed", B: "installed"})
@@ -44,7 +46,7 @@ def test_all_labels_are_set_in_one_request_and_unchanged_labels_in_none():
 
 
 def test_a_label_that_another_client_removed_or_changed_is_restored():
-    """The agent owns the label key, whichever client wrote the value last."""
+    """If another client removed or changed a label of the agent, the label is restored."""
     server = ApiServer()
     own = own_node(server)
     own.publish(observed(server), {A: "installed", B: "installed"})
@@ -56,7 +58,9 @@ def test_a_label_that_another_client_removed_or_changed_is_restored():
 
 
 def test_a_foreign_label_with_the_agents_prefix_stays_and_is_reported():
-    """The foreign label costs one request in total, and no request tries to remove it."""
+    """A foreign label with the agent's prefix stays, is reported, and costs one request in
+    total.
+    """
     server = ApiServer({B: "forged"})
     own = own_node(server)
     answer = own.publish(observed(server), {A: "installed"})
@@ -76,7 +80,7 @@ def test_a_foreign_label_with_the_agents_prefix_stays_and_is_reported():
 
 
 def test_a_foreign_label_that_was_removed_is_no_longer_reported():
-    """The finding about the foreign label ends without a request."""
+    """When a foreign label is removed, its finding ends without a request."""
     server = ApiServer({B: "forged"})
     own = own_node(server)
     own.publish(observed(server), {A: "installed"})
@@ -87,7 +91,7 @@ def test_a_foreign_label_that_was_removed_is_no_longer_reported():
 
 
 def test_a_label_that_another_manager_owns_too_stays_and_is_reported():
-    """The agent removes only its own ownership of the label."""
+    """If another manager also owns a label, the agent only gives up its own ownership."""
     server = ApiServer()
     own = own_node(server)
     own.publish(observed(server), {A: "installed", B: "installed"})
@@ -109,7 +113,7 @@ def test_labels_with_similar_prefixes_are_not_own_labels():
 
 @pytest.mark.parametrize("boot_id", ["", "another"])
 def test_a_node_with_another_boot_id_is_never_labelled(boot_id):
-    """The Node belongs to another machine, or its kubelet has not reported the boot id yet."""
+    """If the Node has another boot ID, or none yet, no label is set."""
     server = ApiServer(boot_id=boot_id)
     with pytest.raises(WrongNodeError, match=boot_id or "none yet"):
         own_node(server).publish(observed(server), {A: "installed"})
@@ -117,7 +121,7 @@ def test_a_node_with_another_boot_id_is_never_labelled(boot_id):
 
 
 def test_without_the_boot_id_of_this_kernel_no_label_is_set():
-    """Two unknown boot ids are not equal."""
+    """If two boot IDs are unknown, they do not count as equal."""
     server = ApiServer(boot_id="")
     with pytest.raises(WrongNodeError, match="cannot be read"):
         own_node(server, boot_id="").publish(observed(server), {A: "installed"})
@@ -126,7 +130,7 @@ def test_without_the_boot_id_of_this_kernel_no_label_is_set():
 
 @pytest.mark.parametrize("part", ["status", "nodeInfo"])
 def test_a_node_without_node_info_is_not_labelled(part):
-    """A Node that was just created has no status."""
+    """A Node that was just created has no status, and is not labelled."""
     server = ApiServer()
     if part == "status":
         del server.node["status"]
@@ -138,7 +142,7 @@ def test_a_node_without_node_info_is_not_labelled(part):
 
 
 def test_a_node_without_a_uid_is_proven_like_any_other():
-    """An empty uid does not match the uid of a Node that was verified before."""
+    """A Node without a uid does not match a Node that was verified before."""
     server = ApiServer(boot_id="another")
     with pytest.raises(WrongNodeError):
         own_node(server).publish(NodeMetadata(uid=""), {A: "installed"})
@@ -146,7 +150,7 @@ def test_a_node_without_a_uid_is_proven_like_any_other():
 
 
 def test_a_node_that_was_created_again_is_labelled_only_with_its_own_token():
-    """The uid in the token decides without a request; an equal name is not sufficient."""
+    """If a Node was created again, only an agent whose token has the new uid labels it."""
     server = ApiServer(bound=UID)
     own = own_node(server)
     own.publish(observed(server), {A: "installed"})
@@ -161,7 +165,7 @@ def test_a_node_that_was_created_again_is_labelled_only_with_its_own_token():
 
 
 def test_a_stale_store_does_not_label_a_new_node_with_the_same_name():
-    """The request contains the Node's uid, and the API server compares the uid."""
+    """If the store is stale, the API server rejects the request, because it compares the uid."""
     server = ApiServer()
     own = own_node(server)
     old = own.publish(observed(server), {A: "installed"})
@@ -172,7 +176,7 @@ def test_a_stale_store_does_not_label_a_new_node_with_the_same_name():
 
 
 def test_a_missing_node_is_not_created():
-    """The agent has no permission to create Nodes."""
+    """A missing Node is not created."""
     server = ApiServer()
     own = own_node(server)
     old = own.publish(observed(server), {A: "installed"})
@@ -186,7 +190,7 @@ def test_a_missing_node_is_not_created():
     "lost", [UnreachableError("no response in time"), StatusError(504, "Timeout", "x")]
 )
 def test_labels_are_applied_again_after_a_lost_response(lost):
-    """The labels may be on the Node although the store does not show them."""
+    """If a response was lost, the labels are applied again, because the store may be outdated."""
     server = ApiServer()
     own = own_node(server)
     before = observed(server)
@@ -203,7 +207,7 @@ def test_labels_are_applied_again_after_a_lost_response(lost):
 
 
 def test_a_rejected_request_leaves_no_doubt():
-    """A rejected request was not carried out, so no further request has to undo the request."""
+    """A rejected request has no effect, so no other request has to undo it."""
     server = ApiServer()
     own = own_node(server)
     before = observed(server)
@@ -231,7 +235,7 @@ def key(number):
 
 
 def test_a_rejected_label_does_not_affect_the_others():
-    """Untrue labels are removed, new labels are set, and the rejected label is reported."""
+    """If one label is rejected, the other labels are still set and removed."""
     server = ApiServer()
     own = own_node(server)
     before = own.publish(observed(server), {key(1): "installed", key(2): "installed"})
@@ -254,7 +258,7 @@ def test_a_rejected_label_does_not_affect_the_others():
 
 
 def test_rejected_labels_are_not_sent_again_with_every_change():
-    """Another change needs one request, and unchanged labels need none."""
+    """Rejected labels are not sent again with every change."""
     server = ApiServer()
     own = own_node(server)
     server.policy = denies(READY)
@@ -273,7 +277,7 @@ def test_rejected_labels_are_not_sent_again_with_every_change():
 
 
 def test_a_label_whose_removal_is_rejected_stays_and_the_others_are_removed():
-    """The policy of another release may consider a key as foreign."""
+    """If the removal of a label is rejected, the other labels are still removed."""
     server = ApiServer()
     own = own_node(server)
     before = own.publish(observed(server), {key(number): "installed" for number in range(5)})
@@ -287,7 +291,7 @@ def test_a_label_whose_removal_is_rejected_stays_and_the_others_are_removed():
 
 
 def test_a_rejected_value_does_not_leave_the_previous_one():
-    """The profile is in complain mode now, and a label with the value enforce would be untrue."""
+    """If a new value of a label is rejected, the previous value does not stay."""
     server = ApiServer()
     own = own_node(server)
     web = f"apparmor.{D}/web"
@@ -299,7 +303,7 @@ def test_a_rejected_value_does_not_leave_the_previous_one():
 
 @pytest.mark.parametrize("count", [1, 2, 3, 40, 200])
 def test_many_rejected_labels_are_found_within_a_few_attempts(count):
-    """Each attempt sends a limited number of requests, and sets the labels of other groups."""
+    """Each attempt sends a limited number of requests, and sets the labels of the other groups."""
     server = ApiServer()
     own = own_node(server)
     refused = {key(number): "installed" for number in range(0, 200, 200 // count)}
@@ -318,7 +322,7 @@ def test_many_rejected_labels_are_found_within_a_few_attempts(count):
 
 
 def test_an_error_that_is_not_about_the_content_is_not_split():
-    """A busy API server receives one request."""
+    """If an error is not about the content, the request is not split into several requests."""
     server = ApiServer()
     own = own_node(server)
     before = observed(server)
@@ -331,7 +335,7 @@ def test_an_error_that_is_not_about_the_content_is_not_split():
 
 
 def test_an_api_server_that_becomes_busy_ends_the_attempt():
-    """The labels that were applied before the error stay."""
+    """If the API server becomes busy during an attempt, the labels that were already set stay."""
     server = ApiServer()
     own = own_node(server)
     before = observed(server)
@@ -358,20 +362,20 @@ def test_only_the_startup_taint_is_removed_and_only_once():
     own = own_node(server, taint=TAINT["key"])
     own.remove_startup_taint(observed(server), report(row()))
     assert server.node["spec"]["taints"] == [OTHER]
-    # The requests are one proof, and two requests for the taints.
+    # The requests are one verification of the Node, and two requests for the taints.
     assert server.requests() == ["GET", "GET", "PATCH"]
     own.remove_startup_taint(observed(server), report(row()))
     assert server.requests() == []
 
 
 def test_a_node_without_taints_is_read_once():
-    """A missing list is an empty list."""
+    """If a Node has no list of taints, it is read only once."""
     server = ApiServer()
     del server.node["spec"]["taints"]
     own = own_node(server, taint=TAINT["key"])
     own.remove_startup_taint(observed(server), report(row()))
     own.remove_startup_taint(observed(server), report(row()))
-    # The requests are the proof and the read of the taints.
+    # The requests are the verification of the Node, and the read of the taints.
     assert server.requests() == ["GET", "GET"]
 
 
@@ -383,7 +387,9 @@ def test_without_the_option_no_taint_is_read():
 
 
 def test_the_startup_taint_stays_until_every_accepted_profile_is_installed():
-    """The first complete report removes the taint; before this report, no request is sent."""
+    """The startup taint is removed by the first complete report, and no request is sent before
+    it.
+    """
     server = ApiServer(taints=[TAINT])
     own = own_node(server, taint=TAINT["key"])
     own.remove_startup_taint(observed(server), report(row(), row("b.json", "failed")))
@@ -393,7 +399,7 @@ def test_the_startup_taint_stays_until_every_accepted_profile_is_installed():
 
 
 def test_a_foreign_node_keeps_its_taint():
-    """The Node is proven before the patch is sent."""
+    """If the Node belongs to another machine, its taint stays."""
     server = ApiServer(taints=[TAINT], boot_id="another")
     with pytest.raises(WrongNodeError):
         own_node(server, taint=TAINT["key"]).remove_startup_taint(observed(server), report(row()))
@@ -417,12 +423,12 @@ def test_a_foreign_node_keeps_its_taint():
     ],
 )
 def test_every_accepted_profile_must_be_installed(state, expected):
-    """A rejected key does not keep the taint; a profile that could not be installed does."""
+    """A rejected key does not keep the taint, but a profile that could not be installed does."""
     assert startup_taint.is_removable(report(row(), row("b.json", state))) is expected
 
 
 def test_an_unsupported_kind_does_not_keep_the_taint():
-    """A node without AppArmor will never install the AppArmor profiles."""
+    """If the node does not support a kind, this kind does not keep the taint."""
     unsupported = row("web", "unsupported", kind="apparmor")
     assert startup_taint.is_removable(report(row(), unsupported, apparmor="disabled")) is True
     assert startup_taint.is_removable(report(row(), unsupported, apparmor="enabled")) is False
@@ -432,7 +438,7 @@ EMPTIED = (ProfileSetStatus(profile_set=SET, state="emptied"),)
 
 
 def test_an_emptied_set_with_installed_profiles_does_not_keep_the_taint():
-    """The taint is removed because the last good versions are on the node."""
+    """If an emptied set has installed profiles, it does not keep the taint."""
     assert startup_taint.is_removable(report(row(state="held"), sets=EMPTIED)) is True
 
 
@@ -440,7 +446,7 @@ def test_an_emptied_set_with_installed_profiles_does_not_keep_the_taint():
     "rows", [[], [row(origin="configmap ns/other")], [row(state="failed")], [row("", "rejected")]]
 )
 def test_an_emptied_set_that_was_never_installed_keeps_the_taint(rows):
-    """On a fresh node an empty ConfigMap may still be filled, so the taint stays."""
+    """If an emptied set was never installed, it keeps the taint, because it may still be filled."""
     sets = (*EMPTIED, ProfileSetStatus(profile_set="configmap ns/other", state="read", keys=1))
     assert startup_taint.is_removable(report(*rows, sets=sets)) is False
 
@@ -455,7 +461,7 @@ def test_an_emptied_set_that_was_never_installed_keeps_the_taint(rows):
     ],
 )
 def test_only_a_set_that_may_still_be_read_keeps_the_taint(state, cause, expected):
-    """An invalid node selector, or a set that is too large, is like a rejected key."""
+    """A set with an invalid node selector, or one that is too large, does not keep the taint."""
     sets = (
         ProfileSetStatus(profile_set=SET, state=state, cause=cause),
         ProfileSetStatus(profile_set="dir /p", state="read"),
@@ -464,7 +470,7 @@ def test_only_a_set_that_may_still_be_read_keeps_the_taint(state, cause, expecte
 
 
 def test_unlabel_removes_every_label_with_an_own_prefix():
-    """Labels with other prefixes stay, and the Node is not verified, because no label is added."""
+    """`unlabel` removes every label with a prefix of the agent, and no other label."""
     server = ApiServer({"kubernetes.io/os": "linux", f"{D}/a~b": "x", f"seccomp.{D}/old": "x"})
     own = own_node(server)
     own.publish(observed(server), {A: "installed"})
@@ -477,7 +483,7 @@ def test_unlabel_removes_every_label_with_an_own_prefix():
 
 
 def test_forged_fields_are_released_before_an_apply():
-    """Without the release, an apply would remove the fields of other clients."""
+    """Forged fields are released before an apply, which would otherwise remove them."""
     server = ApiServer()
     own = own_node(server)
     server.node["metadata"]["managedFields"] = [
@@ -499,7 +505,7 @@ def test_forged_fields_are_released_before_an_apply():
 
 
 def test_unlabel_tries_again_after_a_label_changed():
-    """The patch tests the values that were read, and the number of attempts is limited."""
+    """If a label changes during `unlabel`, the command tries again a limited number of times."""
     server = ApiServer({A: "installed"})
     own = own_node(server)
     changes = iter(range(3))
@@ -519,7 +525,7 @@ def test_unlabel_tries_again_after_a_label_changed():
 
 
 def test_unlabel_of_a_node_that_was_created_again_changes_nothing():
-    """The patch also tests the uid of the Node."""
+    """If the Node is created again during `unlabel`, the command changes nothing."""
     server = ApiServer({A: "installed"})
     server.during = lambda: (
         server.asked[-1].startswith("PATCH")
@@ -531,7 +537,7 @@ def test_unlabel_of_a_node_that_was_created_again_changes_nothing():
 
 
 def test_unlabel_without_permission_is_reported_immediately():
-    """A request that fails for a missing permission is not repeated."""
+    """If `unlabel` lacks a permission, this is reported immediately."""
     server = ApiServer({A: "installed"})
     server.during = lambda: (
         server.asked[-1].startswith("PATCH")
@@ -553,7 +559,7 @@ def test_desired_labels_keep_those_that_are_on_the_node():
 
 @pytest.mark.parametrize("metadata", ["text", ["list"], {"labels": ["list"]}, {"labels": "text"}])
 def test_a_node_whose_labels_are_not_a_mapping_is_unreadable(metadata):
-    """Unreadable labels are not missing labels, and do not end the agent."""
+    """If the labels of a Node are not a mapping, the Node is unreadable."""
     with pytest.raises(UnreachableError):
         node_metadata({"metadata": metadata})
 
@@ -565,7 +571,7 @@ def test_an_object_without_metadata_has_no_uid_and_no_labels(metadata):
 
 
 def test_problems_of_the_node_are_findings():
-    """Both findings contain the Node and the reason."""
+    """Both findings contain the name of the Node and the reason."""
     assert [
         node_findings.wrong_node("it is another", NAME),
         node_findings.unreachable(StatusError(403, "Forbidden", "denied"), NAME),

@@ -1,4 +1,4 @@
-"""Specification of agent.control.pass_schedule: the retries of failures."""
+"""Tests of agent.control.pass_schedule: the retries of failures."""
 
 import pytest
 
@@ -10,7 +10,7 @@ DAY = 86_400.0
 
 @pytest.mark.parametrize(("resync_seconds", "longest"), [(DAY, 3600.0), (300.0, 300.0)])
 def test_a_failure_is_retried_less_and_less_often_up_to_an_hour(resync_seconds, longest):
-    """A long resync interval does not delay the retry of a failed installation for hours."""
+    """A failure is retried less and less often, but at least every hour."""
     schedule, now, delays = PassSchedule(resync_seconds=resync_seconds), 1000.0, []
     for _ in range(16):
         schedule.begin_pass(now)

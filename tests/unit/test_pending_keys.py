@@ -1,4 +1,4 @@
-"""Specification of passes while the text of a key is checked in the background."""
+"""Tests of passes while the text of a key is checked in the background."""
 
 import pytest
 
@@ -10,7 +10,7 @@ KEPT = ("installed", "keep", "unchanged")
 
 @pytest.fixture
 def world(tmp_path):
-    """Return a daemon with a new key that is still being checked, after one pass."""
+    """Return a daemon after one pass over a new key that is still being checked."""
     world = converged_world(tmp_path)
     world.backend.slow_texts = frozenset({"new:1"})
     world.source.keys["new"] = "new:1"
@@ -19,7 +19,7 @@ def world(tmp_path):
 
 
 def test_a_slow_check_delays_no_other_profile(world):
-    """Lost profiles are restored and other new keys are installed while one key is pending."""
+    """While one key is pending, lost profiles are restored and other new keys are installed."""
     world.source.keys["fast"] = "fast:1"
     del world.node.loaded["web"]
     world.run_pass()
@@ -34,12 +34,12 @@ def test_a_slow_check_delays_no_other_profile(world):
 
 
 def test_a_node_with_a_pending_key_is_not_converged(world):
-    """Another program must not rely on a profile that is not installed yet."""
+    """A node with a pending key is not converged."""
     assert (world.report.pending, world.report.converged) == (1, False)
 
 
 def test_the_pass_after_the_check_installs_the_profile(world):
-    """The end of a background check triggers a pass."""
+    """When a background check ends, a pass installs the profile."""
     world.backend.slow_texts = frozenset()
     assert world.calls_for_pass(WakeReason.COMPILED)
     world.run_pass()
@@ -48,7 +48,7 @@ def test_the_pass_after_the_check_installs_the_profile(world):
 
 
 def test_the_last_good_version_stays_while_an_update_is_checked(world):
-    """If the node loses the last good version, the agent restores it."""
+    """While an update is checked, a missing last good version is restored."""
     world.backend.slow_texts = frozenset({"new:1", "web:2"})
     world.source.keys["web"] = "web:2"
     world.run_pass()
@@ -60,7 +60,7 @@ def test_the_last_good_version_stays_while_an_update_is_checked(world):
 
 
 def test_no_profile_is_removed_while_a_key_is_pending(world):
-    """The pending key may provide the same profile under a new key."""
+    """While a key is pending, no profile is removed."""
     del world.source.keys["old"]
     world.node.removed.clear()
     for _ in range(3):
@@ -75,7 +75,7 @@ def test_no_profile_is_removed_while_a_key_is_pending(world):
 
 
 def test_a_new_profile_waits_for_a_pending_key_that_may_declare_it(world):
-    """If two keys declare one name, the key that is checked first must not win."""
+    """A new profile waits for a pending key that may declare the same name."""
     world.backend.slow_texts = frozenset({"new,b:1"})
     world.source.keys |= {"new": "new,b:1", "other": "b:2"}
     world.run_pass()
@@ -88,7 +88,7 @@ def test_a_new_profile_waits_for_a_pending_key_that_may_declare_it(world):
 
 
 def test_every_pass_over_a_pending_key_is_a_new_pass(world):
-    """The report of the previous pass is reused only if no result can change it."""
+    """While a key is pending, a pass does not reuse the report of the previous pass."""
     first = world.run_pass()
     second = world.run_pass()
     assert second.pass_number == first.pass_number + 1

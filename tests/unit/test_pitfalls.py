@@ -26,7 +26,7 @@ PROBES = kernel_access.Probes(
 
 
 def test_a_reader_never_sees_a_part_of_a_profile(tmp_path):
-    """A reader that opens a file while it is replaced reads one complete version."""
+    """If a file is replaced while a reader opens it, the reader gets one complete version."""
     host = Host(tmp_path)
     versions = [b"{}" * 8, b'{"a": 1}' * 8000]
     host.write_file("/d", "a.json", versions[0])
@@ -58,7 +58,7 @@ for number in range(150):
 
 
 def test_a_reader_sees_whole_versions_of_two_agents_that_share_a_directory(tmp_path):
-    """Two processes that write the same file at the same time publish complete versions only."""
+    """If two processes write the same file at the same time, only complete versions are visible."""
     Host(tmp_path).write_file("/d", "a.json", b"a" * 20_000)
     contents = set()
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
@@ -71,7 +71,7 @@ def test_a_reader_sees_whole_versions_of_two_agents_that_share_a_directory(tmp_p
 
 
 def test_a_changed_text_with_the_same_name_is_compiled_again(tmp_path):
-    """A text is compiled again if its content changed, even with the same name and file times."""
+    """If the content of a text changes, it is compiled again, even with the same name and times."""
     for name in ("revision", ".load", ".replace", ".remove", "features/policy/versions"):
         file = tmp_path / kernel_access.ROOT.lstrip("/") / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def test_the_message_of_the_parser_is_in_every_output(capsys):
     ] == []
 
 
-REMOVED_KINDS = {  # The objects are deleted with the namespace, or are part of `kubectl delete -k`.
+REMOVED_KINDS = {  # The objects are deleted with the namespace, or by `kubectl delete -k`.
     "Namespace", "ConfigMap", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role",
     "RoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
     "ResourceQuota", "DaemonSet", "Kustomization", "Component", "PodMonitor", "PrometheusRule",
@@ -129,7 +129,7 @@ REMOVED_KINDS = {  # The objects are deleted with the namespace, or are part of 
 def test_nothing_in_the_manifests_outlives_an_uninstall(path):
     """The manifests contain no custom resource, no webhook and no finalizer.
 
-    The admission policy calls no program, and applies to requests of the agent only.
+    The admission policy calls no program, and only applies to requests of the agent.
     """
     documents = [
         document

@@ -1,4 +1,4 @@
-"""The decision table of agent.core.plan, with at least one test for each row."""
+"""Tests of the decision table of agent.core.plan, with at least one test for each row."""
 
 from dataclasses import replace
 
@@ -94,7 +94,7 @@ def decide(desired_keys, *entries, observation, kind="apparmor", **options):
 
 
 def summary(actions):
-    """Return the type, the reason and the names of each action, which most rows specify."""
+    """Return the type, the reason and the names of each action."""
     return [(type(action), action.reason, action.names) for action in actions]
 
 
@@ -131,7 +131,7 @@ def test_a_foreign_profile_with_other_content_is_held():
 
 
 def test_a_profile_with_the_desired_content_in_another_mode_is_foreign():
-    """Equal evidence in another mode does not prove equal content."""
+    """A profile with the desired content in another mode is foreign."""
     desired_profile = profile(modes={"web": "enforce"})
     (hold,) = decide(
         desired(desired_profile), observation=Observation(profiles={"web": fact(mode="complain")})
@@ -154,14 +154,14 @@ def test_an_unchanged_profile_is_kept():
 
 
 def test_a_drifted_profile_is_restored():
-    """Other content under an agent-owned name is replaced by the agent's version."""
+    """Other content under a name of the agent is replaced by the agent's version."""
     actions = decide(desired(profile()), entry(), observation=node_with(web="other"))
     assert [(Install, "drifted", ("web",))] == summary(actions)
     assert actions[0].replaceable == frozenset({"web"})
 
 
 def test_an_adopted_profile_that_changed_on_the_node_is_held():
-    """An adopted profile belongs to another program, which may change it."""
+    """If an adopted profile changed on the node, it is held."""
     (hold,) = decide(
         desired(profile()), entry(provenance="adopted"), observation=node_with(web="other")
     )
@@ -181,7 +181,7 @@ def test_other_content_of_another_program_is_held():
 
 
 def test_a_message_does_not_claim_that_unreadable_content_differs():
-    """If the kernel shows no content, "foreign" means created by another program."""
+    """If the kernel shows no content, the message only says that another program created it."""
     observation = Observation(
         profiles={"web": fact("object", is_agent_object=False, is_readable=False)}
     )
@@ -202,7 +202,7 @@ def test_an_update_replaces_an_equal_profile_of_another_program():
 
 
 def test_a_foreign_profile_stays_foreign_while_another_name_of_its_key_is_restored():
-    """Both names are loaded in one step, and the foreign name stays foreign."""
+    """If two names are loaded together, a foreign name stays foreign."""
     names = ("a", "b")
     (action,) = decide(
         desired(profile(names=names)), entry(names=names), observation=node_with_foreign(a="v1")
@@ -255,7 +255,7 @@ def test_a_staged_version_that_this_agent_loaded_is_finished():
 
 
 def test_an_update_that_another_program_has_loaded_is_adopted():
-    """Another program has already loaded the new version, so the versions do not conflict."""
+    """If another program has already loaded the new version, the agent adopts it."""
     stored = entry(provenance="adopted")
     assert summary(
         decide(desired(profile(content="v2")), stored, observation=node_with_foreign(web="v2"))
@@ -263,7 +263,7 @@ def test_an_update_that_another_program_has_loaded_is_adopted():
 
 
 def test_a_rejected_update_does_not_replace_a_foreign_profile():
-    """The last good version is not restored over a foreign profile."""
+    """If an update is rejected, the last good version does not replace a foreign profile."""
     (hold,) = decide(desired(rejected=[key()]), entry(), observation=node_with_foreign(web="other"))
     assert (hold.state, [finding.code for finding in hold.findings]) == (
         "foreign",
@@ -272,7 +272,7 @@ def test_a_rejected_update_does_not_replace_a_foreign_profile():
 
 
 def test_a_missing_profile_is_restored():
-    """The restoration does not replace a profile that another program loads in the meantime."""
+    """A missing profile is restored, but never over a profile that another program loads."""
     (action,) = decide(desired(profile()), entry(), observation=node_with())
     assert (action.reason, action.replaceable) == ("went missing", frozenset())
 
@@ -299,7 +299,7 @@ def test_a_new_compilation_of_the_same_source_is_installed():
 
 
 def test_an_unfinished_installation_is_repeated():
-    """After a kill between load and commit, the content identifies the profile of the agent."""
+    """After a kill between load and commit, the agent recognises its profile by the content."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     (action,) = decide(desired(profile(content="v2")), stored, observation=node_with(web="v1"))
     assert (action.reason, action.replaceable) == ("unfinished", frozenset({"web"}))
@@ -313,7 +313,7 @@ def test_a_staged_version_does_not_prove_ownership_of_other_content():
 
 
 def test_a_key_with_one_foreign_name_is_held_completely():
-    """The names of a key are installed together or not at all."""
+    """If one name of a key is foreign, all names of the key are held."""
     (hold,) = decide(desired(profile(names=("a", "b"))), observation=node_with(a="v1"))
     assert (hold.state, [finding.location for finding in hold.findings]) == ("foreign", ["a"])
 
@@ -330,7 +330,7 @@ def test_a_dropped_name_is_removed_after_the_installation():
 
 
 def test_a_retired_name_is_removed():
-    """A name that only an earlier version contains is removed once it is unused."""
+    """A name that only an earlier version contains is removed when it is unused."""
     stored = entry(retired={"web//hat": frozenset({"raw:hat"})})
     observation = Observation(
         profiles={"web": fact(), "web//hat": fact("hat")}, uses={"web//hat": Unused()}
@@ -378,7 +378,7 @@ def test_a_new_pending_key_is_held():
 
 
 def test_a_pending_update_holds_the_last_good_version():
-    """The installed version counts as outdated until the update is accepted."""
+    """While an update is pending, the installed version is held and counts as outdated."""
     hold = Hold(id=key(), reason="pending", names=("web",), state="outdated")
     assert decide(desired(pending=[key()]), entry(), observation=node_with(web="v1")) == (hold,)
 
@@ -387,14 +387,14 @@ def test_a_pending_update_holds_the_last_good_version():
     ("observation", "reason"), [(node_with(), "went missing"), (node_with(web="v0"), "drifted")]
 )
 def test_a_pending_update_restores_the_last_good_version(observation, reason):
-    """The restoration of a missing profile does not wait for the check of its update."""
+    """While an update is pending, a missing profile is restored."""
     (action,) = decide(desired(pending=[key()]), entry(), observation=observation)
     assert (type(action), action.reason, action.profile) == (Install, reason, None)
 
 
 @pytest.mark.parametrize("provenance", ["installed", "adopted"])
 def test_nothing_is_removed_or_released_while_a_key_is_pending(provenance):
-    """The pending key may provide the same profile under another key, so the label also stays."""
+    """While a key is pending, no profile and no label of its kind is removed."""
     hold = Hold(id=key(), reason="pending", names=("web",), state="held")
     new = key("new.profile")
     actions = decide(
@@ -406,7 +406,7 @@ def test_nothing_is_removed_or_released_while_a_key_is_pending(provenance):
 
 
 def test_a_pending_key_of_another_kind_does_not_delay_a_removal():
-    """The removal of a seccomp file does not wait for the check of an AppArmor profile."""
+    """A pending AppArmor key does not delay the removal of a seccomp file."""
     stored = entry(key(kind="seccomp"))
     observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     desired_keys = desired(pending=[key("new.profile")])
@@ -427,7 +427,7 @@ def test_a_new_name_waits_for_a_pending_key_that_may_declare_it():
 
 
 def test_a_name_of_a_pending_key_cannot_move_yet():
-    """The pending version may no longer contain the name, so the other key waits for the result."""
+    """A name of a pending key cannot move to another key before the check ends."""
     actions = decide(
         desired(profile(key("a.profile"), "v2"), pending=[key()]),
         entry(),
@@ -440,7 +440,7 @@ def test_a_name_of_a_pending_key_cannot_move_yet():
 
 
 def test_an_update_of_installed_names_does_not_wait_for_pending_keys():
-    """A profile is updated even if another key is still being checked."""
+    """An update of installed names does not wait for pending keys."""
     desired_profile = profile(content="v2", names=("new",))
     stored = LedgerEntry(id=key(), provenance="installed", installed=version("v1", ("new",)))
     (action, _) = decide(
@@ -463,14 +463,14 @@ def test_a_rejected_update_does_not_replace_a_changed_adopted_profile():
 
 
 def test_a_rejected_new_key_is_only_reported():
-    """A key that was never accepted has no last good version."""
+    """A rejected key that was never accepted is only reported."""
     assert decide(desired(rejected=[key()]), observation=node_with()) == (
         Hold(id=key(), reason="rejected", names=(), state="rejected", findings=(REFUSED,)),
     )
 
 
 def test_an_unchecked_key_keeps_its_last_good_version():
-    """If the node cannot check the key, its installed profile stays."""
+    """If the node cannot check a key, the installed profile of the key stays."""
     (hold,) = decide(desired(unchecked=[key()]), entry(), observation=node_with(web="v1"))
     assert (hold.reason, hold.state) == ("unchecked", "outdated")
 
@@ -494,7 +494,7 @@ def test_an_undesired_unused_profile_is_removed():
     [(InUse(pids=(1, 2)), "in_use"), (UnknownUse(reason="no /proc"), "use_unknown")],
 )
 def test_an_undesired_profile_is_held_while_it_may_be_in_use(use, reason):
-    """A removal would unconfine the processes of the profile permanently."""
+    """An undesired profile is held while it may be in use."""
     observation = Observation(profiles={"web": fact()}, uses={"web": use})
     assert summary(decide(desired(), entry(), observation=observation)) == [
         (Hold, reason, ("web",))
@@ -502,7 +502,7 @@ def test_an_undesired_profile_is_held_while_it_may_be_in_use(use, reason):
 
 
 def test_hats_and_children_stay_with_a_profile_in_use():
-    """Processes may enter a hat or child at any time, unless the profile no longer contains it."""
+    """Hats and children stay while their profile is in use, unless it no longer contains them."""
     names = ("web", "web//HAT", "web//kid", "web//kid//grandkid")
     uses = {name: Unused() for name in names} | {"web": InUse(pids=(1,))}
     observation = Observation(profiles={name: fact() for name in names}, uses=uses)
@@ -516,7 +516,7 @@ def test_hats_and_children_stay_with_a_profile_in_use():
 
 
 def test_a_profile_whose_use_was_not_checked_is_held():
-    """Without a check of its use, a profile may be in use."""
+    """If the use of a profile was not checked, the profile is held."""
     assert summary(decide(desired(), entry(), observation=node_with(web="v1"))) == [
         (Hold, "use_unknown", ("web",))
     ]
@@ -541,7 +541,7 @@ def test_prune_never_holds_undesired_profiles():
     ],
 )
 def test_a_removal_waits_for_the_label_and_the_grace_time(absent_seconds, expected):
-    """A profile is removed when its label is confirmed absent and the grace time has passed."""
+    """A profile is removed when its label is confirmed as absent and the grace time has passed."""
     observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     (action,) = decide(
         desired(),
@@ -572,7 +572,7 @@ def test_a_hold_of_an_unobservable_profile_shows_whether_it_is_desired(desired_k
 
 
 def test_a_name_that_an_unreadable_source_may_desire_keeps_its_label():
-    """The profile may have moved to the unreadable source."""
+    """A name keeps its label while an unreadable source may desire it."""
     sets = [
         Read(profile_set=ORIGIN, revision="1", source_keys=()),
         Unreadable(profile_set="other", reason="away"),
@@ -583,7 +583,9 @@ def test_a_name_that_an_unreadable_source_may_desire_keeps_its_label():
 
 
 def test_unreferenced_files_are_unused_and_unreferenced_policy_may_be_in_use():
-    """A pod's reference holds both kinds; a missing reference proves disuse of files only."""
+    """A reference by a pod holds both kinds; a missing reference only proves the disuse of
+    files.
+    """
     observation = Observation(profiles={"web": fact()}, uses={"web": UnknownUse(reason="a file")})
     seccomp = entry(key(kind="seccomp"))
     (held,) = decide(
@@ -608,7 +610,7 @@ def test_unreferenced_files_are_unused_and_unreferenced_policy_may_be_in_use():
 
 
 def test_nothing_is_removed_while_the_pods_are_unknown():
-    """With --pod-aware, a failed or delayed list of pods does not count as an empty list."""
+    """With --pod-aware, a list of pods that failed or is delayed does not count as empty."""
     observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     (held,) = decide(desired(), entry(), observation=observation, pod_aware=True, prune="always")
     assert (type(held), held.reason) == (Hold, "use_unknown")
@@ -619,7 +621,7 @@ def test_nothing_is_removed_while_the_pods_are_unknown():
 
 
 def test_prune_always_skips_the_proof_of_disuse_for_files_only():
-    """--prune=always removes files without proof of disuse, but not loaded AppArmor profiles."""
+    """--prune=always removes files without a proof of disuse, but no loaded AppArmor profiles."""
     observation = Observation(profiles={"web": fact()}, uses={"web": UnknownUse(reason="a file")})
     seccomp = entry(key(kind="seccomp"))
     actions = decide(desired(), seccomp, observation=observation, kind="seccomp", prune="always")
@@ -667,9 +669,9 @@ def test_an_entry_without_an_installed_version_is_released():
     ],
 )
 def test_an_entry_with_a_staged_version_stays_while_its_set_is_not_read(unread):
-    """The staged version may be on the node.
+    """An entry with a staged version stays, because this version may be on the node.
 
-    Without a ledger entry, the staged version would look foreign.
+    Without the entry, the staged version would look foreign.
     """
     stored = LedgerEntry(id=key(), provenance="installed", staged=version())
     (hold,) = decide(desired(sets=[unread]), stored, observation=node_with(web="v1"))
@@ -865,7 +867,7 @@ def test_a_rejected_key_keeps_a_staged_version_that_it_needs():
 
 
 def test_a_renamed_key_keeps_its_profile():
-    """The ownership moves to the entry of the new key, and the node does not change."""
+    """If a key is renamed, the ownership moves to the new key, and the node does not change."""
     actions = decide(
         desired(profile(key("new"))), entry(key("old")), observation=node_with(web="v1")
     )
@@ -892,7 +894,7 @@ def test_a_name_that_a_rejected_key_needs_stays(observation, action):
 
 
 def test_a_name_that_a_key_with_a_foreign_name_needs_stays():
-    """A foreign profile blocks the new key, so all names of the previous key stay."""
+    """If a foreign profile blocks the new key, all names of the previous key stay."""
     desired_keys = desired(profile(key("new"), "v2", ("helper", "web")))
     actions = decide(
         desired_keys, entry(key("old")), observation=node_with(web="v1", helper="foreign")
@@ -940,7 +942,7 @@ def test_entries_of_unrelated_sets_have_no_action():
 
 @pytest.mark.parametrize("refused", ["rejected", "unchecked"])
 def test_a_name_of_a_rejected_key_cannot_move(refused):
-    """Another key cannot claim a name of a rejected key's last good version."""
+    """Another key cannot provide a name of a rejected key's last good version."""
     desired_keys = desired(profile(key("new"), "v2"), **{refused: [key("old")]})
     new, old = decide(desired_keys, entry(key("old")), observation=node_with(web="v1"))
     assert (new.state, [finding.code for finding in new.findings]) == (
@@ -963,7 +965,7 @@ def test_a_name_of_an_unreadable_set_cannot_move():
 
 
 def test_an_unreadable_set_blocks_every_removal():
-    """A key that is no longer in its set may have moved to the unreadable set."""
+    """An unreadable set blocks every removal, because a key may have moved to it."""
     sets = [
         Read(profile_set=ORIGIN, revision="1", source_keys=()),
         Unreadable(profile_set="dir /x", reason="EIO"),
@@ -998,7 +1000,7 @@ def test_profiles_of_a_set_that_was_not_read_are_kept_and_restored(unread):
     [Emptied(profile_set="dir /x", revision=""), Missing(profile_set="dir /x", reason="not found")],
 )
 def test_names_of_a_missing_or_empty_set_can_move_together(unread):
-    """A ConfigMap that was recreated under another name owns all names permanently."""
+    """If a ConfigMap is created again under another name, all of its names can move together."""
     sets = [Read(profile_set=ORIGIN, revision="1", source_keys=()), unread]
     desired_keys = desired(profile(content="v2"), sets=sets)
     old = entry(key("old", origin="dir /x"))
@@ -1006,7 +1008,8 @@ def test_names_of_a_missing_or_empty_set_can_move_together(unread):
         (Install, "changed", ("web",)),
         (Release, "moved", ("web",)),
     ]
-    # A profile set with a name that no other key provides stays complete, and blocks the other key.
+    # If another profile set lacks one name of a profile set, the set stays complete and blocks the
+    # other key.
     both = entry(key("old", origin="dir /x"), names=("also", "web"))
     assert summary(decide(desired_keys, both, observation=node_with(web="v1", also="v1"))) == [
         (Hold, "conflict", ("web",)),
@@ -1015,7 +1018,7 @@ def test_names_of_a_missing_or_empty_set_can_move_together(unread):
 
 
 def test_a_duplicate_key_releases_its_names_to_the_first_key():
-    """If two keys have the same content, only the first owns the profiles."""
+    """If two keys have the same content, only the first key owns the profiles."""
     desired_keys = desired(profile(key("a")), same={key("b"): key("a")})
     actions = decide(desired_keys, entry(key("b")), observation=node_with(web="v1"))
     assert summary(actions) == [(Keep, "renamed", ("web",)), (Release, "moved", ("web",))]
@@ -1042,7 +1045,7 @@ def test_an_unobservable_or_unsupported_kind_is_held(observed, state):
 
 
 def test_a_version_that_was_installed_before_an_adoption_is_removed():
-    """The adopted version stays, and the agent-owned version of the same key is removed."""
+    """If a key adopted a version, its earlier version of the agent is removed."""
     stored = entry(provenance="adopted", retired={"left": frozenset({"raw:v0"})})
     observation = Observation(profiles={"web": fact(), "left": fact("v0")}, uses={"left": Unused()})
     assert summary(decide(desired(profile()), stored, observation=observation)) == [
@@ -1096,7 +1099,7 @@ def test_an_installation_has_a_fallback_if_the_last_good_version_is_not_on_the_n
 
 
 def test_a_fallback_contains_no_name_of_another_key():
-    """A version is not restored if another key provides or owns any of its names."""
+    """A fallback is not restored if another key provides or owns one of its names."""
     other = profile(key("other"), "v3", ("b",))
     desired_keys = desired(profile(content="v2", names=("a",)), other)
     (_, action, *_) = decide(desired_keys, V1, observation=node_with())
@@ -1109,7 +1112,7 @@ def test_a_fallback_contains_no_name_of_another_key():
 
 
 def test_an_update_with_a_foreign_name_is_held_completely():
-    """No name of the update is installed, and the last good version stays complete."""
+    """If one name of an update is foreign, no name of it is installed."""
     desired_profile = profile(content="v2", names=("web", "extra"))
     (hold,) = decide(
         desired(desired_profile), entry(), observation=node_with(web="v1", extra="foreign")
@@ -1118,7 +1121,7 @@ def test_an_update_with_a_foreign_name_is_held_completely():
 
 
 def test_removal_candidates_are_agent_owned_names_without_a_key():
-    """The agent observes the use of removal candidates only."""
+    """The agent only observes the use of removal candidates."""
     desired_keys = desired(profile())
     stored = {
         owner.id: owner
@@ -1143,7 +1146,7 @@ def test_removal_candidates_are_agent_owned_names_without_a_key():
 def test_a_name_of_a_blocked_key_cannot_move():
     """A key that cannot be updated keeps its names.
 
-    If another key took the names, the two keys would replace each other forever.
+    A name of a blocked key cannot move to another key.
     """
     first, second = profile(key("one"), "v2", ("b", "c")), profile(key("two"), "v2", ("a",))
     stored = entry(key("one"), names=("a",)), entry(key("three"), names=("b",))
@@ -1157,7 +1160,7 @@ def test_a_name_of_a_blocked_key_cannot_move():
 
 
 def test_a_key_that_looks_like_another_kind_keeps_its_last_good_version():
-    """A partly written key without a file name extension may look like another kind."""
+    """If a partly written key looks like another kind, its last good version stays."""
     desired_keys = Desired(
         rejections={key(): Rejection(id=key(), findings=(REFUSED,))},
         keys=frozenset({(ORIGIN, "web.profile")}),
@@ -1179,7 +1182,7 @@ def test_keys_in_a_rejected_directory_keep_their_last_good_version():
 
 
 def test_a_key_that_is_accepted_as_another_kind_replaces_its_previous_profile():
-    """The profile of the previous kind is removed."""
+    """If a key is accepted as another kind, its previous profile is removed."""
     other = Profile(id=key(kind="seccomp"), version=version(), source=b"s", body_size=1)
     desired_keys = Desired(
         profiles={other.id: other},

@@ -1,4 +1,4 @@
-"""Specification of agent.core.pod_references."""
+"""Tests of agent.core.pod_references."""
 
 import pytest
 
@@ -10,7 +10,7 @@ def local(name):
 
 
 def test_references_in_every_place_of_a_pod_count():
-    """The places are the pod, its three types of containers, and annotations of older servers."""
+    """The pod, its three types of containers, and annotations of older servers are searched."""
     pod = {
         "metadata": {
             "annotations": {
@@ -64,5 +64,5 @@ def test_the_path_of_a_seccomp_file_is_normalized_like_in_the_kubelet(written):
     ],
 )
 def test_a_terminated_pod_or_a_pod_without_a_profile_has_no_references(pod):
-    """A pod that starts no container again does not hold a profile."""
+    """A pod that has terminated does not reference a profile."""
     assert pod_references.referenced_profiles(pod) == frozenset()

@@ -1,4 +1,4 @@
-"""Specification of agent.kube.publisher: called directly, without its thread."""
+"""Tests of agent.kube.publisher, which call its methods directly and without its thread."""
 
 import pytest
 
@@ -24,7 +24,7 @@ BAD = (Finding(code=FindingCode.NOT_JSON, location="line 1", message="The key is
 
 
 class Clock:
-    """A clock that only tests move."""
+    """A clock that only a test moves."""
 
     def __init__(self):
         self.now = 1000.0
@@ -34,7 +34,7 @@ class Clock:
 
 
 class World:
-    """A publisher, its API server, and the calls of its callbacks."""
+    """A publisher with its API server and the calls of its callbacks."""
 
     def __init__(self, clock, server=None, **options):
         self.clock = clock
@@ -92,7 +92,7 @@ def publish(world, *rows, **more):
 
 
 def test_the_labels_of_a_report_are_set_on_the_node(world):
-    """After the request, the publisher knows the labels; an equal report needs no request."""
+    """The labels of a report are set on the Node; an equal report sends no request."""
     publish(world, row())
     assert world.server.labels == {A: "installed", READY: "ready"}
     assert world.publisher.labels_on_node() == {A, READY}
@@ -103,7 +103,7 @@ def test_the_labels_of_a_report_are_set_on_the_node(world):
 
 
 def test_before_the_first_report_no_request_is_sent(world):
-    """A restarted agent removes no label before its first pass."""
+    """Before its first report, a restarted agent sends no request and removes no label."""
     world.server.set_label(A, "installed", "profile-loader")
     world.node.deliver()
     world.publisher.notify()
@@ -112,7 +112,7 @@ def test_before_the_first_report_no_request_is_sent(world):
 
 
 def test_before_the_node_was_read_no_label_is_known(clock):
-    """The finding contains the reason of the store, and no request is sent."""
+    """Before the Node was read, no label is known and no request is sent."""
     world = World(clock)
     world.publisher.post(report(row()))
     world.publisher.step()
@@ -126,7 +126,7 @@ def test_before_the_node_was_read_no_label_is_known(clock):
 
 
 def test_a_missing_node_is_reported(clock):
-    """A missing Node is not an unreachable API server, and the Node is not created."""
+    """If the Node is missing, this is reported, and the Node is not created."""
     world = World(clock)
     world.server.node = None
     world.node.deliver()
@@ -140,7 +140,7 @@ def test_a_missing_node_is_reported(clock):
 
 
 def test_an_unread_node_without_a_reason_is_reported(world):
-    """A store before the first list may contain no reason."""
+    """If the Node was not read and no reason is known, this is reported."""
     world.node.store = Store(objects=None, revision=world.node.store.revision + 1)
     world.publisher.post(report(row()))
     world.publisher.step()
@@ -148,7 +148,7 @@ def test_an_unread_node_without_a_reason_is_reported(world):
 
 
 def test_a_label_counts_as_set_until_the_api_server_confirms_its_removal(world):
-    """Neither a new report nor a failed request makes the label count as removed."""
+    """A label counts as set until the API server confirms its removal."""
     publish(world, row(), row("b.json"))
     world.publisher.post(report(row()))
     assert world.publisher.labels_on_node() == {A, B, READY}
@@ -162,7 +162,7 @@ def test_a_label_counts_as_set_until_the_api_server_confirms_its_removal(world):
 
 
 def test_a_label_that_may_have_been_set_counts_as_set(world):
-    """The request was carried out, its response was lost, and no event has arrived yet."""
+    """If a response was lost, the label may have been set, so it counts as set."""
     world.publisher.post(report(row()))
     world.publisher.labeler.identity.require_own_node(world.node.store.objects[NAME])
     world.server.lost = [DOWN]
@@ -174,7 +174,7 @@ def test_a_label_that_may_have_been_set_counts_as_set(world):
 
 
 def test_a_report_during_a_request_does_not_remove_pending_labels(world):
-    """The labels of the older report count as set until the newer report was published."""
+    """If a new report arrives during a request, the pending labels still count as set."""
 
     def overtake():
         world.server.during = lambda: None
@@ -190,7 +190,7 @@ def test_a_report_during_a_request_does_not_remove_pending_labels(world):
 
 
 def test_the_labels_of_a_report_during_a_request_may_soon_be_set(world):
-    """The response to the request for the older report does not contain the new labels."""
+    """If a new report arrives during a request, its labels count as labels that may soon be set."""
 
     def overtake():
         world.server.during = lambda: None
@@ -204,13 +204,13 @@ def test_the_labels_of_a_report_during_a_request_may_soon_be_set(world):
 
 
 def test_an_event_of_the_watch_during_a_request_is_kept(world):
-    """The event and the response have no order, and only the watch reports later changes."""
+    """If an event arrives during a request, the event is kept."""
 
     def event():
         world.server.during = lambda: None
         world.server.set_label("pool", "a")
         world.node.deliver()
-        assert world.publisher.labels_on_node() == {A, READY}  # The agent's loop calls this method.
+        assert world.publisher.labels_on_node() == {A, READY}  # The main loop calls this method.
 
     world.publisher.labeler.identity.require_own_node(world.node.store.objects[NAME])
     world.publisher.post(report(row()))
@@ -223,7 +223,7 @@ def test_an_event_of_the_watch_during_a_request_is_kept(world):
 
 
 def test_labels_are_unknown_while_the_store_is_not_confirmed(world):
-    """Another client may have changed the labels since the last response."""
+    """While the store is not confirmed, the labels are unknown."""
     publish(world, row())
     world.node.fail()
     assert world.publisher.labels_on_node() is None
@@ -232,7 +232,7 @@ def test_labels_are_unknown_while_the_store_is_not_confirmed(world):
 
 
 def test_a_label_that_another_client_removed_is_restored(world):
-    """One request restores the label after the event of the watch."""
+    """If another client removed a label, one request restores it."""
     publish(world, row())
     world.server.drop_label(A)
     world.node.deliver()
@@ -244,7 +244,7 @@ def test_a_label_that_another_client_removed_is_restored(world):
 
 
 def test_labels_stay_while_a_source_or_the_node_cannot_be_read(world):
-    """No request is sent, and every label stays."""
+    """If a source or the Node cannot be read, every label stays."""
     publish(world, row(), seccomp="enabled")
     before = dict(world.server.labels)
     world.server.requests()
@@ -256,7 +256,7 @@ def test_labels_stay_while_a_source_or_the_node_cannot_be_read(world):
 
 
 def test_another_node_with_the_same_name_is_reported_and_not_labelled(clock):
-    """No label and no Event is sent, and the Node is read again at growing intervals."""
+    """If another Node has the same name, neither a label nor an Event is sent."""
     world = World(clock, ApiServer(boot_id="another"))
     world.node.deliver()
     world.publisher.post(report(row(action="install", reason="new")))
@@ -289,7 +289,7 @@ def test_the_delay_after_a_failure_grows(world, clock):
 
 
 def test_retry_after_makes_the_delay_longer(world):
-    """The delay is at least the number of seconds that the API server demands."""
+    """The delay is at least as long as the API server demands."""
     world.server.errors = [StatusError(429, "TooManyRequests", "slow down", retry_after=600.0)]
     world.publisher.post(report(row()))
     world.publisher.step()
@@ -297,9 +297,9 @@ def test_retry_after_makes_the_delay_longer(world):
 
 
 def test_each_change_is_reported_once(world):
-    """A change of the labels or of the findings is reported; a step without a change is not."""
+    """A change of the labels or of the findings is reported, but an unchanged step is not."""
     publish(world, row())
-    assert world.changes == []  # Pending labels count as set.
+    assert world.changes == []  # Labels that may be set count as set.
     world.publisher.post(report())
     world.server.errors = [DOWN, DOWN]
     world.publisher.step()
@@ -324,7 +324,7 @@ def test_events_follow_their_labels_one_at_a_time(world):
 
 
 def test_an_event_that_is_rejected_is_dropped_and_counted(world):
-    """The API server would reject the Event again, and labels do not wait for the Event."""
+    """If the API server rejects an Event, the Event is dropped and counted."""
     publish(world, row())
     denied = StatusError(403, "Forbidden", "events is forbidden")
     world.server.during = lambda: _fail_posts(world, denied)
@@ -335,7 +335,7 @@ def test_an_event_that_is_rejected_is_dropped_and_counted(world):
 
 @pytest.mark.parametrize("error", [DOWN, StatusError(429, "TooManyRequests", "slow", 30.0)])
 def test_an_event_that_could_not_be_sent_waits_and_causes_no_finding(world, clock, error):
-    """The next Event also waits, and the labels are current."""
+    """If an Event could not be sent, it waits, and no finding is reported."""
     publish(world, row())
     world.server.requests()
     many = [row(f"{index}.json", "rejected", findings=BAD) for index in range(20)]
@@ -356,7 +356,7 @@ def _fail_posts(world, error):
 
 
 def test_an_event_whose_response_was_lost_is_sent_again_unchanged(world, clock):
-    """The Event keeps its name and time, and a Conflict means that it was created."""
+    """If an Event is sent again, it keeps its name and time; a Conflict means success."""
     publish(world)
     world.server.requests()
     world.publisher.post(report(row("bad.json", "rejected", findings=BAD)))
@@ -379,7 +379,7 @@ def test_an_event_whose_response_was_lost_is_sent_again_unchanged(world, clock):
 
 
 def test_events_are_sent_while_labels_are_rejected(world, clock):
-    """A policy that denies a label does not stop Events."""
+    """If a policy denies a label, Events are still sent."""
     publish(world, row())
     world.server.requests()
     world.server.errors = [StatusError(403, "Forbidden", "the policy denies it")] * 2
@@ -390,7 +390,9 @@ def test_events_are_sent_while_labels_are_rejected(world, clock):
 
 
 def test_labels_that_another_client_keeps_removing_are_restored_less_often(world, clock):
-    """The first restores are immediate, later restores wait longer, and a finding is reported."""
+    """If another client keeps removing labels, they are restored less often, and this is
+    reported.
+    """
     publish(world, row())
     world.server.requests()
     applied = []
@@ -412,7 +414,7 @@ def test_labels_that_another_client_keeps_removing_are_restored_less_often(world
 
 
 def test_events_above_the_rate_limit_are_dropped_and_counted(world):
-    """A node with a hundred new profiles sends its warnings first."""
+    """Above the rate limit, Events are dropped and counted; warnings have priority."""
     rows = [row(f"{index}.json", action="install", reason="new") for index in range(100)]
     publish(world, *rows, row("bad.json", "rejected", findings=BAD))
     reasons = [event["reason"] for event in world.server.events]
@@ -421,7 +423,9 @@ def test_events_above_the_rate_limit_are_dropped_and_counted(world):
 
 
 def test_the_number_of_waiting_events_is_limited(world, monkeypatch):
-    """The oldest Events stay, and the newest Events are dropped and counted."""
+    """If the queue is full, the oldest Events stay, and the newest Events are dropped and
+    counted.
+    """
     monkeypatch.setattr(event_outbox, "OUTBOX_LIMIT", 3)
     world.publisher.post(
         report(*[row(f"{n}.json", action="install", reason="new") for n in range(5)])
@@ -431,7 +435,7 @@ def test_the_number_of_waiting_events_is_limited(world, monkeypatch):
 
 
 def test_the_startup_taint_is_removed_after_the_labels_are_set(clock):
-    """A pod that waited because of the taint finds the label that it selects."""
+    """The startup taint is removed after the labels are set."""
     server = ApiServer(taints=[{"key": "start", "effect": "NoSchedule"}])
     world = World(clock, server, taint="start")
     world.node.deliver()
@@ -449,7 +453,7 @@ def test_labels_that_could_not_be_set_are_reported(clock):
 
 
 def test_the_thread_publishes_a_posted_report(world):
-    """A report wakes the thread of the publisher."""
+    """If a report is posted, the publisher's thread wakes up and publishes it."""
     world.publisher.start()
     world.publisher.post(report(row()))
     until(lambda: world.server.labels, "the labels")
@@ -457,7 +461,7 @@ def test_the_thread_publishes_a_posted_report(world):
 
 
 def test_rejected_labels_are_sent_again_less_and_less_often(world, clock):
-    """Other labels do not wait for rejected labels, and do not count as contention."""
+    """Rejected labels are sent again less and less often, and other labels do not wait for them."""
     world.server.policy = lambda before, after: "denied" if READY in after else ""
     publish(world, row())
     assert (world.server.labels, world.codes()) == ({A: "installed"}, ["label_refused"])

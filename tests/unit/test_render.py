@@ -1,4 +1,4 @@
-"""Specification of agent.commands.render: ConfigMaps with the profiles of a directory."""
+"""Tests of agent.commands.render, which creates ConfigMaps from a directory."""
 
 import yaml
 
@@ -10,13 +10,15 @@ LABELS = {"app.kubernetes.io/component": "profiles", "profile-loader.io/profiles
 
 
 def rendered(path):
-    """Return the text and the mistakes of a rendered directory."""
+    """Return the text and the mistakes for a rendered directory."""
     result = render.render(str(path), "node-profiles", "kube-system", DOMAIN)
     return result.text, result.mistakes
 
 
 def test_rendered_config_maps_contain_the_same_profiles(tmp_path):
-    """Path and content of every key stay the same, even for sub-directories and binary data."""
+    """The path and the content of each key stay the same, even with sub-directories and binary
+    data.
+    """
     top = tmp_path / "set"
     (top / "profiles/deep").mkdir(parents=True)
     (top / "web.profile").write_bytes(b"profile web {\n  file,\n}\n")
@@ -33,7 +35,7 @@ def test_rendered_config_maps_contain_the_same_profiles(tmp_path):
 
 
 def test_each_directory_has_a_config_map_with_its_prefix(tmp_path):
-    """An annotation contains the directory's path, and a label lets the DaemonSet select it."""
+    """An annotation contains the path of the directory, and the DaemonSet selects a label."""
     (tmp_path / "profiles").mkdir()
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "profiles/b.json").write_text("{}")
@@ -74,7 +76,7 @@ def test_a_large_directory_is_split_into_several_config_maps(tmp_path):
 
 
 def test_a_file_that_no_config_map_can_contain_is_a_mistake(tmp_path):
-    """Only the file that fits into no ConfigMap is not rendered."""
+    """If a file fits into no ConfigMap, only this file is not rendered."""
     (tmp_path / "a b.json").write_text("{}")
     (tmp_path / "c.json").write_text("{}")
     (tmp_path / "out.json").symlink_to("/nowhere")
@@ -84,7 +86,7 @@ def test_a_file_that_no_config_map_can_contain_is_a_mistake(tmp_path):
 
 
 def test_a_directory_that_cannot_be_read_is_reported(tmp_path):
-    """A missing directory differs from a directory without profiles."""
+    """If a directory is missing, the message differs from that for an empty directory."""
     absent = f"{tmp_path}/absent"
     result = render.render(absent, "n", "ns", DOMAIN)
     assert (result.text, result.read) == ("", False)

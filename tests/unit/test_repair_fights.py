@@ -1,4 +1,4 @@
-"""Specification of agent.control.repair_fights, alone and within a daemon."""
+"""Tests of agent.control.repair_fights, alone and in a daemon."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def world(tmp_path):
 
 
 def fight(world, seconds):
-    """Undo each repair at once for some time; return how many passes ran."""
+    """Undo each repair for some time, and return how many passes ran."""
     passes, end = 0, world.clock.now + seconds
     while world.clock.now < end:
         world.node.loaded["web"] = FOREIGN
@@ -34,7 +34,7 @@ def fight(world, seconds):
 
 
 def test_a_fight_is_reported_and_repaired_less_and_less_often(world):
-    """After a while without changes, repairs are immediate again."""
+    """A fight is repaired less and less often; after a calm time, repairs are immediate again."""
     for _ in range(FIGHT_REPAIRS):
         world.node.loaded["web"] = FOREIGN
         assert world.calls_for_pass(WakeReason.KERNEL)
@@ -56,7 +56,7 @@ def test_a_fight_is_reported_and_repaired_less_and_less_often(world):
 
 
 def test_a_fight_is_reported_no_longer_than_it_lasts(tmp_path):
-    """When the fight is over, a pass runs by itself, long before the resync."""
+    """When a fight is over, a pass runs long before the resync and ends the finding."""
     world = converged_world(tmp_path, resync_seconds=1e6)
     began = world.clock.now
     for _ in range(FIGHT_REPAIRS):
@@ -75,7 +75,7 @@ def test_a_fight_is_reported_no_longer_than_it_lasts(tmp_path):
 
 
 def test_each_repair_of_content_in_two_keys_counts_once(world):
-    """The report has a row for each key. The publisher and the fights need one repair."""
+    """If two keys have the same content, the report has two rows but counts one repair."""
     world.source.keys |= {"copy": "web:1"}
     world.run_pass()
     for _ in range(FIGHT_REPAIRS - 1):
@@ -87,7 +87,7 @@ def test_each_repair_of_content_in_two_keys_counts_once(world):
 
 
 def test_very_many_profiles_can_be_fought_over_at_once():
-    """The agent counts the repairs per profile name."""
+    """The agent counts repairs separately for each profile name."""
     fights, now = RepairFights(), 1000.0
     rows = [
         row(name=f"p{number}", action="restore", reason="went missing") for number in range(1500)
@@ -111,7 +111,7 @@ def test_very_many_profiles_can_be_fought_over_at_once():
     ],
 )
 def test_updates_and_failures_do_not_count_as_repairs(fields):
-    """Only a successful repair that did not last indicates another program."""
+    """Updates and failures do not count as repairs."""
     fights, now = RepairFights(), 1000.0
     for _ in range(2 * FIGHT_REPAIRS):
         fights.record(report(row(**fields)), now)

@@ -1,4 +1,4 @@
-"""Specification of agent.core.report: merging reports, and convergence."""
+"""Tests of agent.core.report: merged reports, and convergence."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ def change(name, action, state="installed", reason="new"):
 
 
 def test_the_reports_of_two_passes_are_merged():
-    """A change by the first pass is reported if the second pass left the profile unchanged."""
+    """If the second pass left a profile unchanged, a change by the first pass is reported."""
     first = report(
         change("a", "install"),
         change("b", "install", state="failed"),
@@ -42,5 +42,5 @@ def test_the_reports_of_two_passes_are_merged():
 
 
 def test_a_report_with_a_pending_key_is_not_converged():
-    """The restored version of the key is installed, but its update is still pending."""
+    """If the update of a key is pending, the node is not converged."""
     assert exit_status(replace(report(row()), pending=1), allow_unsupported=False) == 1

@@ -1,4 +1,4 @@
-"""Specification of the report builder: the row of each outcome, and the exit status."""
+"""Tests of the report builder: the row of each outcome, and the exit status."""
 
 import pytest
 
@@ -97,17 +97,17 @@ def states_and_actions(action, result, desired=None, findings=()):
     ],
 )
 def test_each_outcome_has_a_state_and_an_action(action, result, expected):
-    """The state of a row is "installed" only if the desired version was observed on the node."""
+    """A row is only "installed" if the desired version was observed on the node."""
     assert states_and_actions(action, result) == [expected]
 
 
 def test_a_moved_name_has_only_one_row():
-    """Only the key that now provides the profile has a row for the profile."""
+    """If a name moved, only the key that now provides it has a row."""
     assert states_and_actions(Release(id=ID, reason="moved", names=("audit.json",)), "done") == []
 
 
 def test_a_restored_version_of_a_rejected_key_is_outdated():
-    """The last good version is installed, but the desired version is not."""
+    """If only the last good version is installed, the row is "outdated"."""
     rejected = Desired(rejections={ID: Rejection(id=ID, findings=(FAILED,))})
     assert states_and_actions(RESTORE, "done", rejected) == [("outdated", "restore")]
 
@@ -151,7 +151,7 @@ def test_a_row_has_the_localhost_profile_and_the_verified_version():
 
 
 def test_a_duplicate_key_has_its_own_row():
-    """The row of the duplicate refers to the key with the same content."""
+    """A duplicate key has its own row, which refers to the key with the same content."""
     duplicate = KeyId(kind="seccomp", profile_set="dir /p", key="duplicate.json")
     desired = Desired(profiles={ID: PROFILE}, duplicates={duplicate: ID})
     outcome = Outcome(action=INSTALL, result="done", version=VERSION)
@@ -171,7 +171,7 @@ def test_a_duplicate_key_has_its_own_row():
 
 
 def test_a_removal_does_not_repeat_the_findings_of_the_profile():
-    """Warnings and notices describe installed profiles, and not removed profiles."""
+    """Warnings and notices are reported for installed profiles, but not for removed profiles."""
     outcome = Outcome(action=REMOVE, result="done", version=VERSION)
     report = report_builder.build_report(
         report_builder.PassResult(
@@ -186,7 +186,7 @@ def test_a_removal_does_not_repeat_the_findings_of_the_profile():
 
 
 def test_profile_sets_have_four_states_and_kinds_have_three_states():
-    """Sets are read, emptied, missing or unreadable; kinds are enabled, disabled or unknown."""
+    """A set is read, emptied, missing or unreadable; a kind is enabled, disabled or unknown."""
     sets = [
         Read(
             profile_set="a",
@@ -318,14 +318,14 @@ def test_the_exit_status_follows_from_the_report(built, flags, status):
 
 
 def test_a_pass_has_converged_if_every_desired_profile_is_installed():
-    """An empty pass has converged, and unpublished labels do not matter."""
+    """A pass has converged if every desired profile is installed, even without published labels."""
     unpublished = report("installed", findings=[UNPUBLISHED])
     reports = [report(), report("installed"), unpublished, report("failed")]
     assert [each.converged for each in reports] == [True, True, True, False]
 
 
 def test_a_report_has_the_names_of_accepted_and_rejected_keys():
-    """The name of a rejected key must not get the label of an installed profile."""
+    """A report contains the names of accepted and rejected keys, so that they can collide."""
     other = KeyId(kind="seccomp", profile_set=ID.profile_set, key="other.json")
     report = report_builder.build_report(
         report_builder.PassResult(
@@ -351,7 +351,7 @@ def test_a_report_has_the_names_of_accepted_and_rejected_keys():
     ],
 )
 def test_a_source_over_a_limit_has_its_own_code(cause, code):
-    """An exceeded limit needs a different action than an unreadable source."""
+    """A source over a limit has another code than an unreadable source."""
     finding = report_builder.source_finding(
         Unreadable(profile_set="d", reason="2 MiB are too much", cause=cause)
     )

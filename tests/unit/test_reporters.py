@@ -1,4 +1,4 @@
-"""Specification of the table, the JSON report and the log."""
+"""Tests of the table, the JSON report and the log."""
 
 import io
 import json
@@ -106,7 +106,7 @@ def test_the_table_fits_the_terminal(width):
 
 
 def test_a_name_that_is_too_long_has_a_line_of_its_own():
-    """A long name does not change the layout of the other rows."""
+    """If a name is too long, it has its own line, and the other rows keep their layout."""
     long = row(name="x" * 90, state="rejected", reason="bad")
     text = table.table(
         Report(profiles=(*REPORT.profiles, long), profile_sets=(), kind_support={}), width=80
@@ -120,7 +120,7 @@ def test_a_name_that_is_too_long_has_a_line_of_its_own():
 
 
 def test_a_message_without_a_full_stop_gets_one_before_the_hint():
-    """Messages of other programs, such as the parser, may lack a full stop."""
+    """Messages of other programs, such as the parser, may have no full stop."""
     bad = Finding(
         code=FindingCode.PARSER_REJECTED,
         location="",
@@ -145,7 +145,7 @@ def test_no_control_character_reaches_the_terminal():
 
 
 def test_a_report_without_profiles_has_a_summary():
-    """An empty report has a summary, and the summary of a dry run begins with "Dry run"."""
+    """An empty report has a summary; in a dry run, the summary begins with "Dry run"."""
     assert (
         table.table(Report(profiles=(), profile_sets=(), kind_support={}), width=80)
         == "Nothing to do.\n"
@@ -155,7 +155,7 @@ def test_a_report_without_profiles_has_a_summary():
 
 
 def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys):
-    """The status page, the metrics and Events are public, so they show only the number of pods."""
+    """Public pages, metrics and Events only show the number of pods, and not their names."""
     held = diagnostics.referenced_by_pods("web", ("secret/pod-a", "secret/pod-b", "c/c", "d/d"))
     rows = (row("web", "held", kind="apparmor", reason="in_use", desired=False, findings=(held,)),)
     found = Report(profiles=rows, profile_sets=(), kind_support={})
@@ -178,7 +178,7 @@ def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys
 
 @pytest.mark.parametrize("sandboxed", [True, False, None])
 def test_the_state_of_the_sandbox_is_in_the_document_and_in_the_table(sandboxed):
-    """`status` prints a line for an active sandbox."""
+    """`status` prints a line about an active sandbox."""
     support = KindSupport(state="enabled", sandboxed=sandboxed)
     report = Report(profiles=(), profile_sets=(), kind_support={"apparmor": support})
     document = json.loads(json_report.document(report, exit_status=0))
@@ -190,7 +190,7 @@ def test_the_state_of_the_sandbox_is_in_the_document_and_in_the_table(sandboxed)
 
 
 def test_the_document_has_every_field():
-    """A program finds every field of the schema page."""
+    """The JSON document contains every field that the schema page lists."""
     document = json.loads(json_report.document(REPORT, exit_status=3))
     assert document["profiles"][0] == {
         "kind": "seccomp",
@@ -226,7 +226,7 @@ def test_the_document_has_every_field():
 
 @pytest.fixture
 def root():
-    """Yield the root logger, and restore it at the end."""
+    """Yield the root logger, and restore it afterwards."""
     logger = logging.getLogger()
     before = logger.handlers[:], logger.level
     yield logger
@@ -239,7 +239,7 @@ def lines(capsys):
 
 
 def test_the_table_lists_the_node_selector_of_each_installed_profile_on_request():
-    """The nodeSelectors are not wrapped, and a profile without a label has no nodeSelector."""
+    """The nodeSelectors are not wrapped; a profile without a label has none."""
     rows = (
         ProfileStatus(
             kind="apparmor", profile_set="o", key="web.profile", name="web",
@@ -293,7 +293,7 @@ def test_no_control_character_in_the_log_reaches_the_terminal(capsys):
 @pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_a_traceback_shows_no_local_variable(capsys, form):
-    """The values of variables are not logged when an error is logged."""
+    """If an error is logged, the log does not contain the values of variables."""
     logs.configure(form, "debug")
 
     def fail():
@@ -310,7 +310,7 @@ def test_a_traceback_shows_no_local_variable(capsys, form):
 
 @pytest.mark.usefixtures("root")
 def test_a_finding_is_logged_when_it_is_new_and_when_it_is_resolved(capsys):
-    """A finding that stays the same is logged once."""
+    """If a finding stays the same, it is logged once."""
     logs.configure("json", "info")
     logger = logs.ReportLogger()
     for report in (REPORT, REPORT, replace(REPORT, profiles=(), kind_support={}, findings=())):
@@ -339,7 +339,7 @@ class Terminal(io.StringIO):
     [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
 )
 def test_a_terminal_can_disable_colors(monkeypatch, variables, has_colors):
-    """NO_COLOR and TERM=dumb are honoured."""
+    """NO_COLOR and TERM=dumb disable colors."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     for name, value in variables.items():

@@ -1,4 +1,4 @@
-"""`--runtime-floor` states the oldest releases of libseccomp and of the runtimes on the nodes."""
+"""Tests of `--runtime-floor`, the oldest releases of libseccomp and runtimes on the nodes."""
 
 import json
 
@@ -37,7 +37,7 @@ def check(tree, floor="", form="oci"):
     ],
 )
 def test_a_floor_is_read(text, expected):
-    """Each program that the value omits keeps its default."""
+    """If the value does not name a program, the program keeps its default."""
     assert releases.parse(text) == expected
     assert releases.parse(str(expected)) == expected
 
@@ -53,7 +53,7 @@ def test_a_floor_is_read(text, expected):
     ],
 )
 def test_a_mistake_in_the_floor_is_a_usage_error(text, message, capsys):
-    """The command exits with status 2, and the message contains the expected value."""
+    """A mistake in the value causes the exit status 2, and the message shows the expected value."""
     assert main(["check", "--runtime-floor", text, "profiles"]) == 2
     assert message in capsys.readouterr().err
 
@@ -68,7 +68,7 @@ def test_a_mistake_in_the_floor_is_a_usage_error(text, message, capsys):
     ],
 )
 def test_a_newer_call_can_be_denied_with_a_newer_floor(name, release):
-    """The rejection states the needed floor, and the agent accepts the profile with that floor."""
+    """If a call needs a newer floor, the rejection names this floor, and the floor works."""
     body, (error,) = check(denying(name))
     assert (body, error.code) == (b"", "unknown_syscall")
     assert f"known since libseccomp {release}" in error.hint
@@ -80,26 +80,28 @@ def test_a_newer_call_can_be_denied_with_a_newer_floor(name, release):
 
 
 def test_a_floor_below_the_first_release_of_a_call_is_not_enough():
-    """The message contains the floor that was stated."""
+    """If the stated floor is too low, the message contains the floor."""
     _, (error,) = check(denying("mseal"), "libseccomp=2.5.5")
     assert error.message.startswith("libseccomp 2.5.5 does not know mseal")
 
 
 @pytest.mark.parametrize("name", sorted(releases.INTRODUCED))
 def test_no_known_call_is_called_a_misspelling(name):
-    """The rejection of a newer call contains facts about the call."""
+    """If a newer call is rejected, the message contains facts about the call."""
     _, (error,) = check(denying(name))
     assert error.hint.startswith(f"{name} exists since Linux ")
 
 
 def test_a_call_of_other_architectures_is_not_called_a_misspelling():
-    """For example, kern_features exists only on sparc."""
+    """A call of another architecture, such as kern_features on sparc, is not called a
+    misspelling.
+    """
     _, (error,) = check(denying("kern_features"))
     assert "architectures that the agent does not support" in error.hint
 
 
 def test_a_misspelt_name_gets_a_suggestion():
-    """A name that no architecture has is probably misspelt."""
+    """If no architecture has a name, the message suggests a similar name."""
     _, (error,) = check(denying("fchmodta"))
     assert error.hint == "Did you mean fchmodat?"
 
@@ -117,7 +119,7 @@ def test_an_ignored_name_in_an_allow_list_refers_to_the_floor():
 
 
 def test_the_hint_about_a_newer_variant_refers_to_the_floor():
-    """The agent recommends the newer call only if every libseccomp on the nodes knows the call."""
+    """The agent only recommends a newer call if every libseccomp on the nodes knows it."""
     tree = denying("fchmodat")
     hints = {
         floor: [one.hint for one in check(tree, floor)[1] if one.code == "newer_call_allowed"]
@@ -129,7 +131,9 @@ def test_the_hint_about_a_newer_variant_refers_to_the_floor():
 
 @pytest.mark.parametrize("flag", ["LOG", "SPEC_ALLOW", "TSYNC"])
 def test_a_flag_is_accepted_from_the_first_runc_that_knows_it(flag):
-    """The rejection states the needed floor, and the written form contains the flag."""
+    """If a flag needs a newer floor, the rejection names this floor, and the written form has the
+    flag.
+    """
     tree = denying("chmod", flags=[f"SECCOMP_FILTER_FLAG_{flag}"])
     body, (error,) = check(tree)
     assert (body, error.code) == (b"", "not_portable")
@@ -139,7 +143,7 @@ def test_a_flag_is_accepted_from_the_first_runc_that_knows_it(flag):
 
 
 def test_an_unknown_flag_is_rejected_with_every_floor():
-    """No floor makes a misspelt flag acceptable."""
+    """A misspelt flag is rejected with any floor."""
     tree = denying("chmod", flags=["SECCOMP_FILTER_FLAG_LOGS"])
     for floor in ("", "runc=1.5"):
         body, (error,) = check(tree, floor)
@@ -167,7 +171,7 @@ def test_the_floor_can_be_set_in_three_ways(source, tmp_path, monkeypatch, capsy
 
 
 def test_convert_uses_the_floor(tmp_path, capsys):
-    """A profile that needs a newer libseccomp is converted only with a newer floor."""
+    """If a profile needs a newer libseccomp, it is only converted with a newer floor."""
     profile = tmp_path / "profile.json"
     profile.write_text(json.dumps(denying("fchmodat2")))
     assert main(["convert", "--arch=x86_64", str(profile)]) == 1

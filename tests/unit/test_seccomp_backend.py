@@ -1,4 +1,4 @@
-"""The seccomp backend checks, observes, installs and removes files in a real directory."""
+"""Tests of the seccomp backend with files in a real directory."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def test_prevent_chmod_is_accepted_with_name_and_with_names(backend):
 
 
 def test_a_profile_without_rules_gets_a_rule_equal_to_its_default(backend):
-    """cri-dockerd ignores a profile without rules, so the agent adds a rule."""
+    """If a profile has no rules, the agent adds a rule that equals the default action."""
     profile = accepted(backend, AUDIT)
     assert json.loads(backend.body(profile)) == {
         "defaultAction": "SCMP_ACT_LOG",
@@ -81,7 +81,7 @@ def test_a_profile_without_rules_gets_a_rule_equal_to_its_default(backend):
 
 
 def test_an_allow_list_without_execve_causes_a_warning(backend):
-    """If the default denies and no rule allows execve, no container can start."""
+    """If no rule allows execve, a warning says that no container can start."""
     assert codes(accepted(backend, b'{"defaultAction":"SCMP_ACT_ERRNO"}')) == {
         "rule_added",
         "start_impossible",
@@ -167,7 +167,7 @@ def test_docker_format_keeps_capabilities(tmp_path):
 
 
 def test_every_profile_is_rejected_on_an_unknown_machine(tmp_path):
-    """The agent has no table of system calls for an unknown architecture."""
+    """The agent rejects profiles for an architecture whose system calls it does not know."""
     rejection = SeccompBackend(host=Host(tmp_path), machine="pdp11").inspect(source_key(AUDIT))
     assert isinstance(rejection, Rejection)
     assert [finding.code for finding in rejection.findings] == ["not_portable"]
@@ -186,7 +186,7 @@ def test_an_unsafe_path_is_rejected(backend, path):
 
 
 def test_the_prefix_of_the_profile_set_overrides_the_prefix_of_the_backend(tmp_path):
-    """The backend's prefix applies only to profile sets without a prefix."""
+    """The backend's prefix only applies to profile sets without their own prefix."""
     backend = SeccompBackend(host=Host(tmp_path), prefix="node/", machine="x86_64")
     assert accepted(backend, AUDIT).version.names == ("node/a.json",)
     assert accepted(backend, AUDIT, prefix="set/").version.names == ("set/a.json",)
@@ -196,7 +196,7 @@ def test_the_prefix_of_the_profile_set_overrides_the_prefix_of_the_backend(tmp_p
 
 
 def test_an_installed_file_has_the_canonical_form_and_is_observed(backend, tmp_path):
-    """The observed evidence of an installed file equals the evidence of its version."""
+    """The evidence that is observed for an installed file equals the evidence of its version."""
     profile = accepted(backend, AUDIT, prefix="p/")
     token = f"bytes:{digest(backend.body(profile))}"
     result = install(backend, profile, replaceable=())
@@ -222,7 +222,7 @@ def test_a_foreign_file_is_never_replaced(backend, tmp_path):
 
 
 def test_a_failed_write_is_reported(backend, tmp_path):
-    """The installation fails if a file exists where a directory is needed."""
+    """If a file exists where a directory is needed, the installation fails."""
     (tmp_path / "seccomp").mkdir()
     (tmp_path / "seccomp/p").write_bytes(b"")
     result = install(backend, accepted(backend, AUDIT, prefix="p/"), replaceable=())
@@ -231,7 +231,7 @@ def test_a_failed_write_is_reported(backend, tmp_path):
 
 
 def write_foreign_file(tmp_path, content):
-    """Write a foreign file into the directory of the backend; return its path."""
+    """Write a foreign file into the directory of the backend, and return its path."""
     path = tmp_path / "seccomp/a.json"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
@@ -240,7 +240,7 @@ def write_foreign_file(tmp_path, content):
 
 
 def is_equal(backend, content):
-    """Return whether the file in the directory is equal to a profile."""
+    """Return whether the file in the directory equals a profile."""
     observation = backend.observe(["a.json"], [])
     return bool(
         observation.profiles["a.json"].evidence
@@ -308,7 +308,7 @@ def test_a_file_that_a_runtime_reads_differently_is_not_equal(backend, tmp_path,
 
 
 def test_a_file_that_other_users_can_write_is_not_equal(backend, tmp_path):
-    """Other users can change the file at any time, so its content proves nothing."""
+    """If other users can change a file, its content does not count as evidence."""
     path = write_foreign_file(tmp_path, CHMOD)
     assert is_equal(backend, CHMOD)
     path.chmod(0o666)
@@ -344,7 +344,7 @@ def test_a_write_by_another_process_during_an_installation_is_detected(tmp_path)
 
 
 class CoarseHost(Host):
-    """A host with coarse time stamps: a second write does not change the signature."""
+    """A host with coarse time stamps, on which a second write does not change the signature."""
 
     frozen = None
 
@@ -374,7 +374,7 @@ def test_a_recently_written_file_is_read_again(tmp_path):
 
 @pytest.mark.parametrize("what", ["link", "directory", "fifo", "large", "linked parent"])
 def test_an_irregular_or_huge_file_is_observed_without_evidence(backend, tmp_path, what):
-    """The agent observes links, directories, FIFOs and huge files without blocking."""
+    """Links, directories, FIFOs and huge files are observed without blocking."""
     base = tmp_path / "seccomp"
     base.mkdir()
     match what:
@@ -395,7 +395,7 @@ def test_an_irregular_or_huge_file_is_observed_without_evidence(backend, tmp_pat
 
 
 def test_an_unreadable_path_makes_the_backend_unobservable(tmp_path):
-    """The backend does not report an unreadable file as absent."""
+    """If a file is unreadable, the backend does not report it as absent."""
     backend = SeccompBackend(host=Host(tmp_path), directory="/seccomp", machine="x86_64")
     (tmp_path / "seccomp").mkdir()
     observation = backend.observe(["a" * 300], [])
@@ -426,7 +426,7 @@ def test_remove_checks_the_content_before_it_removes_a_file(backend, tmp_path):
 
 
 def test_a_link_in_place_of_an_agent_owned_file_is_not_removed(backend, tmp_path):
-    """A link belongs to another program, even at the path of an agent-owned file."""
+    """If a link has the path of an agent-owned file, the link is not removed."""
     (tmp_path / "seccomp").mkdir()
     (tmp_path / "seccomp/a.json").symlink_to("elsewhere")
     result = backend.remove(
@@ -438,12 +438,14 @@ def test_a_link_in_place_of_an_agent_owned_file_is_not_removed(backend, tmp_path
 
 
 def test_every_context_is_accepted(backend):
-    """The canonical form of these profiles depends only on the machine."""
+    """The canonical form of these profiles only depends on the machine."""
     assert backend.accepts_context("")
 
 
 def test_an_input_error_makes_the_backend_unobservable():
-    """Reading /proc/self/mem always fails with EIO."""
+    """An input error makes the backend unobservable; reading /proc/self/mem always fails with
+    EIO.
+    """
     backend = SeccompBackend(host=Host("/proc"), directory="/self", machine="x86_64")
     observation = backend.observe(["mem"], [])
     assert isinstance(observation, Unobservable)
@@ -461,7 +463,7 @@ def test_an_input_error_makes_the_backend_unobservable():
     ],
 )
 def test_a_newer_variant_of_a_denied_call_causes_a_warning(backend, denied, newer):
-    """With a default that allows, the newer call stays allowed, and no runtime reports the gap."""
+    """If a newer variant of a denied call stays allowed, a warning is reported."""
     rule = {"names": denied, "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
     profile = accepted(backend, {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
     messages = [item.message for item in profile.findings if item.code == "newer_call_allowed"]

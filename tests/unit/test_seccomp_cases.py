@@ -1,4 +1,4 @@
-"""Profiles of real users, sorted by the fault that earlier versions of the agent had."""
+"""Tests with profiles of real users, sorted by the fault that earlier versions of the agent had."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from agent.backends.seccomp.backend import SeccompBackend
 from agent.host.filesystem import Host
 
-# An allow list that is sufficient to start every container.
+# This allow list is sufficient to start every container.
 USUAL = (
     *("access", "arch_prctl", "brk", "capget", "capset", "chdir", "clone", "close", "dup2"),
     *("dup3", "epoll_create1", "epoll_ctl", "epoll_pwait", "execve", "exit", "exit_group"),
@@ -21,7 +21,7 @@ USUAL = (
     *("tgkill", "umask", "uname", "wait4", "write"),
 )
 BOTH = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
-NAMESPACES = 2114060288  # the flags of clone that create namespaces
+NAMESPACES = 2114060288  # These flags of clone create namespaces.
 
 
 def profile(*rules, **more):
@@ -120,7 +120,7 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_rules_that_do_not_contradict_each_other_are_accepted(name):
-    """Actions are compared in their normal form, and conditions exactly."""
+    """Actions are compared in their normal form, and conditions are compared exactly."""
     codes(ACCEPTED[name])
 
 
@@ -140,7 +140,7 @@ def test_rules_of_different_pods_are_not_compared():
 )
 @pytest.mark.parametrize("form", ["oci", "docker"])
 def test_a_condition_on_the_kernel_is_resolved_for_the_node(form, kernel, count):
-    """The rule is written if the kernel is new enough, and a notice reports the decision."""
+    """If the kernel is new enough, the rule is written, and a notice reports this."""
     tree = profile(rule("ptrace", includes={"minKernel": "4.8"}))
     body, findings = check(tree, form=form, kernel=kernel)
     assert len(json.loads(body)["syscalls"]) == count
@@ -149,14 +149,14 @@ def test_a_condition_on_the_kernel_is_resolved_for_the_node(form, kernel, count)
 
 
 def test_an_excluded_kernel_is_resolved_too():
-    """A minKernel in excludes omits the rule on newer kernels."""
+    """If excludes contains minKernel, the rule is omitted on newer kernels."""
     tree = profile(rule("ptrace", excludes={"minKernel": "4.8"}))
     assert len(json.loads(check(tree, kernel="4.7")[0])["syscalls"]) == 2
     assert len(json.loads(check(tree, kernel="4.8")[0])["syscalls"]) == 1
 
 
 def test_names_of_error_numbers_are_rewritten():
-    """Names become numbers, so an equal number next to a name is not a contradiction."""
+    """Names of error numbers become numbers, so that a name equals its number."""
     swapon = rule("swapon", action="SCMP_ACT_ERRNO", errno="EOPNOTSUPP", errnoRet=95)
     body, findings = check(profile(swapon, defaultErrno="ENOSYS"))
     assert json.loads(body)["defaultErrnoRet"] == 38
@@ -166,7 +166,7 @@ def test_names_of_error_numbers_are_rewritten():
 
 @pytest.mark.parametrize("key", ["$schema", "_comment", "//", "description", "Comment", "#"])
 def test_comment_keys_are_removed_with_one_notice(key):
-    """A comment key is removed from every object of the profile."""
+    """Comment keys are removed from every object of the profile."""
     tree = profile(rule("personality", args=[(0, "EQ", 8)]) | {key: "why"})
     tree["syscalls"][1]["args"][0][key] = "why"
     body, findings = check(tree | {key: "why"})
@@ -176,7 +176,7 @@ def test_comment_keys_are_removed_with_one_notice(key):
 
 @pytest.mark.parametrize("key", ["_syscalls", "$defaultAction", "//flags", "DefaultAction", "x"])
 def test_a_disabled_or_misspelt_field_is_not_a_comment(key):
-    """The author may have meant a field with a prefix to be effective."""
+    """A field with a comment prefix is rejected, because the author may have meant the field."""
     assert [one.code for one in errors(profile() | {key: []})] == ["unknown_field"]
 
 
@@ -192,7 +192,7 @@ OTHER_FORMATS = [
 
 @pytest.mark.parametrize(("tree", "where", "hint"), OTHER_FORMATS)
 def test_a_file_of_a_known_format_gets_one_message(tree, where, hint):
-    """The message contains the type of the file, and the profile's place in the file."""
+    """The message contains the type of the file, and the place of the profile in the file."""
     (error,) = errors(tree)
     assert (error.code, error.location) == ("not_a_profile", where)
     assert hint in error.hint
@@ -243,7 +243,7 @@ REJECTED = {
 
 @pytest.mark.parametrize("name", REJECTED)
 def test_a_rejection_is_one_message_with_the_next_step(name):
-    """One mistake causes one error, and no warnings that follow from it."""
+    """A single mistake causes one error, and no warnings that follow from it."""
     tree, (code, where, hint) = REJECTED[name]
     (error,) = errors(tree)
     assert (error.code, error.location) == (code, where)
@@ -273,12 +273,12 @@ NEXT_STEPS = {
 
 @pytest.mark.parametrize("name", NEXT_STEPS)
 def test_the_next_step_of_a_rejection_works(name):
-    """A profile that was changed as the hint suggests is accepted."""
+    """If a profile is changed as the hint suggests, it is accepted."""
     codes(NEXT_STEPS[name])
 
 
 def test_allow_unknown_syscalls_accepts_a_newer_call():
-    """The hint of unknown_syscall names this option."""
+    """The hint of unknown_syscall names the option that accepts the call."""
     codes(denying("chmod", "fchmodat2"), allow_unknown_syscalls=True)
 
 
@@ -310,7 +310,7 @@ def test_start_warnings_follow_the_measured_lists(missing, code):
     ],
 )
 def test_clone3_must_fail_with_enosys(rules, is_warned):
-    """Glibc uses clone only after ENOSYS; with EPERM threads cannot start."""
+    """If clone3 fails with EPERM instead of ENOSYS, glibc cannot start threads."""
     assert ("clone3_denied" in codes(profile(*rules))) == is_warned
 
 
@@ -332,7 +332,7 @@ def without_clone(*rules):
     ],
 )
 def test_a_profile_is_compared_with_the_default_of_containerd(rules, names):
-    """The notice lists only calls that containerd's default denies for the same arguments."""
+    """The warning only lists calls that containerd's default denies for the same arguments."""
     _, findings = check(without_clone(*rules))
     messages = [one.message for one in findings if one.code == "dangerous_syscalls"]
     assert [one.partition(": ")[2] for one in messages] == ([f"{names}."] if names else [])
@@ -348,7 +348,9 @@ def test_a_profile_is_compared_with_the_default_of_containerd(rules, names):
     ],
 )
 def test_calls_that_the_architecture_lacks_deny_nothing(names, machine, is_warned):
-    """For example, arm64 has fchmodat instead of chmod."""
+    """A warning appears if the architecture lacks the denied calls: arm64 has no chmod, for
+    example.
+    """
     tree = denying(*names, architectures=None)
     assert ("nothing_denied" in codes(tree, machine=machine)) == is_warned
 

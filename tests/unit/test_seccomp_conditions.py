@@ -1,4 +1,4 @@
-"""Rules that libseccomp merges wrongly are completed, or rejected with a reason."""
+"""Tests of rules that libseccomp merges incorrectly, which are completed or rejected."""
 
 import json
 
@@ -68,7 +68,7 @@ UNANCHORED = [
 
 @pytest.mark.parametrize("document", UNANCHORED)
 def test_a_rule_is_added_if_the_filter_would_not_load_the_call_number(document):
-    """Without the added rule, libseccomp would drop the conditional rules."""
+    """A rule is added if libseccomp would otherwise drop the conditional rules."""
     body, errors = check(document)
     assert errors == []
     assert json.loads(body)["syscalls"] == [*document["syscalls"], ADDED]
@@ -76,7 +76,7 @@ def test_a_rule_is_added_if_the_filter_would_not_load_the_call_number(document):
 
 @pytest.mark.parametrize("document", UNANCHORED)
 def test_a_second_rule_is_not_added_to_the_written_form(document):
-    """Checking the written form again leaves it unchanged."""
+    """If the written form is checked again, it stays unchanged."""
     body, _ = check(document)
     assert check(json.loads(body)) == (body, [])
 
@@ -93,7 +93,7 @@ ANCHORED = [
 
 @pytest.mark.parametrize("document", ANCHORED)
 def test_no_rule_is_added_if_the_filter_loads_the_call_number(document):
-    """The filters of the profiles in this test load the number without an added rule."""
+    """If a filter loads the call number anyway, no rule is added."""
     body, errors = check(document)
     assert errors == []
     assert json.loads(body)["syscalls"] == document["syscalls"]
@@ -116,7 +116,7 @@ def test_no_rule_is_added_if_the_filter_loads_the_call_number(document):
     ],
 )
 def test_a_profile_is_rejected_if_the_added_rule_would_change_its_meaning(document):
-    """The error has a hint, and a profile that follows the hint is accepted."""
+    """If the added rule would change the meaning, the profile is rejected with a working hint."""
     body, errors = check(document)
     assert body == b""
     assert [error.code for error in errors] == ["fails_open"]
@@ -125,7 +125,7 @@ def test_a_profile_is_rejected_if_the_added_rule_would_change_its_meaning(docume
 
 
 def test_a_rule_that_depends_on_capabilities_does_not_prevent_the_error():
-    """Pods without the capability have a filter without that rule."""
+    """The filter for pods without the capability does not contain that rule."""
     pods = rule("getpid") | {"excludes": {"caps": ["CAP_SYS_ADMIN"]}}
     document = profile(rule("ptrace", (0, "EQ", 1)), rule("ipc"), pods, architectures=THREE)
     body, errors = check(document, format="docker")
@@ -146,7 +146,7 @@ WIDE = 1 << 32
     ],
 )
 def test_bounds_with_different_upper_halves_are_rejected(first, second):
-    """A filter lacks a bound if the upper 32 bits of the bound and of an upper bound differ."""
+    """Two bounds with different upper 32 bits are rejected, because the filter would lack one."""
     body, errors = check(profile(rule("personality", first), rule("personality", second)))
     assert body == b""
     assert [(error.code, error.location) for error in errors] == [("fails_open", "syscalls[1]")]
@@ -164,7 +164,7 @@ def test_bounds_with_different_upper_halves_are_rejected(first, second):
     ],
 )
 def test_bounds_that_libseccomp_compiles_correctly_are_accepted(first, second):
-    """Only an upper bound next to a bound with a different upper half is rejected."""
+    """Only an upper bound next to a bound with another upper half is rejected."""
     _, errors = check(profile(rule("personality", first), rule("personality", second)))
     assert errors == []
 
@@ -181,7 +181,7 @@ def test_bounds_that_libseccomp_compiles_correctly_are_accepted(first, second):
     ],
 )
 def test_opposite_comparisons_after_more_conditions_are_rejected(long, short):
-    """If two rules have the same action, `a and x == v` is lost next to `x != v`."""
+    """Opposite comparisons are rejected: `a and x == v` would be lost next to `x != v`."""
     rules = rule("clone", *long), rule("clone", *short)
     for ordered in (rules, rules[::-1]):
         body, errors = check(profile(*ordered))
@@ -206,12 +206,12 @@ def test_opposite_comparisons_after_more_conditions_are_rejected(long, short):
     ],
 )
 def test_comparisons_that_are_not_opposite_are_accepted(first, second):
-    """Rules with different values or arguments, or with equal first conditions, are safe."""
+    """Comparisons are accepted if their values, arguments or first conditions are not opposite."""
     assert check(profile(rule("clone", *first), rule("clone", *second)))[1] == []
 
 
 def test_opposite_comparisons_with_different_actions_are_accepted():
-    """The filter contains both rules if the actions differ, as in Podman's default profile."""
+    """Opposite comparisons with different actions are accepted, as in Podman's default profile."""
     pods = {"excludes": {"caps": ["CAP_AUDIT_WRITE"]}}
     rules = (
         rule("socket", (0, "EQ", 16), (2, "EQ", 9), errnoRet=22) | pods,
@@ -224,7 +224,7 @@ def test_opposite_comparisons_with_different_actions_are_accepted():
     ("short", "long"), [("EQ", "NE"), ("NE", "EQ"), ("GT", "LE"), ("LE", "GT"), ("GE", "LT")]
 )
 def test_opposite_comparisons_with_different_actions_need_an_order(short, long):
-    """The filter lacks the longer rule if that rule comes later; the hint is to move the rule."""
+    """If the longer of two opposite rules comes later, it is rejected with a hint to move it."""
     rules = [
         rule("clone", (2, short, 8), action="SCMP_ACT_ALLOW"),
         rule("clone", (0, "EQ", 5), (2, long, 8), action="SCMP_ACT_KILL_PROCESS"),
@@ -237,7 +237,7 @@ def test_opposite_comparisons_with_different_actions_need_an_order(short, long):
 
 @pytest.mark.parametrize("operator", ["NE", "LT", "LE", "GE", "GT"])
 def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_it(operator):
-    """If another rule compares the argument too, only an equality may come before a condition."""
+    """If another rule compares an argument too, only an equality may precede the last condition."""
     rules = rule("clone", (0, operator, 5), (2, "EQ", 8)), rule("clone", (0, "EQ", 8))
     body, errors = check(profile(*rules))
     assert body == b""
@@ -257,12 +257,12 @@ def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_i
     ],
 )
 def test_comparisons_that_libseccomp_compiles_correctly_are_accepted(rules):
-    """A range may come last, or earlier if no other rule compares the same argument."""
+    """A range is accepted as the last condition, or if no other rule compares the argument."""
     assert check(profile(*(rule("clone", *conditions) for conditions in rules)))[1] == []
 
 
 def test_a_condition_that_always_holds_is_not_written():
-    """An empty mask matches every value, so the rule is written without conditions."""
+    """A condition with an empty mask matches every value, so it is not written."""
     always = {"index": 1, "op": "SCMP_CMP_MASKED_EQ", "value": 0, "valueTwo": 0}
     document = profile(rule("clone") | {"args": [always]})
     body, errors = check(document)
@@ -271,7 +271,7 @@ def test_a_condition_that_always_holds_is_not_written():
 
 
 def test_a_condition_that_always_holds_does_not_hide_a_later_rule():
-    """A rule whose condition always holds conflicts with another rule for the same call."""
+    """A rule whose condition is always true conflicts with another rule for the same call."""
     always = {"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": 0, "valueTwo": 0}
     allowed = rule("setuid", action="SCMP_ACT_ALLOW") | {"args": [always]}
     body, errors = check(profile(allowed, rule("setuid"), default="SCMP_ACT_LOG"))
@@ -293,7 +293,7 @@ def test_a_condition_that_always_holds_does_not_hide_a_later_rule():
     ],
 )
 def test_rules_for_socket_calls_are_compared_as_rules_for_socketcall(rules):
-    """On i386 libseccomp merges the rules of all socket calls into one tree for socketcall."""
+    """On i386, rules for socket calls are compared as rules for socketcall."""
     assert check(profile(*rules))[1] == []
     body, errors = check(profile(*rules, architectures=BOTH))
     assert body == b""
@@ -306,7 +306,7 @@ BOUND, LONG = (0, "GT", 2), ((0, "EQ", 2), (1, "NE", 9))
 
 @pytest.mark.parametrize("architectures", [BOTH, [X86_64, X32]])
 def test_a_comparison_that_two_calls_share_is_rejected_on_32_bit_abis(architectures):
-    """The filter may compare the wrong argument for one of the calls."""
+    """On 32-bit ABIs, a comparison that two calls share is rejected."""
     common = [{**rule("setuid", *args), "names": ["setuid", "setgid"]} for args in ((BOUND,), LONG)]
     document = profile(*common, rule("setgid", (0, "LT", 2)), architectures=architectures)
     body, errors = check(document)
@@ -317,7 +317,7 @@ def test_a_comparison_that_two_calls_share_is_rejected_on_32_bit_abis(architectu
 
 
 def test_two_calls_with_the_same_rules_are_accepted():
-    """If all rules are the same, both calls share all of their comparisons."""
+    """If all rules of two calls are the same, the calls are accepted."""
     common = [{**rule("setuid", *args), "names": ["setuid", "setgid"]} for args in ((BOUND,), LONG)]
     assert check(profile(*common, architectures=BOTH))[1] == []
 
@@ -331,7 +331,7 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize("rules", CONTRADICTIONS)
 def test_rules_that_contradict_each_other_without_the_first_argument_are_rejected(rules):
-    """On i386, libseccomp does not build a filter from contradicting rules."""
+    """On i386, contradicting rules are rejected, because libseccomp does not build a filter."""
     body, errors = check(profile(*rules, architectures=BOTH))
     assert body == b""
     assert [(error.code, error.location) for error in errors] == [("bad_value", "syscalls[1]")]
@@ -339,7 +339,7 @@ def test_rules_that_contradict_each_other_without_the_first_argument_are_rejecte
 
 
 def test_the_order_of_names_in_a_rule_matters():
-    """A rule for socketcall covers the operations whose names follow in the rule."""
+    """A rule for socketcall only covers names that follow it in the same rule."""
     earlier = rule("socket", (1, "NE", 40))
     later = {"action": "SCMP_ACT_TRAP"}
     for names, codes in ((["socket", "socketcall"], ["bad_value"]), (["socketcall", "socket"], [])):
@@ -354,7 +354,7 @@ def test_contradicting_socket_rules_are_accepted_without_32_bit_abis(rules):
 
 
 def test_contradicting_socket_rules_are_accepted_after_a_rule_for_socketcall():
-    """A rule without conditions for socketcall applies to all of its operations."""
+    """After a rule without conditions for socketcall, contradicting socket rules are accepted."""
     rules = (rule("socketcall"), *CONTRADICTIONS[0])
     assert check(profile(*rules, architectures=BOTH))[1] == []
 
@@ -382,7 +382,7 @@ def test_a_denied_call_that_a_multiplexing_call_still_reaches_causes_a_warning(d
 
 
 def test_a_call_that_libseccomp_denies_completely_causes_no_warning():
-    """If the rule has no conditions, libseccomp also denies the operation of socketcall."""
+    """If a rule for an operation has no conditions, libseccomp also denies it in socketcall."""
     assert warnings(profile(rule("socket"), architectures=BOTH)) == []
 
 
@@ -393,7 +393,7 @@ def with_capability(key, entry):
 @pytest.mark.parametrize(
     ("rules", "codes"),
     [
-        # A pod with the capability has both of the rules.
+        # A pod with the capability has both rules.
         (
             (
                 with_capability("includes", rule("clone", (0, "NE", 5))),
@@ -408,7 +408,7 @@ def with_capability(key, entry):
             ),
             ["fails_open"],
         ),
-        # No pod has both of the rules.
+        # No pod has both rules.
         (
             (
                 with_capability("includes", rule("clone", (0, "NE", 5))),
@@ -426,5 +426,5 @@ def with_capability(key, entry):
     ],
 )
 def test_rules_that_depend_on_capabilities_must_agree_where_a_pod_has_both(rules, codes):
-    """Two rules may have different actions if no pod has both rules."""
+    """If no pod has both of two rules, their actions may differ."""
     assert [error.code for error in check(profile(*rules), format="docker")[1]] == codes

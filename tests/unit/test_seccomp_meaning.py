@@ -1,4 +1,4 @@
-"""The meaning of a profile: the answer to each call, with each combination of conditions."""
+"""Tests of the meaning of a profile: the response to each call, for each set of conditions."""
 
 import json
 
@@ -28,14 +28,14 @@ def rule(name, *args, action="SCMP_ACT_ALLOW", **more):
 
 
 def test_a_call_without_a_rule_has_the_default():
-    """The answer is the default action, with its error number."""
+    """The response to a call without a rule is the default action, with its error number."""
     assert of().answers(ABIS[0], "mount", (0,) * 6) == {EPERM}
     assert of(defaultErrnoRet=38).answers(ABIS[0], "mount", (0,) * 6) == {ENOSYS}
 
 
 @pytest.mark.parametrize(("family", "answer"), [(1, ALLOW), (40, ENOSYS), (38, EPERM)])
 def test_conditions_decide_by_the_arguments(family, answer):
-    """Each rule applies only to the arguments that fulfil its conditions."""
+    """Each rule only applies to arguments that meet its conditions."""
     profile = of(
         rule("socket", (0, "EQ", 1)),
         rule("socket", (0, "EQ", 40), action="SCMP_ACT_ERRNO", errnoRet=38),
@@ -44,14 +44,14 @@ def test_conditions_decide_by_the_arguments(family, answer):
 
 
 def test_a_rule_without_conditions_decides_for_its_call():
-    """Libseccomp drops the conditional rules of a call that has a rule without conditions."""
+    """If a call has a rule without conditions, libseccomp drops its conditional rules."""
     profile = of(rule("socket", (0, "EQ", 1), action="SCMP_ACT_LOG"), rule("socket"))
     assert profile.call(ABIS[0], "socket").every_answer() == {ALLOW}
     assert profile.call(ABIS[0], "socket").is_always_allowed
 
 
 def test_a_rule_that_equals_the_default_is_ignored():
-    """Runc and crun do not pass the rule to libseccomp, so that a later rule decides."""
+    """A rule that equals the default action is ignored, so a later rule decides."""
     profile = of(rule("clone", action="SCMP_ACT_ERRNO", errnoRet=1), rule("clone", (0, "EQ", 0)))
     assert profile.call(ABIS[0], "clone").every_answer() == {ALLOW, EPERM}
 
@@ -75,7 +75,7 @@ def test_a_multiplexed_call_has_the_rules_of_its_operations():
     ("capabilities", "answer"), [((), EPERM), (("CAP_BPF",), ALLOW), (("CAP_SYS_ADMIN",), EPERM)]
 )
 def test_capabilities_select_rules(capabilities, answer):
-    """A rule applies to the pods that have the capabilities."""
+    """A rule with capabilities applies to pods that have these capabilities."""
     profile = of(rule("bpf", includes={"caps": ["CAP_BPF"]}), capabilities=capabilities)
     assert profile.answers(ABIS[0], "bpf", (0,) * 6) == {answer}
 
@@ -92,12 +92,14 @@ def test_the_kernel_selects_rules(kernel, answer):
 @pytest.mark.parametrize("name", baseline.NAMES)
 @pytest.mark.parametrize("machine", sorted(resolve.MACHINES))
 def test_a_default_profile_allows_nothing_beyond_itself(name, machine):
-    """The comparison of a profile with itself finds no difference."""
+    """If a profile is compared with itself, there is no difference."""
     assert list(baseline.beyond(baseline.of(name, machine), name, machine)) == []
 
 
 def test_the_default_profile_of_containerd_allows_what_containerd_does():
-    """301 of the 373 calls of x86_64 are allowed with no arguments, as measured with containerd."""
+    """Without arguments, 301 of the 373 calls of x86_64 are allowed, as measured with
+    containerd.
+    """
     profile = baseline.of("containerd", "x86_64")
     abi = profile.abis[0]
     allowed = {

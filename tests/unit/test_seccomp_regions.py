@@ -1,4 +1,4 @@
-"""Argument conditions are decided exactly, by comparison with the evaluation of single values."""
+"""Tests of exact decisions about conditions, which are compared with single values."""
 
 import itertools
 import random
@@ -41,7 +41,7 @@ def drawn(draw, count):
 
 
 def fulfilling(conditions):
-    """Return all pairs of small arguments that fulfil the conditions."""
+    """Return all pairs of small arguments that meet the conditions."""
     return {
         pair
         for pair in itertools.product(range(SMALL), repeat=2)
@@ -51,7 +51,7 @@ def fulfilling(conditions):
 
 @pytest.mark.parametrize("seed", range(300))
 def test_conditions_hold_together_exactly_where_some_arguments_fulfil_them(seed):
-    """The search finds the smallest arguments, or reports that none exist."""
+    """The search finds the smallest arguments, or reports that there are none."""
     draw = random.Random(seed)  # noqa: S311 - the same every time
     conditions = drawn(draw, draw.randint(1, 5))
     found = regions.example(conditions, SMALL - 1)
@@ -63,7 +63,7 @@ def test_conditions_hold_together_exactly_where_some_arguments_fulfil_them(seed)
 
 @pytest.mark.parametrize("seed", range(300))
 def test_implication_is_inclusion(seed):
-    """A implies B exactly if all arguments that fulfil A also fulfil B."""
+    """A implies B exactly if all arguments that meet A also meet B."""
     draw = random.Random(f"implies/{seed}")  # noqa: S311 - the same every time
     first, second = drawn(draw, draw.randint(0, 3)), drawn(draw, draw.randint(0, 2))
     assert regions.implies(first, second, SMALL - 1) == (fulfilling(first) <= fulfilling(second))
@@ -71,7 +71,7 @@ def test_implication_is_inclusion(seed):
 
 @pytest.mark.parametrize("seed", range(300))
 def test_outside_is_difference(seed):
-    """The search finds arguments outside of several rules exactly if some exist."""
+    """The search finds arguments outside of several rules exactly if there are some."""
     draw = random.Random(f"outside/{seed}")  # noqa: S311 - the same every time
     first = drawn(draw, draw.randint(0, 2))
     others = [drawn(draw, draw.randint(1, 2)) for _ in range(draw.randint(0, 4))]
@@ -98,13 +98,13 @@ LARGEST = 2**64 - 1
     ],
 )
 def test_the_smallest_word_of_64_bits(conditions, smallest):
-    """Intervals, fixed bits and excluded words are also combined at the ends of the range."""
+    """Intervals, fixed bits and excluded words are combined correctly at the ends of the range."""
     expected = None if smallest is None else {0: smallest}
     assert regions.example(conditions) == expected
 
 
 def test_a_search_that_would_take_too_long_reports_arguments():
-    """A search over its limit ends, and its result counts as a possible match."""
+    """A search that reaches its limit stops, and its result counts as a possible match."""
     others = [
         [condition("MASKED_EQ", LARGEST >> shift, 1 << shift % 7)] for shift in range(1, 60)
     ] + [[condition("GE", 0)]]

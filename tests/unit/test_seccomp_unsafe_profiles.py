@@ -1,7 +1,8 @@
-"""Profiles that a runtime does not enforce, or that make it hang or crash, are rejected.
+"""Tests of profiles that a runtime does not enforce, hangs on or crashes on.
 
-Each row is a measured case of containerd 1.6 and HEAD, CRI-O, cri-dockerd, runc 1.1.5 and HEAD, or
-crun 1.8.1. Each row has a description, the profile, and the codes of the expected errors.
+Each row is a case that was measured with containerd 1.6 and HEAD, CRI-O, cri-dockerd, runc 1.1.5
+and HEAD, or crun 1.8.1. A row contains a description, the profile, and the codes of the expected
+errors.
 """
 
 import json
@@ -50,7 +51,8 @@ CASES = [
         allow(deny(args=[arg()]), {"names": ["chmod"], "action": "SCMP_ACT_LOG", "args": [arg()]}),
         {"fails_open"},
     ),
-    # libseccomp merges the following rules wrongly or never finishes, as measured with a kernel.
+    # For these profiles, libseccomp merges rules incorrectly or never finishes, as measured with a
+    # kernel.
     (
         "two rules that libseccomp never finishes with",
         allow(
@@ -104,7 +106,7 @@ CASES = [
         allow(deny(args=[arg(value=2**64 - 1, op="SCMP_CMP_GT")])),
         {"fails_open"},
     ),
-    # With the following profiles, a runtime runs the container unconfined or without the rule.
+    # With these profiles, a runtime runs the container unconfined or without the rule.
     ("no key at all", {}, {"fails_open"}),
     ("null", None, {"fails_open"}),
     ("an empty default", {"defaultAction": "", "syscalls": []}, {"fails_open"}),
@@ -155,7 +157,7 @@ CASES = [
         | {"syscalls": [deny(action="SCMP_ACT_ALLOW"), deny(action="SCMP_ACT_TRAP", args=[arg()])]},
         {"fails_open"},
     ),
-    # With the following profiles, a runtime applies the rule without its condition.
+    # With these profiles, a runtime applies the rule without its condition.
     ("capabilities", allow(deny(includes={"caps": ["CAP_SYS_ADMIN"]})), {"not_portable"}),
     ("lack of capabilities", allow(deny(excludes={"caps": ["CAP_BPF"]})), {"not_portable"}),
     ("not a kernel version", allow(deny(includes={"minKernel": "new"})), {"bad_value"}),
@@ -167,7 +169,7 @@ CASES = [
     ),
     ("flags", allow(deny(), flags=["SECCOMP_FILTER_FLAG_LOG"]), {"not_portable"}),
     ("a misspelt Go architecture", allow(deny(includes={"arches": ["am64"]})), {"bad_value"}),
-    # With the following profiles, a runtime crashes or hangs.
+    # With these profiles, a runtime crashes or hangs.
     ("a null rule", allow(None), {"runtime_crash"}),
     ("a null condition", allow(deny(args=[None])), {"runtime_crash"}),
     ("KILL as default", default("SCMP_ACT_KILL"), {"runtime_hang"}),
@@ -181,7 +183,7 @@ CASES = [
         allow(*[deny(args=[arg(value=value)]) for value in range(8000)]),
         {"filter_too_large"},
     ),
-    # With the following profiles, no container starts.
+    # With these profiles, no container starts.
     ("an unknown action", allow(deny(action="SCMP_ACT_DENY")), {"bad_value"}),
     ("a small action", allow(deny(action="scmp_act_errno")), {"bad_value"}),
     ("no action", allow({"names": ["chmod"]}), {"bad_value"}),
@@ -245,7 +247,7 @@ def errors(inspected):
 
 @pytest.mark.parametrize(("content", "codes"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 def test_an_unsafe_profile_is_rejected(content, codes):
-    """Each error has the code that explains the measured fault."""
+    """Each error has the code that describes the measured fault."""
     assert errors(inspect(content)) == codes
 
 
@@ -266,7 +268,7 @@ def test_the_docker_format_rejects_profiles_that_are_unsafe_with_crio(content, c
 
 
 def test_all_mistakes_are_reported_together_with_their_fields():
-    """One inspection reports every mistake with its field."""
+    """One inspection reports all mistakes, each with its field."""
     rejection = inspect(allow(deny(action="X"), deny(names=["chmodd"]), None, flag=1))
     assert isinstance(rejection, Rejection)
     assert {(p.code, p.location) for p in rejection.findings if p.severity == "error"} == {
@@ -278,7 +280,9 @@ def test_all_mistakes_are_reported_together_with_their_fields():
 
 
 def test_unknown_names_can_be_allowed():
-    """With allow_unknown_syscalls, an unknown name is accepted and a malformed name is rejected."""
+    """With allow_unknown_syscalls, an unknown name is accepted, but a malformed name is
+    rejected.
+    """
     assert isinstance(inspect(allow(deny(names=["mseal"])), allow_unknown_syscalls=True), Profile)
     assert errors(inspect(allow(deny(names=["MSEAL"])), allow_unknown_syscalls=True)) == {
         "fails_open"

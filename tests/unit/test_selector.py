@@ -1,4 +1,4 @@
-"""Specification of agent.core.selector."""
+"""Tests of agent.core.selector."""
 
 import pytest
 
@@ -35,7 +35,7 @@ LABELS = {"pool": "a", "kubernetes.io/os": "linux", "empty": ""}
     ],
 )
 def test_a_selector_matches_like_kubectl(text, expected):
-    """The cases cover every relation, and several conditions together."""
+    """The cases contain every operator, and several conditions together."""
     assert selector.matches(selector.parse(text), LABELS) is expected
 
 
@@ -57,7 +57,7 @@ def test_a_selector_matches_like_kubectl(text, expected):
     ],
 )
 def test_an_invalid_selector_is_an_error(text):
-    """An invalid text is never a selector that selects everything."""
+    """An invalid text is rejected, and never selects everything."""
     with pytest.raises(ValueError, match=r"\"") as error:
         selector.parse(text)
     assert text in str(error.value)

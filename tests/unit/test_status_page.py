@@ -1,4 +1,4 @@
-"""Specification of agent.reporting.status_page: its text, its structure and its escaping."""
+"""Tests of agent.reporting.status_page: its text, its structure and its escaping."""
 
 import re
 from html.parser import HTMLParser
@@ -27,7 +27,7 @@ def row(name, state="installed", **more):
 
 
 def view(**more):
-    """Return a view that has content for every part of the page."""
+    """Return a view with content for every part of the page."""
     finding = Finding(
         code=FindingCode.NOT_JSON, location="b.json", message="line 1: no JSON", hint="Correct it."
     )
@@ -54,7 +54,9 @@ def view(**more):
 
 
 class Structure(HTMLParser):
-    """The tags of a page and the cells of its tables. The parser fails if a tag is not closed."""
+    """Collects the tags of a page and the cells of its tables. The parser fails if a tag is not
+    closed.
+    """
 
     def __init__(self, text):
         super().__init__()
@@ -83,7 +85,7 @@ class Structure(HTMLParser):
 
 
 def test_a_finding_has_a_row_for_each_profile_that_has_it():
-    """The same finding about two profiles has two rows, each with its profile."""
+    """If two profiles have the same finding, it has two rows, each with its profile."""
     bad = Finding(code=FindingCode.NOT_ENFORCING, location="defaultAction", message="It logs only.")
     rows = (row("a.json", findings=(bad,)), row("b.json", findings=(bad,)))
     text = page(view(report=Report(profiles=rows, profile_sets=(), kind_support={})))
@@ -95,7 +97,7 @@ def test_a_finding_has_a_row_for_each_profile_that_has_it():
 
 
 def test_findings_are_sorted_by_severity():
-    """Errors come before warnings, and warnings before notices."""
+    """Errors come before warnings, and warnings come before notices."""
     codes = {"not_enforcing": "warning", "parser_not_sandboxed": "notice", "not_json": "error"}
     findings = tuple(Finding(code=FindingCode(code), location="x", message="m") for code in codes)
     report = Report(profiles=(), profile_sets=(), kind_support={}, findings=findings)
@@ -104,7 +106,7 @@ def test_findings_are_sorted_by_severity():
 
 
 def test_the_page_shows_everything_about_the_last_pass():
-    """The summary comes first, then problems, profiles, sources, labels and the last passes."""
+    """The order of the page is: summary, problems, profiles, sources, labels, last passes."""
     none = "—"
     assert Structure(page(view())).tables == [
         [
@@ -138,7 +140,7 @@ def test_before_the_first_pass_the_page_has_no_table():
 
 
 def everywhere(text):
-    """Return a view that contains a text in every place."""
+    """Return a view that contains one text in every place."""
     finding = Finding(code=FindingCode.NOT_JSON, location=text, message=text, hint=text)
     return StatusView(
         version=text,
@@ -155,7 +157,7 @@ def everywhere(text):
 
 
 def test_a_malicious_name_is_escaped_in_every_place():
-    """The name never becomes a tag, an attribute or a control character."""
+    """A malicious name never becomes a tag, an attribute or a control character."""
     text = page(everywhere(EVIL))
     assert [tag for tag, _ in Structure(text).tags] == [
         tag for tag, _ in Structure(page(everywhere("fine"))).tags
@@ -195,11 +197,12 @@ def test_a_screen_reader_can_read_the_page():
         "td": {"cell"},
     }
     viewport = next(one for tag, one in tags if one.get("name") == "viewport")
-    assert viewport["content"] == "width=device-width,initial-scale=1"  # This text may be enlarged.
+    # This text may be larger than the others.
+    assert viewport["content"] == "width=device-width,initial-scale=1"
 
 
 def luminance(color):
-    """Return the relative luminance of `#rrggbb` (WCAG 2.2)."""
+    """Return the relative luminance of a color `#rrggbb` (WCAG 2.2)."""
     parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [
         part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
@@ -208,7 +211,7 @@ def luminance(color):
     return sum(part * weight for part, weight in zip(linear, weights, strict=True))
 
 
-# The background colors of Chromium in its two color schemes.
+# These are the background colors of Chromium in its two color schemes.
 @pytest.mark.parametrize(("scheme", "background"), [(0, "#ffffff"), (1, "#121212")])
 def test_colors_have_enough_contrast(scheme, background):
     """The contrast is 4.5:1 for text and 3:1 for lines (WCAG 2.2, 1.4.3 and 1.4.11)."""
@@ -219,7 +222,7 @@ def test_colors_have_enough_contrast(scheme, background):
 
 
 def test_a_state_is_shown_as_a_word_and_not_only_as_a_color():
-    """The color of a cell repeats the state that the cell contains."""
+    """The color of a cell only repeats the state that the cell contains as a word."""
     text = page(view())
     assert re.findall(r'class="(good|bad) short" data-name="State">(\w+)<', text) == [
         ("bad", "rejected"),
@@ -229,7 +232,7 @@ def test_a_state_is_shown_as_a_word_and_not_only_as_a_color():
 
 
 def test_the_size_of_the_page_is_limited_and_failures_come_first():
-    """The page of a report with 10,500 profiles and 10,000 findings has a limited size."""
+    """The page for 10,500 profiles and 10,000 findings has a limited size."""
     finding = Finding(
         code=FindingCode.NOT_JSON, location="b.json", message="<" * 400, hint="&" * 400
     )
@@ -243,7 +246,7 @@ def test_the_size_of_the_page_is_limited_and_failures_come_first():
 
 
 def test_a_page_of_2500_profiles_omits_nothing():
-    """The limits are larger than a node with many profiles of usual names needs."""
+    """For 2,500 profiles with ordinary names, the page omits nothing."""
     rows = tuple(row(f"profiles/audit-{one}.json", reason="unchanged") for one in range(2500))
     text = page(view(report=Report(profiles=rows, profile_sets=(), kind_support={})))
     assert ("profiles/audit-2499.json" in text, "not shown here" in text) == (True, False)

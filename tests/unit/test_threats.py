@@ -16,7 +16,7 @@ SECRET = "hunter2-hunter2"  # noqa: S105 - the tests search the output for it
     "prefix", ["../", "/etc/", "a/../../", "..", ".hidden/", "a//", "a\0/", "a\n/", "%2e%2e/"]
 )
 def test_the_prefix_of_a_configmap_cannot_leave_the_seccomp_directory(tmp_path, prefix):
-    """The annotation can only select a directory inside the kubelet's seccomp directory."""
+    """The annotation can only select a directory in the kubelet's seccomp directory."""
     content = b'{"defaultAction": "SCMP_ACT_LOG"}'
     key = SourceKey(profile_set="configmap ns/x", key="a.json", content=content, prefix=prefix)
     result = SeccompBackend(host=Host(tmp_path), machine="x86_64").inspect(key)
@@ -30,7 +30,7 @@ def test_the_prefix_of_a_configmap_cannot_leave_the_seccomp_directory(tmp_path, 
 
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_no_output_shows_a_profiles_body(tmp_path, capsys, form):
-    """Neither the result nor the log contains the text of an accepted or rejected profile."""
+    """Neither the result nor the log contains the text of a profile."""
     source = tmp_path / "source"
     source.mkdir()
     good = {

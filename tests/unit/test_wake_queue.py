@@ -1,4 +1,4 @@
-"""Specification of agent.wake_queue."""
+"""Tests of agent.wake_queue."""
 
 import threading
 
@@ -6,7 +6,7 @@ from agent.wake_queue import BURST_SECONDS, WakeQueue, WakeReason
 
 
 def test_one_wait_returns_every_reason_in_the_queue_once():
-    """One check covers many equal reasons, such as the reasons for each written file."""
+    """One wait returns all reasons in the queue, and each reason only once."""
     wake_queue = WakeQueue()
     for reason in [WakeReason.FILES] * 30 + [WakeReason.SOURCE]:
         wake_queue.put(reason)
@@ -15,7 +15,7 @@ def test_one_wait_returns_every_reason_in_the_queue_once():
 
 
 def test_a_reason_from_another_thread_ends_a_wait():
-    """The main loop sleeps until any thread puts a reason into the queue."""
+    """A reason from another thread ends the wait of the main loop."""
     wake_queue = WakeQueue()
     timer = threading.Timer(0.05, wake_queue.put, [WakeReason.KERNEL])
     timer.start()
@@ -24,7 +24,7 @@ def test_a_reason_from_another_thread_ends_a_wait():
 
 
 def test_a_burst_that_does_not_end_is_discarded_for_a_limited_time():
-    """A source that changes continuously delays a pass only by a fraction of a second."""
+    """If a source changes all the time, a pass is only delayed by a fraction of a second."""
     wake_queue = WakeQueue()
     ended = threading.Event()
 
@@ -46,7 +46,7 @@ def test_a_burst_that_does_not_end_is_discarded_for_a_limited_time():
 
 
 def test_a_wait_ends_even_if_a_reason_came_right_before_it():
-    """CPython's SimpleQueue can wait forever here, which would stop the agent."""
+    """A wait ends even if a reason arrived right before it."""
 
     def wait():
         wake_queue = WakeQueue()

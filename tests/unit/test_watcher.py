@@ -1,4 +1,4 @@
-"""Specification of agent.host.watcher: each change of a watched path is reported."""
+"""Tests of agent.host.watcher, which reports each change of a watched path."""
 
 import contextlib
 import ctypes
@@ -22,11 +22,11 @@ from agent.host.watcher import WATCH_LIMIT, FileWatcher
 from agent.sources.manifest import ManifestSource
 from tests.system.guest.pace import until
 
-SECONDS = 10.0  # The longest wait for an expected wake-up.
+SECONDS = 10.0  # the longest wait for an expected wake-up
 
 
 class Wakes:
-    """A watcher, and the reasons for which the watcher woke the agent."""
+    """A watcher, with the reasons for which it woke the agent."""
 
     def __init__(self, reasons):
         self.queue = queue.SimpleQueue()
@@ -34,15 +34,15 @@ class Wakes:
         self.watcher.update_watches()
 
     def next(self):
-        """Wait for a reason."""
+        """Wait for a wake reason."""
         return self.queue.get(timeout=SECONDS)
 
     def pending(self):
-        """Return the reasons that have arrived."""
+        """Return the wake reasons that have arrived so far."""
         return [self.queue.get() for _ in range(self.queue.qsize())]
 
     def poll(self):
-        """Poll once; return all reasons, including the reasons of delayed events."""
+        """Poll once, and return all wake reasons, including the reasons of delayed events."""
         self.pending()
         self.watcher.poll()
         return set(self.pending())
@@ -71,14 +71,14 @@ def watch():
 
 
 def changed(wakes, file):
-    """Change a file, and return the reason of its event. Raises queue.Empty without an event."""
+    """Change a file and return the reason of its event, or raise queue.Empty if there is none."""
     wakes.pending()
     file.write_text("changed")
     return wakes.next()
 
 
 def test_a_change_in_a_subdirectory_wakes_the_agent(watch, tmp_path):
-    """Only the reason of the changed directory is reported, at any depth."""
+    """A change at any depth of a directory is reported, and only for that directory."""
     for name in ("one/deep", "two"):
         (tmp_path / name).mkdir(parents=True)
     wakes = watch({tmp_path / "one": "source", tmp_path / "two": "files"})
@@ -88,7 +88,7 @@ def test_a_change_in_a_subdirectory_wakes_the_agent(watch, tmp_path):
 
 
 def test_a_replaced_directory_is_watched(watch, tmp_path):
-    """The previous directory and its watch still exist under another name."""
+    """If a directory is replaced, the new directory is watched."""
     path = tmp_path / "profiles"
     path.mkdir()
     wakes = watch({path: "source"})
@@ -100,7 +100,9 @@ def test_a_replaced_directory_is_watched(watch, tmp_path):
 
 
 def test_a_link_to_a_directory_is_watched(watch, tmp_path):
-    """The event contains the path of the target, and the reason is the link's reason."""
+    """If a path is a link to a directory, the target is watched, and the reason is that of the
+    link.
+    """
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     wakes = watch({tmp_path / "link": "source"})
@@ -109,7 +111,7 @@ def test_a_link_to_a_directory_is_watched(watch, tmp_path):
 
 
 def test_the_new_target_of_a_link_is_watched(watch, tmp_path):
-    """The poll wakes the agent for changes that happened before the watch started."""
+    """If the target of a link changes, the new target is watched."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     link = tmp_path / "link"
@@ -122,7 +124,7 @@ def test_the_new_target_of_a_link_is_watched(watch, tmp_path):
 
 
 def test_two_paths_to_one_directory_are_both_watched(watch, tmp_path):
-    """Both paths share a watch until the target of one path changes."""
+    """If two paths lead to one directory, they share a watch until one of them changes."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     (tmp_path / "a").symlink_to("one")
@@ -137,7 +139,7 @@ def test_two_paths_to_one_directory_are_both_watched(watch, tmp_path):
 
 
 def test_a_directory_that_is_created_later_is_watched(watch, tmp_path):
-    """The next poll adds the watch."""
+    """If a directory is created later, the next poll adds a watch."""
     wakes = watch({tmp_path / "late": "files"})
     assert wakes.pending() == []
     (tmp_path / "late").mkdir()
@@ -146,7 +148,7 @@ def test_a_directory_that_is_created_later_is_watched(watch, tmp_path):
 
 
 def test_reading_a_file_is_no_event(watch, tmp_path, monkeypatch):
-    """If reads woke the watcher, each pass of the agent would wake its own watcher."""
+    """Reading a file does not wake the agent, because its passes would wake it again."""
     masks = []
     add = inotify_c.inotify_add_watch
     monkeypatch.setattr(
@@ -162,7 +164,7 @@ def test_reading_a_file_is_no_event(watch, tmp_path, monkeypatch):
 
 
 def test_a_watch_whose_emitter_ended_is_replaced(watch, tmp_path):
-    """The emitter ends without an error, and the next poll notices the end."""
+    """If an emitter ends without an error, the next poll replaces its watch."""
     wakes = watch({tmp_path: "source"})
     emitter = running(InotifyEmitter)
     emitter.stop()
@@ -185,7 +187,7 @@ def inotify_instances():
     """Return the number of inotify instances of this process."""
     count = 0
     for descriptor in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # the entry of the listing's own descriptor
+        with contextlib.suppress(OSError):  # the entry of the descriptor for the listing itself
             count += "inotify" in str(descriptor.readlink())
     return count
 
@@ -194,9 +196,9 @@ def inotify_instances():
 def test_a_failed_thread_of_watchdog_is_logged_and_replaced(watch, tmp_path, monkeypatch, moved):
     """Move directories out of the tree, remove their successor, and then the first directory.
 
-    watchdog 7.1.0 raises KeyError for the path of each moved directory, even while watchdog stops.
-    The other threads of watchdog continue without reporting events. No thread and no descriptor of
-    a replaced watch may remain.
+    watchdog 7.1.0 raises KeyError for the path of each moved directory, even while it stops. The
+    other threads of watchdog continue without reporting events. After a watch is replaced, none of
+    its threads and descriptors may remain.
     """
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     top, sub, away = tmp_path / "top", tmp_path / "top/sub", tmp_path / "away"
@@ -231,7 +233,7 @@ def test_a_failed_thread_of_watchdog_is_logged_and_replaced(watch, tmp_path, mon
 
 
 def test_the_previous_hook_handles_other_failed_threads(monkeypatch):
-    """The watcher handles only the threads of watchdog."""
+    """The watcher only handles failed threads of watchdog; the previous hook handles all others."""
     died = queue.SimpleQueue()
     monkeypatch.setattr(threading, "excepthook", died.put)
     FileWatcher({}, died.put).install_excepthook()
@@ -252,9 +254,9 @@ def test_each_thread_of_the_watcher_has_a_class_of_watchdog(watch, tmp_path):
 
 
 def test_without_watches_each_period_wakes_the_agent(tmp_path, monkeypatch):
-    """A directory's signature does not cover its subdirectories; a missing path wakes nothing.
+    """The signature of a directory does not cover its subdirectories; a missing path wakes nothing.
 
-    A poll after a pass does not wake the agent either, because passes would then never end.
+    A poll after a pass does not wake the agent, because passes would then never end.
     """
 
     def full():
@@ -275,7 +277,7 @@ def test_without_watches_each_period_wakes_the_agent(tmp_path, monkeypatch):
 
 
 def test_other_files_in_the_directory_of_a_manifest_wake_nothing(watch, tmp_path):
-    """The agent itself and other programs may write files next to the manifest."""
+    """Other files in the directory of a manifest do not wake the agent."""
     before = inotify_watches()
     (tmp_path / "below").mkdir()
     wakes = watch({ManifestSource(str(tmp_path / "some.yaml")).watched_path: "source"})
@@ -289,7 +291,7 @@ def test_other_files_in_the_directory_of_a_manifest_wake_nothing(watch, tmp_path
 
 
 def test_a_watched_directory_wakes_nothing_in_a_period(watch, tmp_path):
-    """While a directory is watched, a pass every five seconds would be useless."""
+    """While a directory is watched, the end of a period does not wake the agent."""
     wakes = watch({tmp_path: "source"})
     wakes.pending()
     wakes.watcher.wake_for_unwatched()
@@ -314,7 +316,7 @@ def tree(top, number):
 
 
 def test_too_many_directories_are_polled_and_not_watched(watch, tmp_path):
-    """All processes of root share the watches of the kernel."""
+    """If there are too many directories, they are polled and not watched."""
     before = inotify_watches()
     tree(tmp_path / "big", 2 * WATCH_LIMIT)
     with structlog.testing.capture_logs() as logged:
@@ -334,7 +336,7 @@ def test_too_many_directories_are_polled_and_not_watched(watch, tmp_path):
 
 
 def test_a_moved_tree_takes_no_more_watches_than_allowed(watch, tmp_path):
-    """The tree was created elsewhere, so the directories cannot be counted in advance."""
+    """If a large tree is moved into a directory, the number of watches stays within the limit."""
     before = inotify_watches()
     tree(tmp_path / "big", 2 * WATCH_LIMIT)
     (tmp_path / "top").mkdir()

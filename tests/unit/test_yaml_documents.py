@@ -1,4 +1,4 @@
-"""Specification of agent.sources.yaml_documents: every text is parsed or rejected within limits."""
+"""Tests of agent.sources.yaml_documents, which parses or rejects every text within limits."""
 
 import sys
 
@@ -46,7 +46,7 @@ COPIES = f"big: &big {'x' * (1 << 20)}\nall: [{', '.join(['*big'] * 100)}]\n"
     ids=lambda text: text[:24],
 )
 def test_a_text_over_the_limits_is_rejected(text, why):
-    """The error contains the reason, even for a text that PyYAML itself cannot parse."""
+    """If a text exceeds the limits, the error contains the reason."""
     with pytest.raises(yaml_documents.InvalidYamlError) as caught:
         yaml_documents.parse(text.encode())
     assert str(caught.value).startswith(why)
@@ -61,12 +61,12 @@ SLOW = {
 
 @pytest.mark.parametrize("text", SLOW.values(), ids=SLOW)
 def test_a_number_that_is_slow_to_convert_is_not_converted(text):
-    """A number stays text, whatever its length and base."""
+    """A number stays text, for any length and any base."""
     assert yaml_documents.parse(text.encode()) == [{"a": yaml_documents.NotAString(text[3:])}]
 
 
 def test_integer_keys_with_equal_hashes_are_rejected():
-    """Only strings are keys of a mapping, so keys cannot collide."""
+    """The keys of a mapping are always strings, so that they cannot collide."""
     modulus = sys.hash_info.modulus
     text = "{" + ", ".join(f"{number * modulus}: a" for number in range(50_000)) + "}"
     with pytest.raises(yaml_documents.InvalidYamlError, match="the key '0' is not a string"):
@@ -84,7 +84,7 @@ def test_only_a_few_types_are_constructed():
 
 
 def test_ordinary_aliases_and_merges_are_read():
-    """An alias within the limits expands to its anchor, and is valid only in its document."""
+    """An alias within the limits expands to its anchor, and is only valid in its document."""
     text = b"a: &a {k: v}\nb: {<<: *a, l: w}\n---\n&a x: *a\n"
     assert yaml_documents.parse(text) == [{"a": {"k": "v"}, "b": {"k": "v", "l": "w"}}, {"x": "x"}]
 
@@ -100,7 +100,7 @@ def test_any_text_is_parsed_or_rejected(text):
 
 
 def test_a_manifest_over_the_limits_is_unreadable(tmp_path):
-    """A manifest that cannot be parsed removes no profile."""
+    """A manifest over the limits is unreadable, so no profile is removed."""
     path = tmp_path / "m.yaml"
     path.write_text("[" * 200_000)
     (snapshot,) = ManifestSource(str(path)).read()
@@ -108,7 +108,7 @@ def test_a_manifest_over_the_limits_is_unreadable(tmp_path):
 
 
 def test_a_directory_with_an_unprintable_name_is_rejected(tmp_path):
-    """No key contains unprintable characters, not even in the names of its directories."""
+    """No key contains unprintable characters, even in the names of its directories."""
     below = tmp_path / "b\udcff\n"
     below.mkdir()
     (below / "x.json").write_text("{}")

@@ -1,9 +1,9 @@
-"""A node of a cluster, in the virtual machine: the daemon on a real AppArmor kernel.
+"""Runs a node of a cluster in the virtual machine: the daemon on a real AppArmor kernel.
 
-The program reports the boot ID in the Node's status like a kubelet, and starts the agent with the
-arguments of the DaemonSet. The program exchanges lines of JSON with the test on the host: the
-program carries out commands, and reports each new version of the profile in the kernel. Times come
-from the monotonic clock of the guest.
+The program reports the boot ID in the status of the Node, as a kubelet does, and starts the agent
+with the arguments of the DaemonSet. The program and the test on the host exchange lines of JSON:
+the program carries out commands, and reports each new version of the profile in the kernel. Times
+come from the monotonic clock of the guest.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ def boot_id():
 
 
 def register(setting):
-    """Report the boot ID in the Node's status, like a kubelet."""
+    """Report the boot ID in the status of the Node, as a kubelet does."""
     status = {"status": {"nodeInfo": {**setting["info"], "bootID": boot_id()}}}
     request = urllib.request.Request(  # noqa: S310 - https only
         f"{setting['url']}/api/v1/nodes/{setting['node']}/status",
@@ -49,7 +49,7 @@ def register(setting):
 
 
 def held(name):
-    """Return the hash and the mode of the profile that the kernel has under a plain name."""
+    """Return the hash and the mode of the profile that the kernel has under a name without `//`."""
     for path in (SECURITY / "policy/profiles").glob(f"{name}.*"):
         try:
             content = next(path.glob("sha*")).read_text().strip()
@@ -60,9 +60,9 @@ def held(name):
 
 
 def compiled(text):
-    """Return the kernel's hash of a profile text, and the seconds that the parser needed.
+    """Return the kernel's hash of a profile text, and the seconds that the parser took.
 
-    The kernel leaves out the 12 bytes of the version header: security/apparmor/policy_unpack.c,
+    The kernel omits the 12 bytes of the version header: security/apparmor/policy_unpack.c,
     aa_calc_profile_hash.
     """
     begin = time.monotonic()
@@ -94,7 +94,7 @@ class Line:
 
 
 def watch(name, line):
-    """Report each change of the profile in the kernel, before other processes of this node run."""
+    """Report each change of the profile in the kernel, with priority over other processes."""
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     fd = os.open(SECURITY / "revision", os.O_RDONLY | os.O_NONBLOCK)
     poll = select.poll()
@@ -122,7 +122,7 @@ class Agent:
 
     def start(self):
         environ = dict(os.environ)
-        # The guest has no bytecode, so the agent stores its own bytecode.
+        # The guest has no bytecode, so the agent stores the bytecode that it compiles.
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
         with LOG.open("a") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environ)
@@ -133,7 +133,7 @@ class Agent:
 
 
 def serve(agent, line):
-    """Carry out the commands of the test until the command `end`."""
+    """Carry out the commands of the test until the command `end` arrives."""
     for asked in line.heard():
         match asked["do"]:
             case "clock":

@@ -1,6 +1,6 @@
-"""Scenarios of the daemon on a real AppArmor kernel, run as root in the virtual machine.
+"""Scenarios for the daemon on a real AppArmor kernel, run as root in the virtual machine.
 
-The program prints a line of JSON for each scenario, and {"note": ...} with measurements.
+The program prints one line of JSON for each scenario, and {"note": ...} for measurements.
 """
 
 import contextlib
@@ -35,16 +35,16 @@ from scenarios import (
 )
 
 LOG = Path("/tmp/daemon.log")  # noqa: S108 - no other user in the guest
-REPAIRS = int(os.environ.get("REPAIRS", "10"))  # Manual runs use 50 repairs.
+REPAIRS = int(os.environ.get("REPAIRS", "10"))  # A run by hand uses 50 repairs.
 LOOK_SECONDS = 10.0  # The agent observes confined processes at this interval.
 HTTP = "127.0.0.1:9808"
 SOURCE = scenarios.SOURCE
 
 
 class Daemon:
-    """The agent as a daemon, until the block ends."""
+    """Run the agent as a daemon until the block ends."""
 
-    running: ClassVar = []  # the started processes, the newest last
+    running: ClassVar = []  # the processes that were started, the newest one last
 
     def __init__(self, *more, **environ):
         self.more, self.environ = more, {**environ, "PYTHONFAULTHANDLER": "1"}
@@ -56,8 +56,8 @@ class Daemon:
             f"--seccomp-dir={SECCOMP}", "--log-format=json", f"--http-address={HTTP}",
             *grace, *self.more,
         ]  # fmt: skip
-        # If the guest has no bytecode (tests.system.vm), the bytecode that the first agent compiles
-        # is stored.
+        # If the guest has no bytecode (tests.system.vm), the first agent stores the bytecode that
+        # it compiles.
         environ = {**os.environ, **self.environ}
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
         with LOG.open("w") as log:
@@ -76,7 +76,7 @@ class Daemon:
 
 
 def until(condition, seconds=30.0, what=""):
-    """Wait until a condition is true; return the seconds until then."""
+    """Wait until a condition is true, and return the seconds until then."""
     limit = pace.Limit(seconds)
     while True:
         if condition():
@@ -91,7 +91,7 @@ def last_words():
     process = Daemon.running[-1] if Daemon.running else None
     status = process.poll() if process is not None else None
     if process is not None and status is None:
-        # The faulthandler module writes every stack into the log.
+        # The faulthandler module writes the stacks into the log.
         process.send_signal(signal.SIGABRT)
         process.wait(300)
     return f"status {status}, loaded {sorted(loaded())}\n{LOG.read_text()[-6000:]}"
@@ -129,10 +129,10 @@ def told(name, seconds):
 
 
 def back(what, name, good):
-    """Return whether a profile is restored, with as few reads as possible."""
+    """Return whether a profile is restored, and read as little as possible."""
     if what == "removed":
         return name in loaded()
-    # A replacement keeps the confinement.
+    # A replacement does not end the confinement.
     (path,) = (SECURITY / "policy/profiles").glob(f"{name}.*")
     return next(path.glob("sha*")).read_text() == good
 
@@ -141,7 +141,7 @@ def back(what, name, good):
 
 
 def outside_changes_are_repaired_within_a_second():
-    """A profile that is removed, replaced or set to complain mode is restored every time."""
+    """A profile that is removed, replaced or set to complain mode is restored each time."""
     names = [f"p{number}" for number in range(REPAIRS)]
     source(**{name: plain(name) for name in names})
     with Daemon():
@@ -165,7 +165,7 @@ def outside_changes_are_repaired_within_a_second():
 
 
 def a_seccomp_file_that_is_deleted_or_altered_is_back_in_seconds():
-    """Every file is restored with its content, every time."""
+    """A file that is deleted or changed is restored with its content each time."""
     files = [SECCOMP / f"s{number}.json" for number in range(REPAIRS)]
     source()
     for one in files:
@@ -191,7 +191,7 @@ def _holds(path, content):
 
 
 def a_change_of_the_source_is_loaded_at_once():
-    """An inotify event starts a pass without a wait for the resync."""
+    """After an inotify event, a pass starts before the resync."""
     source(web=plain("web"))
     with Daemon():
         until(lambda: ready() and "web" in loaded())
@@ -239,7 +239,7 @@ def a_process_stays_confined_all_the_time():
 
 
 def who_lost_confinement_is_told_until_it_ends():
-    """The profile is restored, and the process that stays unconfined is reported."""
+    """A removed profile is restored, and the process that stays unconfined is reported."""
     source(web=plain("web"))
     lost = "profile_loader_confinement_lost_processes"
     with Daemon("--resync=3s"):
@@ -247,7 +247,7 @@ def who_lost_confinement_is_told_until_it_ends():
         with Confined("web") as process:
             label = Path(f"/proc/{process.pid}/attr/current")
             passes = 'profile_loader_passes_total{result="converged"}'
-            before = metric(passes)  # A previous pass may already have recorded the process.
+            before = metric(passes)  # An earlier pass may already have recorded the process.
             until(lambda: metric(passes) >= before + 2, 60, "two resyncs")
             assert metric(lost) == 0
             assert parser(plain("web"), "-R")[0] == 0
@@ -259,7 +259,9 @@ def who_lost_confinement_is_told_until_it_ends():
 
 
 def what_stayed_for_its_processes_goes_soon_after_them():
-    """Observing confined processes triggers the removal, minutes before the next resync."""
+    """When the last confined process ends, its profile is removed minutes before the next
+    resync.
+    """
     source(web=plain("web"), other=plain("other"))
     with Daemon():
         until(lambda: ready() and "web" in loaded())
@@ -273,7 +275,7 @@ def what_stayed_for_its_processes_goes_soon_after_them():
 
 
 def sigterm_in_the_middle_of_a_parser_run_ends_within_two_seconds():
-    """The parser is terminated too, and the node does not change."""
+    """If the daemon is stopped, the parser ends too, and the node does not change."""
     slow = Path("/tmp/slow-parser")  # noqa: S108
     slow.write_text("#!/bin/bash\ntouch /tmp/in-parser\nsleep 60\n")
     slow.chmod(0o755)
@@ -291,7 +293,7 @@ def sigterm_in_the_middle_of_a_parser_run_ends_within_two_seconds():
 
 
 def a_second_daemon_refuses():
-    """The first daemon holds the lock, and continues to run."""
+    """If a second daemon starts, the first daemon keeps the lock and continues to run."""
     source(web=plain("web"))
     with Daemon() as first:
         until(lambda: ready() and "web" in loaded())
@@ -304,7 +306,7 @@ def a_second_daemon_refuses():
 
 
 def own_changes_wake_it_no_more():
-    """The daemon's own changes cause no further pass, and an idle daemon makes no pass."""
+    """The daemon's own changes cause no further pass, and an idle daemon runs no pass."""
     source(web=plain("web"))
     with Daemon() as daemon:
         until(lambda: ready() and "web" in loaded())
@@ -339,7 +341,7 @@ SCENARIOS = [
 
 
 def main():
-    """Run all or the named scenarios."""
+    """Run all scenarios, or only the named ones."""
     subprocess.run(["busybox", "ip", "link", "set", "lo", "up"], check=True)
     for scenario in SCENARIOS:
         if sys.argv[1:] and scenario.__name__ not in sys.argv[1:]:

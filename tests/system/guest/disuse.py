@@ -1,7 +1,7 @@
 """Attacks on the proof that a profile is not in use, run as root in the virtual machine.
 
-Each scenario is a function; `disuse.py` runs all scenarios and prints one line of JSON per
-scenario: {"scenario": name, "error": null or the reason}.
+Each scenario is a function. `disuse.py` runs all scenarios, and prints one line of JSON for each of
+them: {"scenario": name, "error": null or the reason}.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ OPEN = "  file,\n  signal,\n  capability,\n  change_profile,\n"
 CHAINS = int(os.environ.get("CHAINS", "12"))
 SHOWS_PENDING_EXEC = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 12)
 
-# Each of these programs prints a line when it is ready, and continues after reading a line.
+# Each of these programs prints a line when it is ready, and continues after it has read a line.
 PENDING = """
 import os, sys
 open('/proc/thread-self/attr/exec', 'w').write('exec ' + sys.argv[1])
@@ -139,7 +139,7 @@ def text(name, rules="", flags=""):
 
 
 def installed(source_text, replaceable=()):
-    """Install a key; return its evidence."""
+    """Install a key, and return its evidence."""
     agent_kind = kind()
     blob = SourceKey(profile_set="dir test", key="key", content=source_text.encode())
     (found,) = inspected(agent_kind, blob)
@@ -150,7 +150,7 @@ def installed(source_text, replaceable=()):
 
 
 def removed(evidence, names=None):
-    """Try once to remove the named profiles, or all profiles of an installed key."""
+    """Try once to remove the named profiles, or else all profiles of an installed key."""
     return kind().remove(names or sorted(evidence), evidence, require_unused=True)
 
 
@@ -169,7 +169,7 @@ def state(pid):
 
 @contextlib.contextmanager
 def program(code, *arguments, label=""):
-    """Run a Python program, optionally under a label, and yield the process when it is ready."""
+    """Run a Python program, if requested under a label, and yield its process when it is ready."""
     start = (
         "import os, sys\n"
         "if sys.argv[1]: open('/proc/self/attr/exec', 'w').write('exec ' + sys.argv[1])\n"
@@ -184,7 +184,7 @@ def program(code, *arguments, label=""):
         assert child.said, "the program did not start"
         yield child
     finally:
-        # All processes of a chain have the same session, and any of them may be forking now.
+        # All processes of a chain have the same session, and each of them may be forking now.
         for _ in range(1000):
             try:
                 os.killpg(child.pid, 9)
@@ -196,7 +196,7 @@ def program(code, *arguments, label=""):
 
 
 def label_of(pid):
-    """Wait until a process runs another program than `python3`; return its label."""
+    """Wait until a process runs a program other than `python3`, and return its label."""
     pace.until(lambda: "python" not in Path(f"/proc/{pid}/comm").read_text(), "execve")
     return current(pid)
 
@@ -228,7 +228,7 @@ def held(done, *names, pids=None):
 
 
 def an_unused_profile_is_removed_at_once():
-    """The profiles of a key are removed, separately or together; the duration is measured."""
+    """The profiles of a key can be removed separately or together; the duration is measured."""
     single = installed(text("single"))
     many = installed(
         text("many1", "  deny /x w,\n")
@@ -244,7 +244,7 @@ def an_unused_profile_is_removed_at_once():
 
 
 def a_profile_with_hats_and_children_is_removed_where_its_disuse_can_be_proven():
-    """Linux 6.1 never releases the first version of a profile with hats or children."""
+    """A profile with hats or children stays, because Linux 6.1 never releases its first version."""
     evidence = installed(
         text("many1", "  ^HAT { file, signal, deny /x w, }\n  profile kid { file, deny /yy w, }\n")
     )
@@ -255,7 +255,9 @@ def a_profile_with_hats_and_children_is_removed_where_its_disuse_can_be_proven()
 
 
 def a_pending_exec_keeps_its_profile():
-    """The exec is pending in a leader, in an orphaned child, or in another thread."""
+    """A profile stays while an exec is pending in a leader, in an orphaned child or in another
+    thread.
+    """
     for code in (PENDING, FORKED_PENDING, THREAD_PENDING):
         evidence = installed(text("pend"))
         with program(code, "pend") as child:
@@ -269,7 +271,7 @@ def a_pending_exec_keeps_its_profile():
 
 
 def a_pending_exec_keeps_a_hat_and_a_stack():
-    """A container may be started in a child profile, or under two profiles."""
+    """A container may start in a child profile or under two profiles, and both stay."""
     kid = installed(text("par", f"  profile kid {{\n{OPEN}  }}\n"))
     other = installed(text("other"))
     for name, evidence in (("par//kid", kid), ("other//&par", other)):
@@ -284,7 +286,7 @@ def a_pending_exec_keeps_a_hat_and_a_stack():
 
 
 def a_pending_exec_of_a_learning_profile_keeps_its_profile():
-    """In complain mode the kernel creates a profile for each program that no rule allows."""
+    """A profile in complain mode stays if the kernel created a learning profile for a program."""
     evidence = installed("profile learn flags=(complain) {\n  /** rwm,\n  signal,\n}\n")
     learning = f"learn//null-{Path('/bin/sleep').resolve()}"
     start = (
@@ -308,7 +310,7 @@ def a_pending_exec_of_a_learning_profile_keeps_its_profile():
 
 
 def a_pending_exec_of_an_earlier_version_keeps_the_profile():
-    """The kernel starts the program under the newest version."""
+    """After the replacement for the proof, the kernel starts a program under the newest version."""
     installed(text("versions"))
     with program(PENDING, "versions") as child:
         evidence = installed(text("versions", "  deny /x w,\n"), replaceable=["versions"])
@@ -320,7 +322,7 @@ def a_pending_exec_of_an_earlier_version_keeps_the_profile():
 
 
 def a_held_profile_enforces_the_same_and_stays_agent_owned():
-    """The proof replaces the policy with an equivalent policy in other bytes."""
+    """The proof replaces the policy with an equivalent policy in different bytes."""
     rules = "  deny /tmp/forbidden w,\n  ^HAT { file, signal, deny /tmp/forbidden w, }\n"
     evidence = installed(text("strict", rules) + text("second", "  deny /tmp/forbidden w,\n"))
     with program(PENDING, "second") as child:
@@ -341,7 +343,7 @@ def a_held_profile_enforces_the_same_and_stays_agent_owned():
 
 
 def a_dropped_hat_is_removed_and_one_with_a_pending_exec_stays():
-    """The hat has the raw data of an earlier version of its parent."""
+    """A hat that has the raw data of an earlier version of its parent prevents the proof."""
     first = installed(text("hatted", "  ^A { file, }\n  ^B { file, }\n  ^C { file, }\n"))
     installed(text("hatted", "  ^A { file, }\n"), replaceable=["hatted", "hatted//A"])
     with program(PENDING, "hatted//C") as child:
@@ -369,7 +371,7 @@ def an_open_file_of_a_confined_process_removes_nothing_by_mistake():
 
 
 def a_dropped_key_with_a_pending_exec_is_held_by_one_pass_and_by_the_daemon():
-    """The process with a pending exec starts confined, with the command that users run."""
+    """If a process has a pending exec, its program starts confined, even by the usual command."""
     source(web=plain("web"), other=plain("other"))
     agent()
     with program(PENDING, "web") as child:
@@ -394,17 +396,19 @@ PASSES = 'profile_loader_passes_total{result="converged"}'
 
 
 def a_chain_of_forks_keeps_its_profile():
-    """Each process forks and ends; the profile is never removed under the chain."""
+    """While each process of a chain forks and ends, the profile of the chain is not removed."""
     _attack(FORKS)
 
 
 def a_chain_of_threads_keeps_its_profile():
-    """Each thread starts another thread and ends; the leader is unconfined."""
+    """While each thread starts another thread and ends, the profile of the threads is not
+    removed.
+    """
     _attack(THREADS, "chain", label="")
 
 
 def a_chain_whose_members_leave_the_profile_is_never_unused():
-    """Each process or thread starts its successor, becomes unconfined and lives for a second."""
+    """While each process or thread starts a successor and leaves the profile, it is not removed."""
     installed(text("chain"))
     # Reading many processes takes long, so this scenario makes fewer attempts.
     for code, label, looks in ((LEAVING_FORKS, "chain", 3), (LEAVING_THREADS, "", CHAINS)):
@@ -419,7 +423,7 @@ def a_chain_whose_members_leave_the_profile_is_never_unused():
 
 
 def _attack(code, *arguments, label="chain"):
-    """Try to remove the profile under a running chain, at random moments."""
+    """Try to remove the profile of a running chain, at random moments."""
     unconfined = Path("/tmp/unconfined")  # noqa: S108
     unconfined.unlink(missing_ok=True)
     seed = int(os.environ.get("SEED", "13"))
@@ -441,7 +445,7 @@ def _attack(code, *arguments, label="chain"):
 
 
 def a_zombie_holds_no_profile_where_that_can_be_proven():
-    """A zombie never runs again, but on Linux 6.1 it looks like a hidden pending exec."""
+    """A zombie runs no code, but on Linux 6.1 it looks like a hidden pending exec."""
     evidence = installed(text("zombie"))
     with program(ZOMBIE, label="zombie") as child:
         pace.until(lambda: state(child.pid) == "Z", "the leader's end")
@@ -453,7 +457,7 @@ def a_zombie_holds_no_profile_where_that_can_be_proven():
 
 
 def a_live_thread_of_a_zombie_leader_keeps_its_profile():
-    """The leader is a zombie, and another thread of the process runs."""
+    """If the leader is a zombie while another thread runs, the profile stays."""
     evidence = installed(text("leader"))
     with program(DEAD_LEADER, label="leader") as child:
         pace.until(lambda: state(child.pid) == "Z", "the leader's end")
@@ -462,14 +466,14 @@ def a_live_thread_of_a_zombie_leader_keeps_its_profile():
 
 
 def the_kernel_says_whether_it_shows_pending_execs():
-    """The agent detects this property without loaded profiles, and leaves no files behind."""
+    """The agent detects whether the kernel hides pending execs, and leaves no files behind."""
     before = scenarios.revision()
     assert kind().processes.shows_pending_exec() is SHOWS_PENDING_EXEC
     assert scenarios.revision() == before
 
 
 def without_raw_data_nothing_is_proven():
-    """With apparmor.export_binary=0, only a kernel that shows pending execs proves disuse."""
+    """With apparmor.export_binary=0, disuse is only proven on a kernel that shows pending execs."""
     evidence = installed(text("bare"))
     done = removed(evidence)
     assert (done == Removed()) == SHOWS_PENDING_EXEC, done
@@ -489,7 +493,7 @@ SCENARIOS = [
 
 
 def main(found):
-    """Run all or the named scenarios."""
+    """Run all scenarios, or only the named ones."""
     subprocess.run(["busybox", "ip", "link", "set", "lo", "up"], check=True)
     named = [globals()[name] for name in sys.argv[1:] if name in globals()]
     for scenario in named or found:

@@ -1,6 +1,7 @@
-"""Faults of the daemon on a real AppArmor kernel, run as root in the virtual machine.
+"""Scenarios with faults of the daemon on a real AppArmor kernel, run as root in the virtual
+machine.
 
-The program prints a line of JSON for each scenario, and {"note": ...} with measurements. Each
+The program prints one line of JSON for each scenario, and {"note": ...} for measurements. Each
 scenario checks the kernel, the metrics, the probes and the exit status.
 """
 
@@ -67,7 +68,7 @@ def probe(path):
 
 
 def metric(name):
-    """Return the value of a metric; None if it is missing or the server does not respond yet."""
+    """Return the value of a metric, or None if it is missing or the server does not respond yet."""
     with contextlib.suppress(OSError):
         return daemon.metric(name)
     return None
@@ -79,14 +80,14 @@ def finding(code):
 
 
 def put(number):
-    """Change the only profile in the source."""
+    """Change the only profile of the source."""
     new = SOURCE / ".new"
     new.write_text(text(number))
     new.rename(SOURCE / "web.profile")
 
 
 def text(number):
-    """Return a version of the only profile."""
+    """Return a version of the only profile of the source."""
     return plain("web", f"deny /etc/shadow{number} r,")
 
 
@@ -99,7 +100,9 @@ def settled():
 
 
 def left_in_peace(running):
-    """Stop the daemon with SIGTERM: it ends in two seconds with status 0 and changes no policy."""
+    """Stop the daemon with SIGTERM, and require that it ends in two seconds and changes no
+    policy.
+    """
     before = {name: content(name) for name in loaded()}
     status, seconds = running.stop()
     assert (status, in_time(seconds, 2.0)) == (0, True), (status, seconds)
@@ -110,7 +113,9 @@ def left_in_peace(running):
 
 
 def a_securityfs_that_goes_away_or_is_another_leaves_what_is_loaded():
-    """An unmounted or hidden securityfs is reported, and the daemon recovers without changes."""
+    """If securityfs is unmounted or hidden, this is reported, and the daemon recovers
+    afterwards.
+    """
     top = SECURITY.parent
     source(web=text(1))
     with Daemon("--resync=3s") as running:
@@ -135,7 +140,9 @@ def a_securityfs_that_goes_away_or_is_another_leaves_what_is_loaded():
 
 
 def a_start_without_securityfs_puts_nothing_and_heals():
-    """Loaded profiles stay, and new profiles are loaded once securityfs is mounted."""
+    """Without securityfs, loaded profiles stay; new profiles are loaded after it was mounted
+    again.
+    """
     top = SECURITY.parent
     subprocess.run(["umount", "-l", top], check=True)
     source(web=text(1))
@@ -152,7 +159,7 @@ def a_start_without_securityfs_puts_nothing_and_heals():
 
 
 def a_parser_that_fails_in_any_way_keeps_the_last_good_version():
-    """A missing, hanging, killed or broken parser is reported until the parser works again."""
+    """If the parser is missing, hangs, is killed or is broken, this is reported until it works."""
     PARSER.write_text(PARSERS)
     PARSER.chmod(0o755)
     MODE.write_text("good")
@@ -197,7 +204,7 @@ def a_parser_that_fails_in_any_way_keeps_the_last_good_version():
 
 
 def a_repair_waits_for_no_parser_that_hangs():
-    """A profile is restored and reported while the parser hangs on another text."""
+    """While the parser hangs on one text, another profile is restored and reported."""
     PARSER.write_text(PARSERS)
     PARSER.chmod(0o755)
     MODE.write_text("good")
@@ -207,7 +214,7 @@ def a_repair_waits_for_no_parser_that_hangs():
         settled()
         good = content("web")
         with Confined("web") as process:
-            pause(2 * LOOK_SECONDS)  # By now the agent has recorded the confined processes.
+            pause(2 * LOOK_SECONDS)  # The agent has recorded the confined processes now.
             MODE.write_text("hanging")
             (SOURCE / "slow.profile").write_text(plain("slow"))
             until(hanging, 30, "the parser hangs")
@@ -235,7 +242,7 @@ def hanging():
 
 
 def a_clock_set_back_or_forth_disturbs_nothing():
-    """Jumps of CLOCK_REALTIME by a year or a day affect no repair, no update and no exit."""
+    """If CLOCK_REALTIME jumps by a year or a day, repairs, updates and the exit work as before."""
     source(web=text(1))
     now = time.time()
     with Daemon("--resync=5s") as running:
@@ -268,7 +275,7 @@ def a_clock_set_back_or_forth_disturbs_nothing():
 
 
 class Killed(Daemon):
-    """A daemon that, once armed, is killed right before a named step (killed.py)."""
+    """A daemon that is killed right before a named step, after it was armed (killed.py)."""
 
     def __init__(self, point, *more):
         super().__init__(*more, KILLED=point, ARMED=str(ARMED))
@@ -289,7 +296,7 @@ class Killed(Daemon):
 
 
 def a_kill_at_a_named_point_ends_in_the_same_state():
-    """A kill before any write to the kernel unconfines no process, and the next start continues."""
+    """A kill before a write to the kernel unconfines no process, and the next start continues."""
     for point in (
         "before_a_policy_is_loaded",
         "before_it_is_committed",
@@ -400,7 +407,7 @@ def watched(name):
 
 
 def a_process_stays_confined_through_upgrades_and_downgrades():
-    """The agent is upgraded to another version with another parser, and then downgraded."""
+    """The agent is upgraded to another version with another parser, and is then downgraded."""
     other = Path("/tmp/other")  # noqa: S108
     shutil.rmtree(other, ignore_errors=True)
     libraries = Path(os.environ["PYTHONPATH"])
@@ -437,7 +444,7 @@ def a_process_stays_confined_through_upgrades_and_downgrades():
 
 
 def who_began_after_the_last_pass_lost_confinement_too():
-    """The observation every ten seconds also finds processes that started after the last pass."""
+    """The observation every ten seconds also finds processes that began after the last pass."""
     source(web=text(1))
     lost = "profile_loader_confinement_lost_processes"
     with Daemon() as running:

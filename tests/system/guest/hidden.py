@@ -1,7 +1,7 @@
-"""Ownership of profiles on kernels that show all, some or none of the loaded content.
+"""Scenarios about the ownership of profiles, on kernels that show all, some or no content.
 
-The program runs as root in the virtual machine, and prints one line of JSON per scenario. The first
-argument, `content` or `nothing`, states whether the kernel shows loaded content.
+The program runs as root in the virtual machine, and prints one line of JSON for each scenario. The
+first argument, `content` or `nothing`, states whether the kernel shows loaded content.
 """
 
 import json
@@ -36,7 +36,7 @@ def kids(name, rule=""):
 
 
 def actions(report):
-    """Return the action and the reason of each profile, by name."""
+    """Return the action and the reason for each profile, by name."""
     return {one["name"]: (one["action"], one["why"]) for one in report["profiles"]}
 
 
@@ -47,7 +47,7 @@ def codes(report):
 
 
 def load_the_same_bytes(name):
-    """Load the same bytes under a name that the agent has loaded, like another program."""
+    """Load the same bytes under a name that the agent has loaded, as another program would."""
     for path in (STATE / "entries").glob("*.json"):
         installed = json.loads(path.read_text())["installed"]
         if installed is not None and name in installed["provides"]:
@@ -58,9 +58,9 @@ KEPT = ("keep", "unchanged")
 
 
 def assert_own(report, *names):
-    """Check that undesired profiles are removed, or held if this kernel cannot prove disuse.
+    """Require that undesired profiles are removed, or held if this kernel cannot prove disuse.
 
-    A profile that looked foreign to the agent would be released.
+    If a profile looked foreign to the agent, it would be released.
     """
     for name in names:
         state = rows(report)[name][0]
@@ -68,7 +68,7 @@ def assert_own(report, *names):
 
 
 def loads_of_other_programs_are_no_drift(shows):
-    """Loads of other programs cause no repair while the agent's profiles are unchanged."""
+    """While the agent's profiles are unchanged, loads by other programs cause no repair."""
     source(web=kids("web"), other=plain("other") + plain("second"))
     agent()
     names = ("web", "web//HAT", "web//kid", "other", "second")
@@ -86,7 +86,7 @@ def loads_of_other_programs_are_no_drift(shows):
 
 
 def a_fresh_node_says_whether_content_can_be_verified(shows):
-    """The first pass reports whether content can be verified, even if the node has no profiles."""
+    """The first pass reports whether content can be verified, even on a node without profiles."""
     source(web=plain("web"))
     report, _ = agent()
     assert codes(report).count(CODE) == (shows == "nothing"), codes(report)
@@ -111,7 +111,7 @@ def a_replacement_by_another_program_is_repaired_once(_):
 
 
 def another_object_of_other_content_is_foreign(_):
-    """A profile that another program loaded after a removal is neither replaced nor removed."""
+    """If another program loads a profile after a removal, it is neither replaced nor removed."""
     source(web=plain("web"), other=plain("other"))
     agent()
     assert parser(plain("web"), "-R")[0] == 0
@@ -126,7 +126,7 @@ def another_object_of_other_content_is_foreign(_):
 
 
 def an_object_that_is_handed_over_becomes_the_agents(_):
-    """With --take-over, the profile is replaced, and later removed with its key."""
+    """With --take-over, a foreign profile is replaced, and later removed with its key."""
     source(web=plain("web"), other=plain("other"))
     agent()
     assert parser(plain("web"), "-R")[0] == 0
@@ -140,7 +140,7 @@ def an_object_that_is_handed_over_becomes_the_agents(_):
 
 
 def the_same_bytes_of_another_program_stay(shows):
-    """Pods use the other program's profile, which stays when the key is removed."""
+    """A profile of another program with the desired content stays when the key is removed."""
     source(web=kids("web"), other=plain("other"))
     agent()
     assert parser(kids("web"), "-R")[0] == 0
@@ -155,7 +155,7 @@ def the_same_bytes_of_another_program_stay(shows):
 
 
 def the_same_bytes_loaded_over_the_agents_stay_the_agents(_):
-    """A replacement by another program keeps the kernel object that the agent created."""
+    """If another program replaces a profile, the kernel keeps the object that the agent created."""
     source(web=plain("web"), other=plain("other"))
     agent()
     assert parser(plain("web"), "-r")[0] == 0
@@ -178,7 +178,7 @@ def a_restored_profile_is_the_agents_again(_):
 
 
 def status_only_reports(shows):
-    """`status` changes no file, even after an interrupted load, and shows the node's finding."""
+    """After an interrupted load, `status` changes no file and shows the finding about the node."""
     source(web=plain("web"))
     agent()
     record = STATE / "objects.jsonl"
@@ -197,9 +197,9 @@ def status_only_reports(shows):
 
 
 def a_kill_at_any_step_leaves_nothing_behind(shows):
-    """After SIGKILL before any effect of an update, the next passes install and own the profile.
+    """If the agent is killed before any effect of an update, the next passes install the profile.
 
-    For kernels that show content, scenarios.py has the same scenario.
+    scenarios.py has the same scenario for kernels that show content.
     """
     if shows == "content":
         return
@@ -233,7 +233,7 @@ def before_a_reboot():
 
 
 def after_a_reboot():
-    """The host loads one profile before the agent restores the other.
+    """The host loads one profile before the agent restores the other profile.
 
     At the end, both keys are removed.
     """
@@ -264,7 +264,7 @@ SCENARIOS = (
 
 
 def main():
-    """Run all or the named scenarios."""
+    """Run all scenarios, or only the named ones."""
     shows, *names = sys.argv[1:]
     if shows in BOOTS:
         BOOTS[shows]()

@@ -1,9 +1,9 @@
-"""Time limits that hold on a busy machine, on the host and inside the virtual machine.
+"""Scales time limits for a busy machine, on the host and inside the virtual machine.
 
-Every limit in a test is written in seconds of an idle machine. A fixed piece of work is timed when
-a process sets its first limit, and again whenever a limit is about to expire. If that work takes
-four times as long as on an idle machine, every limit is four times as long. A guest cannot see how
-busy its host is, so the work is measured by the clock and not by processor time.
+All limits in tests are in seconds of an idle machine. The module measures a fixed piece of work
+when a process sets its first limit, and again whenever a limit is about to expire. If the work
+takes four times as long as on an idle machine, each limit is four times as long. A guest cannot see
+how busy its host is, so the work is measured by the clock and not by CPU time.
 """
 
 import subprocess
@@ -12,30 +12,30 @@ from pathlib import Path
 
 IN_GUEST = Path("/vminit").exists()
 ROUNDS = 20_000
-# The duration of the work on an idle machine (two cores, Python 3.11), measured in November 2026:
-# on the host, and in a guest that QEMU emulates.
+# This is the duration of the work on an idle machine (two cores, Python 3.11), measured in November
+# 2026 on the host and in a guest that QEMU emulates.
 IDLE_SECONDS = 0.014 if IN_GUEST else 0.001
 SAMPLE_SECONDS = 0.2
 SLOWEST = 20.0  # The largest factor for a limit, so that a failing test ends.
-# If a step of a wait takes longer than this, the whole machine was paused.
+# If one step of a wait takes longer than this, the whole machine was paused.
 STEP_SECONDS = 0.5 if IN_GUEST else 5.0
 
 
 class Pace:
-    """Measures how many times slower than an idle machine this machine is.
+    """Measures how much slower than an idle machine this machine is.
 
     Args:
-        work: Does a fixed piece of work.
+        work: Carries out a fixed piece of work.
         idle_seconds: The duration of the work on an idle machine.
         clock: Returns the time in seconds.
     """
 
     def __init__(self, work, idle_seconds, clock):
         self.work, self.idle_seconds, self.clock = work, idle_seconds, clock
-        self.slowest = 0.0  # No measurement exists yet.
+        self.slowest = 0.0  # There is no measurement yet.
 
     def measure(self):
-        """Measure the work; return the largest measured factor so far."""
+        """Measure the work, and return the largest factor that was measured so far."""
         begin, times = self.clock(), 0
         while self.clock() - begin < SAMPLE_SECONDS:
             self.work()
@@ -45,7 +45,7 @@ class Pace:
         return self.slowest
 
     def measured(self):
-        """Return the largest measured factor; measure if no measurement exists."""
+        """Return the largest measured factor; measure the work if this has not been done."""
         return self.slowest or self.measure()
 
 
@@ -63,7 +63,7 @@ PACE = Pace(_work, IDLE_SECONDS, _clock)
 
 
 class Limit:
-    """A time limit in seconds of an idle machine, which starts when the object is created."""
+    """A time limit in seconds of an idle machine, which begins when the object is created."""
 
     def __init__(self, seconds, pace=PACE):
         self.limit, self.pace = seconds, pace
@@ -71,7 +71,7 @@ class Limit:
         self.spent, self.last = 0.0, pace.clock()
 
     def seconds(self):
-        """Return the seconds that have passed; a pause of the whole machine counts as one step."""
+        """Return how many seconds have passed; a pause of the whole machine counts as one step."""
         now = self.pace.clock()
         self.spent += min(now - self.last, STEP_SECONDS)
         self.last = now
@@ -88,7 +88,7 @@ class Limit:
 
 
 def scaled(seconds):
-    """Return the time limit on this machine for a limit in seconds of an idle machine."""
+    """Return the limit on this machine for a limit in seconds of an idle machine."""
     return seconds * PACE.measured()
 
 
@@ -98,12 +98,12 @@ def in_time(taken, seconds, pace=PACE):
 
 
 def until(condition, what, seconds=30.0, interval=0.02):
-    """Check a condition repeatedly, and return its first true result.
+    """Check a condition repeatedly, and return its first result that is true.
 
     Args:
-        condition: Called without arguments.
-        what: A description of the condition for the error, or a function that returns it.
-        seconds: The limit, in seconds of an idle machine.
+        condition: A function without arguments.
+        what: A description of the condition for the error, or a function that returns one.
+        seconds: The limit in seconds of an idle machine.
         interval: The pause between two checks.
     """
     limit = Limit(seconds)
@@ -124,7 +124,7 @@ def pause(seconds):
 
 
 def ended(process, seconds=30.0):
-    """Wait until a process ends; return its exit status and the seconds until the end."""
+    """Wait until a process ends, and return its exit status and the seconds until then."""
     limit = Limit(seconds)
     while process.poll() is None:
         if limit.expired():

@@ -1,7 +1,7 @@
-"""Runs pods of the manifests with runc in the virtual machine, and prepares their node.
+"""Runs pods of the manifests with runc in the virtual machine, and prepares the node.
 
-/job/bundles/NAME.json are the OCI configurations that tests/system/rights.py created on the host.
-/image is the file system of the image. If the environment variable TRACE has the command line of
+The OCI configurations /job/bundles/NAME.json come from tests/system/rights.py on the host. /image
+contains the file system of the image. If the environment variable TRACE contains a command line of
 strace, strace follows each container.
 """
 
@@ -24,7 +24,7 @@ SECCOMP = Path("/var/lib/kubelet/seccomp")
 TRACE = os.environ.get("TRACE", "").split()
 CALLS = Path("/job/calls")
 WAIT_SECONDS = 400.0 if TRACE else 90.0
-# The relevant rules of the profile that containerd loads (contrib/apparmor/template.go).
+# These are the relevant rules of the profile that containerd loads (contrib/apparmor/template.go).
 RUNTIME = "cri-containerd.apparmor.d"
 DEFAULT = f"""profile {RUNTIME} flags=(attach_disconnected,mediate_deleted) {{
   network,
@@ -43,7 +43,7 @@ DEFAULT = f"""profile {RUNTIME} flags=(attach_disconnected,mediate_deleted) {{
 
 
 def node():
-    """Prepare the node: control groups, the image, and a network namespace for the pod."""
+    """Prepare the control groups, the image, and a network namespace for the pod."""
     for line in (
         "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
         "mkdir /image /run/netns",
@@ -57,7 +57,7 @@ def node():
 
 
 class Container:
-    """A container that runs from a changed bundle until the block ends."""
+    """A container that runs from a modified bundle until the block ends."""
 
     def __init__(self, bundle, change=lambda config: None):
         self.name = f"{bundle}-{time.monotonic_ns()}".replace(" ", "-").replace(",", "")
@@ -76,7 +76,7 @@ class Container:
         self.command = [*trace, "runc", "run", "--bundle", str(self.folder), self.name]
 
     def run(self):
-        """Run the container until it ends; return its exit status and its output."""
+        """Run the container until it ends, and return its exit status and its output."""
         done = subprocess.run(
             self.command, capture_output=True, text=True, timeout=3000, check=False
         )
@@ -95,7 +95,7 @@ class Container:
     def wait_for(self, condition, what):
         """Wait until a condition is true.
 
-        If the container ends before the condition is true, fail at once.
+        If the container ends before that, the test fails at once.
         """
 
         def described():
@@ -108,17 +108,19 @@ class Container:
         pace.until(is_true, described, WAIT_SECONDS, 0.05)
 
     def stop(self):
-        """End the container like the kubelet; return its exit status and the seconds it took."""
+        """End the container as the kubelet does, and return its exit status and the seconds until
+        then.
+        """
         subprocess.run(["runc", "kill", self.name, "TERM"], check=True)
         return pace.ended(self.process)
 
     def peak(self):
-        """Return the peak memory of the container's control group in MiB."""
+        """Return the peak memory use of the container's control group in MiB."""
         return int(Path(f"/sys/fs/cgroup/{self.name}/memory.peak").read_text()) / 2**20
 
 
 def get(path):
-    """Return the response of the agent's HTTP server; empty if it does not respond."""
+    """Return the response of the agent's HTTP server, or "" if it does not respond."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:9808{path}", timeout=50) as answer:
             return answer.read().decode()
@@ -127,7 +129,7 @@ def get(path):
 
 
 def policy():
-    """Return the mode of each loaded profile by name, without the runtime's own profile."""
+    """Return the mode of each loaded profile by name, except for the runtime's own profile."""
     return {name: mode for name, mode in loaded().items() if name != RUNTIME}
 
 
@@ -142,7 +144,7 @@ def clean():
 
 
 def audited():
-    """Return the last denials by seccomp and AppArmor in the kernel's log."""
+    """Return the last denials by seccomp and AppArmor in the log of the kernel."""
     done = subprocess.run(["busybox", "dmesg"], capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if "audit" in line]
     return "\n".join(lines[-5:])
@@ -158,13 +160,13 @@ FILTER = re.compile(r"(seccomp\(SECCOMP_SET_MODE|prctl\(PR_SET_SECCOMP, SECCOMP_
 
 
 def calls():
-    """Return the calls of the agent, and the calls of runc after it had loaded the filter."""
+    """Return the calls of the agent, and the calls of runc after it loaded the filter."""
     found = set()
     for path in CALLS.iterdir():
         if "/bin/profile-loader" not in path.read_text(errors="replace"):
             continue
         children = set()
-        for _ in range(2):  # a child may make calls before its parent knows its PID
+        for _ in range(2):  # A child may make calls before its parent knows its PID.
             inside = set(children)
             for line in path.open(errors="replace"):
                 pid, _, text = line.strip().partition(" ")

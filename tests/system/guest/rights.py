@@ -1,7 +1,7 @@
 """Runs the agent's pod with runc on a real AppArmor kernel, as root in the virtual machine.
 
-The program prints a line of JSON for each scenario, {"without": NAME, "found": ...} for each
-missing right, and {"note": ...} with measurements. If the environment variable TRACE has the
+The program prints one line of JSON for each scenario, {"without": NAME, "found": ...} for each
+missing right, and {"note": ...} for measurements. If the environment variable TRACE contains a
 command line of strace, the program also prints {"calls": ...} with the system calls of the
 containers.
 """
@@ -49,7 +49,7 @@ TRY = (
 
 
 def one_pass_puts_what_ships_and_it_confines(bundle):
-    """Every shipped profile is installed, and two of them deny writing and chmod in a container."""
+    """All shipped profiles are installed, and two of them deny writing and chmod in a container."""
     shutil.copytree(SHIPPED, SOURCE, dirs_exist_ok=True)
     begin = time.monotonic()
     status, told, said = Container(f"{bundle}-oneshot").run()
@@ -77,7 +77,7 @@ def one_pass_puts_what_ships_and_it_confines(bundle):
 
 
 def strictly(config):
-    """Make unlisted calls kill the agent instead of failing."""
+    """Make calls outside the list kill the agent instead of failing."""
     if "seccomp" in config["linux"] and not TRACE:
         config["linux"]["seccomp"]["defaultAction"] = "SCMP_ACT_KILL_PROCESS"
 
@@ -85,7 +85,7 @@ def strictly(config):
 def every_function_works(bundle, change=lambda config: None):
     """The daemon installs, replaces, rejects, repairs, holds and removes profiles of both kinds.
 
-    The daemon also recovers a jammed kernel, and handles probes and SIGTERM.
+    The daemon also recovers a jammed kernel, and responds to probes and SIGTERM.
     """
     (SOURCE / "web.profile").write_text(plain("web"))
     (SOURCE / "audit.json").write_text(LOG)
@@ -99,7 +99,7 @@ def every_function_works(bundle, change=lambda config: None):
         assert (SECCOMP / "audit.json").exists()
         assert 'parser_sandboxed{kind="apparmor"} 1.0' in get("/metrics"), "the sandbox is active"
         first, file = content("web"), (SECCOMP / "audit.json").read_bytes()
-        # The source provides an update, a rejected update, and a new profile although the kernel is
+        # The source provides an update, a rejected update, and a new profile while the kernel is
         # jammed.
         (SOURCE / "web.profile").write_text(plain("web", "deny /etc/shadow r,"))
         wait(lambda: content("web") != first, "replaced")
@@ -119,7 +119,7 @@ def every_function_works(bundle, change=lambda config: None):
         wait(lambda: (SECCOMP / "audit.json").read_bytes() == file, "the file is unchanged")
         (SECCOMP / "audit.json").unlink()
         wait((SECCOMP / "audit.json").exists, "the file is back")
-        # The removal waits until the process ends.
+        # The removal waits until the process has ended.
         with Confined("web") as process:
             for name in ("web.profile", "bad.profile", "bad.json", "audit.json"):
                 (SOURCE / name).unlink()
@@ -139,7 +139,9 @@ def every_function_works(bundle, change=lambda config: None):
 
 
 def its_own_profile_is_put_by_its_init_container():
-    """On a new node, the init container installs the agent's seccomp file before the agent runs."""
+    """On a new node, the init container installs the agent's seccomp file before the agent
+    starts.
+    """
     status, told, said = Container("own-seccomp-init").run()
     assert status == 0, (told, said)
     installed = json.loads((SECCOMP / "profile-loader/agent.json").read_text())
@@ -148,7 +150,7 @@ def its_own_profile_is_put_by_its_init_container():
 
 
 def the_pod_as_it_ships_labels_its_node():
-    """The pod runs with the arguments of the manifests, an API server, and a strict profile."""
+    """The pod runs with the arguments of the manifests, an API server and a strict profile."""
     api = json.loads(Path("api.json").read_text())
     node = f"{api['url']}/api/v1/nodes/node"
     tls = ssl.create_default_context(cafile="token/ca.crt")
@@ -209,10 +211,10 @@ def source(keys):
 
 
 def install_before():
-    """Let a pass with every right install BEFORE.
+    """Install BEFORE in a pass with all rights.
 
-    The agent owns only the profiles that it loaded itself, so the guest must not load these
-    profiles for the agent.
+    The agent only owns profiles that it loaded itself, so the guest must not load these profiles
+    for it.
     """
     source(BEFORE)
     status, told, said = Container("base-oneshot").run()
@@ -226,7 +228,7 @@ def keep_state():
 
 
 def prepare_row():
-    """Let the agent install BEFORE on a clean node; then remove "lost" and provide AFTER."""
+    """Make the agent install BEFORE on a clean node; then remove "lost" and provide AFTER."""
     clean()
     shutil.copytree(KEPT, STATE, dirs_exist_ok=True)
     install_before()
@@ -235,7 +237,7 @@ def prepare_row():
 
 
 def without(bundle):
-    """Return the result of a pass from BEFORE to AFTER without one right, and the node's state."""
+    """Run a pass from BEFORE to AFTER without one right; return its result and the node's state."""
     prepare_row()
     first = content("changed")
     with Confined("used"):
@@ -271,7 +273,7 @@ SCENARIOS = {
 
 
 def main():
-    """Run all or the named scenarios, and the passes with a missing right."""
+    """Run all or the named scenarios, and the passes without one of the rights."""
     node()
     CALLS.mkdir()
     wanted = sys.argv[1:]

@@ -1,7 +1,7 @@
-"""Scenarios of single passes on a real AppArmor kernel, run as root in the virtual machine.
+"""Scenarios for single passes on a real AppArmor kernel, run as root in the virtual machine.
 
 Each scenario is a function. `scenarios.py` runs all scenarios, each with a clean state, and prints
-a line of JSON for each scenario: {"scenario": name, "error": null or the reason}.
+one line of JSON for each of them: {"scenario": name, "error": null or the reason}.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ SOURCE = Path("/tmp/source")  # noqa: S108 - no other user in the guest
 STATE = Path("/tmp/state")  # noqa: S108
 SECCOMP = Path("/tmp/seccomp")  # noqa: S108
 # If the kernel hides pending execs of other threads, a profile with hats or children stays, because
-# Linux 6.1 never releases the first version of a profile with hats or children.
+# Linux 6.1 never releases the first version of such a profile.
 SHOWS_PENDING_EXEC = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 12)
 PLAIN = "profile {name} {{\n  file,\n  signal,\n  {rule}\n}}\n"
 
@@ -52,7 +52,7 @@ def revision():
 
 
 def parser(text, *arguments):
-    """Run the host's apparmor_parser on a text, like an administrator."""
+    """Run the host's apparmor_parser on a text, as an administrator would."""
     done = subprocess.run(
         ["/sbin/apparmor_parser", "-K", *arguments],
         input=text.encode(),
@@ -79,7 +79,7 @@ def change_profile(name):
 
 
 class Confined:
-    """A process, or one of its threads, that runs under a profile until the block ends."""
+    """A process or thread that runs under a profile until the block ends."""
 
     def __init__(self, name, *, thread=False, hat=""):
         self.name, self.thread, self.hat = name, thread, hat
@@ -129,7 +129,7 @@ class Confined:
 
 
 def agent(*arguments, mode="", status=0, command="run"):
-    """Run the agent once in a separate process; return its report and its standard error."""
+    """Run the agent once in a separate process, and return its report and its standard error."""
     argv = [command, f"--state-dir={STATE}", f"--seccomp-dir={SECCOMP}", "--output=json"]
     if command == "run":
         argv += ["--oneshot", f"--source=dir:{SOURCE}"]
@@ -156,12 +156,12 @@ def agent(*arguments, mode="", status=0, command="run"):
 
 
 def rows(report):
-    """Return the state and the reason of each row, by name (by key if the name is unknown)."""
+    """Return the state and the reason of each row, by its name, or by its key if it has no name."""
     return {one["name"] or one["key"]: (one["state"], one["why"]) for one in report["profiles"]}
 
 
 def codes(report):
-    """Return the problem codes by key."""
+    """Return the codes of findings, by key."""
     return {
         one["key"]: [finding["code"] for finding in one["problems"]]
         for one in report["profiles"]
@@ -183,7 +183,7 @@ def plain(name, rule=""):
 
 
 def clean():
-    """Remove all profiles and all state of the agent, except the cached compilations."""
+    """Remove all profiles and all state of the agent, except for the cached compilations."""
     for path in (STATE / "entries", STATE / "bodies", SECCOMP, SOURCE):
         shutil.rmtree(path, ignore_errors=True)
     for _ in range(3):
@@ -226,7 +226,7 @@ def shipped_profiles_are_loaded_and_confine():
 
 
 def an_update_replaces_what_is_loaded():
-    """After the next pass, the kernel has the new version under the same name."""
+    """If a text changes, the kernel has the new version under the same name after the next pass."""
     source(web=plain("web"))
     agent()
     old = content("web")
@@ -237,7 +237,7 @@ def an_update_replaces_what_is_loaded():
 
 
 def enforce_and_complain_follow_the_source():
-    """The mode in the kernel follows the source in both directions, and is reported."""
+    """If the mode of a profile changes in the source, the kernel has the new mode after a pass."""
     source(web="profile web flags=(complain) {\n  file,\n}\n")
     report, _ = agent()
     assert (loaded()["web"], report["profiles"][0]["mode"]) == ("complain", "complain")
@@ -247,7 +247,7 @@ def enforce_and_complain_follow_the_source():
 
 
 def a_foreign_profile_is_left_alone():
-    """A profile that an administrator loaded is neither replaced nor removed."""
+    """If an administrator loaded a profile, the agent neither replaces nor removes it."""
     assert parser(plain("web", "deny /x r,"), "-a")[0] == 0
     old = content("web")
     source(web=plain("web"), other=plain("other"))
@@ -261,7 +261,7 @@ def a_foreign_profile_is_left_alone():
 
 
 def a_foreign_profile_of_the_same_content_is_adopted():
-    """A foreign profile with equal content is adopted, and stays when it is no longer desired."""
+    """A foreign profile with equal content is adopted, and stays when no key desires it."""
     assert parser(plain("web"), "-a")[0] == 0
     source(web=plain("web"), other=plain("other"))
     report, _ = agent()
@@ -272,7 +272,7 @@ def a_foreign_profile_of_the_same_content_is_adopted():
 
 
 def an_outside_replacement_is_repaired():
-    """Another text, complain mode and a manual removal are each repaired."""
+    """A profile is repaired after a change of its text or its mode, and after its removal."""
     source(web=plain("web"))
     agent()
     mine = content("web")
@@ -289,7 +289,7 @@ def an_outside_replacement_is_repaired():
 
 
 def a_profile_in_use_is_held_until_its_processes_end():
-    """The removal waits for a process, and for a single thread."""
+    """The removal waits for a process, and also for a single thread."""
     for thread in (False, True):
         source(web=plain("web"), other=plain("other"))
         agent()
@@ -310,7 +310,7 @@ HATS = (
 
 
 def a_hat_in_use_holds_its_parent():
-    """While a process is in a hat, the hat and its parent stay."""
+    """While a process is in a hat, the hat and its parent stay loaded."""
     source(web=HATS, other=plain("other"))
     agent()
     assert {"web", "web//HAT"} <= set(loaded())
@@ -324,7 +324,9 @@ def a_hat_in_use_holds_its_parent():
 
 
 def a_dropped_hat_is_removed():
-    """A hat that the new text omits is removed if its disuse is proven; the parent stays."""
+    """If a new text omits a hat, the hat is removed after its disuse is proven; its parent
+    stays.
+    """
     source(web=HATS)
     agent()
     source(web=plain("web"))
@@ -336,7 +338,7 @@ def a_dropped_hat_is_removed():
 
 
 def a_renamed_key_keeps_its_profile_loaded():
-    """If only the key's name changes, the kernel's policy does not change."""
+    """If only the name of a key changes, the policy in the kernel does not change."""
     source(old=plain("web"))
     agent()
     before = revision()
@@ -347,7 +349,7 @@ def a_renamed_key_keeps_its_profile_loaded():
 
 
 def names_that_jam_the_kernel_are_refused():
-    """Names that would jam every later load never reach the kernel."""
+    """A name that would jam every later load never reaches the kernel."""
     source(long=plain("n" * 253), orphan=plain("nobody//child"), good=plain("good"))
     before = revision()
     report, _ = agent(status=1)
@@ -359,7 +361,7 @@ def names_that_jam_the_kernel_are_refused():
 
 
 def a_jammed_kernel_is_cured():
-    """After another program jammed the kernel, a pass of the agent still loads a profile."""
+    """If another program jams the kernel, a pass of the agent still loads a profile."""
     source(first=plain("first"))
     agent()
     status, _ = parser(plain("x" * 300), "-a")
@@ -372,7 +374,7 @@ def a_jammed_kernel_is_cured():
 
 
 def an_unchanged_pass_touches_nothing():
-    """A second identical pass starts no process, writes no file, and keeps the policy revision."""
+    """A second equal pass starts no process, writes no file, and does not change the revision."""
     source(web=HATS, other=plain("other"))
     (SOURCE / "audit.json").write_text('{"defaultAction": "SCMP_ACT_LOG"}')
     agent()
@@ -397,7 +399,9 @@ def _tree(path):
 
 
 def _end():
-    """Return the state after a pass: the kernel's content, files and ledger entries."""
+    """Return the state after a pass: the content of the kernel, the files and the ledger
+    entries.
+    """
     policy = {name: (mode, content(name)) for name, mode in loaded().items()}
     entries = sorted(
         json.dumps(json.loads(one.read_text()), sort_keys=True)
@@ -407,7 +411,7 @@ def _end():
 
 
 def a_kill_at_any_step_ends_in_the_same_state():
-    """After SIGKILL before any effect, another pass reaches the state of an undisturbed run."""
+    """If the agent is killed before any effect, another pass reaches the state of a normal run."""
 
     def first():
         source(stays=plain("stays"), goes=plain("goes"), changes=plain("changes"))
@@ -445,7 +449,7 @@ def a_kill_at_any_step_ends_in_the_same_state():
 
 
 def a_reboot_is_restored_without_any_source():
-    """With only the ledger, the agent restores all profiles in an empty kernel."""
+    """If the kernel is empty, the agent restores all profiles from the ledger alone."""
     source(web=plain("web"))
     agent()
     mine = content("web")
@@ -456,7 +460,7 @@ def a_reboot_is_restored_without_any_source():
 
 
 def the_last_good_policy_needs_neither_parser_nor_includes():
-    """If an include is broken, the profiles of an empty kernel are restored from the ledger."""
+    """If an include is broken, profiles are still restored from the ledger into an empty kernel."""
     include = Path("/etc/apparmor.d/abstractions/for-the-test")
     include.write_text("/etc/hostname r,\n")
     try:
@@ -476,7 +480,7 @@ def the_last_good_policy_needs_neither_parser_nor_includes():
 
 
 def a_missing_source_changes_nothing():
-    """If the source is missing, all profiles stay, and the exit status shows the failure."""
+    """If the source is missing, all profiles stay, and the exit status reports the failure."""
     source(web=plain("web"))
     agent()
     shutil.rmtree(SOURCE)
@@ -486,7 +490,7 @@ def a_missing_source_changes_nothing():
 
 
 def a_broken_update_keeps_the_last_good_version():
-    """A text that does not compile does not change the loaded profile."""
+    """If a text does not compile, the loaded profile does not change."""
     source(web=plain("web"))
     agent()
     mine = content("web")
@@ -507,7 +511,7 @@ SCENARIOS = [
 
 
 def main():
-    """Run all or the named scenarios."""
+    """Run all scenarios, or only the named ones."""
     SOURCE.mkdir(exist_ok=True)
     names = set(sys.argv[1:])
     for scenario in SCENARIOS:

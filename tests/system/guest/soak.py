@@ -1,8 +1,8 @@
 """Makes random changes around a daemon on a real AppArmor kernel, and checks a model.
 
-The model records the changes, and is compared with the kernel's list of profiles, the labels of
-processes, and /metrics. Each version of a profile has a different rule, so that the kernel's hash
-identifies the loaded version. If the order of two events is unknown, the model allows the results
+The model records the changes. The test compares it with the kernel's list of profiles, the labels
+of processes, and /metrics. Each version of a profile has a different rule, so that the hash in the
+kernel identifies the version. If the order of two events is unknown, the model allows the results
 of both orders, and no other result.
 """
 
@@ -57,7 +57,7 @@ OPTIONS = ("--removal-grace=200ms", "--resync=4s", "--log-level=debug")
 
 
 class Broken(AssertionError):  # noqa: N818 - the name is clear
-    """An invariant of the model does not hold."""
+    """An invariant of the model is violated."""
 
 
 def text(name, version):
@@ -77,7 +77,9 @@ def evidence(name, version):
 
 
 def hashes():
-    """Return the kernel's hash of each loaded profile; profiles may change during the read."""
+    """Return the kernel's hash of each loaded profile, although profiles may change during the
+    read.
+    """
     found = {}
     for place in (SECURITY / "policy/profiles").iterdir():
         with contextlib.suppress(OSError, StopIteration):
@@ -87,7 +89,9 @@ def hashes():
 
 
 def hashed(name):
-    """Return the kernel's hash of one profile; other profiles may change during the read."""
+    """Return the kernel's hash of one profile, although other profiles may change during the
+    read.
+    """
     for _ in range(50):
         with contextlib.suppress(OSError):
             return content(name)
@@ -106,20 +110,21 @@ def usage(pid):
 
 
 class Soak:
-    """One daemon, one source directory, foreign profiles, and confined processes."""
+    """One daemon, one source directory, foreign profiles and confined processes."""
 
     def __init__(self, seed):
         self.seed, self.chance = seed, random.Random(seed)  # noqa: S311 - reproducible, no secret
-        self.keys = {}  # name: version or "broken"
-        self.could = {}  # name: versions that may be loaded; None stands for no version
-        self.foreign = {}  # name: hash of the content that must stay loaded
+        self.keys = {}  # name -> version or "broken"
+        # name -> the versions that may be loaded; None means that no version is loaded
+        self.could = {}
+        self.foreign = {}  # name -> the hash of the content that must stay loaded
         self.processes = []  # Running
         self.edits = {}
         self.steady, self.touched = set(), set()
         self.version = self.changes = self.batches = 0
         self.history, self.samples = [], []
         self.daemon = None
-        self.read = 0  # the size of the part of the log that was checked
+        self.read = 0  # the size of the part of the log that has been checked
         self.away = False  # the source directory
         self.stop = threading.Event()
         self.unconfined = []
@@ -160,7 +165,7 @@ class Soak:
         self.history.append(f"{self.batches}: {said}")
 
     def batch(self, *, calm):
-        """Make some changes, and check the invariants."""
+        """Make several changes, and check the invariants."""
         self.batches += 1
         self.touched = set()
         if not calm and self.chance.random() < 0.2:
@@ -186,7 +191,7 @@ class Soak:
         said = text(name, version) if isinstance(version, int) else f"profile {name} {{ nonsense\n"
         path = SOURCE / f"{name}.profile"
         if self.chance.random() < 0.3:
-            path.write_text(said)  # The file is changed in place, as an editor might do.
+            path.write_text(said)  # The file is changed in place, as some editors do.
             return
         (SOURCE / ".new").write_text(said)
         (SOURCE / ".new").rename(path)
@@ -212,7 +217,7 @@ class Soak:
             self.say(f"{name} is {self.keys[name]}")
 
     def spoil(self):
-        """Break a key."""
+        """Make the text of a key invalid."""
         name = self._free(NAMES)
         if name is not None:
             self.keys[name] = "broken"
@@ -236,10 +241,10 @@ class Soak:
             self.could.setdefault(name, {None}).add(None)
 
     def vanish(self):
-        """Delete the source directory; the end of the batch restores it."""
+        """Delete the source directory, which the end of the batch restores."""
         if not self.away:
-            # A rename is atomic. If the files were deleted one by one, a pass between two deletions
-            # would see removed keys.
+            # The directory is renamed, because a rename is atomic. If its files were deleted one by
+            # one, a pass could see removed keys.
             old = SOURCE.with_name("source.old")
             SOURCE.rename(old)
             shutil.rmtree(old)
@@ -258,7 +263,7 @@ class Soak:
         self.say("the source is created again")
 
     def edit(self):
-        """Remove or replace an agent-owned profile, like another program."""
+        """Remove or replace an agent-owned profile, as another program would."""
         now = time.monotonic()
         name = self._free(
             [
@@ -289,7 +294,7 @@ class Soak:
         self.say(f"somebody does to {name}: {how}")
 
     def intrude(self):
-        """Load a foreign profile with a name that the agent does not use."""
+        """Load a foreign profile under a name that the agent does not use."""
         names = [
             name
             for name in (*NAMES, "theirs1", "theirs2")
@@ -309,7 +314,7 @@ class Soak:
         self.say(f"a foreign profile {name}")
 
     def confine(self):
-        """Start a process under an agent-owned profile, or end a confined process."""
+        """Start a process under an agent-owned profile, or end such a process."""
         if len(self.processes) > 4 or (self.processes and self.chance.random() < 0.4):
             one = self.processes.pop(self.chance.randrange(len(self.processes)))
             one.end()
@@ -332,7 +337,7 @@ class Soak:
         self.say(f"the daemon is ended with {number.name}")
 
     def reboot(self):
-        """Simulate a reboot: no processes, no loaded profiles, a new boot ID, the same disk."""
+        """Simulate a reboot: no processes, no loaded profiles, a new boot ID and the same disk."""
         self.daemon.stop(signal.SIGKILL)
         for one in self.processes:
             one.end()
@@ -384,7 +389,7 @@ class Soak:
                 self.could[name] = found.get(name, {None})
 
     def _versions(self):
-        """Return the loaded version of each name; {None} for a version of another program."""
+        """Return the loaded version of each name, or {None} for a version of another program."""
         found = {}
         for name, hash_ in hashes().items():
             if name not in self.foreign:
@@ -401,7 +406,7 @@ class Soak:
                 raise Broken(f"the foreign profile {name} was touched")
         found = self._versions()
         used = {one.name for one in self.processes if one.confined()}
-        # A process that lost its confinement still references the profile that was removed.
+        # A process that lost its confinement still references the removed profile.
         held = {one.name for one in self.processes if not one.ended}
         for name in {*self.could, *self.keys, *found} - self.foreign.keys():
             seen = found.get(name, {None}) if name in modes else {None}
@@ -449,7 +454,7 @@ class Soak:
                 raise Broken(f"{name} was removed: {line!r}")
 
     def _watch(self):
-        """Continuously check that only the edits of this program unconfine processes."""
+        """Check continuously that only the edits of this program unconfine processes."""
         while not self.stop.wait(0.02):
             for one in list(self.processes):
                 label = one.label()
@@ -457,7 +462,7 @@ class Soak:
                     self.unconfined.append((self.batches, one.pid, one.name, label))
 
     def counted(self):
-        """Return the number of changes, and the growth of the last process."""
+        """Return the number of changes, and how much the last process grew."""
         pid = self.daemon.process.pid
         own = [one for of, one in self.samples if of == pid][WARM:]
         size = max(1, len(own) // 4)
@@ -484,13 +489,13 @@ class Running:
         return not self.lost and not self.ended
 
     def lose(self, name):
-        """Record that this program is about to remove the profile of the process."""
+        """Record that this program will now remove the profile of the process."""
         if name == self.name and not self.lost:
             self.lost = True
             self.known = time.monotonic() - self.begin > KNOWN_SECONDS
 
     def label(self):
-        """Return the label of the process; empty if the process has ended."""
+        """Return the label of the process, or "" if it has ended."""
         with contextlib.suppress(OSError):
             return Path(f"/proc/{self.pid}/attr/current").read_text().strip()
         return ""
@@ -502,7 +507,8 @@ class Running:
     def end(self):
         """End the process."""
         self.ended = True
-        os.kill(self.pid, signal.SIGKILL)  # Other forked processes keep the process's pipe open.
+        # Other forked processes keep the pipe of this process open.
+        os.kill(self.pid, signal.SIGKILL)
         self.within.__exit__()
 
 

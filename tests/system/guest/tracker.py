@@ -1,7 +1,8 @@
-"""Threads that lose their confinement on a real kernel, run as root in the virtual machine.
+"""Scenarios with threads that lose their confinement on a real kernel, run as root in the virtual
+machine.
 
-Each scenario is a function; `tracker.py` runs all scenarios and prints one line of JSON per
-scenario: {"scenario": name, "error": null or the reason}.
+Each scenario is a function. `tracker.py` runs all scenarios, and prints one line of JSON for each
+of them: {"scenario": name, "error": null or the reason}.
 """
 
 import json
@@ -25,11 +26,11 @@ from agent.core.ports import Removed
 from agent.host.filesystem import Host
 
 STATE = Path("/var/lib/profile-loader")
-RECORD = scenarios.STATE / "confinement.json"  # written by the daemon
+RECORD = scenarios.STATE / "confinement.json"  # the file that the daemon writes
 LOST = "profile_loader_confinement_lost_processes"
 NAMES = ("web", "other")
 
-# The label of the leader does not change; a second thread changes to the named profile.
+# The label of the leader does not change, but a second thread changes to the named profile.
 MIXED = """
 import sys, threading, time
 def run():
@@ -42,7 +43,7 @@ time.sleep(600)
 
 
 def tracker():
-    """Return a new confinement tracker, like a new process of the agent."""
+    """Return a new confinement tracker, as a new process of the agent would have."""
     return ConfinementTracker(
         Host("/"), state_dir=str(STATE), find_directories=kind().view.directories
     )
@@ -58,12 +59,12 @@ def pids(made):
 
 
 def unload(name):
-    """Remove a profile like an administrator."""
+    """Remove a profile as an administrator would."""
     assert parser(text(name), "-R")[0] == 0
 
 
 def fresh():
-    """Install two profiles without a record of confined threads."""
+    """Install two profiles, and remove the record of confined threads."""
     (STATE / "confinement.json").unlink(missing_ok=True)
     return {name: installed(text(name)) for name in NAMES}
 
@@ -72,7 +73,7 @@ def fresh():
 
 
 def every_kind_of_thread_is_reported():
-    """A leader, another thread, a thread under another profile, a thread of a dead leader."""
+    """Threads of every type are reported: leaders, other threads, and threads of dead leaders."""
     fresh()
     with (
         program(SLEEP, label="web") as plain_one,
@@ -92,7 +93,7 @@ def every_kind_of_thread_is_reported():
 
 
 def a_vanished_part_of_a_stack_is_reported():
-    """The kernel shows `unconfined` in place of the removed profile."""
+    """In a stack, the kernel shows `unconfined` in place of the removed profile."""
     fresh()
     with program(SLEEP, label="web//&other") as child:
         made = tracker()
@@ -105,7 +106,7 @@ def a_vanished_part_of_a_stack_is_reported():
 
 
 def a_part_of_a_stack_is_known_where_the_label_is_longer_than_a_page():
-    """A write to attr/current is limited to a page, but a process can stack profiles one by one."""
+    """A label is read completely, even if it is longer than a page because of stacked profiles."""
     stack = (
         "import sys, time\n"
         "for name in sys.argv[1:]:\n"
@@ -125,7 +126,7 @@ def a_part_of_a_stack_is_known_where_the_label_is_longer_than_a_page():
 
 
 def a_profile_that_was_removed_and_loaded_again_is_noticed():
-    """The removal happens between two observations, or while the agent is not running."""
+    """A loss is reported after a removal between two observations, and while no agent runs."""
     for away in (False, True):
         fresh()
         with program(SLEEP, label="web") as child:
@@ -146,7 +147,9 @@ def a_profile_that_was_removed_and_loaded_again_is_noticed():
 
 
 def a_replacement_is_no_removal():
-    """The agent, another program or the proof of disuse replaces the profile, without a finding."""
+    """If the agent, another program or the proof of disuse replaces a profile, nothing is
+    reported.
+    """
     fresh()
     with program(SLEEP, label="web") as child:
         made = tracker()
@@ -161,7 +164,7 @@ def a_replacement_is_no_removal():
 
 
 def a_thread_that_the_agents_own_removal_unconfined_is_reported():
-    """The removal skips the proof of disuse, as if the proof had failed."""
+    """A removal by the agent itself without the proof of disuse causes a report."""
     evidence = fresh()
     with program(SLEEP, label="web") as child:
         made = tracker()
@@ -173,7 +176,7 @@ def a_thread_that_the_agents_own_removal_unconfined_is_reported():
 
 
 def an_unchanged_node_is_looked_at_without_a_write():
-    """The node has many processes and threads; the duration of an observation is measured."""
+    """The duration of an observation is measured on a node with many processes and threads."""
     fresh()
     ended = threading.Event()
     threads = [threading.Thread(target=ended.wait) for _ in range(200)]
@@ -199,7 +202,7 @@ def an_unchanged_node_is_looked_at_without_a_write():
 
 
 def a_loss_is_reported_across_a_restart_of_the_daemon():
-    """Confinement is lost before or during the restart, and reported until the threads end."""
+    """A loss before or during a restart is reported until the threads end."""
     RECORD.unlink(missing_ok=True)
     source(web=plain("web"), other=plain("other"))
     with Daemon("--resync=3s"):

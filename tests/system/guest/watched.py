@@ -1,8 +1,8 @@
 """Runs the agent, and lists its effects on the host or kills it before an effect.
 
-An effect is a child process, or a file that is opened for writing, renamed, linked or removed. The
-mode `list` writes each effect as a line to standard error. The mode `kill:N` kills the process with
-SIGKILL right before the effect number N, counted from 0. Python's audit events (PEP 578) show every
+An effect is the start of a child process, or the write, rename, link or removal of a file. The mode
+`list` writes each effect as a line to standard error. The mode `kill:N` kills the process with
+SIGKILL right before effect number N, counted from 0. Python's audit events (PEP 578) show every
 effect without a hook in the agent.
 """
 
@@ -23,7 +23,7 @@ QUIET = ("/dev/null", "/dev/urandom")
 
 
 class Watch:
-    """Counts effects, and lists them or kills the process before an effect."""
+    """Counts effects, and either lists them or kills the process before one of them."""
 
     def __init__(self, mode):
         self.fatal = int(mode.split(":")[1]) if mode.startswith("kill:") else None
@@ -49,7 +49,7 @@ class Watch:
 
 
 def run(arguments, mode):
-    """Run the agent, with an audit hook if a mode is set; return its exit status."""
+    """Run the agent, with an audit hook if a mode is set, and return its exit status."""
     if not mode:
         return main(arguments)
     watch = Watch(mode)

@@ -1,4 +1,6 @@
-"""The fixtures of the node tests: one cluster for all tests. `--keep` leaves it running."""
+"""Fixtures for the node tests, which use one cluster for all tests. `--keep` leaves the cluster
+running at the end.
+"""
 
 import pytest
 
@@ -15,18 +17,18 @@ and end it with
 
 
 def pytest_addoption(parser):
-    """Add --keep."""
+    """Add the option --keep."""
     parser.addoption("--keep", action="store_true", help="leave the cluster running")
 
 
 def pytest_collection_modifyitems(items):
-    """Run tests that need a different node last, because each of them creates a new node."""
+    """Run tests that need a different node at the end, because each of them creates a node."""
     items.sort(key=lambda item: "node" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
 def lab(request):
-    """Yield a control plane; its node is created when a test needs it."""
+    """Yield a control plane, whose node is created when a test needs it."""
     one = Lab()
     one.__enter__()
     kept = False
@@ -34,7 +36,7 @@ def lab(request):
         yield one
         print(f"\nnode: {Node.starts} start(s) of machines, {Node.deaths} died")
         if request.config.getoption("--keep"):
-            # The kept cluster has a standard node with the agent, whichever test ran last.
+            # The kept cluster has a standard node with the agent, independent of the last test.
             one.want()
             one.install()
             kept = True
@@ -44,7 +46,8 @@ def lab(request):
     if kept:
         processes = [*one.cluster.running.values(), one.node.machine.process]
         for process in processes:
-            process.returncode = 0  # This call avoids Python's warning about running processes.
+            # This call prevents a warning of Python about running processes.
+            process.returncode = 0
         print(
             KEEP.format(
                 folder=one.cluster.folder,
@@ -57,7 +60,7 @@ def lab(request):
 
 @pytest.fixture
 def node(lab):
-    """Return a node with AppArmor on which manifests/base is installed."""
+    """Return a node with AppArmor and the installed manifests/base."""
     one = lab.want()
     lab.install()
     return one
@@ -65,7 +68,7 @@ def node(lab):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem):
-    """Repeat a test with a new node if its guest crashed; at most twice in a run."""
+    """If its guest crashed, repeat a test with a new node, at most twice in a run."""
     lab = pyfuncitem.funcargs.get("lab")
     try:
         return (yield)
@@ -86,7 +89,7 @@ def pytest_pyfunc_call(pyfuncitem):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Save the logs and the states of all pods when a test fails."""
+    """If a test fails, save the logs and the states of all pods."""
     report = yield
     lab = getattr(item, "funcargs", {}).get("lab")
     if report.failed and lab is not None:

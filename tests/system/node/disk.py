@@ -1,7 +1,7 @@
-"""The node's disk with Debian 12 packages, the kubelet, and all imported images.
+"""Builds the disk of the node: Debian 12 packages, the kubelet, and all imported images.
 
-A cached disk is used only if it was built from the current content. No test changes the disk,
-because each machine boots from a snapshot of the disk.
+A cached disk is only used if it was built from the current content. No test changes the disk,
+because each machine boots from a snapshot of it.
 """
 
 import contextlib
@@ -35,12 +35,12 @@ PACKAGES = (
 )
 NOT = ("apparmor-utils-", "systemd-", "dbus-", "dbus-user-session-")
 UNIT = Path("manifests/systemd/profile-loader-restore.service")
-SIZE = "4G"  # sparse
+SIZE = "4G"  # The file is sparse.
 UPGRADE = "docker.io/library/profile-loader:upgrade"
 IMPORT_SECONDS = 1800
 KEPT = 2
-# This version is part of the packages' cache key. Increase the version when packages are unpacked
-# differently.
+# This version is part of the cache key of the packages. Increase the version when packages are
+# unpacked in another way.
 RECIPE = 2
 
 # The import does not need the CRI plugin, which would require a network.
@@ -67,7 +67,7 @@ wait'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """A prepared disk, and the kernel for a machine with this disk."""
+    """A prepared disk, with the kernel for a machine that boots from it."""
 
     path: Path
     kernel: Path
@@ -94,7 +94,7 @@ def prepared():
 
 
 def tree():
-    """Return a tar file with the packages' files; build it if it is missing or damaged."""
+    """Return a tar file with the files of the packages; build it if it is missing or damaged."""
     path = CACHE / f"tree-{_key(RECIPE, *PACKAGES, *NOT)}.tar"
     mark = path.with_suffix(".sha256")
     if path.exists() and mark.exists() and mark.read_text() == vm.sha256(path):
@@ -139,7 +139,7 @@ def _unpack(folder, root):
     shutil.rmtree(root / "usr/share/locale", ignore_errors=True)
     shutil.rmtree(root / "usr/share/man", ignore_errors=True)
     (kernel,) = (root / "usr/lib/modules").iterdir()
-    # The installation scripts of the kernel's package, which do not run here, would do this.
+    # The installation scripts of the kernel's package would do this, but they do not run here.
     subprocess.run(["chroot", root, "depmod", "-a", kernel.name], check=True)
 
 
@@ -182,7 +182,7 @@ def _make(folder, packages, agent):
 
 
 def _install(root):
-    """Also install the agent on the node itself, at the path in manifests/systemd."""
+    """Also install the agent on the node itself, at the path that manifests/systemd uses."""
     place = "/usr/local/lib/profile-loader"
     libraries = Path(f"{root}{place}")
     shutil.copytree(vm.libraries(), libraries)
@@ -203,7 +203,8 @@ def _install(root):
 def _import(root):
     """Import the archives in /images with the node's containerd.
 
-    containerd runs on this machine in separate namespaces, since it takes minutes in an emulator.
+    This containerd runs on this machine in separate namespaces, since the import takes minutes in
+    an emulator.
     """
     (root / "images/config.toml").write_text(CONFIG)
     script = IMPORT.format(root=shlex.quote(str(root)))
@@ -221,7 +222,7 @@ def _kubelet():
 
 
 def _here():
-    """Return a digest of the files that this package copies to the disk."""
+    """Return one digest for the files that this package copies to the disk."""
     found = [
         (str(path.relative_to(ROOT)), path.stat().st_mode, vm.sha256(path))
         for path in sorted(ROOT.rglob("*"))
@@ -233,7 +234,9 @@ def _here():
 
 @contextlib.contextmanager
 def _scratch():
-    """Yield a folder next to the cached disks; delete it at the end unless it was renamed."""
+    """Yield a folder next to the cached disks, which is deleted at the end unless it was
+    renamed.
+    """
     folder = Path(tempfile.mkdtemp(prefix="making-", dir=CACHE))
     folder.chmod(0o755)
     try:

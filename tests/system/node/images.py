@@ -1,8 +1,8 @@
 """Builds the images of workloads as archives for `ctr images import`, without a registry.
 
-The images have the names that the tutorials use: busybox comes from Debian's package, and a small
-program replaces http-echo. `upgrade` writes the agent's image with one more label, so that it has
-a different ID.
+The images have the names that the tutorials use. busybox comes from a Debian package, and a small
+program replaces http-echo. `upgrade` writes the agent's image with one more label, so that its ID
+is different.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ ECHO_SOURCE = Path(__file__).parent / "echo"
 
 
 def pack(path, name, files, config):
-    """Write a docker-archive with one layer.
+    """Write a docker-archive with a single layer.
 
     Args:
         path: The path of the archive.
         name: The name of the image.
-        files: The content by path; a str is the target of a symbolic link.
+        files: The content of each path; a str is the target of a symbolic link.
         config: The configuration of the image.
     """
     layer = io.BytesIO()
@@ -59,9 +59,9 @@ def pack(path, name, files, config):
 
 
 def upgrade(archive, path, name):
-    """Write an image that adds one label to the image of a docker-archive, without layers.
+    """Write an image without layers that adds one label to the image of a docker-archive.
 
-    containerd finds the layers by their digests, because the original image was imported before.
+    containerd finds the layers by their digests, because the original image was already imported.
     """
     with tarfile.open(archive) as source:
         (told,) = json.load(source.extractfile("manifest.json"))

@@ -1,8 +1,8 @@
-"""The control plane, its node, and the operations of the tests on both.
+"""Runs the control plane and its node, and provides operations on both for the tests.
 
-A lab has one node at a time. A test requests a node with certain properties. The lab returns the
-existing node if that node has these properties and is alive. The manifests are applied without
-changes.
+A lab has one node at a time. If a test requests a node with certain properties, the lab returns the
+existing node if it has these properties and is alive; otherwise the lab creates a node. The
+manifests are applied without changes.
 """
 
 import tempfile
@@ -17,18 +17,18 @@ from tests.system.node.node import NAME, Node
 BASE = "manifests/base"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 AGENT = "app.kubernetes.io/name=profile-loader"
-# Selects the ConfigMaps of profiles that tests created, without the ConfigMaps of the base.
+# This selects the ConfigMaps of profiles that tests created, but not those of the base.
 PUT = "profile-loader.io/profiles,app.kubernetes.io/part-of!=profile-loader"
 PATIENCE_SECONDS = 300.0  # This limit is ten times the duration on an idle machine with two cores.
 
 
 def until(condition, what, seconds=PATIENCE_SECONDS):
-    """Check a condition repeatedly, and return its first true result."""
+    """Check a condition repeatedly, and return its first result that is true."""
     return pace.until(condition, what, seconds, 0.3)
 
 
 class Lab:
-    """A running control plane, and a node after the first request for it."""
+    """A running control plane, with a node after the first request for one."""
 
     def __init__(self):
         self.cluster = Cluster()
@@ -59,7 +59,7 @@ class Lab:
     # --- the node ---------------------------------------------------------------------------------
 
     def want(self, *, append=APPARMOR, taints="", fresh=False):
-        """Return a running node with these properties, which is the existing node or a new node."""
+        """Return a running node with these properties, which may be the existing node."""
         kind = (append, taints)
         if fresh or self.node is None or self.kind != kind or not self.alive():
             self.drop()
@@ -68,14 +68,14 @@ class Lab:
         return self.node
 
     def alive(self):
-        """Return whether the node's machine is running."""
+        """Return whether the machine of the node is running."""
         machine = self.node.machine if self.node is not None else None
         return machine is not None and machine.process.poll() is None
 
     def drop(self):
-        """End the node, and delete its pods, Events and the ConfigMaps of tests.
+        """End the node, and delete its pods, its Events and the ConfigMaps of tests.
 
-        If a test is repeated on another node, the test must not find objects of its first attempt.
+        If a test is repeated on another node, it must not find objects of its first attempt.
         """
         if self.node is None:
             return
@@ -92,7 +92,7 @@ class Lab:
         return found is not None and "deletionTimestamp" in found["metadata"]
 
     def install(self, path=BASE):
-        """Apply manifests, and wait until the DaemonSet's pod of the new template is ready."""
+        """Apply manifests, and wait until the DaemonSet's pod has the new template and is ready."""
         self.kubectl("apply", "--server-side", "--force-conflicts", "-k", path)
         return self.until_agent()
 
@@ -106,7 +106,7 @@ class Lab:
         """Return an object of the API server, or None.
 
         Raises:
-            GuestDiedError: The node's machine has ended, so waiting for the node is useless.
+            GuestDiedError: The machine of the node has ended, so no condition can become true.
         """
         if self.node is not None and self.node.machine is not None:
             self.node.machine.check()
@@ -122,7 +122,7 @@ class Lab:
         }
 
     def events(self):
-        """Return (reason, note) of every Event of the agent about the Node, oldest first."""
+        """Return (reason, note) for each Event of the agent about the Node, oldest first."""
         found = self.get("/apis/events.k8s.io/v1/namespaces/default/events") or {"items": []}
         ours = [
             one
@@ -155,11 +155,11 @@ class Lab:
     # --- pods -------------------------------------------------------------------------------------
 
     def pod(self, name, namespace="default"):
-        """Return a pod, or None."""
+        """Return a pod, or None if it does not exist."""
         return self.get(f"/api/v1/namespaces/{namespace}/pods/{name}")
 
     def until_running(self, name, namespace="default", seconds=PATIENCE_SECONDS):
-        """Wait until a pod is ready; return the pod."""
+        """Wait until a pod is ready, and return it."""
 
         def ready():
             found = self.pod(name, namespace)
@@ -168,7 +168,7 @@ class Lab:
         return until(ready, lambda: self._story(name, namespace), seconds)
 
     def until_waiting(self, name, reason, seconds=PATIENCE_SECONDS):
-        """Wait until a pod's container waits for this reason; return the message."""
+        """Wait until the container of a pod waits for this reason, and return the message."""
 
         def waiting():
             for status in (self.pod(name) or {}).get("status", {}).get("containerStatuses", []):
@@ -184,7 +184,7 @@ class Lab:
         return f"{namespace}/{name}\n{found.stdout[-3000:]}{found.stderr}"
 
     def delete(self, *names, wait=True):
-        """Delete pods; with `wait`, return when the pods are gone."""
+        """Delete pods; with `wait`, return after they have disappeared."""
         self.kubectl(
             "delete",
             "pod",
@@ -202,7 +202,7 @@ class Lab:
         return (self.get(path) or {"items": []})["items"]
 
     def until_agent(self, seconds=PATIENCE_SECONDS, *, other_than=None):
-        """Wait until the pod of the DaemonSet's current template is ready; return the pod."""
+        """Wait until the pod with the DaemonSet's current template is ready, and return it."""
 
         def ready():
             path = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/profile-loader"
@@ -228,7 +228,7 @@ class Lab:
         ) or self.kubectl("-n", NAMESPACE, "describe", "daemonset", "profile-loader")
 
     def metrics(self):
-        """Return the value of each metric of the agent, by series."""
+        """Return the value of each series of the agent's metrics."""
         address = self.until_agent()["status"]["podIP"]
         page = self.node.run(f"busybox wget -q -O - http://{address}:9808/metrics")
         lines = [line for line in page.splitlines() if line and not line.startswith("#")]
@@ -237,7 +237,7 @@ class Lab:
     # --- after a failure --------------------------------------------------------------------------
 
     def keep(self, what):
-        """Save the logs and the states of all pods in a folder; return the folder."""
+        """Save the logs and the states of all pods in a folder, and return the folder."""
         self.kept = self.kept or Path(tempfile.mkdtemp(prefix="profile-loader-node-"))
         folder = self.kept / what
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""A virtual machine: QEMU with a command server, which listens on a port of the loopback.
+"""Runs a virtual machine: QEMU with a command server on a port of the loopback interface.
 
-The code that starts a machine must end it. If a guest ends unexpectedly, the next command raises
-GuestDiedError with the end of the guest's console.
+The code that starts a machine must also end it. If a guest ends unexpectedly, the next command
+raises GuestDiedError with the end of the guest's console output.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from tests.system.guest import pace
 BOOT_SECONDS = 180.0
 APPARMOR = "apparmor=1 security=apparmor"
 KERNEL = (
-    "console=ttyS0 panic=-1 loglevel=4 no_timer_check "  # no_timer_check: see tests.system.vm
+    "console=ttyS0 panic=-1 loglevel=4 no_timer_check "  # tests.system.vm explains no_timer_check.
     "root=/dev/nvme0n1 rootfstype=ext4 rw init=/nodeinit"
 )
 
 
 class GuestDiedError(Exception):
-    """The guest's kernel or the emulator ended unexpectedly."""
+    """The kernel of the guest or the emulator ended unexpectedly."""
 
 
 class CommandFailedError(Exception):
@@ -33,7 +33,7 @@ class CommandFailedError(Exception):
 
 
 class Machine:
-    """One guest, which is stopped when its context ends."""
+    """A guest, which is stopped when the context ends."""
 
     def __init__(self, disk, *, append=APPARMOR, ports=()):
         self.disk, self.append = disk, append
@@ -76,7 +76,7 @@ class Machine:
         log.close()
 
     def end(self):
-        """End the guest immediately, like a power failure."""
+        """End the guest immediately, as a power failure would."""
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -105,7 +105,7 @@ class Machine:
             return None
 
     def said(self):
-        """Return the output on the console."""
+        """Return the output on the guest's console."""
         return self.console.read_text("utf-8", "replace") if self.console.exists() else ""
 
     def check(self):
@@ -115,13 +115,15 @@ class Machine:
             raise GuestDiedError(f"{log}\n{self.said()[-3000:]}")
 
     def _settle(self):
-        """Raise GuestDiedError if the guest is ending: its network ends a little earlier."""
+        """Raise GuestDiedError if the guest is ending, because its network ends a little
+        earlier.
+        """
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(pace.scaled(2))
         self.check()
 
     def run(self, script, *, seconds=180.0, check=True):
-        """Run a bash script in the guest as root; return its output."""
+        """Run a bash script as root in the guest, and return its output."""
         self.check()
         content = script.encode()
         answer = b""

@@ -1,6 +1,6 @@
-"""A real node: kubelet and containerd in a virtual machine, control plane on this machine.
+"""Runs a real node: kubelet and containerd in a virtual machine, with a control plane on the host.
 
-Each new machine gets a new Node object. Tests examine containers through the kubelet or from the
+Each new machine gets a new Node object. Tests examine containers through the kubelet or on the
 node, and never through the agent.
 """
 
@@ -18,11 +18,11 @@ from tests.system.node.machine import APPARMOR, CommandFailedError, GuestDiedErr
 
 NAME = "node-a"  # the name in the tokens of the cluster
 STARTS = 3
-LOOKS = 20  # the minimum number of observations of an unchanged label
+LOOKS = 20  # the smallest number of observations of an unchanged label
 READY_SECONDS = 300.0
 KUBELET = 10250
 METRICS = 9808
-SERVICE = "10.0.0.1"  # the address of the API server; nftables replaces kube-proxy
+SERVICE = "10.0.0.1"  # The API server has this address; nftables replaces kube-proxy.
 NETWORK = """
 table ip node {
     chain out { type nat hook output priority -100; ip daddr SERVICE tcp dport 443 dnat to 10.0.2.2:PORT; }
@@ -30,7 +30,7 @@ table ip node {
     chain post { type nat hook postrouting priority 100; ip saddr 10.88.0.0/16 ip daddr != 10.88.0.0/16 masquerade; }
 }
 """  # noqa: E501 - a line a rule
-# Reads each label 20 times per second; the pause forks no process.
+# This reads each label 20 times per second; the pause does not fork a process.
 WATCH = """(
 declare -A seen
 mkfifo {folder}/pause; exec 9<> {folder}/pause
@@ -48,7 +48,7 @@ mv {folder}/told {folder}/seen
 
 
 class Node:
-    """A machine that is a Node of a cluster, and is stopped when its context ends."""
+    """A machine that is a Node of a cluster, and is stopped when the context ends."""
 
     starts = 0  # the number of all machines, including replacements of crashed machines
     deaths = 0
@@ -126,7 +126,7 @@ class Node:
         )
 
     def until_ready(self):
-        """Wait until the Node is Ready, so that pods can be scheduled to the Node."""
+        """Wait until the Node is Ready, so that pods can be scheduled to it."""
 
         def ready():
             self.machine.check()
@@ -152,7 +152,7 @@ class Node:
             return answer.read().decode("utf-8", "replace")
 
     def execute(self, pod, command, *, namespace="default", container=None):
-        """Run a command in a container like `kubectl exec`; return its output."""
+        """Run a command in a container, as `kubectl exec` does, and return its output."""
         path = f"/run/{namespace}/{pod}/{container or pod}"
         try:
             return self._kubelet(path, "POST", cmd=command)
@@ -164,14 +164,14 @@ class Node:
         return self._kubelet(f"/containerLogs/{namespace}/{pod}/{container or pod}")
 
     def pid(self, pod, *, namespace="default"):
-        """Return the PID, on the node, of the first process in a pod's first container."""
+        """Return the PID on the node of the first process in the first container of a pod."""
         found = self.cluster.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")
         container = found["status"]["containerStatuses"][0]["containerID"].partition("://")[2]
         text = self.run(f"ctr -n k8s.io tasks ls | grep ^{container}")
         return int(text.split()[1])
 
     def attribute(self, pid):
-        """Return the AppArmor label of a process, read on the node."""
+        """Return the AppArmor label of a process, as the node shows it."""
         try:
             return self.run(f"cat /proc/{pid}/attr/current").strip("\0\n ")
         except CommandFailedError:
@@ -179,10 +179,9 @@ class Node:
 
     @contextlib.contextmanager
     def watched(self, *pids):
-        """Read the AppArmor labels of processes continuously; yield the number of observations.
+        """Read the AppArmor labels of processes continuously, and yield the number of observations.
 
-        The dictionary is filled at the end. The keys of the dictionary are "PID LABEL" or "PID
-        ended".
+        The yielded dictionary is filled at the end. Its keys are "PID LABEL" or "PID ended".
         """
         seen = {}
         folder = self.run("mktemp -d").strip()
@@ -218,7 +217,7 @@ class Node:
 
     @contextlib.contextmanager
     def relayed(self, address):
-        """Forward the metrics port of a pod; yield its address on this machine."""
+        """Forward the metrics port of a pod, and yield its address on this machine."""
         relay = self.run(
             f"busybox nc -ll -p {METRICS} -e busybox nc {address} {METRICS} "
             "> /dev/null 2>&1 < /dev/null & echo $!"

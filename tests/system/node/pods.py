@@ -1,4 +1,4 @@
-"""Builds workloads for the node tests: pods of busybox with a profile."""
+"""Builds workloads for the node tests: busybox pods with a profile."""
 
 from tests.system.node.lab import DOMAIN
 
@@ -6,7 +6,7 @@ SLEEP = "sleep 1000000"
 
 
 def pod(name, command=SLEEP, *, apparmor="", seccomp="", selector=None, **spec):
-    """Return a pod with one busybox container that runs a shell command as the user nobody."""
+    """Return a pod with one busybox container, which runs a shell command as the user nobody."""
     security = {
         "allowPrivilegeEscalation": False,
         "runAsUser": 65534,
@@ -23,7 +23,7 @@ def pod(name, command=SLEEP, *, apparmor="", seccomp="", selector=None, **spec):
         "spec": {
             "terminationGracePeriodSeconds": 1,
             "automountServiceAccountToken": False,
-            # A separate network would take an additional second in the emulated guest.
+            # In the emulated guest, a separate network would take one more second.
             "hostNetwork": True,
             "nodeSelector": selector or {},
             "containers": [

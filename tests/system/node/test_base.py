@@ -1,4 +1,4 @@
-"""The DaemonSet of manifests/base on a real node."""
+"""Tests of the DaemonSet of manifests/base on a real node."""
 
 import re
 
@@ -6,7 +6,8 @@ from tests.system.cluster import NAMESPACE
 from tests.system.node.lab import DOMAIN, until
 
 PROFILE = "k8s-apparmor-example-deny-write"
-# Fields of /proc/PID/status (proc(5)): only CAP_MAC_ADMIN (33), no_new_privs, a seccomp filter.
+# These fields of /proc/PID/status (proc(5)) show that the process has only CAP_MAC_ADMIN (33),
+# no_new_privs and a seccomp filter.
 RIGHTS = {
     "Uid": "0\t0\t0\t0",
     "CapInh": "0000000000000000",
@@ -20,9 +21,10 @@ RIGHTS = {
 
 
 def test_the_daemonset_becomes_ready_with_the_rights_of_the_base(lab, node):
-    """The unprivileged agent, with one capability, labels its Node and sends Events.
+    """The agent, which only has one capability, labels its Node and sends Events.
 
-    The agent's process has exactly the expected rights. `status` in its pod lists the profiles.
+    The process of the agent has exactly the expected rights. `status` in the pod of the agent lists
+    the profiles.
     """
     pod = lab.until_agent()
     security = pod["spec"]["containers"][0]["securityContext"]

@@ -1,4 +1,4 @@
-"""Updates, breaks and removes profiles while pods use the profiles."""
+"""Tests that update, break and remove profiles while pods use them."""
 
 import time
 
@@ -9,16 +9,16 @@ from tests.system.node.lab import until
 from tests.system.node.node import LOOKS
 from tests.system.node.pods import SLEEP, enforced, pod, refusing_mkdir, text
 
-LABEL_SECONDS = 15.0  # from the removal of a key to the removal of its label
+LABEL_SECONDS = 15.0  # the time from the removal of a key to the removal of its label
 WRITER = (
     "while true; do echo x 2> /dev/null > /tmp/x && echo could || echo could not; sleep 1; done"
 )
 
 
 def test_an_update_applies_to_running_pods(lab, node):
-    """The running process stays confined, and the new AppArmor rule applies to the process.
+    """During an update, the process stays confined, and the new AppArmor rule applies to it.
 
-    A container keeps its seccomp filter until its restart, and then uses the new file.
+    A container keeps its seccomp filter until it restarts, and then uses the new file.
     """
     lab.config_map("update", {"pl-update": text("pl-update")})
     lab.config_map("update-2", {"update.json": refusing_mkdir(95)})
@@ -53,9 +53,9 @@ def test_an_update_applies_to_running_pods(lab, node):
 
 
 def test_a_broken_update_changes_nothing_for_pods(lab, node):
-    """Running pods stay confined, and new pods start under the last good version.
+    """After a broken update, running pods stay confined, and new pods use the last good version.
 
-    An Event and the metrics show the rejected profile and the reason.
+    An Event and the metrics show the rejected profile with the reason.
     """
     lab.config_map("broken", {"pl-broken": text("pl-broken", "deny /tmp/** w")})
     lab.cluster.apply(pod("old", apparmor="pl-broken", selector=enforced("pl-broken")))
@@ -90,9 +90,9 @@ def test_a_broken_update_changes_nothing_for_pods(lab, node):
 
 
 def test_a_removed_profile_stays_until_its_pod_is_gone(lab, node):
-    """The label is removed immediately, and the profile soon after its pod has ended.
+    """If a key is removed, its label is removed immediately, and its profile after the pod ends.
 
-    Continuous observation from the node shows that the pod is never unconfined.
+    Continuous observation on the node shows that the pod is never unconfined.
     """
     lab.config_map("removed", {"pl-stays": text("pl-stays"), "pl-goes": text("pl-goes")})
     lab.cluster.apply(pod("user", apparmor="pl-goes", selector=enforced("pl-goes")))

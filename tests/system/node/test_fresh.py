@@ -1,4 +1,4 @@
-"""Special nodes: a new node with the startup taint, and a node with AppArmor disabled."""
+"""Tests of special nodes: a new node with the startup taint, and a node without AppArmor."""
 
 import json
 
@@ -17,7 +17,7 @@ def tainted(lab):
 
 
 def test_a_fresh_node_takes_no_ordinary_pod_before_its_profiles_are_there(lab, tmp_path):
-    """The agent removes the startup taint once the profiles are installed, so that pods start."""
+    """The agent removes the startup taint after the profiles are installed, and pods start then."""
     lab.drop()
     folder = kustomize.write(tmp_path / "startup-taint", "startup-taint")
     lab.kubectl("apply", "--server-side", "--force-conflicts", "-k", folder)
@@ -45,7 +45,9 @@ def test_a_fresh_node_takes_no_ordinary_pod_before_its_profiles_are_there(lab, t
 
 
 def test_a_node_without_apparmor_supports_only_seccomp(lab):
-    """Labels show the supported kinds: an AppArmor pod stays pending, and a seccomp pod runs."""
+    """The labels show the supported kinds: an AppArmor pod stays pending, and a seccomp pod
+    runs.
+    """
     node = lab.want(append="apparmor=0")
     lab.config_map("off", {"pl-off": text("pl-off")})
     lab.config_map("off-2", {"off.json": refusing_mkdir(95)})

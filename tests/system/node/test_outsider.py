@@ -1,4 +1,6 @@
-"""Another program unloads a profile, and a real Prometheus raises alerts about faults."""
+"""Tests in which another program unloads a profile, and in which a real Prometheus raises
+alerts.
+"""
 
 import contextlib
 import tempfile
@@ -10,8 +12,7 @@ from tests.system.node.lab import until
 from tests.system.node.pods import enforced, pod, text
 from tests.system.test_prometheus import Prometheus
 
-# The script reads the kernel's list until it contains the name again, and forks no process
-# meanwhile.
+# The script reads the kernel's list until the name is in it again, and forks no process in between.
 UNLOADED = """
 pause=$(mktemp -u); mkfifo $pause; exec 9<> $pause; rm $pause
 list=/sys/kernel/security/apparmor/profiles
@@ -27,14 +28,14 @@ echo $(( ($(date +%s%N) - gone) / 1000000 ))
 
 
 def unloaded(node, name):
-    """Unload a profile like another program; return the milliseconds until it is restored."""
+    """Unload a profile as another program would; return the milliseconds until it is restored."""
     return int(node.run(UNLOADED.replace("NAME", name), seconds=30))
 
 
 def seen(lab, name):
-    """Add a profile to a ConfigMap, and wait for its label.
+    """Add a profile to a ConfigMap, and wait for the label of the profile.
 
-    The pass that sets the label also records the confined processes. Apart from passes, the agent
+    The pass that sets the label also records the confined processes. Between passes, the agent
     records confined processes every few seconds.
     """
     more = f"{name}-2"
@@ -49,7 +50,7 @@ def container(lab, name):
 
 
 def test_an_unloaded_profile_is_restored_and_the_unconfined_pod_is_reported(lab, node):
-    """The profile is restored, an Event contains the pod, and a restarted pod is confined."""
+    """An unloaded profile is restored, an Event names the pod, and a restarted pod is confined."""
     lab.config_map("pl-out", {"pl-out": text("pl-out")})
     lab.cluster.apply(pod("victim", apparmor="pl-out", selector=enforced("pl-out")))
     lab.until_running("victim")
@@ -80,7 +81,7 @@ def test_an_unloaded_profile_is_restored_and_the_unconfined_pod_is_reported(lab,
 
 @contextlib.contextmanager
 def scraping(lab, node, folder):
-    """Yield a Prometheus with the shipped rules that scrapes the agent's pod."""
+    """Yield a Prometheus with the shipped rules, which scrapes the agent's pod."""
     folder = Path(tempfile.mkdtemp(dir=folder))
     made = yaml.safe_load(Path("manifests/monitoring/prometheusrule.yaml").read_text())
     (folder / "rules.yaml").write_text(yaml.safe_dump(made["spec"]))
@@ -103,7 +104,7 @@ def until_alerts(prometheus, *expected):
 
 
 def test_prometheus_alerts_on_a_rejected_update_and_lost_confinement(lab, node, tmp_path):
-    """The expected alerts are active only during a fault."""
+    """The expected alerts are only active during a fault."""
     lab.config_map("pl-seen", {"pl-seen": text("pl-seen")})
     lab.cluster.apply(pod("seen", apparmor="pl-seen", selector=enforced("pl-seen")))
     lab.until_running("seen")
@@ -112,7 +113,7 @@ def test_prometheus_alerts_on_a_rejected_update_and_lost_confinement(lab, node, 
         prometheus.until("profile_loader_converged", [1.0])
         until_alerts(prometheus)
 
-        # The alerts fire after 5 and 15 minutes of the fault.
+        # The alerts fire 5 and 15 minutes after the fault began.
         lab.config_map("pl-seen", {"pl-seen": "profile pl-seen { fil, }"})
         until_alerts(
             prometheus,

@@ -1,9 +1,9 @@
-"""A node reboots while the API server is unavailable."""
+"""Tests of a reboot of the node while the API server is unavailable."""
 
 from tests.system.node.lab import until
 from tests.system.node.pods import enforced, installed, pod, refusing_mkdir, text
 
-# Like systemd, evaluates the unit's condition and then runs its command.
+# This evaluates the condition of the unit and then runs its command, as systemd would.
 UNIT = """set -e
 unit=/etc/profile-loader-restore.service
 [ -e "$(sed -n s/^ConditionPathExists=//p $unit)" ]
@@ -12,7 +12,7 @@ $(sed -n s/^ExecStart=//p $unit)
 
 
 def test_the_last_good_profiles_are_back_before_the_api_server(lab, node):
-    """`restore` needs no source, and pods start confined when the API server returns."""
+    """`restore` needs no source, and pods start confined when the API server is available again."""
     lab.config_map("boot", {"pl-boot": text("pl-boot", "deny /tmp/** w")})
     lab.config_map("boot-2", {"boot.json": refusing_mkdir(95)})
     lab.cluster.apply(

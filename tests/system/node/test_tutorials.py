@@ -1,4 +1,4 @@
-"""The tutorials of the Kubernetes and AKS documentation work with the shipped profiles."""
+"""Tests that the tutorials of Kubernetes and AKS work with the shipped profiles."""
 
 import contextlib
 
@@ -21,8 +21,8 @@ def examples(lab):
 def test_the_pods_of_the_tutorials_do_what_the_tutorials_say(lab, node):
     """Each pod is scheduled by its nodeSelector, and its profile denies the documented calls.
 
-    hello-apparmor cannot write. The calls of audit-pod are in the kernel's log. fine-pod responds
-    to requests. violation-pod does not start. chmod-prevented cannot change modes.
+    hello-apparmor cannot write. The log of the kernel contains the calls of audit-pod. fine-pod
+    responds to requests. violation-pod does not start. chmod-prevented cannot change modes.
     """
     with examples(lab):
         lab.until_running("hello-apparmor")
@@ -45,13 +45,13 @@ def test_the_pods_of_the_tutorials_do_what_the_tutorials_say(lab, node):
             assert "Seccomp:\t2" in node.run(f"cat /proc/{node.pid(name)}/status")
 
         def logged():
-            # Without auditd, the kernel prints only some lines of a burst (printk_ratelimit).
+            # Without auditd, the kernel only prints some lines of a burst (printk_ratelimit).
             response_of("audit-pod")
             lines = node.run("dmesg | grep type=1326").splitlines()
             return [one for one in lines if ' comm="http-echo" ' in one]
 
         lines = until(logged, "the calls of audit-pod are in the kernel's log")
-        # Only audit-pod has a profile that logs calls (SECCOMP_RET_LOG).
+        # audit-pod is the only pod with a profile that logs calls (SECCOMP_RET_LOG).
         assert " code=0x7ffc0000" in lines[-1]
 
         def stopped():

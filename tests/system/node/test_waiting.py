@@ -1,4 +1,4 @@
-"""Pods whose profile is not installed yet."""
+"""Tests of pods whose profile is not installed yet."""
 
 import time
 
@@ -7,9 +7,9 @@ from tests.system.node.pods import enforced, pod, refusing_mkdir, text
 
 
 def test_a_pod_waits_for_a_label_and_runs_when_the_profile_comes(lab, node):
-    """The pod is Pending until a ConfigMap provides its profile, and then runs confined.
+    """A pod is Pending until a ConfigMap provides its profile, and then runs confined.
 
-    The pod is not changed. The test prints the duration of each step.
+    The test does not change the pod. The test prints the duration of each step.
     """
     lab.cluster.apply(pod("later", apparmor="pl-later", selector=enforced("pl-later")))
 
@@ -42,9 +42,9 @@ def test_a_pod_waits_for_a_label_and_runs_when_the_profile_comes(lab, node):
 
 
 def test_pods_whose_profile_is_missing_recover_by_themselves(lab, node):
-    """Pods without a nodeSelector fail to start until a ConfigMap provides their profiles.
+    """Pods without a nodeSelector cannot start until a ConfigMap provides their profiles.
 
-    Once the profiles are installed, the same pods run without being created again.
+    After the profiles are installed, the same pods run without being created again.
     """
     lab.cluster.apply(
         pod("lost", apparmor="pl-lost"), pod("lost-file", seccomp="lost/refusing.json")

@@ -1,6 +1,6 @@
-"""An interpreter of the classic BPF that seccomp filters are made of (linux/filter.h).
+"""Interprets classic BPF, of which seccomp filters consist (linux/filter.h).
 
-A filter reads struct seccomp_data: nr, arch, instruction_pointer, args[6]; 32 bits at a time.
+A filter reads struct seccomp_data in units of 32 bits: nr, arch, instruction_pointer, args[6].
 """
 
 import operator
@@ -27,9 +27,9 @@ _TESTS = {
 
 
 class Program:
-    """A filter that is evaluated for many system calls.
+    """A filter that can be evaluated for many system calls.
 
-    The instructions that load only the architecture and the number run once for each pair.
+    The instructions that only load the architecture and the number run once for each pair of them.
     """
 
     def __init__(self, instructions: Sequence[Instruction], *, is_big_endian: bool = False) -> None:
@@ -57,7 +57,7 @@ class Program:
         return self._starts[architecture, number][0] >= 0
 
     def _run(self, position: int, accumulator: int, words: Sequence[int]) -> tuple[int, int]:
-        """Run until a return (position -1), or until a load of a word that is missing."""
+        """Run until a return (position -1), or until a word is loaded that is missing."""
         instructions = self.instructions
         while True:
             code, if_true, if_false, operand = instructions[position]

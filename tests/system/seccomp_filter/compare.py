@@ -1,4 +1,4 @@
-"""Compares the answers of a built filter and of the reference for the same system calls."""
+"""Compares the results of a built filter with the reference for the same system calls."""
 
 import itertools
 import random
@@ -18,14 +18,14 @@ from tests.system.seccomp_filter.runtimes import KERNEL_NUMBERS, X32_BIT, Profil
 
 _LARGEST = 2**64 - 1
 _MOST_COMBINATIONS = 200
-# The rank of an answer by its upper 16 bits (SECCOMP_RET_ACTION_FULL of linux/seccomp.h). A larger
+# This ranks a result by its upper 16 bits (SECCOMP_RET_ACTION_FULL of linux/seccomp.h). A larger
 # number denies more.
 _STRICTNESS = {0x7FFF: 0, 0x7FFC: 1, 0x7FF0: 2, 0x0005: 3, 0x0003: 4, 0x0000: 5, 0x8000: 6}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A system call for which the filter and the rules have different answers."""
+    """A system call for which the filter and the rules return different results."""
 
     architecture: str
     number: int
@@ -36,7 +36,7 @@ class Difference:
 
     @property
     def fails_open(self) -> bool:
-        """Whether the filter denies less than every permitted answer."""
+        """Whether the filter denies less than each permitted result."""
         return strictness(self.actual) < min(map(strictness, self.expected))
 
     def __str__(self) -> str:
@@ -47,12 +47,12 @@ class Difference:
 
 
 def strictness(answer: int) -> int:
-    """Return the rank of an answer; a larger number denies more."""
+    """Return the rank of a result; a larger number denies more."""
     return _STRICTNESS[answer >> 16]
 
 
 def boundary_values(condition: Mapping[str, Any]) -> Iterator[int]:
-    """Return values around the point where a condition changes from false to true."""
+    """Return values around the point at which a condition changes from false to true."""
     value = condition["value"]
     if condition["op"] == "SCMP_CMP_MASKED_EQ":
         mask, wanted = value, condition.get("valueTwo", 0)
@@ -101,7 +101,7 @@ class Questions:
     def calls(
         self, reference: Reference, architecture: str
     ) -> Iterator[tuple[int, str, Sequence[tuple[int, ...]]]]:
-        """Return number, name and arguments of the calls for one architecture."""
+        """Return the number, the name and the arguments of the calls for one architecture."""
         table = numbers_by_name(reference.library, architecture)
         asked = set()
         for name, vectors in self.vectors.items():
@@ -126,7 +126,8 @@ def differences(
 ) -> Iterator[Difference]:
     """Return every call for which the filter and the reference differ.
 
-    `most_arguments` is the number of argument vectors to try for each call; all by default.
+    `most_arguments` is the number of argument vectors for each call; by default, all of them are
+    used.
     """
     for architecture in reference.architectures:
         kernel_number = KERNEL_NUMBERS[architecture]

@@ -1,6 +1,6 @@
-"""Generates profiles similar to the patterns that libseccomp compiles wrongly.
+"""Generates profiles that resemble the patterns that libseccomp compiles incorrectly.
 
-The generated profiles have several rules for one call, comparisons around 2^32, calls that only
+The generated profiles contain several rules for one call, comparisons around 2^32, calls that only
 some architectures have, and calls that a 32-bit ABI reaches through socketcall(2) or ipc(2).
 """
 
@@ -9,12 +9,11 @@ from typing import Any
 
 from agent.backends.seccomp import syscalls
 
-# Calls that each of the ABIs has.
+# All of the ABIs have these calls.
 COMMON = ("personality", "socket", "clone", "ptrace", "ioctl", "setuid", "mount", "getpid", "prctl")
-# Calls that i386 and many other 32-bit ABIs have, but x86_64 lacks.
+# i386 and many other 32-bit ABIs have these calls, but x86_64 lacks them.
 OTHER_ABI = ("ipc", "socketcall", "chown32", "stat64", "umount", "waitpid", "fcntl64", "ugetrlimit")
-# Calls that i386 has through socketcall(2) or ipc(2); some of these calls have no number of their
-# own.
+# i386 has these calls through socketcall(2) or ipc(2); some of them have no number of their own.
 MULTIPLEXED = (
     "semop",
     "semtimedop",
@@ -26,7 +25,7 @@ MULTIPLEXED = (
     "shmget",
     "connect",
 )
-# Calls that only some ABIs have.
+# Only some ABIs have these calls.
 SINGLE_ABI = (
     "arch_prctl",
     "set_thread_area",
@@ -52,16 +51,16 @@ DEFAULTS = (
 )
 DENYING = ("SCMP_ACT_ERRNO", "SCMP_ACT_ERRNO", "SCMP_ACT_KILL_PROCESS", "SCMP_ACT_TRAP")
 PERMITTING = ("SCMP_ACT_ALLOW", "SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE")
-# s390x is missing, because libseccomp on a little-endian machine mixes the byte orders in a filter
-# for s390x.
+# s390x is missing in this list, because libseccomp on a little-endian machine mixes the byte orders
+# in a filter for s390x.
 MACHINES = {
     "x86_64": ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"),
     "aarch64": ("SCMP_ARCH_AARCH64", "SCMP_ARCH_ARM"),
     "ppc64le": ("SCMP_ARCH_PPC64LE",),
     "riscv64": ("SCMP_ARCH_RISCV64",),
 }
-# libseccomp has one pseudo number for both calls, so that filters for another architecture confuse
-# the two calls.
+# libseccomp has one pseudo number for both of these calls, so filters for another architecture
+# confuse them.
 _SHARED_NUMBERS = {"switch_endian", "sys_debug_setcontext"}
 ERROR_NUMBERS = (1, 22, 38)
 
@@ -93,7 +92,7 @@ def _names(draw: random.Random) -> list[str]:
 
 
 def _shared_rules(draw: random.Random, action: str, values: list[int]) -> list[dict[str, Any]]:
-    """Return rules for two calls together, and further rules for one call or for both."""
+    """Return rules for two calls together, and more rules for one or both of them."""
     first, second = draw.sample((*COMMON, "accept", "bind"), 2)
     groups = [[first, second]] * draw.randint(1, 3) + [[second]] * draw.randint(1, 2)
     groups += [[first]] * draw.randint(0, 1)
@@ -107,7 +106,7 @@ def _shared_rules(draw: random.Random, action: str, values: list[int]) -> list[d
 def _rules(draw: random.Random, main_action: str, values: list[int]) -> list[dict[str, Any]]:
     if draw.random() < 0.15:
         return _shared_rules(draw, main_action, values)
-    is_single = draw.random() < 0.3  # several rules of one call
+    is_single = draw.random() < 0.3  # several rules for one call
     topics = _names(draw)[: 1 if is_single else None]
     rules = []
     for _ in range(draw.randint(2, 5) if is_single else draw.randint(1, 5)):
@@ -148,7 +147,7 @@ def _conditions(draw: random.Random, values: list[int]) -> list[dict[str, Any]]:
 
 
 def _many(draw: random.Random, action: str) -> list[dict[str, Any]]:
-    """Return enough rules to make runc request a binary tree."""
+    """Return so many rules that runc requests a binary tree."""
     names = (
         *("read", "write", "open", "close", "stat", "fstat", "lstat", "poll", "lseek", "mmap"),
         *("mprotect", "munmap", "brk", "pread64", "pwrite64", "readv", "writev", "access", "pipe"),

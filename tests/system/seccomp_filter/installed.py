@@ -1,4 +1,4 @@
-"""Reads the filter that a runtime has installed, from the kernel."""
+"""Reads from the kernel the filter that a runtime has installed."""
 
 import ctypes
 import os
@@ -6,7 +6,7 @@ import struct
 
 from tests.system.seccomp_filter.runtimes import Instruction
 
-# linux/ptrace.h and linux/wait.h
+# constants from linux/ptrace.h and linux/wait.h
 _ATTACH, _DETACH, _GET_FILTER = 16, 17, 0x420C
 _WAIT_ALL = 0x40000000
 
@@ -18,7 +18,7 @@ _C.ptrace.restype = ctypes.c_long
 def of_process(process: int) -> tuple[Instruction, ...]:
     """Return the newest filter of a process.
 
-    Reading the filter needs root and a kernel with CONFIG_CHECKPOINT_RESTORE.
+    This needs root, and a kernel with CONFIG_CHECKPOINT_RESTORE.
     """
     _ptrace(_ATTACH, process, None)
     try:

@@ -1,8 +1,8 @@
-"""The versions of libseccomp that the tests compare.
+"""Finds the versions of libseccomp that the tests compare.
 
-The installed version is always available. The other versions are unpacked from packages of other
-Debian releases into the cache. Later runs verify the checksums of the unpacked libraries, and fetch
-the packages again if a library is damaged.
+The installed version is always available. All other versions come from packages of other Debian
+releases, which are unpacked into the cache. Later runs verify the checksums of these libraries, and
+download the packages again if a library is damaged.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from tests.system import kept, releases
 
 FOLDER = kept.CACHE / "libseccomp"
 RELEASES = ("trixie", "sid")  # libseccomp 2.6.0, and the newest version (2.6.1 in November 2026)
-# If this list changes, the libraries are fetched again.
+# If this list changes, the libraries are downloaded again.
 CHECKSUMS = FOLDER / f"checksums-{hashlib.sha256(repr(RELEASES).encode()).hexdigest()[:12]}"
 
 
@@ -30,12 +30,12 @@ class Library:
         return hash(self.version)
 
     def token(self, architecture: str) -> int:
-        """Return libseccomp's number for an architecture named SCMP_ARCH_... ."""
+        """Return libseccomp's number for an architecture with a name such as SCMP_ARCH_X86_64."""
         name = architecture.removeprefix("SCMP_ARCH_").lower().encode()
         return int(self.handle.seccomp_arch_resolve_name(name))
 
     def name(self, number: int, token: int) -> str:
-        """Return the name of a system call on an architecture; empty if the call is unknown."""
+        """Return the name of a system call on an architecture, or "" if the call is unknown."""
         address = self.handle.seccomp_syscall_resolve_num_arch(token, number)
         if not address:
             return ""
@@ -45,11 +45,11 @@ class Library:
             _C.free(address)
 
     def resolves(self, name: str) -> int:
-        """Return the native or pseudo number of a system call name, or -1."""
+        """Return the native or pseudo number of the name of a system call, or -1."""
         return int(self.handle.seccomp_syscall_resolve_name(name.encode()))
 
     def number(self, name: str, architecture: str) -> int:
-        """Return the number, or pseudo number, of a system call on one architecture."""
+        """Return the number, or the pseudo number, of a system call on one architecture."""
         return int(
             self.handle.seccomp_syscall_resolve_name_arch(self.token(architecture), name.encode())
         )
@@ -61,7 +61,7 @@ _C.free.restype = None
 
 
 class _Version(ctypes.Structure):
-    """struct scmp_version of seccomp.h."""
+    """The struct scmp_version of seccomp.h."""
 
     _fields_ = (("major", ctypes.c_uint), ("minor", ctypes.c_uint), ("micro", ctypes.c_uint))
 
@@ -100,7 +100,7 @@ def installed() -> Library:
 
 @functools.cache
 def every() -> tuple[Library, ...]:
-    """Return the installed libseccomp, and every other version that could be downloaded."""
+    """Return the installed libseccomp, and each other version that could be downloaded."""
     found = {library.version: library for library in (installed(), *map(load, _fetched()))}
     return tuple(found[version] for version in sorted(found, key=_sort_key))
 
@@ -121,7 +121,7 @@ def _checksums() -> list[list[str]]:
 
 
 def _is_whole() -> bool:
-    """Return whether every library is in the cache as it was unpacked."""
+    """Return whether the cache contains every library unchanged."""
     return CHECKSUMS.exists() and all(
         (FOLDER / path).exists()
         and hashlib.sha256((FOLDER / path).read_bytes()).hexdigest() == wanted

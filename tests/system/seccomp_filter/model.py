@@ -1,7 +1,7 @@
-"""The answers of the agent's own model of a profile, in the form of the reference.
+"""Returns the results of the agent's own model of a profile, in the form of the reference.
 
-The reference and the model are written independently of each other, and both must permit every
-answer of a built filter.
+The reference and the model were written independently of each other, and both must permit every
+result of a built filter.
 """
 
 from collections.abc import Collection, Sequence
@@ -20,7 +20,7 @@ from tests.system.seccomp_filter.runtimes import (
 
 
 class Model(Reference):
-    """A reference that takes its answers from agent.backends.seccomp.meaning."""
+    """A reference that takes its results from agent.backends.seccomp.meaning."""
 
     def __init__(
         self, library: Library, profile: Profile, runtime: Runtime, native: str, body: str
@@ -37,7 +37,7 @@ class Model(Reference):
         )
 
     def answers(self, architecture: str, number: int, arguments: Sequence[int]) -> Collection[int]:
-        """Return the answers that the model permits."""
+        """Return the results that the model permits."""
         newest = self.newest.get(architecture)
         if newest is not None and number > newest:
             return (NUMBERED_ACTIONS["SCMP_ACT_ERRNO"] | ENOSYS,)

@@ -1,7 +1,7 @@
-"""Determines the answer of a profile to one system call from the profile's rules, one by one.
+"""Determines the result of a profile for one system call by evaluating its rules one by one.
 
-The reference shares no code with the agent or with libseccomp. The reference uses libseccomp only
-to translate names into numbers.
+The reference shares no code with the agent or with libseccomp. It only uses libseccomp to translate
+names into numbers.
 """
 
 import functools
@@ -26,7 +26,7 @@ BAD_ARCHITECTURE = PLAIN_ACTIONS["SCMP_ACT_KILL"]
 _HIGHEST_NUMBER = 560
 _ARM_PRIVATE = range(0x0F0001, 0x0F0007)
 _SHORT_ARGUMENTS = ("SCMP_ARCH_X86", "SCMP_ARCH_X32", "SCMP_ARCH_ARM", "SCMP_ARCH_S390")
-# socketcall(2) and ipc(2): the name of each operation, by number (linux/net.h, linux/ipc.h).
+# The names of the operations of socketcall(2) and ipc(2), by number (linux/net.h, linux/ipc.h).
 _SOCKETCALL = dict(
     enumerate(
         (
@@ -53,12 +53,13 @@ _IPC = {
 }
 MULTIPLEXED = {"socketcall": _SOCKETCALL, "ipc": _IPC}
 
-Rule = tuple[int, Sequence[tuple[int, Callable[[int], bool]]]]  # action; argument and test
+# the action, the argument and the test
+Rule = tuple[int, Sequence[tuple[int, Callable[[int], bool]]]]
 
 
 @functools.cache
 def numbers(library: Library, architecture: str) -> dict[int, str]:
-    """Return the name of every system call that an architecture has, by number."""
+    """Return the names of all system calls of an architecture, by number."""
     bit = X32_BIT if architecture == "SCMP_ARCH_X32" else 0
     token = library.token(architecture)
     found = {}
@@ -74,7 +75,7 @@ def numbers(library: Library, architecture: str) -> dict[int, str]:
 
 @functools.cache
 def numbers_by_name(library: Library, architecture: str) -> dict[str, int]:
-    """Return the number of every system call that an architecture has, by name."""
+    """Return the numbers of all system calls of an architecture, by name."""
     return {name: number for number, name in numbers(library, architecture).items()}
 
 
@@ -94,7 +95,7 @@ def predicate(condition: Mapping[str, Any]) -> Callable[[int], bool]:
 
 
 class Reference:
-    """The rules of a profile, for the names of one library, one runtime and one kind of node."""
+    """The rules of a profile for the names of one library, one runtime and one type of node."""
 
     def __init__(
         self, library: Library, profile: Profile, runtime: Runtime, native: str = "SCMP_ARCH_X86_64"
@@ -115,11 +116,12 @@ class Reference:
                 self.rules.setdefault(name, []).append((action, tests))
 
     def answers(self, architecture: str, number: int, arguments: Sequence[int]) -> Collection[int]:
-        """Return the answers that the rules permit on an architecture of the filter.
+        """Return the results that the rules permit on an architecture of the filter.
 
-        A rule without conditions decides for its call. A rule with conditions decides if all its
-        conditions are true. If a conditional rule applies to an operation of socketcall(2) or
-        ipc(2), the filter cannot read the arguments, so any answer of the rule is permitted.
+        If a call has a rule without conditions, this rule decides. A rule with conditions decides
+        if all of its conditions are true. If a conditional rule applies to an operation of
+        socketcall(2) or ipc(2), the filter cannot read the arguments, so every result of the rule
+        is permitted.
         """
         newest = self.newest.get(architecture)
         if newest is not None and number > newest:

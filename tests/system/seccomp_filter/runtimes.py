@@ -15,10 +15,11 @@ from typing import Any
 from tests.system.seccomp_filter.libraries import Library
 
 Profile = Mapping[str, Any]
-Instruction = tuple[int, int, int, int]  # code, skip if true, skip if false, operand
+Instruction = tuple[int, int, int, int]  # the code, the skips if true and if false, and the operand
 
 EPERM, ENOSYS = 1, 38
-OPERATORS = ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")  # enum scmp_compare, from 1 on
+# the values of enum scmp_compare, from 1 on
+OPERATORS = ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")
 PLAIN_ACTIONS = {
     "SCMP_ACT_KILL": 0x00000000,
     "SCMP_ACT_KILL_THREAD": 0x00000000,
@@ -29,7 +30,7 @@ PLAIN_ACTIONS = {
 }
 NUMBERED_ACTIONS = {"SCMP_ACT_ERRNO": 0x00050000, "SCMP_ACT_TRACE": 0x7FF00000}
 PERMISSIVE = ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE")
-# The numbers that the kernel has for architectures (AUDIT_ARCH_... of linux/audit.h).
+# The kernel has these numbers for architectures (AUDIT_ARCH_... of linux/audit.h).
 KERNEL_NUMBERS = {
     "SCMP_ARCH_X86_64": 0xC000003E,
     "SCMP_ARCH_X32": 0xC000003E,
@@ -44,15 +45,16 @@ KERNEL_NUMBERS = {
 X32_BIT = 1 << 30
 _OPTIMIZE = 8  # SCMP_FLTATR_CTL_OPTIMIZE of seccomp.h
 _BINARY_TREE = 2
-_MOST_LINEAR_CALLS = 32  # With more calls than this, runc 1.2 and later request a binary tree.
+# If a profile has more calls than this, runc 1.2 and later request a binary tree.
+_MOST_LINEAR_CALLS = 32
 
-# Classic BPF, linux/bpf_common.h
+# constants of classic BPF from linux/bpf_common.h
 LOAD, AND, RETURN, JUMP = 0x20, 0x54, 0x06, 0x05
 IF_EQUAL, IF_GREATER, IF_GREATER_EQUAL, IF_SET = 0x15, 0x25, 0x35, 0x45
 
 
 class Runtime(enum.Enum):
-    """The runtime versions that build the same filter."""
+    """The versions of a runtime that build the same filter."""
 
     CRUN = "crun"
     RUNC_1_1 = "runc 1.1"
@@ -60,11 +62,11 @@ class Runtime(enum.Enum):
 
 
 class BuildError(Exception):
-    """libseccomp rejects the profile, so no container with this profile starts."""
+    """libseccomp rejects the profile, so no container with it starts."""
 
 
 class _Comparison(ctypes.Structure):
-    """struct scmp_arg_cmp of seccomp.h."""
+    """The struct scmp_arg_cmp of seccomp.h."""
 
     _fields_ = (
         ("arg", ctypes.c_uint),
@@ -82,15 +84,16 @@ def action_value(action: str, errno: int | None) -> int:
 
 
 def default_value(profile: Profile) -> int:
-    """Return the number that the kernel uses for the profile's default action."""
+    """Return the number that the kernel uses for the default action of the profile."""
     return action_value(profile["defaultAction"], profile.get("defaultErrnoRet"))
 
 
 def effective_rules(profile: Profile) -> Iterator[tuple[str, int, Sequence[Mapping[str, Any]]]]:
-    """Return name, action and conditions of every rule that a runtime passes to libseccomp.
+    """Return the name, the action and the conditions of each rule that a runtime passes to
+    libseccomp.
 
-    The result has one entry per name, in the profile's order. Rules that equal the default action
-    are omitted. Two conditions on the same argument become two rules.
+    The result has one entry for each name, in the order of the profile. Rules that equal the
+    default action are omitted. Two conditions on the same argument become two rules.
     """
     default = default_value(profile)
     for rule in profile["syscalls"]:
@@ -108,7 +111,9 @@ def effective_rules(profile: Profile) -> Iterator[tuple[str, int, Sequence[Mappi
 
 
 def for_pod(profile: Profile, capabilities: Collection[str]) -> Profile:
-    """Return a profile of format docker as CRI-O reads it for a pod with these capabilities."""
+    """Return a docker-format profile in the form in which CRI-O reads it for a pod's
+    capabilities.
+    """
     rules = []
     for rule in profile["syscalls"]:
         included = rule.get("includes", {}).get("caps", [])
@@ -125,7 +130,7 @@ _CONDITIONAL_KEYS = ("includes", "excludes")
 def build(
     library: Library, profile: Profile, runtime: Runtime, native: str = "SCMP_ARCH_X86_64"
 ) -> tuple[Instruction, ...]:
-    """Return the filter that a runtime installs on a node of the given native architecture."""
+    """Return the filter that a runtime installs on a node with the given native architecture."""
     program = export(library, profile, native, binary_tree=wants_tree(profile, runtime))
     return (*enosys_stub(library, profile, native, runtime), *program)
 
@@ -139,7 +144,7 @@ def wants_tree(profile: Profile, runtime: Runtime) -> bool:
 def export(
     library: Library, profile: Profile, native: str, *, binary_tree: bool
 ) -> tuple[Instruction, ...]:
-    """Return libseccomp's program for a profile."""
+    """Return the program that libseccomp builds for a profile."""
     handle = library.handle
     context = handle.seccomp_init(default_value(profile))
     if not context:
@@ -167,7 +172,7 @@ def export(
 
 
 def _architectures(library: Library, context: int, profile: Profile, native: str) -> None:
-    """Add the architectures as on a node with this native architecture, which comes first."""
+    """Add the architectures in the order of a node whose native architecture is the given one."""
     handle = library.handle
     machine = handle.seccomp_arch_native()
     first = library.token(native)
@@ -179,7 +184,7 @@ def _architectures(library: Library, context: int, profile: Profile, native: str
         if token == 0:
             raise BuildError(f"{architecture} is unknown")
         code = handle.seccomp_arch_add(context, token)
-        if code != -17:  # EEXIST: the architecture was already added.
+        if code != -17:  # EEXIST means that the architecture was already added.
             _check(code, architecture)
 
 
@@ -201,9 +206,10 @@ def _check(code: int, what: str) -> None:
 def newest_calls(
     library: Library, profile: Profile, native: str, runtime: Runtime
 ) -> dict[int, dict[str, int]]:
-    """Return the largest call number in the profile, by kernel number and architecture.
+    """Return the largest number of a call in the profile, by kernel number and architecture.
 
-    Rules that equal the default action also count. runc 1.1 takes the listed architectures only.
+    Rules that equal the default action also count. runc 1.1 only considers the listed
+    architectures.
     """
     architectures = list(profile.get("architectures") or [])
     if runtime is Runtime.RUNC_1_2 and native not in architectures:
@@ -227,10 +233,10 @@ def newest_calls(
 def enosys_stub(
     library: Library, profile: Profile, native: str, runtime: Runtime
 ) -> tuple[Instruction, ...]:
-    """Return the instructions that runc adds in front of libseccomp's program; empty for crun.
+    """Return the instructions that runc adds in front of libseccomp's program; crun adds none.
 
-    The instructions return ENOSYS for calls newer than every call in the profile. runc's own
-    program has another layout with jumps to shared instructions, but handles the same calls.
+    These instructions return ENOSYS for calls that are newer than all calls of the profile. runc's
+    own program has another layout, with jumps to shared instructions, but returns the same results.
     """
     if runtime is Runtime.CRUN or profile["defaultAction"] in PERMISSIVE:
         return ()

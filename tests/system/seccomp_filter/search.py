@@ -1,11 +1,10 @@
-"""Searches for generated profiles whose built filter differs from the profile's meaning.
+"""Searches for generated profiles whose built filter differs from their meaning.
 
-`python -m tests.system.seccomp_filter.search --count 100000 --seed 1` checks each profile as the
-agent does. The search builds the filters of the accepted profiles for every runtime and every
-version of libseccomp, and compares the filters with the rules and with the agent's model. With
-`--rejected` it also builds the rejected profiles, and counts the profiles that are rejected
-although every libseccomp compiles them correctly. The exit status is 1 if an accepted profile has a
-wrong filter.
+`python -m tests.system.seccomp_filter.search --count 100000 --seed 1` checks each profile in the
+same way as the agent. For accepted profiles, the search builds the filters of each runtime and each
+version of libseccomp, and compares them with the rules and with the agent's model. With
+`--rejected`, it also builds the rejected profiles, and counts those that every libseccomp compiles
+correctly. If an accepted profile has a wrong filter, the exit status is 1.
 """
 
 import argparse
@@ -43,24 +42,26 @@ from tests.system.seccomp_filter.runtimes import (
 )
 
 NATIVE = {machine: abis[0] for machine, abis in generator.MACHINES.items()}
-_SECONDS = 10  # seconds of CPU time; libseccomp never finishes some profiles that the agent rejects
+# This limit is in seconds of CPU time; libseccomp never finishes some of the profiles that the
+# agent rejects.
+_SECONDS = 10
 _BATCH = 200
 _WITH_STUB = 3  # the number of argument vectors for each call; runc's stub ignores arguments
 
 
 class Outcome(enum.Enum):
-    """The result of comparing the filters of a profile."""
+    """The result of a comparison of the filters of a profile."""
 
     RIGHT = "right"
     FAILS_OPEN = "fails open"
-    DIFFERS = "differs"  # The filter is wrong, but allows no call that the rules deny.
+    DIFFERS = "differs"  # The filter is wrong, but it does not allow a call that the rules deny.
     REJECTED = "no filter"  # libseccomp does not build the filter, so no container starts.
     DIED = "died"  # libseccomp crashed or did not finish.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The worst outcome of a profile's filters, with the library and runtime of that filter."""
+    """The worst outcome among the filters of a profile, with the library and the runtime."""
 
     outcome: Outcome
     text: str = ""
@@ -72,8 +73,8 @@ class Result:
 
     generated: int = 0
     accepted: collections.Counter[Outcome] = field(default_factory=collections.Counter)
-    # The number of profiles that were rejected for a single reason, and how many of these profiles
-    # every libseccomp builds correctly.
+    # The number of profiles with a single reason for the rejection, and how many of these every
+    # libseccomp builds correctly.
     rejected: collections.Counter[str] = field(default_factory=collections.Counter)
     needlessly: collections.Counter[str] = field(default_factory=collections.Counter)
     wrong: list[tuple[str, Verdict]] = field(default_factory=list)
@@ -82,9 +83,9 @@ class Result:
 def wrong_filters(
     profile: Profile, found: Sequence[Library], draw: random.Random, machine: str = "x86_64"
 ) -> Iterator[tuple[Library, Runtime, Difference | BuildError]]:
-    """Return each library and runtime whose filter is wrong, with the worst difference.
+    """Return each library and runtime with a wrong filter, and the worst difference.
 
-    Equal filters are evaluated once.
+    Equal filters are only evaluated once.
     """
     questions = Questions(profile, draw)
     native = NATIVE[machine]
@@ -116,7 +117,7 @@ def wrong_filters(
 
 
 def _worst(found: Iterable[Difference]) -> Difference | None:
-    """Return the first difference that fails open, or else the first difference."""
+    """Return the first difference that fails open, or otherwise the first difference."""
     first = None
     for one in found:
         if one.fails_open:
@@ -126,7 +127,7 @@ def _worst(found: Iterable[Difference]) -> Difference | None:
 
 
 def judge(body: str, seed: str, machine: str) -> Verdict:
-    """Build the filters of a written profile, and compare the filters with the profile's rules."""
+    """Build the filters of a written profile, and compare them with the rules of the profile."""
     draw = random.Random(seed)  # noqa: S311 - the same every time
     verdict = Verdict(outcome=Outcome.RIGHT)
     for library, runtime, wrong in wrong_filters(
@@ -145,7 +146,7 @@ def judge(body: str, seed: str, machine: str) -> Verdict:
 
 
 def judge_all(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Verdict]:
-    """Judge (body, seed) pairs in a child process, and start a new child after each crash."""
+    """Judge (body, seed) pairs in a child process, and start another child after each crash."""
     done = 0
     while done < len(bodies):
         for verdict in _judged_by_child(bodies[done:], machine):
@@ -154,7 +155,7 @@ def judge_all(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Verdi
 
 
 def _judged_by_child(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Verdict]:
-    """Return the verdicts of one child process; the last verdict may be the crash of the child."""
+    """Return the verdicts of one child process; the last verdict may be that it crashed."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -205,7 +206,7 @@ def reason(finding: Finding) -> str:
 
 
 def search(count: int, seed: int, machine: str, *, rejected: bool) -> Result:
-    """Generate profiles, check them as the agent does, and judge their filters."""
+    """Generate profiles, check them in the same way as the agent, and judge their filters."""
     kind = SeccompBackend(host=Host(Path("/nonexistent")), machine=machine)
     result = Result()
     for first in range(0, count, _BATCH):
@@ -236,7 +237,7 @@ def search(count: int, seed: int, machine: str, *, rejected: bool) -> Result:
 
 
 def report(result: Result, show: int) -> None:
-    """Print the counts and the shortest wrong profiles."""
+    """Print the counts, and the shortest profiles with wrong filters."""
     print(f"generated {result.generated}")
     print(f"accepted {result.accepted.total()}")
     for outcome, number in result.accepted.most_common():
