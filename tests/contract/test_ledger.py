@@ -1,4 +1,4 @@
-"""The behaviour that the file ledger and the ledger in memory have in common."""
+"""Tests of the behaviour that the file ledger and the ledger in memory have in common."""
 
 import json
 import os
@@ -33,14 +33,14 @@ FULL = LedgerEntry(
 
 @pytest.fixture(params=["file", "memory"])
 def ledger(request, tmp_path):
-    """An empty ledger."""
+    """Return an empty ledger."""
     if request.param == "memory":
         return MemoryLedger(Node(), Steps())
     return FileLedger(Host(tmp_path), "/state")
 
 
 def test_an_entry_is_read_back_unchanged(ledger):
-    """Every field is stored, and a second write replaces the first."""
+    """Every field of an entry is stored, and a second write replaces the first one."""
     assert ledger.entries() == {}
     assert ledger.write(LedgerEntry(id=ID, provenance="installed")) is None
     assert ledger.write(FULL) is None
@@ -48,7 +48,7 @@ def test_an_entry_is_read_back_unchanged(ledger):
 
 
 def test_entries_of_different_keys_are_separate(ledger):
-    """The kind, the profile set and the key identify an entry."""
+    """Two entries are different if their kind, their profile set or their key differs."""
     other = LedgerEntry(
         id=KeyId(kind="seccomp", profile_set=ID.profile_set, key=ID.key), provenance="installed"
     )
@@ -61,7 +61,9 @@ def test_entries_of_different_keys_are_separate(ledger):
 
 
 def test_content_is_stored_under_its_digest(ledger):
-    """The content is read back by its sha256, and an unknown digest is None."""
+    """Stored content can be read back by its sha256, and the result for an unknown digest is
+    None.
+    """
     digests = [model.digest(b"policy"), model.digest(b"other")]
     assert [ledger.has_content(item) for item in digests] == [False, False]
     assert ledger.store_content(b"policy") is None
@@ -72,7 +74,7 @@ def test_content_is_stored_under_its_digest(ledger):
 
 @pytest.fixture
 def files(tmp_path):
-    """A file ledger with one entry, and the path of the file of that entry."""
+    """Return a file ledger with one entry, and the path of the entry's file."""
     ledger = FileLedger(Host(tmp_path), "/state")
     ledger.write(FULL)
     (path,) = (tmp_path / "state/entries").iterdir()
@@ -81,7 +83,9 @@ def files(tmp_path):
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
 def test_a_damaged_entry_counts_as_absent_and_is_reported(files, cut):
-    """An entry whose file was truncated counts as absent, and a finding reports the damage."""
+    """If the file of an entry was truncated, the entry counts as absent, and a finding reports
+    this.
+    """
     ledger, path = files
     path.write_bytes(path.read_bytes()[:cut])
     assert ledger.entries() == {}
@@ -89,7 +93,7 @@ def test_a_damaged_entry_counts_as_absent_and_is_reported(files, cut):
 
 
 def test_an_invalid_byte_anywhere_in_an_entry_is_damage(files):
-    """No entry may terminate the agent, even if the entry is not text."""
+    """An entry with invalid bytes does not crash the agent."""
     ledger, path = files
     whole = path.read_bytes()
     for at in range(len(whole)):
@@ -108,7 +112,7 @@ def test_an_invalid_byte_anywhere_in_an_entry_is_damage(files):
     ],
 )
 def test_a_malformed_entry_is_damaged_or_newer(files, content, code):
-    """Deep nesting is damage, and only the schema of a newer entry is read."""
+    """An entry with deep nesting is damaged, and only the schema of a newer entry is read."""
     ledger, path = files
     path.write_bytes(content)
     result = ledger.entries()
@@ -121,7 +125,7 @@ def test_a_malformed_entry_is_damaged_or_newer(files, content, code):
 
 
 def test_the_installed_keys_of_each_profile_set_are_counted(tmp_path):
-    """The counts follow each write, each deletion and each read by another ledger."""
+    """The counts of the ledger follow each write, each deletion and each read by another ledger."""
     ledger = FileLedger(Host(tmp_path), "/state")
     other = KeyId(kind="apparmor", profile_set=ID.profile_set, key="other.profile")
 
@@ -145,7 +149,7 @@ def test_the_installed_keys_of_each_profile_set_are_counted(tmp_path):
 
 @pytest.mark.parametrize("change", ["in place", "removed", "added", "replaced"])
 def test_changes_of_other_processes_are_noticed(files, change):
-    """A change of a file's content does not change the file's directory, but is noticed too."""
+    """A change of a file's content is noticed, although it does not change the directory."""
     ledger, path = files
     kept = ledger.entries()
     assert (ledger.is_unchanged(), ledger.entries() is kept) == (True, True)
@@ -164,7 +168,7 @@ def test_changes_of_other_processes_are_noticed(files, change):
 
 
 def test_own_writes_are_not_changes_and_those_of_other_processes_are(files):
-    """A write of another process is noticed, even if this process writes at the same time."""
+    """The ledger notices a write of another process even while it writes itself."""
     ledger, path = files
     other = LedgerEntry(
         id=KeyId(kind="seccomp", profile_set=ID.profile_set, key=ID.key), provenance="installed"
@@ -180,7 +184,7 @@ def test_own_writes_are_not_changes_and_those_of_other_processes_are(files):
 
 
 def test_an_entry_in_the_file_of_another_entry_is_damaged(files):
-    """The name of the file is the digest of the entry's id."""
+    """The file name of an entry is the digest of the entry's ID."""
     ledger, path = files
     path.rename(path.with_name("0" * 64 + ".json"))
     assert (ledger.entries(), [finding.code for finding in ledger.findings]) == (
@@ -190,7 +194,7 @@ def test_an_entry_in_the_file_of_another_entry_is_damaged(files):
 
 
 def test_an_entry_of_a_newer_schema_stops_all_changes(files):
-    """A ledger of a newer version cannot be read, but does not count as damaged."""
+    """A ledger of a newer version cannot be read, but it does not count as damaged."""
     ledger, path = files
     newer = json.loads(path.read_text()) | {"schema": 2, "unheard": "of"}
     path.write_text(json.dumps(newer))
@@ -200,7 +204,7 @@ def test_an_entry_of_a_newer_schema_stops_all_changes(files):
 
 
 def test_an_unreadable_ledger_is_not_empty(files):
-    """If an entry's path is a directory, the whole ledger is unreadable."""
+    """If a directory has the path of an entry, the whole ledger is unreadable."""
     ledger, path = files
     path.unlink()
     path.mkdir()
@@ -211,7 +215,7 @@ def test_an_unreadable_ledger_is_not_empty(files):
 
 @pytest.mark.parametrize("folder", ["state", "state/entries"])
 def test_a_ledger_of_another_user_is_not_read(files, tmp_path, folder):
-    """A forged entry would make the agent remove a foreign file."""
+    """With a forged entry, the agent would remove a foreign file."""
     ledger, _ = files
     os.chown(tmp_path / folder, 1234, -1)
     result = FileLedger(ledger.host, ledger.directory).entries()
@@ -220,7 +224,9 @@ def test_a_ledger_of_another_user_is_not_read(files, tmp_path, folder):
 
 
 def test_a_ledger_that_others_can_write_is_made_private(files, tmp_path):
-    """An emptyDir volume has mode 0777; the undamaged entries in the volume stay."""
+    """An emptyDir volume has mode 0777. The ledger makes it private and keeps its undamaged
+    entries.
+    """
     ledger, _ = files
     for folder in ("state", "state/entries"):
         (tmp_path / folder).chmod(0o777)
@@ -231,7 +237,9 @@ def test_a_ledger_that_others_can_write_is_made_private(files, tmp_path):
 
 @pytest.mark.parametrize("change", ["mode", "owner"])
 def test_an_entry_that_others_can_write_is_damaged(files, change):
-    """An entry from the time before the directory was private is not trusted."""
+    """The ledger does not trust an entry that other users could write before the directory was
+    private.
+    """
     ledger, path = files
     assert set(ledger.entries()) == {ID}
     if change == "mode":
@@ -245,20 +253,22 @@ def test_an_entry_that_others_can_write_is_damaged(files, change):
 
 
 def test_a_link_to_the_state_directory_is_followed(files, tmp_path):
-    """The agent checks the mode of the link's target, and not the mode of the link itself."""
+    """For a link, the agent checks the mode of the target, and not the mode of the link itself."""
     (tmp_path / "link").symlink_to("state")
     assert set(FileLedger(Host(tmp_path), "/link").entries()) == {ID}
 
 
 def test_temporary_files_are_not_entries(files):
-    """A killed process may have left temporary files."""
+    """Temporary files of a killed process do not count as entries."""
     ledger, path = files
     path.with_name(".profile-loader.00.tmp").write_bytes(b"{")
     assert (set(ledger.entries()), ledger.findings) == ({ID}, [])
 
 
 def test_damaged_content_is_missing(files, tmp_path):
-    """Content in a file whose name is not the content's digest is stored again."""
+    """If a content file does not match its digest, the content is missing and can be stored
+    again.
+    """
     ledger, _ = files
     ledger.store_content(b"policy")
     digest = model.digest(b"policy")
@@ -269,7 +279,7 @@ def test_damaged_content_is_missing(files, tmp_path):
 
 
 def test_content_that_no_entry_needs_is_removed(files):
-    """The content of previous versions does not accumulate."""
+    """The ledger removes content that only previous versions needed."""
     ledger, _ = files
     ledger.store_content(b"old")
     ledger.store_content(b"new")
@@ -292,7 +302,7 @@ def test_a_state_directory_that_is_a_file_fails_each_write(tmp_path):
 
 
 def test_a_ledger_with_too_many_entries_is_not_read(tmp_path):
-    """Many entries of an earlier version or of an attack do not terminate the agent."""
+    """A very large number of entries does not crash the agent."""
     ledger = FileLedger(Host(tmp_path), "/state")
     folder = tmp_path / "state/entries"
     folder.mkdir(parents=True)
@@ -304,7 +314,7 @@ def test_a_ledger_with_too_many_entries_is_not_read(tmp_path):
 
 
 def test_a_ledger_with_too_many_bytes_is_not_read(tmp_path):
-    """A few huge entries reach the limit like many small entries."""
+    """A few huge entries reach the limit in the same way as many small entries."""
     ledger = FileLedger(Host(tmp_path), "/state")
     (tmp_path / "state/entries").mkdir(parents=True)
     with (tmp_path / "state/entries/a.json").open("wb") as file:

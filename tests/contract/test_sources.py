@@ -1,4 +1,4 @@
-"""The behaviour that all sources have in common."""
+"""Tests of the behaviour that all sources have in common."""
 
 import json
 import os
@@ -13,7 +13,7 @@ HEAD = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "web"}}
 
 
 class Tree:
-    """Profiles in the files of a directory."""
+    """Provides profiles in the files of a directory."""
 
     def __init__(self, top):
         self.path = top / "set"
@@ -33,7 +33,7 @@ class Tree:
 
 
 class Volume(Tree):
-    """Profiles in a ConfigMap volume of the kubelet."""
+    """Provides profiles in a ConfigMap volume of the kubelet."""
 
     def fill(self, **keys):
         self.path.mkdir(exist_ok=True)
@@ -48,7 +48,7 @@ class Volume(Tree):
 
 
 class File(Tree):
-    """Profiles in a ConfigMap in a file. The file is JSON, which is valid YAML."""
+    """Provides profiles in a ConfigMap in a file. The file is JSON, which is valid YAML."""
 
     def fill(self, **keys):
         self.path.write_text(json.dumps({**HEAD, "data": keys}))
@@ -62,7 +62,7 @@ class File(Tree):
 
 @pytest.fixture(params=[Tree, Volume, File], ids=lambda kind: kind.__name__.lower())
 def place(request, tmp_path):
-    """Each type of source, before the source contains any profile."""
+    """Return a source of each type that contains no profile yet."""
     return request.param(tmp_path)
 
 
@@ -72,7 +72,7 @@ def read(place):
 
 
 def test_a_snapshot_contains_the_unchanged_content_of_each_profile(place):
-    """Files that are not profiles are ignored."""
+    """A source ignores files that are not profiles."""
     place.fill(**{"a.json": '{"é": 1}\n', "mute": "[", "README.md": "x", "b.txt": "x"})
     snapshot = read(place)
     assert isinstance(snapshot, Read)
@@ -84,7 +84,7 @@ def test_a_snapshot_contains_the_unchanged_content_of_each_profile(place):
 
 
 def test_empty_missing_and_unreadable_differ_and_have_the_same_profile_set(place):
-    """The type of the snapshot shows why the set contains no profiles."""
+    """The type of a snapshot shows why a set contains no profiles."""
     snapshots = [read(place)]
     place.fill(**{"README.md": "x"})
     snapshots.append(read(place))
@@ -97,7 +97,7 @@ def test_empty_missing_and_unreadable_differ_and_have_the_same_profile_set(place
 
 
 def test_the_revision_follows_names_and_content_only(place):
-    """Equal keys have an equal revision; other content or another name has a different revision."""
+    """Equal keys have the same revision; another content or name results in another revision."""
     revisions = []
     for keys in ({"a.json": "1"}, {"a.json": "1"}, {"a.json": "2"}, {"b.json": "2"}):
         place.fill(**keys)
@@ -107,7 +107,9 @@ def test_the_revision_follows_names_and_content_only(place):
 
 
 def test_each_read_returns_the_current_profiles(place):
-    """One source is read in many passes, and its profiles change between the passes."""
+    """If the profiles of a source change between two passes, each pass reads the current
+    profiles.
+    """
     source = place.source()
     place.fill(**{"a.json": "1"})
     first = source.read()
@@ -119,7 +121,7 @@ def test_each_read_returns_the_current_profiles(place):
 
 
 def test_the_profile_set_does_not_depend_on_the_working_directory(place, monkeypatch):
-    """A relative and an absolute path have the same profile set."""
+    """A relative path and an absolute path of a source result in the same profile set."""
     place.fill(**{"a.json": "1"})
     monkeypatch.chdir(place.path.parent)
     (absolute,) = place.source().read()

@@ -1,4 +1,4 @@
-"""Properties of the checks of profile texts and of the reader of compiled policies."""
+"""Property tests of the checks of profile texts and of the reader of compiled policies."""
 
 import struct
 import tempfile
@@ -23,7 +23,9 @@ def named(name, rest):
 
 
 def profile(name, mode=0, between=b""):
-    """Return a policy with one profile; between: the fields between its name and its flags."""
+    """Return a policy with one profile; `between` contains the fields between its name and
+    flags.
+    """
     encoded = name.encode()
     flags = b"".join(b"\x02" + struct.pack("<I", flag) for flag in (0, mode, 0))
     body = b"\x05" + struct.pack("<H", len(encoded) + 1) + encoded + b"\0" + between
@@ -33,13 +35,13 @@ def profile(name, mode=0, between=b""):
     )
 
 
-# The fields between a name and its flags: none, or an attachment.
+# Between a name and its flags there are no fields, or the fields of an attachment.
 BETWEEN = (b"", named(b"xmatch_id", b"\x02" + struct.pack("<I", 1)), b"", b"")
 names = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=40)
 
 
 def is_handled(blob):
-    """Return whether the reader returns profiles or raises PolicyError."""
+    """Return whether the reader returns profiles for these bytes or raises PolicyError."""
     try:
         compiled_policy.read(blob)
     except compiled_policy.PolicyError:
@@ -49,13 +51,13 @@ def is_handled(blob):
 
 @given(st.binary(max_size=400))
 def test_any_bytes_are_handled(blob):
-    """The reader returns profiles, or raises PolicyError and no other exception."""
+    """For any bytes, the reader returns profiles or raises PolicyError, but no other exception."""
     assert is_handled(blob)
 
 
 @given(names, st.data())
 def test_a_mutated_policy_is_handled(name, data):
-    """Bytes of the policy are changed, cut or repeated."""
+    """A changed, cut or repeated policy is read, or raises PolicyError."""
     blob = bytearray(profile(name) * 2)
     for _ in range(data.draw(st.integers(1, 4))):
         blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255))
@@ -64,7 +66,7 @@ def test_a_mutated_policy_is_handled(name, data):
 
 @given(st.lists(st.tuples(names, st.sampled_from(sorted(compiled_policy.MODES))), max_size=4))
 def test_every_declared_profile_is_found(declared):
-    """Names and modes are read from the policy in the order of the policy."""
+    """The reader returns names and modes in the order of the policy."""
     blob = b"".join(profile(name, mode) for name, mode in declared)
     declarations = [
         (profile.name, profile.mode, profile.has_attachment)
@@ -88,7 +90,7 @@ def test_a_cut_policy_is_an_error(name):
 
 @given(st.text(max_size=400))
 def test_any_text_is_checked(source):
-    """The checks of a text raise no exception."""
+    """The checks of a text never raise an exception."""
     source_checks.errors(source.encode("utf-8", "surrogatepass"))
     escape_rules.warnings(source)
     source_checks.variable_names(source)
@@ -96,7 +98,7 @@ def test_any_text_is_checked(source):
 
 @given(st.binary(max_size=2000), st.binary(max_size=200))
 def test_a_parser_message_is_one_bounded_printable_line(stderr, source):
-    """Every output of the parser becomes one printable line of bounded length."""
+    """Every output of the parser is converted to one printable line of limited length."""
     quotable = parser_messages.QuotableWords(
         source=source, words={"error"}, include_dir="/etc/apparmor.d"
     )
@@ -111,7 +113,7 @@ def test_a_parser_message_is_one_bounded_printable_line(stderr, source):
     )
 )
 def test_the_cache_returns_the_declared_profiles_of_a_policy(declared):
-    """The cached names, modes, attachments and hashes are the same as in the policy."""
+    """The cache returns the same names, modes, attachments and hashes as the policy."""
     between = zip(declared, BETWEEN, strict=False)
     blob = b"".join(profile(name, mode, fields) for (name, mode), fields in between)
     with tempfile.TemporaryDirectory() as root:
@@ -135,7 +137,9 @@ def test_the_cache_returns_the_declared_profiles_of_a_policy(declared):
     st.data(),
 )
 def test_a_rewrapped_policy_declares_the_same_profiles_in_other_bytes(declared, data):
-    """The kernel's hash of each profile and the alignment of its tables do not change."""
+    """A rewritten policy keeps the kernel's hash of each profile and the alignment of its
+    tables.
+    """
     blobs = [profile(name, mode) for name, mode in declared]
     included = data.draw(st.sets(st.sampled_from([name for name, _ in declared]), min_size=1))
     filler = data.draw(st.binary(min_size=8, max_size=40))
@@ -156,7 +160,7 @@ def test_a_rewrapped_policy_declares_the_same_profiles_in_other_bytes(declared, 
     }
     assert hashes(compiled_policy.read(rewrapped)) == before
     assert compiled_policy.names(rewrapped) == included
-    # Each profile has a version header with the filler.
+    # Each profile in the rewritten policy has a version header with the filler.
     assert rewrapped.count(b"version\0" + filler) >= len(included)
     sources = b"".join(blobs[:3]), b"".join(blobs[3:])
     for name in included:

@@ -1,4 +1,4 @@
-"""Properties of planning and executing passes, for arbitrary histories of a node."""
+"""Property tests of planning and executing passes, for any history of a node."""
 
 import contextlib
 import copy
@@ -59,7 +59,7 @@ CHANGES = st.one_of(
     st.tuples(st.just("use"), NAMES),
     st.tuples(st.just("free"), NAMES),
     st.tuples(st.just("reboot"), st.just("")),
-    # Other programs load any content, or the same content, with or without a removal before.
+    # Other programs load other content or the same content, with or without an earlier removal.
     st.tuples(st.just("load"), NAMES),
     st.tuples(st.just("replace"), NAMES),
     st.tuples(st.just("reload"), NAMES),
@@ -105,7 +105,7 @@ def apply_changes(node, changes):
 
 
 def passes_with_failures(history, foreign):
-    """Yield the node and the snapshots before each pass of a history with failures."""
+    """Yield the node and the snapshots before each pass of a history that contains failures."""
     node = Node(loaded=dict(foreign))
     for snapshot, changes, full in history:
         apply_changes(node, changes)
@@ -146,7 +146,7 @@ def owned(node):
 )
 @given(HISTORY, FOREIGN, st.booleans())
 def test_a_repeated_pass_changes_nothing(history, foreign, readable):
-    """If neither the node nor the sources change, a third pass has no effect."""
+    """If neither the node nor the sources change, another pass has no effect."""
     node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, changes in history:
         apply_changes(node, changes)
@@ -160,7 +160,7 @@ def test_a_repeated_pass_changes_nothing(history, foreign, readable):
 
 @given(HISTORY, FOREIGN)
 def test_foreign_profiles_are_never_changed(history, foreign):
-    """Foreign content is neither replaced nor removed in any history, unless it was adopted."""
+    """In every history, foreign content is neither replaced nor removed, unless it was adopted."""
     node = Node(loaded=dict(foreign))
     for snapshot, _ in history:
         foreign_profiles = {
@@ -200,7 +200,7 @@ def test_no_object_of_another_program_is_removed(history, foreign, readable):
 @settings(max_examples=300)
 @given(HISTORY, FOREIGN, st.booleans())
 def test_only_recorded_content_of_another_program_is_replaced(history, foreign, readable):
-    """Foreign content is replaced only if the ledger has evidence of the same content (ADR 7)."""
+    """Foreign content is only replaced if the ledger has evidence of the same content (ADR 7)."""
     node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, changes in history:
         apply_changes(node, changes)
@@ -240,7 +240,7 @@ def test_only_recorded_content_of_another_program_is_replaced(history, foreign, 
 @settings(max_examples=300)
 @given(HISTORY, FOREIGN, st.booleans())
 def test_a_profile_that_this_agent_loaded_is_removed_eventually(history, foreign, readable):
-    """A profile that the agent loaded last is removed once no key desires it."""
+    """A profile that the agent loaded is removed after no key desires it any more."""
     node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, changes in history:
         apply_changes(node, changes)
@@ -260,7 +260,9 @@ def test_a_profile_that_this_agent_loaded_is_removed_eventually(history, foreign
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
 def test_a_profile_that_this_agent_loaded_stays_agent_owned(history, foreign):
-    """Despite rejections and failed writes, the ledger records each profile the agent loaded."""
+    """Even with rejections and failed writes, the ledger records each profile that the agent
+    loaded.
+    """
     for node, snapshot in passes_with_failures(history, foreign):
         run_pass(node, [snapshot])
         node.number()
@@ -275,7 +277,7 @@ def test_a_profile_that_this_agent_loaded_stays_agent_owned(history, foreign):
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
 def test_every_profile_that_is_reported_as_installed_is_on_the_node(history, foreign):
-    """At the end of a pass, each reported profile is on the node with the reported content."""
+    """After a pass, each profile that it reports as installed is on the node with that content."""
     for node, snapshot in passes_with_failures(history, foreign):
         for outcome in run_pass(node, [snapshot]):
             action = outcome.action
@@ -289,7 +291,7 @@ def test_every_profile_that_is_reported_as_installed_is_on_the_node(history, for
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
 def test_passes_over_an_unchanged_node_stop_installing(history, foreign):
-    """Even if every pass has a rejection, later passes do not install the profiles again."""
+    """Even if every pass has a rejection, later passes do not install the same profiles again."""
     for node, snapshot in passes_with_failures(history, foreign):
         for _ in range(4):
             run_pass(node, [snapshot])
@@ -306,7 +308,7 @@ def test_passes_over_an_unchanged_node_stop_installing(history, foreign):
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
 def test_no_name_of_a_current_key_is_removed(history, foreign):
-    """The name stays even if the node or the agent rejects the key, or if two keys conflict."""
+    """A name of a current key stays even if the key is rejected or conflicts with another key."""
     for node, snapshot in passes_with_failures(history, foreign):
         node.removed.clear()
         run_pass(node, [snapshot])
@@ -332,7 +334,7 @@ def test_an_unobservable_kind_is_not_changed(history, foreign, last):
 
 @given(HISTORY)
 def test_no_profile_in_use_is_removed(history):
-    """A profile that confines a process is never removed, whether or not a source desires it."""
+    """A profile that confines a process is never removed, even if no source desires it."""
     node = Node()
     for snapshot, changes in history:
         apply_changes(node, changes)
@@ -343,7 +345,7 @@ def test_no_profile_in_use_is_removed(history):
 
 @given(SETS, KEYS)
 def test_a_rejected_update_keeps_the_last_good_version(keys, rejected_key):
-    """If an update of a key is rejected, all its profiles stay on the node unchanged."""
+    """If an update of a key is rejected, all profiles of the key stay on the node unchanged."""
     node = Node()
     run_pass(node, [read(keys)])
     before = dict(node.loaded)
@@ -357,7 +359,7 @@ def test_a_rejected_update_keeps_the_last_good_version(keys, rejected_key):
 
 @given(SETS, st.permutations(["one.profile", "two.profile", "three.profile"]))
 def test_renamed_keys_keep_their_profiles(keys, order):
-    """Renaming keys neither removes nor reloads their profiles."""
+    """If keys are renamed, their profiles are neither removed nor loaded again."""
     node = Node()
     run_pass(node, [read(keys)])
     loaded = dict(node.loaded)
@@ -389,11 +391,11 @@ def test_renamed_keys_keep_their_profiles(keys, order):
     7,
 )
 def test_a_kill_at_any_step_ends_in_the_same_state(history, foreign, step):
-    """After a kill at any effect, the next passes reach the same state as an undisturbed pass.
+    """If the agent is killed at any step, the next passes reach the same state as without the kill.
 
-    The only exceptions are adopted profiles that are restored after a reboot. After a kill it is
-    unknown whether the agent or another program loaded an adopted profile. In this case the profile
-    stays adopted, and is never removed.
+    Adopted profiles that are restored after a reboot are the only exception. After a kill, the
+    agent cannot know whether it or another program loaded such a profile. The profile then stays
+    adopted, and is never removed.
     """
     node = Node(loaded=dict(foreign))
     for snapshot, changes in history[:-1]:

@@ -1,4 +1,4 @@
-"""Properties of labels and selectors, for every name and every report."""
+"""Property tests of labels and selectors, for every name and every report."""
 
 import hashlib
 import re
@@ -13,8 +13,8 @@ from agent.core.selector import Selector, Term
 from agent.core.vocabulary import Reason
 
 D = "example.org"
-# kubernetes, apimachinery/pkg/util/validation/validation.go: qualifiedNameFmt, dns1123SubdomainFmt,
-# labelValueFmt, and their lengths.
+# These patterns and lengths come from kubernetes, apimachinery/pkg/util/validation/validation.go:
+# qualifiedNameFmt, dns1123SubdomainFmt, labelValueFmt.
 NAME = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
 PREFIX = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 STATES = (
@@ -36,7 +36,7 @@ names = texts | hashes | st.text("0123456789abcdef-", min_size=20, max_size=24)
 def rows(draw):
     kind = draw(st.sampled_from(["apparmor", "seccomp"]))
     state = draw(st.sampled_from(STATES))
-    # Only a rejected key can lack a profile name.
+    # Only a rejected key can have no profile name.
     name = draw(st.text("ab/_", min_size=0 if state == "rejected" else 1, max_size=3))
     return ProfileStatus(
         kind=kind,
@@ -55,7 +55,7 @@ def rows(draw):
 
 @st.composite
 def reports(draw):
-    # On a node, each name has a single content.
+    # On a node, each name has exactly one content.
     built = tuple(draw(st.lists(rows(), max_size=8, unique_by=lambda row: (row.kind, row.name))))
     states = st.sampled_from(["read", "missing", "unreadable", "emptied"])
     origins = sorted({row.profile_set for row in built})
@@ -70,7 +70,7 @@ def reports(draw):
 
 @st.composite
 def cases(draw):
-    """Return a report, and agent labels that the Node may have."""
+    """Return a report, and labels of the agent that the Node may have."""
     built = draw(reports())
     keys = sorted(labels.labels_for(_verified(built), domain=D, digest=True, present={}).labels)
     some = draw(st.lists(st.sampled_from(keys), unique=True))
@@ -78,7 +78,7 @@ def cases(draw):
 
 
 def _verified(built):
-    """Return the report in which everything was installed."""
+    """Return the report with every profile installed."""
     installed_rows = (
         replace(row, state="installed", desired=True, reason="")
         for row in built.profiles
@@ -99,7 +99,9 @@ def valid(key):
 
 @given(names)
 def test_every_name_has_a_valid_label_key(text):
-    """A single unusual name must not make the API server reject all labels."""
+    """An unusual name results in a valid label key, so that the API server rejects no other
+    label.
+    """
     for kind in ("apparmor", "seccomp"):
         key = labels.label_key(kind, text, D)
         assert valid(key)
@@ -108,7 +110,7 @@ def test_every_name_has_a_valid_label_key(text):
 
 @given(names)
 def test_a_name_always_has_the_same_recognizable_label_key(text):
-    """The key contains the name with replaced slashes, or a shortened name with its hash."""
+    """A label key contains the name with replaced slashes, or a shortened name with its hash."""
     name = labels.label_name(text)
     assert labels.label_name(text) == name
     digits = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
@@ -126,14 +128,14 @@ def test_two_names_with_the_same_label_key_have_the_same_hash(first, second):
 
 @given(names)
 def test_a_name_that_imitates_a_label_key_has_a_different_label_key(text):
-    """A profile with an imitating name cannot get the label of another profile."""
+    """A profile whose name imitates another name cannot get the label of the other profile."""
     name = labels.label_name(text)
     assert name == text or labels.label_name(name) != name or name.replace("__", "/") == text
 
 
 @given(cases(), st.integers(0, 12), st.booleans())
 def test_labels_are_added_for_verified_profiles_only(case, limit, digest):
-    """Existing labels of unobservable profiles stay, and undesired profiles have no label."""
+    """Unobservable profiles keep their labels, and undesired profiles have no label."""
     built, present = case
     computed = labels.labels_for(
         built, domain=D, digest=digest, limit=limit, present=present
@@ -173,9 +175,9 @@ def _digest_key(row):
 
 @given(cases(), st.integers(0, 12))
 def test_the_limit_holds_and_existing_labels_have_precedence(case, limit):
-    """Only the labels that describe the node's support may replace an existing label.
+    """Only labels about the support of the node may replace existing labels at the limit.
 
-    Labels of names precede labels of digests, because a digest without its name is useless.
+    Labels of names have priority over labels of digests, which are useless without the name.
     """
     built, present = case
     unlimited = labels.labels_for(built, domain=D, limit=1000, present=present)
@@ -192,9 +194,9 @@ def test_the_limit_holds_and_existing_labels_have_precedence(case, limit):
 
 @given(cases(), st.integers(1, 12))
 def test_labels_that_were_published_stay(case, limit):
-    """The same report on a Node with these labels results in the same labels."""
+    """If a Node already has the labels of a report, the same report results in the same labels."""
     built, present = case
-    # A lower limit may remove the label of an unobservable profile, and then the label of its
+    # A lower limit may remove the label of an unobservable profile, and then also the label of its
     # profile set.
     assume(limit > len(present) or all(row.state != "unobservable" for row in built.profiles))
     once = labels.labels_for(built, domain=D, digest=True, limit=limit, present=present).labels
@@ -203,7 +205,7 @@ def test_labels_that_were_published_stay(case, limit):
 
 @given(reports())
 def test_labels_stay_while_nothing_can_be_observed(built):
-    """After the installation, the node becomes unobservable and no source is readable."""
+    """If neither the node nor a source can be read, the labels of installed profiles stay."""
     before = labels.labels_for(_verified(built), domain=D, digest=True, present={}).labels
     unobservable = replace(
         _verified(built),
@@ -215,7 +217,7 @@ def test_labels_stay_while_nothing_can_be_observed(built):
 
 @given(cases())
 def test_every_label_is_valid_and_has_a_prefix_of_the_agent(case):
-    """All labels are in one request, so that one invalid label would make the request fail."""
+    """One request contains all labels, so a single invalid label would make it fail."""
     built, present = case
     for key, value in labels.labels_for(
         built, domain=D, digest=True, present=present
@@ -227,7 +229,7 @@ def test_every_label_is_valid_and_has_a_prefix_of_the_agent(case):
 
 @given(reports())
 def test_a_node_selector_selects_a_node_with_the_profile(built):
-    """The printed nodeSelector is equal to the label on the Node."""
+    """The printed nodeSelector matches the label on the Node."""
     computed = labels.labels_for(built, domain=D, limit=1000, present={})
     collided = {
         finding.location for finding in computed.findings if finding.code == "label_collision"
@@ -240,7 +242,7 @@ def test_a_node_selector_selects_a_node_with_the_profile(built):
 
 @given(st.text("aD0-./", max_size=12), names)
 def test_a_label_without_a_prefix_of_the_agent_is_foreign(prefix, name):
-    """A label key with a similar domain, or without a name, is foreign."""
+    """A label key with a similar domain or without a name is foreign."""
     own = {D, *(f"{part}.{D}" for part in
                 ("apparmor", "seccomp", "set", "apparmor-digest", "seccomp-digest"))}  # fmt: skip
     last = labels.label_name(name)
@@ -263,7 +265,7 @@ terms = st.builds(Term, key=keys, relation=st.sampled_from(["exists", "absent"])
 
 @st.composite
 def written(draw, term):
-    """Write a term in a random notation with the same meaning."""
+    """Write a term in one of its notations, all of which have the same meaning."""
     space = draw(st.sampled_from(["", " ", "  "]))
     if term.relation == "exists":
         return f"{space}{term.key}{space}"
@@ -279,14 +281,14 @@ def written(draw, term):
 
 @given(st.data(), st.lists(terms, min_size=1, max_size=4))
 def test_a_selector_is_parsed_to_its_terms(data, chosen):
-    """Every notation of the terms is parsed to the same terms, in the same order."""
+    """Every notation of some terms is parsed to the same terms, in the same order."""
     text = ",".join(data.draw(written(term)) for term in chosen)
     assert selector.parse(text) == Selector(terms=tuple(chosen))
 
 
 @given(st.lists(terms, max_size=4), st.dictionaries(keys, values, max_size=4))
 def test_a_selector_selects_objects_that_match_all_terms(chosen, present):
-    """An absent label matches no `in` condition."""
+    """A missing label matches no `in` condition."""
     expected = all(
         {
             "exists": term.key in present,
@@ -301,7 +303,7 @@ def test_a_selector_selects_objects_that_match_all_terms(chosen, present):
 
 @given(st.text("ab=!,()- in/", max_size=16) | st.text(max_size=16))
 def test_a_text_is_a_selector_or_is_rejected(text):
-    """Only a blank selector selects everything."""
+    """Only a blank selector matches everything."""
     try:
         parsed = selector.parse(text)
     except ValueError:

@@ -14,7 +14,9 @@ from agent.host import reading
 @example(b"abc", 1, 2)
 @given(st.binary(max_size=300), st.integers(0, 400), st.integers(0, 400))
 def test_the_whole_content_is_read_for_any_reported_size(written, size, limit):
-    """A file that grew, shrank or is in /proc is read to its end, or to one byte over the limit."""
+    """A file that grew or shrank, or that is in /proc, is read up to its end or one byte over the
+    limit.
+    """
     with tempfile.TemporaryFile() as file:
         file.write(written)
         file.seek(0)
@@ -23,7 +25,7 @@ def test_the_whole_content_is_read_for_any_reported_size(written, size, limit):
 
 @pytest.mark.parametrize("size", [0, 1 << 20])
 def test_a_file_that_is_returned_in_parts_is_read_to_its_end(size):
-    """One read of a file in /proc may return only a part of the file."""
+    """A file in /proc is read to its end, even if one read returns only a part of it."""
     with open("/proc/self/maps", "rb", buffering=0) as file:  # noqa: PTH123 - its descriptor
         content = reading.read_all(file.fileno(), size)
     assert content.count(b"[stack]") == 1
@@ -31,7 +33,7 @@ def test_a_file_that_is_returned_in_parts_is_read_to_its_end(size):
 
 
 def test_a_number_in_proc_sys_is_read_completely():
-    """The kernel returns the number only to the first read, and reports the file size 0."""
+    """A number in /proc/sys is read completely, although fstat reports the size 0."""
     with open("/proc/sys/kernel/pid_max", "rb", buffering=0) as file:  # noqa: PTH123 - its descriptor
         content = reading.read_all(file.fileno(), os.fstat(file.fileno()).st_size)
     assert content == Path("/proc/sys/kernel/pid_max").read_bytes()

@@ -1,4 +1,4 @@
-"""Properties of the seccomp checks."""
+"""Property tests of the checks of seccomp profiles."""
 
 import json
 from pathlib import Path
@@ -69,7 +69,7 @@ def inspect(content, machine="x86_64", **options):
 
 
 def always_holds(condition):
-    """Return whether a condition compares no bits, so that it is always true."""
+    """Return whether a condition compares no bits, which means that it is always true."""
     return (
         condition["op"] == "SCMP_CMP_MASKED_EQ"
         and condition["value"] == condition.get("valueTwo", 0) == 0
@@ -77,7 +77,7 @@ def always_holds(condition):
 
 
 def effective(tree):
-    """Return the action of the first unconditional rule for each call on x86_64."""
+    """Return the action of the first rule without conditions for each call on x86_64."""
     default = (tree["defaultAction"], tree.get("defaultErrnoRet"))
     actions = {}
     for rule in tree.get("syscalls") or []:
@@ -97,7 +97,7 @@ def effective(tree):
 
 @given(st.binary(max_size=200) | anything.map(lambda tree: json.dumps(tree).encode()))
 def test_any_bytes_are_accepted_or_rejected(content):
-    """A rejection has at least one error."""
+    """A rejected profile has at least one error."""
     inspected = inspect(content)
     if isinstance(inspected, Rejection):
         assert any(finding.severity == "error" for finding in inspected.findings)
@@ -120,7 +120,7 @@ def test_the_canonical_form_is_its_own_canonical_form(tree, machine, form):
 @settings(max_examples=300)
 @given(profiles)
 def test_the_canonical_form_has_the_same_effect(tree):
-    """The comparison considers the calls without conditions."""
+    """For calls without conditions, the canonical form has the same actions as the profile."""
     inspected = inspect(json.dumps(tree).encode())
     if isinstance(inspected, Profile):
         assert effective(json.loads(backend().body(inspected))) == effective(tree)
