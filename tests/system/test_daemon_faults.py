@@ -229,7 +229,7 @@ def test_a_source_directory_that_is_created_again_is_read(daemon):
 
 
 def test_a_failed_watch_is_logged_and_replaced(daemon):
-    """watchdog fails for a directory that was moved out of the tree, and the agent recovers."""
+    """Watchdog fails for a directory that was moved out of the tree, and the agent recovers."""
     daemon.start()
     settled(daemon, a=1)
     sub, away = daemon.source / "sub", daemon.root / "away"

@@ -73,7 +73,7 @@ def test_the_label_domain_comes_from_one_place(tmp_path, components):
 
 @every_selection
 def test_the_policy_is_applied_before_the_rights(components):
-    """kustomize writes the policy before the rights, and kubectl applies objects in this order."""
+    """Kustomize writes the policy before the rights, and kubectl applies objects in this order."""
     order = [kind for kind, _ in kustomize.objects(*components)]
     assert order.index("ValidatingAdmissionPolicyBinding") < order.index("ClusterRoleBinding")
     assert order.index("ValidatingAdmissionPolicy") < order.index("ClusterRoleBinding")
