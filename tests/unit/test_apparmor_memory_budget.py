@@ -5,7 +5,7 @@ import os
 import pytest
 
 from agent.backends.apparmor import memory_budget
-from agent.core.model import Rejection
+from agent.core.model import Pending, Rejection
 from tests.inspection import inspected
 from tests.unit.test_apparmor_compile import runs, script_backend, source_keys
 from tests.unit.test_apparmor_faults import write
@@ -37,12 +37,11 @@ def stat(inactive, active):
 
 @pytest.mark.parametrize("path", ["/", "/system.slice/agent.service"])
 @pytest.mark.parametrize(
-    ("limit", "expected"), [(512 * MIB, 396 * MIB), (128 * MIB, 64 * MIB), (8 << 30, 1 << 30)]
+    ("limit", "expected"),
+    [(512 * MIB, 396 * MIB), (140 * MIB, 24 * MIB), (100 * MIB, 0), (8 << 30, 1 << 30)],
 )
 def test_the_parser_may_use_the_memory_that_the_container_has_left(tmp_path, path, limit, expected):
-    """The budget is the limit without the usage (minus page cache) and a reserve: 64 MiB to 1
-    GiB.
-    """
+    """The budget is the limit minus usage (without page cache) and a reserve, at most 1 GiB."""
     files = {"max": limit, "current": 150 * MIB, "stat": stat(30 * MIB, 20 * MIB)}
     assert memory_budget.available_bytes(*cgroup(tmp_path, path, **files)) == expected
 
@@ -83,10 +82,10 @@ def test_without_a_memory_cgroup_the_parser_may_use_the_maximum(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("left", "expected"), [(1024, [64, 960]), (128, [64, 64]), (100, [64, 100]), (10, [64, 64])]
+    ("left", "expected"), [(1024, [64, 960]), (128, [64, 64]), (100, [64, 100]), (40, [40, 40])]
 )
 def test_each_run_gets_the_memory_that_is_left(tmp_path, left, expected):
-    """A quick run gets 64 MiB; a full run leaves 64 MiB for a second parser if possible."""
+    """A quick run gets 64 MiB at most; a full run leaves 64 MiB for a second parser if possible."""
     backend = backend_with(tmp_path, f"{WAIT}ulimit -v >> {tmp_path}/runs; exit 1", left)
     inspected(backend, *source_keys("profile x {}"))
     assert [int(kib) // 1024 for kib in runs(tmp_path)] == expected
@@ -119,15 +118,46 @@ def test_the_memory_of_a_running_parser_is_subtracted_once(tmp_path):
     assert (tmp_path / "both").exists()
 
 
-def test_no_second_parser_starts_while_only_the_minimum_is_left(tmp_path):
-    """Even if all memory is in use, the reported budget is the minimum."""
+def test_no_second_parser_starts_with_less_than_the_minimum(tmp_path):
+    """The agent or the running parser may have used up the memory since the first start."""
     text = f"cd {tmp_path}; mkdir busy || touch both; sleep 0.2; rmdir busy"
     before_the_first_run = iter([128])
     backend = script_backend(
-        tmp_path, text, free_memory=lambda: next(before_the_first_run, 64) * MIB
+        tmp_path, text, free_memory=lambda: next(before_the_first_run, 63) * MIB
     )
     inspected(backend, *source_keys("1", "2", "3"))
     assert not (tmp_path / "both").exists()
+
+
+def test_without_memory_no_parser_starts(tmp_path):
+    """A parser would make the kernel end the container, so the text is compiled later."""
+    backend = backend_with(tmp_path, f"touch {tmp_path}/started", left=10)
+    (result,) = inspected(backend, *source_keys("profile x {}"))
+    assert isinstance(result, Pending)
+    assert NO_MEMORY in result.findings[0].message
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_parser_ends_when_the_memory_runs_out(tmp_path):
+    """The agent may need more memory while a parser runs."""
+    text = f"touch {tmp_path}/started; exec sleep 600"
+    backend = script_backend(
+        tmp_path, text, free_memory=lambda: 0 if (tmp_path / "started").exists() else 64 * MIB
+    )
+    (result,) = inspected(backend, *source_keys("profile x {}"))
+    assert isinstance(result, Pending)
+    assert NO_MEMORY in result.findings[0].message
+
+
+def test_a_text_is_not_rejected_for_a_lack_of_memory_in_the_container(tmp_path):
+    """With the usual memory, the parser might have compiled the text."""
+    backend = backend_with(tmp_path, "echo Out of memory >&2; exit 10", left=63)
+    (result,) = inspected(backend, *source_keys("profile x {}"))
+    assert isinstance(result, Pending)
+    assert NO_MEMORY in result.findings[0].message
+
+
+NO_MEMORY = "the container of the agent has too little memory left"
 
 
 def backend_with(tmp_path, text, left=1024):

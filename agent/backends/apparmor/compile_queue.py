@@ -11,9 +11,9 @@ quarter of the time, so that a new text waits for at most one of them.
 
 A text is only rejected if the parser itself used too much CPU time or memory, or produced too much
 output, in a run with the longest slice and with all of the memory that the parser may use. If a run
-ended at its wall-clock limit or by a signal, it proves nothing about the text: another process,
-such as the kernel's OOM killer, may have ended the parser. After such a run, the daemon compiles
-the text again later; a command reports that the text has no result.
+ended at its wall-clock limit, by a signal or for lack of memory in the container, it proves nothing
+about the text: another process, such as the kernel's OOM killer, may have ended the parser. After
+such a run, the daemon compiles the text again later; a command reports that the text has no result.
 """
 
 import math
@@ -208,7 +208,12 @@ class CompileQueue:
             case RunFailure.SIGNAL if task.is_quick:
                 task.is_quick = False
                 task.level += 1
-            case RunFailure.WALL_CLOCK | RunFailure.NOT_STARTED | RunFailure.SIGNAL:
+            case (
+                RunFailure.WALL_CLOCK
+                | RunFailure.NOT_STARTED
+                | RunFailure.NO_MEMORY
+                | RunFailure.SIGNAL
+            ):
                 self._postpone(task, run, now)
             case RunFailure.CPU_TIME | RunFailure.MEMORY | RunFailure.OUTPUT:
                 if not task.is_quick and self.slice_seconds(task) >= self.cpu_limit:
@@ -242,7 +247,7 @@ class CompileQueue:
         # A command does not retry, because the retries of many texts would never end.
         task.retry_at = now + delay if self.pauses_slow_texts else math.inf
         task.failure = run
-        if run.outcome is not RunFailure.NOT_STARTED:
+        if run.outcome not in (RunFailure.NOT_STARTED, RunFailure.NO_MEMORY):
             # A parser without memory may hang, so the next run gets more memory.
             task.is_quick = False
         if run.outcome is RunFailure.SIGNAL and self.slice_seconds(task) < self.cpu_limit:

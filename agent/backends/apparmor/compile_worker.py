@@ -10,7 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from agent.backends.apparmor import memory_budget
@@ -31,6 +31,12 @@ class CompileResult:
     key: str
     context: str
     result: ParserResult
+
+
+_NO_MEMORY: Final = ParserRun(
+    outcome=RunFailure.NO_MEMORY,
+    detail="the container of the agent has too little memory left",
+)
 
 
 class CompileWorker:
@@ -178,20 +184,28 @@ class CompileWorker:
 
     def _compile(self, task: CompileTask, memory: int) -> ParserRun:
         """Run the parser. If threads or memory are missing, return a run that did not start."""
+        if memory < memory_budget.LEAST_PARSER_BYTES:
+            return _NO_MEMORY
         try:
-            return self._parser.run(
+            run = self._parser.run(
                 task.text,
                 task.features,
                 limits=ParserLimits(
                     cpu_seconds=self._queue.slice_seconds(task), memory_bytes=memory
                 ),
                 is_quick=task.is_quick,
-                is_cancelled=lambda: self._is_cancelled(task),
+                is_cancelled=lambda: self._is_cancelled(task) or not self._free_memory(),
             )
         # RuntimeError: the system cannot start another thread
         except (RuntimeError, MemoryError) as error:
             detail = f"the agent could not run the parser: {error!r}"
             return ParserRun(outcome=RunFailure.NOT_STARTED, detail=detail)
+        is_short = memory < memory_budget.MIN_PARSER_BYTES and not task.is_quick
+        if (run.outcome is RunFailure.MEMORY and is_short) or (
+            run.outcome is RunFailure.CANCELLED and not self._is_cancelled(task)
+        ):
+            return replace(_NO_MEMORY, seconds=run.seconds)
+        return run
 
     def _next(self) -> tuple[CompileTask | None, int]:
         """Wait for a text that may run now. Return the text with its memory limit, or None to
@@ -199,10 +213,11 @@ class CompileWorker:
         """
         while not self._is_stopped:
             memory = 0 if self._has_backlog() else self._memory_left()
-            task = self._queue.take(time.monotonic()) if memory else None
+            can_run = memory or not (self._reserved or self._has_backlog())
+            task = self._queue.take(time.monotonic()) if can_run else None
             if task is not None:
                 if task.is_quick:
-                    memory = memory_budget.MIN_PARSER_BYTES
+                    memory = min(memory, memory_budget.MIN_PARSER_BYTES)
                 elif (
                     not self._reserved
                     and memory >= 2 * memory_budget.MIN_PARSER_BYTES
@@ -215,7 +230,7 @@ class CompileWorker:
                 return task, memory
             retry = self._queue.next_retry()
             left = None if retry is None else max(0.01, retry - time.monotonic())
-            self._changed.wait(left if memory else None)
+            self._changed.wait(left if can_run else None)
         return None, 0
 
     def _has_backlog(self) -> bool:
@@ -227,15 +242,13 @@ class CompileWorker:
 
         Each running parser may use all of the memory that is reserved for it. The current free
         memory already lacks the memory that running parsers use, so the reservations are subtracted
-        from the free memory at the time when no parser ran. The reported free memory is never less
-        than the minimum, so the minimum can mean that no memory is left.
+        from the free memory at the time when no parser ran. Only a parser that runs alone may use
+        less than the minimum.
         """
         free = self._free_memory()
         if not self._reserved:
             self._idle_memory = free
-            return max(free, memory_budget.MIN_PARSER_BYTES)
-        if free <= memory_budget.MIN_PARSER_BYTES:
-            return 0
+            return free
         left = min(free, self._idle_memory - sum(self._reserved.values()))
         return left if left >= memory_budget.MIN_PARSER_BYTES else 0
 

@@ -3,14 +3,17 @@
 With memory.oom.group, which the kubelet sets since 1.28 under cgroup v2, the kernel ends the whole
 container when one process exceeds the limit. Without memory.oom.group, the kernel ends the largest
 process, which may be the agent. The parser's own limit is therefore lower than the memory that the
-container has left.
+container has left, and no parser runs if less than LEAST_PARSER_BYTES are left.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+# A text is rejected for its memory use only after a run with at least this much memory.
 MIN_PARSER_BYTES: Final = 64 << 20
+# Most public profiles compile with this much memory.
+LEAST_PARSER_BYTES: Final = 16 << 20
 MAX_PARSER_BYTES: Final = 1 << 30
 # This memory is reserved for the agent and for the output of a running parser.
 _RESERVE_BYTES: Final = 16 << 20
@@ -48,11 +51,11 @@ def limit_bytes(
 def available_bytes(
     own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> int:
-    """Return the memory that all new parsers together may use now, between minimum and maximum.
+    """Return the memory that new parsers may use together now, at most MAX_PARSER_BYTES.
 
     The memory of running parsers counts as used. The page cache does not count as used, because the
-    kernel reclaims the page cache (cgroup-v2.rst). If the usage is unknown, the function assumes
-    that no memory is left.
+    kernel reclaims the page cache (cgroup-v2.rst). If the usage is unknown, the result is
+    MIN_PARSER_BYTES.
     """
     limit = limit_bytes(own, root)
     if limit is None:
@@ -63,8 +66,8 @@ def available_bytes(
         fields = dict(line.split() for line in files.statistics.read_text().splitlines())
         used -= sum(int(fields[field]) for field in files.page_cache)
     except (OSError, ValueError, KeyError):
-        used = limit
-    return max(MIN_PARSER_BYTES, min(MAX_PARSER_BYTES, limit - used - _RESERVE_BYTES))
+        return MIN_PARSER_BYTES
+    return max(0, min(MAX_PARSER_BYTES, limit - used - _RESERVE_BYTES))
 
 
 def _files(own: Path, root: Path) -> _Files:

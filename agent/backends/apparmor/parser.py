@@ -59,6 +59,8 @@ class RunFailure(enum.Enum):
     """The parser crashed, or another process killed the parser."""
     CANCELLED = "cancelled"
     NOT_STARTED = "not_started"
+    NO_MEMORY = "no_memory"
+    """The container had less memory left than a decision about the text needs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
