@@ -69,7 +69,10 @@ def test_it_is_configured_as_documented(built):
     labels = {k: v for k, v in built.config["Labels"].items() if k.startswith(about)}
     assert {**built.config, "Labels": labels} == {
         "Entrypoint": ["profile-loader"],
-        "Env": ["PATH=/opt/profile-loader/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
+        "Env": [
+            "PATH=/opt/profile-loader/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "MALLOC_ARENA_MAX=2",
+        ],
         "ExposedPorts": {"9808/tcp": {}},
         "Labels": {
             about + "title": "profile-loader",

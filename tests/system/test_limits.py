@@ -9,6 +9,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.cluster import Cluster
+from tests.system.cluster import Cluster, free_port
 from tests.system.guest import pace
 from tests.system.memory import joining, manifest_limit, memory_group
 
@@ -24,9 +25,10 @@ NODE, NAMESPACE = "node-limits", "limits"
 BOOT_ID = "11111111-2222-3333-4444-555555555555"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 SELECTED = {"profiles": "true"}
-# These limits repeat those of agent/core/admission.py, so that a change of the limits fails a test.
+# These limits repeat those of the agent, so that a change of the limits fails a test.
 KEYS = 3000
 LEDGER_ENTRIES = 6000
+MIN_PARSER_BYTES = 64 << 20
 
 
 def seccomp(call="chmod"):
@@ -57,7 +59,8 @@ class Agent:
         boot = self.root / "proc/sys/kernel/random/boot_id"
         boot.parent.mkdir(parents=True)
         boot.write_text(BOOT_ID + "\n")
-        self.process, self.end = None, contextlib.ExitStack()
+        self.process, self.group, self.end = None, None, contextlib.ExitStack()
+        self.port = free_port()
         cluster.kubectl("create", "namespace", NAMESPACE)
         cluster.node(NODE, BOOT_ID)
         self.kubeconfig = cluster.write_kubeconfig("agent", "admin")
@@ -67,7 +70,9 @@ class Agent:
 
         In a control group of version 1, the kernel would kill the largest process.
         """
-        group = self.end.enter_context(memory_group(manifest_limit())) if is_alone else None
+        group = self.group = (
+            self.end.enter_context(memory_group(manifest_limit())) if is_alone else None
+        )
         command = [
             *joining(group),
             sys.executable, "-m", "agent",
@@ -76,12 +81,11 @@ class Agent:
             "--kubeconfig", str(self.kubeconfig),
             "--host-root", str(self.root),
             "--log-format", "json",
-            "--http-address", "off",
+            "--http-address", f"127.0.0.1:{self.port}",
             *(more or ("--kinds", "seccomp")),
         ]  # fmt: skip
         with self.log.open("ab") as log:
-            # The settings of the allocator are those of the image, with one arena for each of two
-            # processors.
+            # The image sets the same variable.
             environ = {**os.environ, "MALLOC_ARENA_MAX": "2"}
             self.process = subprocess.Popen(command, stderr=log, env=environ)
 
@@ -141,9 +145,14 @@ def send(cluster, method, path, body=None):
     assert response.status < 300, text[:1000]
 
 
-def config_map(cluster, name, data, method="POST"):
+def config_map(cluster, name, data, method="POST", annotations=None):
     """Create or replace a ConfigMap that the agent selects."""
-    metadata = {"name": name, "namespace": NAMESPACE, "labels": SELECTED}
+    metadata = {
+        "name": name,
+        "namespace": NAMESPACE,
+        "labels": SELECTED,
+        "annotations": annotations or {},
+    }
     body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
     path = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
     send(cluster, method, path if method == "POST" else f"{path}/{name}", body)
@@ -290,3 +299,104 @@ def test_deleted_config_maps_do_not_fill_the_memory(cluster, agent):
     print("peaks in MiB:", [peak >> 20 for peak in peaks], "entries:", agent.entries())
     assert agent.entries() == LEDGER_ENTRIES
     assert max(peaks) < manifest_limit()
+    free_the_ledger(cluster, agent)
+
+
+def free_the_ledger(cluster, agent):
+    """Remove the profiles of the deleted ConfigMaps like the runbook, and install a new profile."""
+    config_map(cluster, "late", {"late.json": seccomp()})
+    agent.until_reported("the ledger has 6000 entries")
+    assert not agent.has_file("late.json")
+    agent.stop()
+    agent.start("--kinds", "seccomp", "--prune", "always", "--removal-grace", "0")
+    for number in range(4):
+        config_map(cluster, f"round-{number}", {}, annotations={f"{DOMAIN}/allow-empty": "true"})
+    agent.until(lambda: agent.entries() == 2 and agent.has_file("late.json"), 240)
+    for number in range(4):
+        delete(cluster, f"round-{number}")
+    agent.until(lambda: agent.label("late.json") == "installed")
+    assert is_kept(agent, "reboot")
+    assert sorted(os.listdir(agent.root / "var/lib/kubelet/seccomp")) == ["late.json", "web.json"]
+
+
+FULL_KEYS = 2600  # seccomp keys of 3 KiB each; with the AppArmor keys, the limit of 3,000 keys
+FULL_TEXTS = 400  # AppArmor keys that compile to about 30 KiB each
+# One text whose compilation needs more memory than the parser may use.
+PAIRS = zip("abcdefghijklmn", "defghijklmnopq", strict=True)
+RULES = "".join(f"  /**/{a}*b*/**{b}* r,\n" for a, b in PAIRS)
+HUNGRY = f"profile hungry {{\n{3 * RULES}}}\n"
+
+
+def full_config_maps(version):
+    """Return ConfigMaps that reach the limits on keys, names, bytes and findings together."""
+    padding = " " * 3500
+    texts = {
+        f"t{version}-{number:03}.profile": (
+            f"profile t{version}-{number:03} {{\n"
+            + "".join(f"  /{one:02}{number}/**/*{one}*/** rw,\n" for one in range(12))
+            + "}\n"
+            + "#" * 12_000
+        )
+        for number in range(FULL_TEXTS)
+    }
+    keys = {f"s{version}-{number:04}.json": seccomp() + padding for number in range(FULL_KEYS)}
+    items = [*texts.items(), *keys.items()]
+    return [dict(items[begin::20]) for begin in range(20)]
+
+
+def test_all_limits_together_do_not_exceed_the_memory_limit(cluster, agent):
+    """Keys, names, bytes, ledger, findings and unread pages reach their limits at the same time.
+
+    The parser runs in the control group of the agent, as in the container.
+    """
+    features(agent)
+    config_map(cluster, "web", {"web.json": seccomp()})
+    peaks = []
+
+    def measured():
+        peaks.append((agent.peak(), usage_peak(agent)))
+        print("peaks in MiB (agent, group):", [(one >> 20, all_ >> 20) for one, all_ in peaks])
+
+    agent.start("--kinds", "apparmor,seccomp")
+    agent.until(lambda: is_kept(agent))
+    config_map(cluster, "hungry", {"hungry.profile": HUNGRY})
+    for version in range(2):
+        for number, data in enumerate(full_config_maps(version)):
+            config_map(cluster, f"full-{version}-{number:02}", data)
+        config_map(cluster, f"over-{version}", {f"o{one}.json": "{" for one in range(4900)})
+        agent.until(lambda version=version: agent.entries() >= 1 + (version + 1) * 2500, 240)
+        measured()
+        if version == 0:
+            for number in range(len(full_config_maps(version))):
+                delete(cluster, f"full-{version}-{number:02}")
+            delete(cluster, f"over-{version}")
+    agent.until_reported("limit_exceeded")
+    for call in ("mount", "reboot"):
+        with contextlib.ExitStack() as stack:
+            config_map(cluster, "web", {"web.json": seccomp(call)}, method="PUT")
+            for number in range(32):
+                with contextlib.suppress(OSError):
+                    path = ("/", "/metrics")[number % 2]
+                    stack.enter_context(contextlib.closing(unread(agent.port, path)))
+            agent.until(lambda call=call: is_kept(agent, call), 240)
+            measured()
+        agent.stop()
+        agent.start("--kinds", "apparmor,seccomp")
+    # The parser needs a part of the limit, too.
+    assert max(one for one, _ in peaks) < manifest_limit() - MIN_PARSER_BYTES
+
+
+def usage_peak(agent):
+    """Return the peak of the memory of the agent's control group; 0 without a control group."""
+    for name in ("memory.max_usage_in_bytes", "memory.peak"):
+        path = Path(agent.group or "/nonexistent") / name
+        if path.exists():
+            return int(path.read_text())
+    return 0
+
+
+def unread(port, path):
+    """Request a page over a new connection whose response is never read."""
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+    return connection

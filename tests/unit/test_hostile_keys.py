@@ -1,6 +1,6 @@
 """Tests of keys of 1 MiB, the limit of a ConfigMap, that could take much time or memory.
 
-The container of the agent has 128 MiB, and the check of one key delays all other keys.
+The container of the agent has 256 MiB, and the check of one key delays all other keys.
 """
 
 import json
