@@ -235,7 +235,7 @@ REJECTED = {
         ("notify_refused", "syscalls[0].action", "SCMP_ACT_LOG"),
     ),
     "a condition that socketcall evades": (
-        profile(rule("socket", args=[(0, "EQ", 1)])),
+        profile(rule("socket", args=[(0, "EQ", 1)]), defaultAction="SCMP_ACT_KILL_PROCESS"),
         ("fails_open", "syscalls[1].args", "Deny socketcall"),
     ),
 }
@@ -248,6 +248,43 @@ def test_a_rejection_is_one_message_with_the_next_step(name):
     (error,) = errors(tree)
     assert (error.code, error.location) == (code, where)
     assert hint in error.hint
+
+
+@pytest.mark.parametrize(
+    ("more", "errno"),
+    [({}, 38), ({"defaultErrnoRet": 1}, 38), ({"defaultErrnoRet": 38}, 1)],
+)
+@pytest.mark.parametrize(("call", "through"), [("socket", "socketcall"), ("semop", "ipc")])
+def test_a_condition_that_32_bit_programs_could_evade_is_completed(more, errno, call, through):
+    """The agent denies the multiplexing call, with an error number that differs from the default.
+
+    libseccomp ignores a rule that equals the default action.
+    """
+    body, findings = check(profile(rule(call, args=[(0, "EQ", 1)]), **more))
+    assert json.loads(body)["syscalls"][0] == rule(through, action="SCMP_ACT_ERRNO", errnoRet=errno)
+    (notice,) = [one for one in findings if one.code == "rule_added"]
+    assert f"the condition on {call} for calls through {through}(2)" in notice.message
+    assert check(body)[0] == body
+
+
+@pytest.mark.parametrize(
+    ("more", "machine"),
+    [
+        ({"architectures": ["SCMP_ARCH_PPC64LE"]}, "ppc64le"),
+        ({"architectures": ["SCMP_ARCH_S390X", "SCMP_ARCH_S390"]}, "s390x"),
+    ],
+)
+def test_a_condition_that_native_programs_evade_is_rejected(more, machine):
+    """The C library of such an architecture may depend on socketcall."""
+    tree = profile(rule("socket", args=[(0, "EQ", 1)]), **more)
+    assert {one.code for one in errors(tree, machine=machine)} == {"fails_open"}
+
+
+def test_no_rule_is_added_where_the_author_allows_the_multiplexing_call():
+    """The profile has a warning instead, because 32-bit programs can evade the condition."""
+    tree = profile(rule("socket", args=[(0, "EQ", 1)]), rule("socketcall"))
+    assert {"condition_surprising"} <= codes(tree)
+    assert "rule_added" not in codes(tree)
 
 
 NEXT_STEPS = {
@@ -267,6 +304,7 @@ NEXT_STEPS = {
     "Deny socketcall": profile(
         rule("socket", args=[(0, "EQ", 1)]),
         rule("socketcall", action="SCMP_ACT_ERRNO", errnoRet=38),
+        defaultAction="SCMP_ACT_KILL_PROCESS",
     ),
 }
 

@@ -237,8 +237,8 @@ def test_opposite_comparisons_with_different_actions_need_an_order(short, long):
 
 @pytest.mark.parametrize("operator", ["NE", "LT", "LE", "GE", "GT"])
 def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_it(operator):
-    """If another rule compares an argument too, only an equality may precede the last condition."""
-    rules = rule("clone", (0, operator, 5), (2, "EQ", 8)), rule("clone", (0, "EQ", 8))
+    """The trees of both rules share comparisons, and libseccomp may lose a part."""
+    rules = rule("clone", (0, operator, 5), (2, "EQ", 8)), rule("clone", (0, "GT", 8))
     body, errors = check(profile(*rules))
     assert body == b""
     assert [(error.code, error.location) for error in errors] == [
@@ -254,11 +254,38 @@ def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_i
         [((0, "EQ", 5), (2, "GE", 8)), ((2, "LT", 9),)],
         [((0, "NE", 5), (2, "EQ", 8)), ((2, "EQ", 9),)],
         [((0, "EQ", 5), (2, "EQ", 8)), ((0, "NE", 5),)],
+        # A range shares no comparison with an equality.
+        [((0, "GT", 5), (2, "EQ", 8)), ((0, "EQ", 5), (1, "EQ", 1))],
+        [((0, "LE", 5), (2, "NE", 8)), ((0, "EQ", 8),)],
+        # The rules have opposite comparisons.
+        [((0, "GE", 5), (2, "EQ", 8)), ((0, "LT", 5), (2, "EQ", 9))],
+        [((0, "NE", 5), (2, "EQ", 8)), ((0, "EQ", 5), (2, "EQ", 9))],
+        # The upper 32 bits differ.
+        [((0, "GE", WIDE), (2, "EQ", 8)), ((0, "GE", 5), (2, "EQ", 9))],
+        # Different comparisons precede the argument.
+        [((0, "EQ", 1), (1, "GE", 5), (2, "EQ", 8)), ((0, "EQ", 2), (1, "GE", 7), (2, "EQ", 8))],
+        [((0, "EQ", 1), (1, "GE", 5), (2, "EQ", 8)), ((1, "GE", 7), (3, "EQ", 9))],
     ],
 )
 def test_comparisons_that_libseccomp_compiles_correctly_are_accepted(rules):
-    """A range is accepted as the last condition, or if no other rule compares the argument."""
+    """A range may come last, or earlier if libseccomp does not merge the trees of two rules."""
     assert check(profile(*(rule("clone", *conditions) for conditions in rules)))[1] == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (((0, "NE", 5), (2, "EQ", 8)), ((0, "EQ", 6),)),
+        (((1, "LE", 4), (2, "EQ", 8)), ((0, "GE", 4), (1, "NE", 4), (2, "EQ", 8))),
+        (((1, "GE", 1), (2, "EQ", 1)), ((0, "NE", 1), (1, "GT", 1), (2, "NE", 1))),
+        (((0, "EQ", 1), (1, "GE", 5), (2, "EQ", 8)), ((0, "EQ", 1), (1, "GE", 7))),
+    ],
+)
+def test_merged_trees_are_rejected_in_every_order(first, second):
+    """The rules share comparisons, and one of the subtrees has two parents."""
+    for rules in ((first, second), (second, first)):
+        body, errors = check(profile(*(rule("clone", *conditions) for conditions in rules)))
+        assert (body, [error.code for error in errors]) == (b"", ["fails_open"])
 
 
 def test_a_condition_that_always_holds_is_not_written():

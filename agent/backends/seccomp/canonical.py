@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Final
 
-from agent.backends.seccomp import anchor, resolve
+from agent.backends.seccomp import anchor, multiplex, resolve
 from agent.backends.seccomp.document import Document, Only, Rule
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
@@ -38,10 +38,12 @@ def expand(document: Document, node: resolve.Node) -> Written:
     """Return the document in its canonical form for a node."""
     resolved = resolve.resolve(document, node)
     filled, filler = _filled(resolved.document)
-    anchored, added = anchor.anchored(filled, resolve.abis(node.machine))
+    abis = resolve.abis(node.machine)
+    closed, denied = multiplex.closed(filled, abis[0])
+    anchored, added = anchor.anchored(closed, abis)
     return Written(
         document=anchored,
-        notices=(*resolved.notices, *filler, *added),
+        notices=(*resolved.notices, *filler, *denied, *added),
         depends_on_kernel=resolved.depends_on_kernel,
     )
 

@@ -7,9 +7,10 @@ original first argument. Without this condition, a denying rule denies more call
 an allowing rule allows the whole operation. Other conditions compare arguments that the operation
 does not have.
 
-A profile is rejected if libseccomp would allow an operation that the profile denies, or if
-libseccomp cannot combine the rules in one filter. A profile that itself allows the multiplexing
-call only causes a warning.
+libseccomp may therefore allow an operation that the profile denies. `closed` adds a rule that
+denies the multiplexing call if only 32-bit programs can use the call. Any other such profile is
+rejected, and so is a profile whose rules libseccomp cannot combine in one filter. A profile that
+itself allows the multiplexing call only causes a warning.
 """
 
 from collections.abc import Iterator, Mapping
@@ -47,6 +48,54 @@ OPERATIONS: Final[Mapping[str, Mapping[str, int]]] = {
 SOCKETCALL: Final = frozenset(OPERATIONS["socketcall"])
 IPC: Final = frozenset(OPERATIONS["ipc"])
 NAMES: Final = SOCKETCALL | IPC
+
+
+_ENOSYS: Final = 38
+_EPERM: Final = 1
+
+
+def closed(document: Document, native: str) -> tuple[Document, tuple[Finding, ...]]:
+    """Deny each multiplexing call that would evade a condition, and return notices.
+
+    The document is unchanged if a rule contains the multiplexing call, because the author decided
+    about the call. It is also unchanged if the node's own ABI has multiplexing calls, because the C
+    library of native programs may depend on them.
+    """
+    abis = sorted(ABIS.intersection(document.architectures))
+    if not abis or native in ABIS or document.default.action != "SCMP_ACT_ERRNO":
+        return document, ()
+    notices = []
+    errno = _EPERM if document.default.errno == _ENOSYS else _ENOSYS
+    for through, operations in OPERATIONS.items():
+        evaded = sorted(
+            name
+            for rule in document.rules
+            if rule.args and rule.answer.strictness < document.default.strictness
+            for name in operations.keys() & set(rule.names)
+        )
+        if not evaded or any(through in rule.names for rule in document.rules):
+            continue
+        rule = Rule(
+            where="syscalls",
+            names=(through,),
+            action="SCMP_ACT_ERRNO",
+            errno_ret=errno,
+        )
+        # The rule comes first, so that libseccomp merges no later rule into the multiplexing call.
+        document = replace(document, rules=(rule, *document.rules))
+        message = (
+            f"A rule was added that denies {through}(2) with error number {errno}. On {abis[0]} "
+            f"libseccomp drops the condition on {evaded[0]} for calls through {through}(2), and "
+            "would allow all of them."
+        )
+        hint = (
+            f"If 32-bit programs need {through}(2), add a rule that allows it, and accept that "
+            "such programs can evade the condition."
+        )
+        notices.append(
+            Finding(code=FindingCode.RULE_ADDED, location="syscalls", message=message, hint=hint)
+        )
+    return document, tuple(notices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +211,14 @@ def merged(document: Document, through: str) -> list[Rule]:
             elif name == through and not rule.depends_on_capabilities:
                 return rules  # This rule covers every operation, and libseccomp drops later rules.
     return rules
+
+
+def is_decided(document: Document, through: str) -> bool:
+    """Return whether a rule without conditions covers every operation of a multiplexing call."""
+    return any(
+        through in rule.names and not rule.args and not rule.depends_on_capabilities
+        for rule in document.effective_rules
+    )
 
 
 def _contradictions(document: Document, through: _Through) -> Iterator[Finding]:

@@ -132,6 +132,14 @@ def number(abi: str, name: str) -> int:
         return -1
 
 
+def may_exist(abi: str, name: str) -> bool:
+    """Return whether libseccomp may know a number of the call on an ABI.
+
+    libseccomp also knows calls that Linux has removed, whose numbers the agent does not know.
+    """
+    return number(abi, name) >= 0 or name in _ONLY_IN_LIBSECCOMP
+
+
 RECENT: Final = frozenset(
     name for name in KNOWN if number("SCMP_ARCH_X86_64", name) >= _FIRST_RECENT
 )
