@@ -5,6 +5,7 @@ does not depend on their order. If two keys provide the same name with equal con
 duplicate of the other. This module has no input or output.
 """
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -215,7 +216,7 @@ def _resolve_shared_names(
             duplicates[id_] = ids[0]
         for id_ in ids if len(contents) > 1 else ():
             other = next(candidate for candidate in ids if candidate != id_)
-            conflicts[id_][_conflict(name, other)] = None
+            conflicts[id_][_conflict(name, id_, other)] = None
     for id_, findings in conflicts.items():
         names = profiles[id_].version.names
         rejections[id_] = Rejection(id=id_, findings=limit_findings(findings), names=names)
@@ -224,13 +225,26 @@ def _resolve_shared_names(
     return {id_: first for id_, first in duplicates.items() if id_ not in conflicts}
 
 
-def _conflict(name: str, other: KeyId) -> Finding:
+# kustomize ends the names of generated ConfigMaps with a hash in this alphabet
+# (api/hasher/hasher.go). A changed ConfigMap gets a new name, and the previous one stays.
+_KUSTOMIZE_HASH: Final = re.compile(r"-[2456789bcdfghkmt]{10}(?=/|\Z)")
+
+
+def _conflict(name: str, id_: KeyId, other: KeyId) -> Finding:
+    hint = "Rename one of the profiles, or make their content equal."
+    sources = [f"{key.profile_set}/{key.key}" for key in (id_, other)]
+    plain = {_KUSTOMIZE_HASH.sub("", source) for source in sources}
+    if len(plain) == 1 and sources[0] != sources[1]:
+        hint = (
+            "The ConfigMaps are two versions with a kustomize hash: delete the older ConfigMap, "
+            "for example with kubectl apply --prune, or set disableNameSuffixHash: true."
+        )
     return Finding(
         code=FindingCode.NAME_CONFLICT,
         location=name,
         message=f'The name "{name}" is also provided, with different content, by {other}. '
         "Neither version is installed.",
-        hint="Rename one of the profiles, or make their content equal.",
+        hint=hint,
     )
 
 

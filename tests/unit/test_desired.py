@@ -114,3 +114,34 @@ def test_a_set_that_was_not_read_keeps_its_snapshot():
     """An emptied set differs from a set without keys."""
     emptied = Emptied(profile_set="dir /p", revision="")
     assert joined(emptied) == Desired(profile_sets={"dir /p": emptied})
+
+
+def test_two_versions_of_a_generated_configmap_get_their_own_hint():
+    """Kustomize gives a changed ConfigMap a new name, and does not delete the previous one."""
+    origins = ("configmap a/profiles-8b5m2tg7dk", "configmap a/profiles-5h29m5c4ff")
+    desired = joined(
+        *(
+            read({"web.profile": b"web:" + content}, origin=origin)
+            for origin, content in zip(origins, (b"x", b"y"), strict=True)
+        )
+    )
+    hints = {finding.hint for one in desired.rejections.values() for finding in one.findings}
+    assert len(hints) == 1
+    assert "delete the older ConfigMap" in hints.pop()
+
+
+def test_other_conflicts_get_the_hint_to_rename():
+    """Only names that differ in their hash are versions of one ConfigMap."""
+    for origins in (
+        ("configmap a/web", "configmap a/api"),
+        ("configmap a/web-8b5m2tg7dk", "configmap a/api-8b5m2tg7dk"),
+        ("configmap a/web-production", "configmap a/web-testsystem"),
+    ):
+        desired = joined(
+            *(
+                read({"web.profile": b"web:" + content}, origin=origin)
+                for origin, content in zip(origins, (b"x", b"y"), strict=True)
+            )
+        )
+        hints = {finding.hint for one in desired.rejections.values() for finding in one.findings}
+        assert hints == {"Rename one of the profiles, or make their content equal."}

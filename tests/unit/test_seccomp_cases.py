@@ -17,7 +17,7 @@ USUAL = (
     *("nanosleep", "newfstatat", "openat", "pipe2", "prctl", "pread64", "prlimit64", "read"),
     *("readlinkat", "rseq", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn"),
     *("sched_getaffinity", "sched_yield", "set_robust_list", "set_tid_address", "setgid"),
-    *("setgroups", "setresgid", "setresuid", "setuid", "sigaltstack", "stat", "statfs"),
+    *("setgroups", "setresgid", "setresuid", "setuid", "sigaltstack", "stat", "statfs", "statx"),
     *("tgkill", "umask", "uname", "wait4", "write"),
 )
 BOTH = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]

@@ -1,13 +1,13 @@
 """Warns about accepted profiles that allow risky calls or prevent programs from running.
 
-`meaning` decides which calls a profile allows. The lists of calls that runtimes need to start a
-container were measured with the listed versions.
+`meaning` decides which calls a profile allows, and `start` knows which calls a runtime needs to
+start a container.
 """
 
 from collections.abc import Iterator
 from typing import Final
 
-from agent.backends.seccomp import baseline, meaning, releases, resolve, syscalls
+from agent.backends.seccomp import baseline, meaning, releases, resolve, start, syscalls
 from agent.backends.seccomp.document import Document
 from agent.backends.seccomp.fields import Options
 from agent.backends.seccomp.meaning import Meaning
@@ -16,31 +16,6 @@ from agent.core.findings import Finding
 
 _ENOSYS: Final = 38
 _CLONE3: Final = 435  # the number of clone3 on every architecture
-# On each architecture, every C and Go program sets up its thread-local storage with the listed
-# call.
-_PROGRAM: Final = frozenset({"arch_prctl"})
-# Runtimes need these calls to start a container. They were measured by denying each call separately
-# on x86_64 with UID 0 and 1000. A process without no_new_privs installs the filter before it
-# changes its UID and capabilities, so a container without no_new_privs needs more calls.
-_NEEDED: Final = {
-    ("runc 1.1.5", True): frozenset(
-        {"close", "execve", "fstatfs", "getdents64", "openat", "write"}
-    ),
-    ("runc 1.1.5", False): frozenset(
-        {
-            *("capget", "capset", "chdir", "close", "execve", "fstat", "fstatfs", "getcwd"),
-            *("getdents64", "getppid", "newfstatat", "openat", "prctl", "read", "setgid"),
-            *("setgroups", "setuid", "write"),
-        }
-    ),
-    ("crun 1.8.1", True): frozenset({"execve"}),
-    ("crun 1.8.1", False): frozenset(
-        {
-            *("capset", "execve", "prctl", "rt_sigaction", "rt_sigprocmask", "setresgid"),
-            *("setresuid", "write"),
-        }
-    ),
-}
 # These flags of clone(2) create namespaces. Default profiles allow clone without these flags.
 _NAMESPACES: Final = 0x7E020000
 
@@ -59,7 +34,7 @@ def findings(document: Document, options: Options) -> Iterator[Finding]:
         yield from _newer_variants(document, options.floor)
         yield from _missing_calls(document, profile, options.machine)
     else:
-        yield from _start(profile)
+        yield from start.findings(profile, options.floor)
         yield from _clone3(document, profile)
     yield from _beyond_default(document, profile, options.machine)
     yield from _clone_of_s390x(document, options.machine)
@@ -72,37 +47,6 @@ def findings(document: Document, options: Options) -> Iterator[Finding]:
             "action does not change that.",
             hint=f"Add {small} to architectures if containers run 32-bit programs.",
         )
-
-
-def _start(profile: Meaning) -> Iterator[Finding]:
-    """Warn if a runtime cannot start a container, or can start it only with no_new_privs."""
-    abi = profile.abis[0]
-    calls = profile.calls(abi)
-    missing = {
-        case: sorted(
-            name for name in (needed | _PROGRAM) & calls if profile.call(abi, name).is_always_denied
-        )
-        for case, needed in _NEEDED.items()
-    }
-    failing = {case: names for case, names in missing.items() if names}
-    if not failing:
-        return
-    reasons = "; ".join(
-        f"{runtime} {'with' if is_set else 'without'} no_new_privs needs {syscalls.listed(names)}"
-        for (runtime, is_set), names in failing.items()
-    )
-    is_impossible = len(failing) == len(missing)
-    subject = "Neither runc nor crun can" if is_impossible else "Some runtimes cannot"
-    with_privileges = all(not is_set for _, is_set in failing)
-    hint = "Allow these calls."
-    if with_privileges:
-        hint += " Pods with allowPrivilegeEscalation: false have no_new_privs, and can start."
-    yield Finding(
-        code=FindingCode.START_IMPOSSIBLE if is_impossible else FindingCode.START_LIMITED,
-        location="syscalls",
-        message=f"{subject} start a container with this profile: {reasons}.",
-        hint=hint,
-    )
 
 
 def _clone3(document: Document, profile: Meaning) -> Iterator[Finding]:

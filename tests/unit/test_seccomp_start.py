@@ -1,0 +1,103 @@
+"""Warnings appear exactly for profiles under which a runtime cannot start a container."""
+
+import json
+
+import pytest
+
+from agent.backends.seccomp import releases, start
+from agent.backends.seccomp.backend import SeccompBackend
+from agent.host.filesystem import Host
+
+EVERY = frozenset().union(
+    *(one.calls(no_new_privs=False) | one.replaceable | one.replacements for one in start.MEASURED)
+)
+PROGRAM = {"arch_prctl"}
+NEWEST = "futex_waitv"  # a later call than any call that a runtime needs
+
+
+def warning(allowed, floor=""):
+    """Return the code and the message of the warning about an allow list; None without one."""
+    tree = {
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": sorted({*allowed, NEWEST}), "action": "SCMP_ACT_ALLOW"}],
+    }
+    backend = SeccompBackend(host=Host("/"), machine="x86_64", floor=releases.parse(floor))
+    body, findings = backend.check(json.dumps(tree).encode())
+    assert body, findings
+    found = [one for one in findings if one.code.startswith("start_")]
+    assert len(found) <= 1
+    return (found[0].code, found[0].message, found[0].hint) if found else None
+
+
+def test_a_profile_with_every_needed_call_has_no_warning():
+    """The lists are sufficient, although programs need more calls."""
+    assert warning(EVERY | PROGRAM) is None
+
+
+@pytest.mark.parametrize("name", sorted(EVERY - {"openat2", "fcntl", "readlinkat"}))
+def test_each_needed_call_alone_causes_a_warning(name):
+    """The message contains exactly the missing call."""
+    code, message, _ = warning((EVERY | PROGRAM) - {name})
+    assert message.count(f" needs {name}") == message.count(" needs ") > 0
+    affected = [
+        (one, is_set)
+        for one in start.MEASURED
+        for is_set in (True, False)
+        if name in one.calls(no_new_privs=is_set)
+    ]
+    everywhere = len(affected) == 2 * len(start.MEASURED)
+    assert code == ("start_impossible" if everywhere else "start_limited")
+
+
+@pytest.mark.parametrize(
+    ("missing", "needed"),
+    [
+        ({"openat2"}, None),
+        ({"fcntl", "readlinkat"}, None),
+        ({"openat2", "fcntl"}, "runc 1.3.6 with no_new_privs needs fcntl"),
+        ({"openat2", "readlinkat"}, "runc 1.3.6 with no_new_privs needs readlinkat"),
+    ],
+)
+def test_a_call_that_a_runtime_replaces_is_not_needed_alone(missing, needed):
+    """The runtime uses other calls instead of openat2, and then needs those calls."""
+    found = warning((EVERY | PROGRAM) - missing)
+    assert (found is None) == (needed is None)
+    assert needed is None or needed in found[1]
+
+
+def test_a_profile_that_only_suits_no_new_privs_is_limited():
+    """Pods with allowPrivilegeEscalation: false can start, so the hint refers to this field."""
+    allowed = frozenset().union(*(one.calls(no_new_privs=True) for one in start.MEASURED))
+    code, message, hint = warning(allowed | PROGRAM | {"openat2"})
+    assert code == "start_limited"
+    assert "with no_new_privs" not in message.replace("without", "")
+    assert "allowPrivilegeEscalation: false" in hint
+
+
+def test_programs_need_their_own_call():
+    """A runtime starts the container, but no program in C or Go can run."""
+    code, message, hint = warning(EVERY)
+    assert code == "start_impossible"
+    assert message == (
+        "Programs cannot start in a container with this profile: programs written in C or Go need "
+        "arch_prctl."
+    )
+    assert hint == "Allow these calls."
+
+
+@pytest.mark.parametrize(
+    ("floor", "labels"),
+    [
+        ("", {"runc 1.1.5", "runc 1.3.6", "crun 1.8.1"}),
+        ("runc=1.2", {"runc 1.1.5", "runc 1.3.6", "crun 1.8.1"}),
+        ("runc=1.3.6", {"runc 1.3.6", "crun 1.8.1"}),
+        ("runc=1.4,crun=1.21", {"runc 1.3.6", "crun 1.8.1"}),
+    ],
+)
+def test_releases_that_are_older_than_the_floor_are_not_mentioned(floor, labels):
+    """The newest release up to the floor stays, because it is the closest measured one."""
+    _, message, _ = warning({"exit_group"}, floor)
+    assert {label for label in ("runc 1.1.5", "runc 1.3.6", "crun 1.8.1") if label in message} == (
+        labels
+    )
