@@ -38,7 +38,7 @@ class OutputError(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        """The cause; empty if the reader has closed the pipe."""
+        """The cause of the error; empty if the reader has closed the pipe."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -42,7 +42,7 @@ BACKEND_PACKAGES: Final[Mapping[ProfileKind, str]] = {
 """The package of each kind, in the order in which a pass handles the kinds."""
 
 STALLED_SECONDS: Final = 60.0
-"""The liveness probe fails after this time without a heartbeat of the main loop."""
+"""After this time without a heartbeat of the main loop, the liveness probe fails."""
 
 
 class StartupError(Exception):

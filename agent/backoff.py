@@ -35,7 +35,7 @@ class Backoff:
     """The delay after the first failure."""
 
     longest_seconds: float
-    """The delay after many failures."""
+    """The longest delay, which is reached after many failures."""
 
     jitter: float = 0.0
     """The fraction of each delay that is random: 0.5 makes a delay of 8 s last 4 s to 8 s."""

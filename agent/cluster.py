@@ -37,13 +37,13 @@ class ClusterCallbacks:
     """Functions that receive changes and measurements. Other threads call these functions."""
 
     changed: Callable[[WakeReason], None]
-    """Called when objects of the API server have changed."""
+    """Called after objects of the API server have changed."""
 
     request_ended: Callable[[str, str, float], None]
-    """Called with the verb, the result and the seconds of each request."""
+    """Called after each request with its verb, its result and its duration in seconds."""
 
     watch_restarted: Callable[[str], None]
-    """Called with the kind of object whose watch started again."""
+    """Called with the kind of object whose watch was restarted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

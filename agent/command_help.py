@@ -84,7 +84,7 @@ _KERNEL: Final = _own_option(
 _INCLUDE: Final = _own_option(
     "include",
     DIRECTORIES,
-    "A directory such as /etc/apparmor.d. Its files replace the include rules of AppArmor "
+    "A directory such as /etc/apparmor.d, whose files replace the include rules of AppArmor "
     "profiles. Can be repeated; the first directory that contains a file is used.",
     "check",
     "render",

@@ -112,7 +112,7 @@ class Config:
         PATH,
         "/",
         "The root directory of the node's file system. All other paths on the node, such as /proc "
-        "and --state-dir, are below it.",
+        "and --state-dir, are relative to this directory.",
         commands=_ON_NODE,
     )
     state_dir: str = _option(
@@ -143,9 +143,9 @@ class Config:
     prune: Literal["unused", "always", "never"] = _option(
         choice("unused", "always", "never"),
         "unused",
-        "When to remove a profile that no source provides any more. unused: once it is proven that "
-        "no process uses it. always: seccomp files without that proof, AppArmor profiles as with "
-        "unused. never: keep it.",
+        "When to remove a profile that no source provides any more. unused: after a proof that no "
+        "process uses the profile. always: seccomp files without this proof, AppArmor profiles as "
+        "with unused. never: keep all profiles.",
     )
     take_over: tuple[str, ...] = _option(
         LIST.named("NAME"),
@@ -229,7 +229,7 @@ class Config:
     https_address: str = _option(
         ADDRESS,
         "off",
-        "The address of the same server over TLS. --tls-cert is needed too.",
+        "The address of the same server over TLS. This option needs --tls-cert.",
         group=_DAEMON,
     )
     tls_cert: str = _option(
@@ -323,7 +323,7 @@ class Config:
     allow_unsupported: bool = _option(
         FLAG,
         False,
-        "Exit with status 0 although the node does not support a kind of profiles.",
+        "Exit with status 0 although the node does not support a kind of profile.",
         commands=_JUDGE,
         group=_CHECKS,
     )

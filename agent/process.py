@@ -37,7 +37,9 @@ HANDLED_SIGNALS: Final = (
     signal.SIGIO,
     signal.SIGPWR,
 )
-"""Signals that end a process by default. In the daemon, only SIGHUP and SIGQUIT have an effect."""
+"""Signals that end a process by default. In the daemon, only SIGHUP and SIGQUIT of these signals
+have an effect.
+"""
 
 
 class TerminatedError(SystemExit):

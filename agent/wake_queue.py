@@ -12,10 +12,10 @@ from enum import StrEnum
 from typing import Final
 
 QUIET_SECONDS: Final = 0.01
-"""A burst of wake reasons ends when no further reason arrives for this time."""
+"""A burst of wake reasons ends when no more reasons arrive for this many seconds."""
 
 BURST_SECONDS: Final = 0.25
-"""A burst of reasons delays the pass for at most this long."""
+"""A burst of wake reasons delays a pass by at most this many seconds."""
 
 
 class WakeReason(StrEnum):
@@ -46,7 +46,7 @@ class WakeReason(StrEnum):
     """A user requested a pass that reads everything again."""
 
     SIGNAL = "signal"
-    """A signal arrived. Python runs its handler when the main thread wakes up."""
+    """A signal arrived. Python runs the handler of a signal when the main thread wakes up."""
 
 
 class WakeQueue:

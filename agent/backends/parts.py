@@ -32,7 +32,7 @@ class BackendContext:
     """Whether the backend may write to the state directory."""
 
     check_completed: Callable[[], None] | None
-    """Called after each background check; None if the caller waits for all checks."""
+    """Called after each check in the background; None if the caller waits for all checks."""
 
     policy_changed: Callable[[], None]
     """Called when another program may have changed installed profiles."""

@@ -49,7 +49,7 @@ class Checked:
     """The result of a check."""
 
     report: Report
-    """A row for every key."""
+    """The report, with a row for each key."""
     abi: str
     """The AppArmor ABI that the profiles were compiled against; empty without AppArmor profiles."""
 

@@ -32,7 +32,7 @@ class LabelAbsence:
         self.domain = domain
         self.labels_on_node = labels_on_node
         self.absent_since: Mapping[ProfileName, float] = {}
-        """The time since which the label is known to be absent, by profile."""
+        """Profile -> the time since which its label is known to be absent."""
 
     def update(self, report: Report | None, now: float) -> bool:
         """Compare the Node's labels with the profiles that no source desires any more.

@@ -17,7 +17,7 @@ from agent.wake_queue import BURST_SECONDS
 
 FIRST_RETRY_SECONDS: Final = 2.0
 LONGEST_RETRY_SECONDS: Final = 3600.0
-"""The longest time until a failure is retried, even if the resync interval is longer."""
+"""A failure is retried after at most this time, even if the resync interval is longer."""
 
 NODE_CHECK_SECONDS: Final = 10.0
 """The interval of comparisons with the last pass, in case a notification was lost."""

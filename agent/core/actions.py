@@ -29,7 +29,7 @@ class Install:
     """Keys whose ledger entries own at least one of the names before the installation."""
 
     fallback: "Install | None" = None
-    """The restoration of the last good version, in case this installation fails."""
+    """The action that restores the last good version if this installation fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

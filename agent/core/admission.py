@@ -33,20 +33,20 @@ class Limits:
     """The total limits for all profile sets, which docs/operations.md explains."""
 
     keys: int = 3000
-    """Keys that are inspected."""
+    """The number of inspected keys."""
 
     names: int = 3000
-    """Names that all accepted profiles provide."""
+    """The number of names that all accepted profiles provide."""
 
     policy_bytes: int = 20 << 20
-    """Bytes that are installed for all accepted profiles together."""
+    """The number of bytes that are installed for all accepted profiles together."""
 
     findings: int = 3000
-    """Findings about keys, in addition to the first finding about each key."""
+    """The number of findings about keys, without the first finding about each key."""
 
     ledger_entries: int = 6000
     ledger_names: int = 6000
-    """Names that all ledger entries own."""
+    """The number of names that all ledger entries own."""
 
     listed: int = 500
     """Keys over a limit that are reported one by one.

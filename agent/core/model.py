@@ -76,7 +76,7 @@ class Read:
     revision: str
     source_keys: tuple[SourceKey, ...]
     rejected_keys: tuple[tuple[str, Finding], ...] = ()
-    """Keys that were rejected before their content was read, each with the reason."""
+    """The keys that were rejected before their content was read, with the reasons."""
 
     created: str = ""
     """The creation time of the ConfigMap (RFC 3339, UTC); empty for files of the node."""
@@ -129,7 +129,7 @@ class Version:
     """The sha256 of the bytes that are installed."""
 
     context: str = ""
-    """A digest of every other input of the body, such as the kernel; empty without one."""
+    """A digest of every other input of the body, such as the kernel; empty if there is none."""
 
     modes: Mapping[str, str] = field(default_factory=dict)
     """The mode of each name; empty for kinds without modes."""
@@ -159,7 +159,9 @@ class Rejection:
     id: KeyId
     findings: tuple[Finding, ...]
     names: tuple[str, ...] = ()
-    """The names that the key would provide, if known. These names are not removed from the node."""
+    """The names that the key would provide, as far as they are known. These names are not
+    removed from the node.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

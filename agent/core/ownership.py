@@ -72,7 +72,7 @@ def staged_evidence(entry: LedgerEntry, name: str, observed: ObservedProfile) ->
     """Return the evidence of one name whose installation did not finish.
 
     If the node hides the content, only the agent's record of its own objects identifies the
-    profile. The evidence of the observed object then counts.
+    profile. In this case, the evidence of the observed object counts.
     """
     version = entry.staged
     if version is None or name not in version.names:

@@ -81,7 +81,7 @@ class Capabilities:
     """
 
     installed_form: InstalledForm
-    """Whether the digest of a file or of a policy identifies the installed version in reports."""
+    """Which digest identifies the installed version in reports: that of a file or of a policy."""
 
 
 class ProfileBackend(Protocol):

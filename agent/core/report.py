@@ -34,7 +34,7 @@ class ProfileStatus:
     profile_set: str
     key: str
     name: str
-    """The name that pods can reference; empty if the names of the key are not known."""
+    """The name that pods can reference; empty if the key's names are unknown."""
 
     localhost_profile: str
     """The value for `localhostProfile` in a pod's security context; empty if no value is known."""

@@ -45,7 +45,7 @@ class ProfileState(StrEnum):
     """The action that a pass would take (only with `--dry-run`)."""
 
     ACCEPTED = "accepted"
-    """The `check` command found no errors in the profile. No node was observed."""
+    """The `check` command found no errors in the profile, and observed no node."""
 
 
 ON_NODE = frozenset({ProfileState.INSTALLED, ProfileState.OUTDATED, ProfileState.HELD})
@@ -80,7 +80,7 @@ class Reason(StrEnum):
     """The reason for an action in a plan."""
 
     NONE = ""
-    """The row comes from a command that only reads, and not from a plan."""
+    """No plan contains this action, because the row comes from a command that only reads."""
 
     # Install
     NEW = "new"
@@ -187,7 +187,7 @@ class OutcomeResult(StrEnum):
     """The action was not carried out (only with `--dry-run`)."""
 
     PENDING = "pending"
-    """The version has to be checked again before it can be installed or recorded."""
+    """The version must be checked again before it can be installed or recorded."""
 
 
 class ProfileSetState(StrEnum):

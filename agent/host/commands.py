@@ -69,7 +69,7 @@ class Exited:
     stdout: bytes
     stderr: bytes
     limit: Limit | None = None
-    """The limit that ended the command; None if the command ended by itself."""
+    """The limit that ended the command, or None if the command ended by itself."""
     seconds: float = field(default=0.0, compare=False)
     """The wall-clock time that the command took."""
     cpu_seconds: float = field(default=0.0, compare=False)

@@ -7,11 +7,11 @@ class FileRole(enum.Enum):
     """The use of a file that the agent writes."""
 
     PROFILE = "profile"
-    """Read by other programs."""
+    """Other programs read the file."""
     RECORD = "record"
-    """Read by the agent only, also after a crash of the machine."""
+    """Only the agent reads the file, even after a crash of the machine."""
     TRANSIENT = "transient"
-    """Not needed after a crash of the machine, which can leave any content in the file."""
+    """The file is not needed after a crash of the machine, which can leave any content in it."""
 
     @property
     def mode(self) -> int:

@@ -56,9 +56,9 @@ class Access:
     """
 
     read: Sequence[str]
-    """Files, and directories including their content."""
+    """The files, and the directories including their content, that can be read."""
     execute: Sequence[str] = ()
-    """Program files, which can be read and executed."""
+    """The program files that can be read and executed."""
 
 
 class Handled(NamedTuple):

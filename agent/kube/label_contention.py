@@ -23,7 +23,7 @@ class LabelContention:
         self._applied: Mapping[str, str] = {}
         self._restored_at: list[float] = []
         self.next_restore_at = 0.0
-        """The time of the clock before which the same labels are not restored."""
+        """Before this time of the clock, the same labels are not restored."""
 
     @property
     def is_contended(self) -> bool:

@@ -56,11 +56,11 @@ class Resource:
     path: str
     """The path of the list."""
     query: tuple[tuple[str, str], ...] = ()
-    """A label selector or a field selector."""
+    """The label selector or the field selector of the list."""
     object_path: str = ""
     """The path of a single object. A GET request reads the object, without permission to list."""
     metadata_only: bool = False
-    """Read only the metadata of the objects."""
+    """Whether to read only the metadata of the objects."""
 
     @property
     def accept(self) -> str:
@@ -86,7 +86,7 @@ class ListResult(Generic[Kept]):
     is_partial: bool
     """Whether the bounds exclude some of the objects."""
     version: str
-    """The resource version to watch from."""
+    """The resource version from which a watch continues."""
 
 
 class Lister(Generic[Kept]):

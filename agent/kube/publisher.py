@@ -36,9 +36,9 @@ class _Shared:
     report_number: int = 0
     """The number of reports that were posted."""
     pending_labels: frozenset[str] = frozenset()
-    """Labels that a posted report implies, so that they may be on the Node soon."""
+    """The labels that a posted report implies, and that may soon be on the Node."""
     node: NodeMetadata | None = None
-    """The Node of the last response or of the last event of the watch, whichever came later."""
+    """The Node from the last response or from the last event of the watch, whichever is newer."""
     node_number: int = 0
     """The number of changes of `node`."""
     store_revision: int = -1
@@ -79,9 +79,9 @@ class Publisher:
         """The findings of the last attempt to publish labels."""
         self._contention = LabelContention(clock)
         self._retry = _retry_timer(LONGEST_SECONDS, clock)
-        """When the next request may be sent."""
+        """The time before which no request is sent."""
         self._refused_retry = _retry_timer(REFUSED_LONGEST_SECONDS, clock)
-        """When rejected labels may be sent again."""
+        """The time before which rejected labels are not sent again."""
         self._lock = threading.Condition()
         self._shared = _Shared()
 

@@ -56,7 +56,7 @@ class Store(Generic[Kept]):
     """The last known copy of the objects."""
 
     objects: Mapping[str, Kept] | None
-    """The kept part of each object, by name, from the last response; None before the first list."""
+    """The stored part of each object, by name; None before the first list."""
     partial: bool = False
     """Whether the bounds exclude some of the objects."""
     reason: str = ""

@@ -92,7 +92,7 @@ class _Connection:
 
     socket: socket.socket
     deadline: float
-    """When the connection is reset, in monotonic seconds."""
+    """The time at which the connection is reset, in monotonic seconds."""
     is_open: bool
     """Whether the TLS handshake is complete; always true without TLS."""
     stage: _Stage = "reading"

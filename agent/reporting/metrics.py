@@ -67,7 +67,7 @@ class Metrics:
         )
         self._unconfined = Gauge(
             "profile_loader_confinement_lost_processes",
-            "Processes that lost the confinement they had.",
+            "Processes with a thread that lost its confinement.",
             registry=self.registry,
         )
         build = Gauge(
@@ -148,7 +148,7 @@ class _PassCounters:
         self._repairs = _counter(registry, "drift_repairs", "Repairs by cause.", "kind", "cause")
         self._seconds = Histogram(
             "profile_loader_pass_duration_seconds",
-            "Duration of a pass that had something to do or to compare.",
+            "Duration of passes that changed or compared profiles.",
             registry=registry,
             buckets=_PASS_SECONDS,
         )

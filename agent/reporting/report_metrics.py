@@ -70,7 +70,7 @@ class ReportCollector(Collector):
         )
         yield _gauge(
             "last_converged_timestamp_seconds",
-            "When a converged pass last ended.",
+            "When the last converged pass ended.",
             self._converged_pass_ended,
         )
         yield from self._of_profiles()

@@ -24,7 +24,7 @@ class PassSummary:
     """One pass in the list of recent passes."""
 
     at: float
-    """When the pass ended, in Unix seconds."""
+    """The Unix time in seconds at which the pass ended."""
     seconds: float
     converged: bool
 
@@ -39,9 +39,9 @@ class StatusView:
     labels: Mapping[str, str] = field(default_factory=dict)
     """The agent's labels that are or may be on the Node."""
     passes: tuple[PassSummary, ...] = ()
-    """The last passes, the oldest first."""
+    """The last passes, beginning with the oldest one."""
     at: float = 0.0
-    """When the last pass ended, in Unix seconds."""
+    """The Unix time in seconds at which the last pass ended."""
 
 
 STYLE: Final = """

@@ -28,7 +28,7 @@ class ConfigMapEntry:
     content: ConfigMapData | None = None
     """The content; None if the ConfigMap is malformed or over the limit."""
     key_count: int = 0
-    """The number of profiles in the content, also if the content was dropped."""
+    """The number of profiles in the content, even if the content was dropped."""
     malformed: str = ""
     """Why the ConfigMap is malformed; empty if it is well-formed."""
     has_too_many_keys: bool = False

@@ -34,7 +34,7 @@ class ConfigMapData:
     namespace: str
     source_keys: tuple[SourceKey, ...]
     rejected: tuple[tuple[str, Finding], ...]
-    """Keys that were rejected before their content was read, each with the reason."""
+    """The keys that were rejected before their content was read, with the reasons."""
     skipped: tuple[str, ...] = ()
     """The keys whose names are not names of profiles."""
     allow_empty: bool

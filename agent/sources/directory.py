@@ -58,7 +58,7 @@ class _Collected:
     source_keys: list[SourceKey] = field(default_factory=list)
     rejected: list[tuple[str, Finding]] = field(default_factory=list)
     files: dict[str, _CachedFile] = field(default_factory=dict)
-    """The files that the next read need not read again, by key."""
+    """The files that need not be read again in the next read, by key."""
     skipped: list[str] = field(default_factory=list)
     """The files whose names are not names of profiles."""
     size: int = 0

@@ -50,18 +50,20 @@ class CompileTask:
     origin: str
     """The profile set that contains the text."""
     number: int
-    """The position in the order of submission."""
+    """The number of the text in the order of submission."""
     level: int = 0
     is_quick: bool = True
     """Whether the next run omits the simplification of expressions."""
     retry_at: float = 0.0
     waiting_since: float = 0.0
-    """When the text became ready after its last run. A cancelled run does not change this time."""
+    """The time at which the text became ready after its last run. A cancelled run does not
+    change this time.
+    """
     has_reserved_run: bool = False
     """Whether no other text may cancel the current run."""
     inconclusive_runs: int = 0
     failure: ParserRun | None = None
-    """The last run, if that run reached a limit or did not start."""
+    """The last run of the text, if it reached a limit or did not start."""
 
     @property
     def is_slow(self) -> bool:

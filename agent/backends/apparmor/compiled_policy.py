@@ -38,7 +38,7 @@ class DeclaredProfile:
     name: str
     mode: str
     has_attachment: bool
-    """Whether the profile has a match or a rename of its own."""
+    """Whether the profile has its own attachment or rename field."""
     evidence: Evidence
     """The hashes that the kernel shows once the profile is loaded.
 

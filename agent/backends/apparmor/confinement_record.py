@@ -32,11 +32,11 @@ class ConfinementRecord:
         self.state_dir = state_dir
         self.may_write = may_write
         self.problem: Finding | None = None
-        """The error of the last write; None if the last write succeeded."""
+        """The error of the last write, or None if it succeeded."""
 
         self._boot_id = ""
         self._content = b""
-        """The content of the file after the agent last read or wrote the file."""
+        """The content of the file when the agent last read or wrote it."""
 
     def load(self) -> ConfinementState:
         """Return the state that an earlier process of the agent recorded in this boot.

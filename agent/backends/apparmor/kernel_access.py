@@ -85,7 +85,7 @@ class KernelAccess:
         self.host = host
         self.probes = probes
         self.is_open = False
-        """Whether the last call of `barrier` found no barrier."""
+        """Whether nothing prevented the access to policy at the last call of `barrier`."""
 
     def unsupported_reason(self) -> str:
         """Return why the host root has no AppArmor, or "" if AppArmor exists or may exist."""

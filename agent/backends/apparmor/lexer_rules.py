@@ -34,7 +34,7 @@ class State(enum.Enum):
     UNIX_MODE = enum.auto()
     CHANGE_PROFILE_MODE = enum.auto()
     INCLUDE = enum.auto()
-    """This state also represents the parser's INCLUDE_EXISTS."""
+    """This state also stands in for the state INCLUDE_EXISTS of the parser."""
     ABI_MODE = enum.auto()
     USERNS_MODE = enum.auto()
     MQUEUE_MODE = enum.auto()
@@ -63,7 +63,7 @@ class TokenKind(enum.Enum):
     END = enum.auto()
     """The comma that ends a rule."""
     OTHER = enum.auto()
-    """Any other token; the tokeniser does not return other tokens."""
+    """Any other token, which the lexer does not return."""
     REST = enum.auto()
     """The part of the text that the lexer does not read. The token is empty for a readable text."""
 

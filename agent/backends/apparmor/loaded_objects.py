@@ -29,14 +29,14 @@ FILE: Final = "objects.jsonl"
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 _LIMIT: Final = 64 << 20
 _MOST_LINES: Final = 4096
-"""The maximum size; a longer file is replaced by a file with a single line for all objects."""
+"""A file that is longer than this is replaced by a file with a single line for all objects."""
 
 
 class _Line(msgspec.Struct, omit_defaults=True):
     """One line of the record."""
 
     boot: str = ""
-    """The boot that the record belongs to; only in the first line."""
+    """The ID of the boot to which the record belongs, in the first line only."""
 
     loaded: dict[str, str] = {}
     """Name -> directory below policy/profiles."""
@@ -60,10 +60,10 @@ class LoadedObjects:
         """Name -> directory."""
 
         self._pending = _Line()
-        """A load of an earlier process that was interrupted."""
+        """The interrupted load of an earlier process."""
 
         self._lines = 0
-        """Number of lines in the file; 0 if the next write must replace the whole file."""
+        """The number of lines in the file, or 0 if the next write must replace the whole file."""
 
         self._problem: Finding | None = None
 

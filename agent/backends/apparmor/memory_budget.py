@@ -29,7 +29,7 @@ class _Files:
     usage: Path
     statistics: Path
     page_cache: tuple[str, ...]
-    """The statistics fields that count memory that the kernel reclaims on demand."""
+    """These statistics count memory that the kernel can reclaim on demand."""
 
 
 def limit_bytes(

@@ -71,7 +71,7 @@ class ParserRun:
     detail: str = ""
     """A human-readable description of the failure; empty if the run produced a result."""
     seconds: float = 0.0
-    """The duration of the run."""
+    """The duration of the run in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ class ParserResult:
     """
 
     policy: bytes = b""
-    """The compiled policy; empty if PolicyCache.policy must read the policy from the disk."""
+    """The compiled policy; empty if PolicyCache.policy must read it from the disk."""
     size: int = 0
     """The length of the policy in bytes."""
     sha256: str = ""
@@ -40,7 +40,7 @@ class ParserResult:
     declared: tuple[DeclaredProfile, ...] = ()
     """The profiles in the policy."""
     warnings: tuple[str, ...] = ()
-    """Warnings of the parser that the policy is weaker than the text."""
+    """The parser's warnings that the policy is weaker than the text."""
     error: str = ""
     """The error message of the parser."""
     exceeded_limit: str = ""

@@ -39,7 +39,7 @@ from agent.host.filesystem import HostError
 
 _NO_EVIDENCE: Evidence = frozenset()
 _REPEATS: Final = 4
-"""How often a write is repeated until the write is the only change of policy."""
+"""The number of attempts until a write is the only change of policy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from agent.host.stat_signature import Signature
 _LIST: Final = f"{ROOT}/profiles"
 _RAW_DATA: Final = f"{ROOT}/policy/raw_data"
 RELEASE_SECONDS: Final = 1.0
-"""The longest wait; the kernel needed 4 to 32 ms in an emulated machine."""
+"""The longest wait in seconds. In an emulated machine, the kernel needed 4 to 32 ms."""
 
 _POLL_SECONDS: Final = 0.002
 _FILLER_BYTES: Final = 16

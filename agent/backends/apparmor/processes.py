@@ -27,7 +27,7 @@ _START_FIELD: Final = 19  # the position of the start time in proc(5) stat, afte
 _UNCONFINED: Final = "unconfined"
 _SCANS: Final = 2
 LISTINGS: Final = 100
-"""How often one scan lists /proc or the threads of one process before the scan fails."""
+"""After this number of listings of /proc or of one process's threads, a scan fails."""
 
 
 class UnprovenError(Exception):

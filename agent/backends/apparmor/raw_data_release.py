@@ -16,7 +16,7 @@ from agent.backends.apparmor.kernel_access import ROOT, Probes
 from agent.host.filesystem import Host, HostError
 
 RELEASE_SECONDS: Final = 0.1
-"""The longest wait; in measurements, the kernel needed 0.2 to 13 ms."""
+"""The longest wait in seconds. In measurements, the kernel needed 0.2 to 13 ms."""
 
 _POLL_SECONDS: Final = 0.001
 

@@ -16,7 +16,7 @@ class PlanOptions:
     """Names of foreign profiles that may be replaced."""
 
     grace_seconds: float = 0.0
-    """How long a removal waits after the label of the profile was removed from the Node."""
+    """How many seconds a removal waits after the profile's label was removed from the Node."""
 
     label_absent_seconds: Mapping[tuple[ProfileKind, str], float] | None = None
     """How long each profile has verifiably had no label.
