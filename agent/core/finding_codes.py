@@ -127,6 +127,8 @@ class FindingCode(StrEnum):
     """A system call is unknown, and the default action denies calls."""
     START_IMPOSSIBLE = "start_impossible", Severity.WARNING
     """No runtime can start a container with this profile."""
+    STOP_IMPOSSIBLE = "stop_impossible", Severity.WARNING
+    """No runtime can stop a container with this profile."""
     START_LIMITED = "start_limited", Severity.WARNING
     """One runtime cannot start a container with this profile."""
     CLONE3_DENIED = "clone3_denied", Severity.WARNING

@@ -7,6 +7,7 @@ apparmor_parser.
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -320,6 +321,44 @@ def a_profile_is_in_use_through_a_single_thread():
     finally:
         end.set()
         one.join()
+
+
+SIGNAL_RULES = {
+    "": False,
+    "signal,": True,
+    "signal (receive) peer=unconfined,": True,
+    "signal (send) peer=unconfined,": False,
+    "signal (receive) set=(term) peer=unconfined,": False,
+    "signal (receive) set=(kill) peer=unconfined,": False,
+    "signal (receive) set=(term kill) peer=unconfined,": True,
+    "signal (receive) peer=other,": False,
+    "signal, deny signal (receive) set=(kill),": False,
+}
+
+
+def is_stopped(name, number):
+    """Return whether the kernel lets this unconfined process send a signal to a process."""
+    with confined(name) as child:
+        try:
+            child.send_signal(number)
+        except PermissionError:
+            installed(text(name), replaceable=[name])
+            return False
+        return child.wait() == -number
+
+
+@case
+def the_kernel_denies_stop_signals_to_the_profiles_with_a_warning():
+    for rules, can_be_stopped in SIGNAL_RULES.items():
+        source = f"profile stop {{\n  file,\n  capability,\n  change_profile,\n  {rules}\n}}\n"
+        found = accepted(source)
+        is_warned = any(finding.code == "stop_impossible" for finding in found.findings)
+        assert is_warned != can_be_stopped, (rules, found.findings)
+        stopped = []
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            assert isinstance(install(kind(), found, ["stop"]), Installed)
+            stopped.append(is_stopped("stop", number))
+        assert all(stopped) == can_be_stopped, (rules, stopped)
 
 
 @case

@@ -212,6 +212,13 @@ WARNED = {
         message="no container can start",
         hint="Add `file,`",
     ),
+    "no signal rule": Case(
+        text="profile web {\n  file,\n  network,\n  capability,\n}\n",
+        code="stop_impossible",
+        location="line 1",
+        message="does not receive the signals TERM and KILL",
+        hint="signal (receive) peer=unconfined,",
+    ),
     "no name": Case(
         text=f"profile flags=(complain) {{\n  file,\n{SIGNAL}}}\n",
         code="name_suspicious",

@@ -14,9 +14,10 @@ import struct
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
+from agent.backends.apparmor import stop_signals
 from agent.core.model import Evidence
 
-READER_VERSION = 1  # Increase this number when the result for the same bytes changes.
+READER_VERSION = 2  # Increase this number when the result for the same bytes changes.
 MODES = {0: "enforce", 1: "complain", 2: "kill", 3: "unconfined", 4: "user"}
 
 _NAME, _STRING, _BLOB, _STRUCT, _STRUCT_END, _LIST, _LIST_END, _ARRAY, _ARRAY_END = range(4, 13)
@@ -24,6 +25,9 @@ _INTEGER_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}  # the size in bytes of an integer wit
 _ENDS = {_STRUCT: _STRUCT_END, _LIST: _LIST_END, _ARRAY: _ARRAY_END}
 _MAX_DEPTH = 16
 # These fields are between the name and the flags of a profile, and do not belong to an attachment.
+# Each entry of the permissions has a reserved number, the allowed permissions, and twelve more
+# numbers (policy_unpack.c: unpack_perm).
+_NUMBERS_PER_ENTRY = 14
 _NOT_ATTACHMENT = frozenset({"disconnected", "learning_offset"})
 
 
@@ -45,6 +49,8 @@ class DeclaredProfile:
     The first hash covers only this profile (aa_calc_profile_hash: the version word, then the bytes
     of the profile). The second hash covers the whole policy.
     """
+    can_be_stopped: bool = True
+    """Whether the rules let a container runtime stop the processes of the profile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,10 +174,39 @@ def _declared(namespace: str, fields: tuple[_Element, ...], evidence: Evidence) 
     for field in fields[1:]:
         if field.name == "flags" and isinstance(field.value, tuple):
             return DeclaredProfile(
-                name=name, mode=_mode(field.value), has_attachment=has_attachment, evidence=evidence
+                name=name,
+                mode=_mode(field.value),
+                has_attachment=has_attachment,
+                evidence=evidence,
+                can_be_stopped=_can_be_stopped(fields),
             )
         has_attachment = has_attachment or field.name not in _NOT_ATTACHMENT
     raise PolicyError(f'profile "{name}" has no flags')
+
+
+def _can_be_stopped(fields: tuple[_Element, ...]) -> bool:
+    """Return whether a container runtime may stop the processes of a profile."""
+    values = _values(next((field for field in fields if field.name == "policydb"), None))
+    dfa, permissions = values.get("aadfa"), values.get("perms")
+    if not isinstance(dfa, bytes):
+        return True
+    if permissions is None:
+        return stop_signals.are_allowed(dfa, None)
+    entries = next((value.value for value in _children(permissions) if value.tag == _ARRAY), ())
+    numbers = [entry.value for entry in _children(entries)]
+    allowed = [number for number in numbers[1::_NUMBERS_PER_ENTRY] if isinstance(number, int)]
+    return stop_signals.are_allowed(dfa, allowed)
+
+
+def _values(element: _Element | None) -> dict[str, object]:
+    """Return the values in a struct by their names."""
+    return (
+        {} if element is None else {child.name: child.value for child in _children(element.value)}
+    )
+
+
+def _children(value: object) -> tuple[_Element, ...]:
+    return value if isinstance(value, tuple) else ()
 
 
 def _name(namespace: str, fields: tuple[_Element, ...]) -> str:

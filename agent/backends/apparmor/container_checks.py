@@ -1,9 +1,11 @@
-"""Warns about profiles under which a container cannot start.
+"""Warns about profiles under which a container cannot start or cannot be stopped.
 
-This module is pure and only reads the text of the profile itself. If an included file may contain
-file rules, there is no warning. A profile without a warning may therefore still be unusable.
+This module is pure. Whether a container can start is decided from the text of the profile itself.
+If an included file may contain file rules, there is no warning, so a profile without a warning may
+still be unusable. Whether a container can be stopped is decided exactly, from the compiled policy.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -12,7 +14,7 @@ from agent.backends.apparmor import compiled_policy
 from agent.backends.apparmor.compiled_policy import DeclaredProfile
 from agent.backends.apparmor.profile_text import declaration_line, without_comments
 from agent.core.finding_codes import FindingCode
-from agent.core.findings import Finding
+from agent.core.findings import Finding, limit_findings
 
 _INCLUDE: Final = re.compile(r"#?include\s+(?:if\s+exists\s+)?[<\"]?([^>\"\s]+)")
 # These include files of AppArmor contain no rules for starting a program.
@@ -23,23 +25,44 @@ _CONFINING_MODES: Final = frozenset({"enforce", "kill"})
 
 
 def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding, ...]:
-    """Return a warning if no rule of the text allows access to files."""
+    """Return the warnings about the profiles of a text that a pod can use."""
     profiles = [profile for profile in declared if compiled_policy.parent(profile.name) is None]
-    if not profiles or any(profile.mode not in _CONFINING_MODES for profile in profiles):
-        return ()
+    confining = [profile for profile in profiles if profile.mode in _CONFINING_MODES]
+    cannot_start = confining == profiles != [] and _has_no_file_rule(source)
+    return limit_findings(
+        itertools.chain(
+            (_start_impossible(source, profiles[0]),) if cannot_start else (),
+            (_stop_impossible(source, each) for each in confining if not each.can_be_stopped),
+        )
+    )
+
+
+def _has_no_file_rule(source: str) -> bool:
+    """Return whether no rule of a text or of its included files allows access to files."""
     bare = without_comments(source)
     included = _INCLUDE.findall(bare)
     if not all(_WITHOUT_PROGRAMS.fullmatch(path) for path in included):
-        return ()
+        return False
     rules = _INCLUDE.sub("", _DENY_RULE.sub("", bare.partition("{")[2]))
-    if _FILE_RULE.search(rules):
-        return ()
-    return (
-        Finding(
-            code=FindingCode.START_IMPOSSIBLE,
-            location=declaration_line(source, profiles[0].name),
-            message="No rule of the text allows access to files, so no container can start under "
-            "the profile.",
-            hint="Add `file,` or rules for the files that the container needs.",
-        ),
+    return _FILE_RULE.search(rules) is None
+
+
+def _start_impossible(source: str, profile: DeclaredProfile) -> Finding:
+    return Finding(
+        code=FindingCode.START_IMPOSSIBLE,
+        location=declaration_line(source, profile.name),
+        message="No rule of the text allows access to files, so no container can start under "
+        "the profile.",
+        hint="Add `file,` or rules for the files that the container needs.",
+    )
+
+
+def _stop_impossible(source: str, profile: DeclaredProfile) -> Finding:
+    return Finding(
+        code=FindingCode.STOP_IMPOSSIBLE,
+        location=declaration_line(source, profile.name),
+        message=f'Profile "{profile.name}" does not receive the signals TERM and KILL from the '
+        "container runtime, so a runtime cannot stop its containers with signals.",
+        hint="Add `signal (receive) peer=unconfined,`. If the runtime runs under a profile, add a "
+        "rule for that profile too, for example `signal (receive) peer=runc,`.",
     )

@@ -170,6 +170,8 @@ class _Head(msgspec.Struct, forbid_unknown_fields=True):
     reader: int
     """The READER_VERSION of compiled_policy that read the declared profiles."""
     declared: tuple[tuple[str, str, bool, list[str]], ...]
+    unstoppable: tuple[str, ...] = ()
+    """The names of the declared profiles that do not receive the signals of a runtime."""
 
 
 def _encode(result: ParserResult) -> bytes:
@@ -190,6 +192,7 @@ def _encode(result: ParserResult) -> bytes:
                 (profile.name, profile.mode, profile.has_attachment, sorted(profile.evidence))
                 for profile in declared
             ),
+            unstoppable=tuple(profile.name for profile in declared if not profile.can_be_stopped),
         )
     )
     return digest(head).encode() + b"\n" + head + b"\n" + result.policy
@@ -223,7 +226,11 @@ def _declared(head: _Head, policy: bytes) -> tuple[DeclaredProfile, ...]:
     if head.reader == compiled_policy.READER_VERSION:
         return tuple(
             DeclaredProfile(
-                name=name, mode=mode, has_attachment=attached, evidence=frozenset(evidence)
+                name=name,
+                mode=mode,
+                has_attachment=attached,
+                evidence=frozenset(evidence),
+                can_be_stopped=name not in head.unstoppable,
             )
             for name, mode, attached, evidence in head.declared
         )

@@ -1,0 +1,92 @@
+"""Tests of agent.backends.apparmor.policy_dfa and stop_signals."""
+
+import struct
+
+import pytest
+
+from agent.backends.apparmor import policy_dfa, stop_signals
+from agent.backends.apparmor.policy_dfa import DfaError, PolicyDfa
+
+MAGIC = 0x1B5E783D
+DIFFERENCE = 1 << 31
+
+
+def table(number, width, values):
+    """Return one table of a state machine."""
+    data = b"".join(value.to_bytes(width, "big") for value in values)
+    content = struct.pack(">HHII", number, width, 0, len(values)) + data
+    return content + b"\0" * (-len(content) % 8)
+
+
+def blob(tables):
+    """Return the bytes of a state machine."""
+    body = b"".join(tables)
+    header = struct.pack(">IIIH", MAGIC, 24, 24 + len(body), 0) + b"notflex\0\0\0"
+    return header + body
+
+
+def machine(*, base=(0, 0, 0), default=(0, 0, 0)):
+    """Return a machine that goes from state 1 to state 2 with the letter `b`.
+
+    The letter has the class 1, and all other characters have the class 0.
+    """
+    classes = [0] * 256
+    classes[ord("b")] = 1
+    return [
+        table(1, 4, (0, 0, 4)),
+        table(2, 4, base),
+        table(4, 2, default),
+        table(5, 1, classes),
+        table(8, 2, (0, 2)),
+        table(3, 2, (0, 1)),
+    ]
+
+
+def test_a_character_leads_to_its_state():
+    """A character without a transition leads to the default state."""
+    dfa = PolicyDfa(b"\0\0\0" + blob(machine()))
+    assert dfa.match(policy_dfa.START, b"b") == 2
+    assert dfa.match(policy_dfa.START, b"a") == policy_dfa.NO_MATCH
+    assert dfa.match(policy_dfa.START, b"bb") == policy_dfa.NO_MATCH
+    assert policy_dfa.permissions(dfa, 2, None) == 4
+    assert policy_dfa.permissions(dfa, 1, [7]) == 7
+
+
+def test_a_state_can_be_stored_as_the_difference_to_another_state():
+    """If a state has no transition for a character, the state that it refers to decides."""
+    dfa = PolicyDfa(blob(machine(base=(0, 0, DIFFERENCE), default=(0, 0, 1))))
+    assert dfa.match(2, b"b") == 2
+
+
+BROKEN = {
+    "no bytes": b"",
+    "only a header": struct.pack(">II", MAGIC, 24),
+    "a missing table": blob(machine()[:-1]),
+    "a width of 3 bytes": blob([table(1, 3, (0,))]),
+    "a table behind the end": blob(machine())[:-8],
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_other_bytes_are_an_error(content):
+    """A layout that the kernel does not have is not evaluated, and causes no warning."""
+    with pytest.raises(DfaError):
+        PolicyDfa(content)
+    assert stop_signals.are_allowed(content, None)
+
+
+def test_a_loop_and_an_index_outside_of_a_table_are_errors():
+    """The evaluation ends for any tables."""
+    loop = PolicyDfa(blob(machine(base=(0, 0, DIFFERENCE), default=(0, 0, 2))))
+    with pytest.raises(DfaError, match="loop"):
+        loop.match(2, b"b")
+    far = PolicyDfa(blob(machine(base=(0, 99, 0))))
+    with pytest.raises(DfaError, match="outside of its table"):
+        far.match(1, b"b")
+    with pytest.raises(DfaError, match="outside of the permissions"):
+        policy_dfa.permissions(PolicyDfa(blob(machine())), 2, [0])
+
+
+def test_a_profile_that_mediates_no_signals_receives_them():
+    """Without rules for the class of signals, the kernel denies no signal."""
+    assert stop_signals.are_allowed(blob(machine()), None)
