@@ -220,28 +220,26 @@ def daemon(config: Config, log_lines_dropped: Callable[[], int]) -> "Controller"
     from agent.reporting.metrics import Metrics
 
     metrics = Metrics(
-        version(),
-        allow_unsupported=config.allow_unsupported,
-        log_lines_dropped=log_lines_dropped,
+        version(), allow_unsupported=config.allow_unsupported, log_lines_dropped=log_lines_dropped
     )
     wake_queue, heartbeat = WakeQueue(), Heartbeat(time.monotonic)
     parts = _daemon_backends(config, wake_queue, metrics)
-    state = ledger(config)
-    state.entries()  # The first list of ConfigMaps needs the installed keys.
+    state = _read_ledger(config)
     connections, publisher = _connect_daemon(config, state.installed_keys, wake_queue, metrics)
     sources = open_sources(config, connections)
     confinement = ConfinementChecks(confinement_trackers(parts))
     store = _status_store(config, metrics, publisher, confinement, heartbeat)
     files = FileWatcher(_watched_paths(config, parts, sources), wake_queue.put)
+    passes = build_reconciler(
+        config,
+        parts=parts,
+        sources=sources,
+        ledger=state,
+        heartbeat=heartbeat,
+        grace_seconds=config.removal_grace,
+    )
     controller = Controller(
-        reconciler=build_reconciler(
-            config,
-            parts=parts,
-            sources=sources,
-            ledger=state,
-            heartbeat=heartbeat,
-            grace_seconds=config.removal_grace,
-        ),
+        reconciler=passes,
         wake_queue=wake_queue,
         cluster=connections if connections is not None else NoCluster(),
         publisher=publisher,
@@ -252,8 +250,7 @@ def daemon(config: Config, log_lines_dropped: Callable[[], int]) -> "Controller"
         heartbeat=heartbeat,
         clock=time,
     )
-    watchers = [files, *(watcher for part in parts.values() for watcher in part.watchers)]
-    _start([*_servers(config, store), *watchers], connections, publisher)
+    _start([*_servers(config, store), files, *_watchers(parts)], connections, publisher)
     return controller
 
 
@@ -267,6 +264,18 @@ def _start(
     threads += [publisher] if publisher is not None else []
     for thread in threads:
         thread.start()
+
+
+def _read_ledger(config: Config) -> FileLedger:
+    """Return the ledger after reading it, because the first list of ConfigMaps needs its keys."""
+    state = ledger(config)
+    state.entries()
+    return state
+
+
+def _watchers(parts: Mapping[ProfileKind, BackendParts]) -> list[Watcher]:
+    """Return the watchers of all backends."""
+    return [watcher for part in parts.values() for watcher in part.watchers]
 
 
 def _daemon_backends(

@@ -25,6 +25,10 @@ _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
 _ADDRESS: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]*):([0-9]{1,5})")
 
 
+class InvalidValueError(ValueError):
+    """The value of an option is a mistake of the operator. The text describes the valid values."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueType(Generic[T_co]):
     """The type of the value of an option."""
@@ -64,23 +68,23 @@ def _read_flag(raw: object) -> bool:
         return raw
     if raw in ("true", "false", "1", "0"):
         return raw in ("true", "1")
-    raise ValueError(f'"{raw}" must be true or false')
+    raise InvalidValueError(f'"{raw}" must be true or false')
 
 
 def _read_text(raw: object) -> str:
     if not isinstance(raw, str):
-        raise ValueError(f'"{raw}" must be text')  # noqa: TRY004 - a mistake of the operator
+        raise InvalidValueError(f'"{raw}" must be text')
     if not raw.isprintable():
-        raise ValueError(f"{raw!a} contains control characters")
+        raise InvalidValueError(f"{raw!a} contains control characters")
     return raw
 
 
 def _read_list(raw: object) -> tuple[str, ...]:
     values = [raw] if isinstance(raw, str) else raw
     if not isinstance(values, list):
-        raise ValueError(f'"{raw}" must be a list')  # noqa: TRY004 - a mistake of the operator
+        raise InvalidValueError(f'"{raw}" must be a list')
     if not values or "" in values:
-        raise ValueError("the value must not be empty")
+        raise InvalidValueError("the value must not be empty")
     return tuple(_read_text(value) for value in values)
 
 
@@ -88,7 +92,7 @@ def _read_seconds(raw: object) -> float:
     match = _DURATION.fullmatch(str(raw))
     seconds = float(match[1]) * _UNITS[match[2] or "s"] if match else math.nan
     if isinstance(raw, bool) or not 0 < seconds <= LONGEST_SECONDS:
-        raise ValueError(f'"{raw}" must be a time such as 30s, more than 0 and at most 60m')
+        raise InvalidValueError(f'"{raw}" must be a time such as 30s, more than 0 and at most 60m')
     return seconds
 
 
@@ -107,7 +111,7 @@ def _read_kernel(raw: object) -> str:
 
     text = _read_text(raw)
     if resolve.kernel(text) is None:
-        raise ValueError(f'"{text}" must be a kernel version such as 6.1')
+        raise InvalidValueError(f'"{text}" must be a kernel version such as 6.1')
     return text
 
 
@@ -115,7 +119,7 @@ def _read_capabilities(raw: object) -> tuple[str, ...]:
     names = tuple(filter(None, _read_text(raw).split(",")))
     for name in names:
         if not _CAPABILITY.fullmatch(name):
-            raise ValueError(f'"{name}" must be a capability such as CAP_NET_ADMIN')
+            raise InvalidValueError(f'"{name}" must be a capability such as CAP_NET_ADMIN')
     return names
 
 
@@ -125,7 +129,9 @@ def _text_type(metavar: str, is_valid: Callable[[str], bool], expectation: str) 
     def read(raw: object) -> str:
         text = _read_text(raw)
         if not is_valid(text):
-            raise ValueError(f'"{text}" {expectation}' if text else "the value must not be empty")
+            raise InvalidValueError(
+                f'"{text}" {expectation}' if text else "the value must not be empty"
+            )
         return text
 
     return ValueType(read=read, metavar=metavar)
@@ -187,7 +193,9 @@ def choice(*words: Word) -> ValueType[Word]:
         for word in words:
             if word == text:
                 return word
-        raise ValueError(f'"{text}" must be one of: {", ".join(words)}.{suggestion(text, words)}')
+        raise InvalidValueError(
+            f'"{text}" must be one of: {", ".join(words)}.{suggestion(text, words)}'
+        )
 
     return ValueType(read=read, metavar="{" + ",".join(words) + "}")
 
@@ -198,12 +206,12 @@ def choices(*words: str) -> ValueType[frozenset[str]]:
 
     def read(raw: object) -> frozenset[str]:
         if not isinstance(raw, str | list):
-            raise ValueError(f'"{raw}" must be text or a list')  # noqa: TRY004 - as above
+            raise InvalidValueError(f'"{raw}" must be text or a list')
         parts = re.split("[,\n]", raw) if isinstance(raw, str) else raw
         values = [part.strip() if isinstance(part, str) else part for part in parts]
         selected = frozenset(one_word.read(value) for value in values if value != "")
         if not selected:
-            raise ValueError("at least one value is needed")
+            raise InvalidValueError("at least one value is needed")
         return selected
 
     return ValueType(read=read, metavar=",".join(words))
@@ -215,7 +223,9 @@ def whole_number(most: int) -> ValueType[int]:
     def read(raw: object) -> int:
         text = str(raw)
         if isinstance(raw, bool) or not re.fullmatch("[0-9]{1,6}", text) or int(text) > most:
-            raise ValueError(f'"{raw}" must be a whole number from 0 to {most}, for example 200')
+            raise InvalidValueError(
+                f'"{raw}" must be a whole number from 0 to {most}, for example 200'
+            )
         return int(text)
 
     return ValueType(read=read, metavar="NUMBER")

@@ -196,10 +196,10 @@ def _split(paths: Sequence[str]) -> tuple[dict[Path, list[str]], list[str]]:
     """Return the paths of individual files by directory, and all other paths."""
     files_by_directory: dict[Path, list[str]] = {}
     others: list[str] = []
-    by_full_path = {os.path.abspath(path): path for path in reversed(paths)}  # noqa: PTH100 - removes `..`
+    by_full_path = {os.path.abspath(path): path for path in reversed(paths)}  # removes `..`
     for full_path, path in reversed(by_full_path.items()):
         # If the directory is not accessible, pathlib raises an error; the later read reports it.
-        if os.path.isfile(path) and Path(path).suffix not in limits.MANIFESTS:  # noqa: PTH113 - see above
+        if os.path.isfile(path) and Path(path).suffix not in limits.MANIFESTS:
             files_by_directory.setdefault(Path(full_path).parent, []).append(path)
         else:
             others.append(path)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from agent.backends.seccomp import baseline, difference, meaning, resolve, syntax
+from agent.backends.seccomp import baseline, decoding, difference, meaning, resolve, syntax
 from agent.backends.seccomp.difference import Difference, Direction
 from agent.backends.seccomp.document import Answer, Document
 from agent.commands import profile_file
@@ -81,7 +81,7 @@ def diff(
 
 def _read(path: str) -> Document:
     with Path(path).open("rb") as file:
-        content = file.read(syntax.MOST_BYTES + 1)
+        content = file.read(decoding.MOST_BYTES + 1)
     profile = profile_file.profile(path, content)
     if isinstance(profile, Finding):
         raise NotAProfileError(f"{path}: {profile.message} {profile.hint}".rstrip())

@@ -7,7 +7,7 @@ an OCI runtime. The checks of the profile itself are in agent.backends.seccomp.
 import json
 from typing import Final
 
-from agent.backends.seccomp import syntax, wrapped
+from agent.backends.seccomp import decoding, wrapped
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.sources import limits, yaml_documents
@@ -23,7 +23,7 @@ def profile(path: str, content: bytes) -> bytes | Finding:
     """
     if path.endswith(limits.MANIFESTS) or wrapped.is_yaml(content.decode("utf-8", "replace")):
         return _from_yaml(content)
-    decoded = syntax.decode(content)
+    decoded = decoding.decode(content)
     if isinstance(decoded, Finding):
         return decoded
     wrapper = wrapped.find(decoded[0])

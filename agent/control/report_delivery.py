@@ -32,7 +32,7 @@ class StatusPublisher(Protocol):
 class ReportSink(Protocol):
     """Receives reports on the main thread."""
 
-    def on_report(self, report: Report, at: float, *, passed: bool) -> None:
+    def on_report(self, report: Report, at: float, /, *, passed: bool) -> None:
         """Process a report.
 
         Args:

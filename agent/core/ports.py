@@ -98,7 +98,7 @@ class ProfileBackend(Protocol):
     def begin_pass(self) -> None:
         """Begin a pass, and collect the results of checks in the background."""
 
-    def wait(self, progress: Callable[[int, int], None]) -> bool:
+    def wait(self, progress: Callable[[int, int], None], /) -> bool:
         """Wait until no background check is running.
 
         Args:
@@ -212,7 +212,7 @@ class Source(Protocol):
     def invalidate(self) -> None:
         """Read the content at the next `read`, even if its signature is unchanged."""
 
-    def explain_absence(self, profile_set: str) -> Snapshot | None:
+    def explain_absence(self, profile_set: str, /) -> Snapshot | None:
         """Return the snapshot of a profile set that is in the ledger but was not returned by
         `read`.
 

@@ -121,7 +121,7 @@ class Host:
     def link(self, path: str) -> str:
         """Return the target of a symbolic link without resolving it. Raises HostError."""
         try:
-            return os.readlink(self._resolve(path))  # noqa: PTH115 - faster, read for each profile
+            return os.readlink(self._resolve(path))  # faster, read for each profile
         except OSError as error:
             raise HostError(path, error) from error
 
@@ -288,7 +288,7 @@ class Host:
             self._sweep_once(fd)
             temporary, file = temporary_files.create(fd)
             try:
-                with open(file, "wb") as stream:  # noqa: PTH123 - a descriptor, not a path
+                with open(file, "wb") as stream:  # a descriptor, not a path
                     stream.write(content)
                     stream.flush()
                     os.fchmod(file, role.mode)
@@ -377,7 +377,7 @@ class Host:
         if not parts or name.startswith("/") or any(part in ("..", ".") for part in parts):
             raise OSError(errno.EINVAL, "not a relative path without '..'")
         top = self._directory(base)
-        if create and not os.path.isdir(top):  # noqa: PTH112 - faster, checked for each write
+        if create and not os.path.isdir(top):  # faster, checked for each write
             Path(top).mkdir(mode=0o755, parents=True, exist_ok=True)
         fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

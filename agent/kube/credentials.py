@@ -93,12 +93,13 @@ class Credentials:
         previous = self._access
         try:
             access = _read(self._kubeconfig)
-            # If a plugin fails, the kubernetes package logs the failure and continues without
-            # credentials.
-            if previous.has_credentials and not access.has_credentials:
-                raise NoClusterError("they are empty")  # noqa: TRY301 - handled like other failures
         except Exception as error:  # noqa: BLE001 - plugins of providers raise anything
             self._failure = " ".join(str(error).split())[:300] or type(error).__name__
+            return
+        # If a plugin fails, the kubernetes package logs the failure and continues without
+        # credentials.
+        if previous.has_credentials and not access.has_credentials:
+            self._failure = "they are empty"
             return
         self._failure = ""
         if access != previous:

@@ -33,7 +33,7 @@ class Bounds(Protocol[Kept]):
         object.
         """
 
-    def has_room(self, objects: Mapping[str, Kept]) -> bool:
+    def has_room(self, objects: Mapping[str, Kept], /) -> bool:
         """Return whether content that was dropped earlier would fit now."""
 
 
@@ -44,7 +44,7 @@ class Unbounded(Generic[Kept]):
         """Return all objects."""
         return objects
 
-    def has_room(self, objects: Mapping[str, Kept]) -> bool:  # noqa: ARG002 - part of the protocol
+    def has_room(self, _objects: Mapping[str, Kept], /) -> bool:
         """Return False, because no object was ever dropped."""
         return False
 

@@ -126,7 +126,7 @@ class ReportLogger:
     def __init__(self) -> None:
         self._known: dict[_Subject, Finding] = {}
 
-    def on_report(self, report: Report, at: float, *, passed: bool) -> None:  # noqa: ARG002 - the interface of report sinks
+    def on_report(self, report: Report, _at: float, /, *, passed: bool) -> None:
         """Log the differences between a report and the previous one.
 
         Args:

@@ -77,11 +77,9 @@ def parse(
         if len(source_keys) + len(rejected) == limits.SET_KEYS:
             raise TooManyKeysError(f"it has more than {limits.SET_KEYS} keys")
         key_id = f"{full_name}/{key}" if qualified else key
-        if not _KEY.fullmatch(key) or key.startswith(".."):
-            shown = ascii(key_id)[1:-1]
-            rejected.append((shown, limits.unsafe(shown, "is not a ConfigMap key")))
-        elif len(value) > limits.KEY_BYTES:
-            rejected.append((key_id, limits.too_large(key_id)))
+        refusal = _refusal(key, key_id, value)
+        if refusal is not None:
+            rejected.append(refusal)
         else:
             source_keys.append(
                 SourceKey(
@@ -101,6 +99,16 @@ def parse(
         allow_empty=annotations.allow_empty,
         node_selector=annotations.node_selector,
     )
+
+
+def _refusal(key: str, key_id: str, value: bytes) -> tuple[str, Finding] | None:
+    """Return the printable ID of a key that cannot be a profile, and the reason."""
+    if not _KEY.fullmatch(key) or key.startswith(".."):
+        shown = ascii(key_id)[1:-1]
+        return shown, limits.unsafe(shown, "is not a ConfigMap key")
+    if len(value) > limits.KEY_BYTES:
+        return key_id, limits.too_large(key_id)
+    return None
 
 
 def _annotations(metadata: Mapping[str, object], full_name: str, domain: str) -> _Annotations:

@@ -111,7 +111,7 @@ class DirectorySource:
         self._files = {}
         self._last = None
 
-    def explain_absence(self, profile_set: str) -> Snapshot | None:  # noqa: ARG002 - part of the protocol
+    def explain_absence(self, _profile_set: str, /) -> Snapshot | None:
         """Return None, because this source only has one profile set, and `read` always returns
         it.
         """

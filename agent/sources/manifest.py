@@ -44,7 +44,7 @@ class ManifestSource:
         """The domain of the annotations."""
         self.watched_path = Path(path).absolute()
 
-    def explain_absence(self, profile_set: str) -> Snapshot | None:  # noqa: ARG002 - part of the protocol
+    def explain_absence(self, _profile_set: str, /) -> Snapshot | None:
         """Return None, because this source only has one profile set, and `read` always returns
         it.
         """

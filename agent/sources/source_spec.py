@@ -78,7 +78,7 @@ def parse_source(text: str) -> SourceSpec:
     if not text:
         raise ValueError("a source must not be empty")
     # For a directory without permission, pathlib raises an error; a later read reports the reason.
-    if colon and "/" not in scheme and not os.path.exists(text):  # noqa: PTH110 - see above
+    if colon and "/" not in scheme and not os.path.exists(text):
         similar = difflib.get_close_matches(scheme, SCHEMES, n=1)
         hint = f'; did you mean "{similar[0]}:{rest}"?' if similar else ""
         raise ValueError(
@@ -86,7 +86,7 @@ def parse_source(text: str) -> SourceSpec:
             f"configmaps:NAMESPACE?SELECTOR, dir:PATH or manifest:FILE{hint}"
         )
     is_yaml = Path(text).suffix in (".yaml", ".yml")
-    if os.path.isfile(text) or (is_yaml and not os.path.isdir(text)):  # noqa: PTH112, PTH113 - see above
+    if os.path.isfile(text) or (is_yaml and not os.path.isdir(text)):
         return ManifestSpec(path=text)
     return DirectorySpec(path=text)
 

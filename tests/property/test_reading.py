@@ -26,7 +26,7 @@ def test_the_whole_content_is_read_for_any_reported_size(written, size, limit):
 @pytest.mark.parametrize("size", [0, 1 << 20])
 def test_a_file_that_is_returned_in_parts_is_read_to_its_end(size):
     """A file in /proc is read to its end, even if one read returns only a part of it."""
-    with open("/proc/self/maps", "rb", buffering=0) as file:  # noqa: PTH123 - its descriptor
+    with open("/proc/self/maps", "rb", buffering=0) as file:
         content = reading.read_all(file.fileno(), size)
     assert content.count(b"[stack]") == 1
     assert len(content) > os.sysconf("SC_PAGE_SIZE")
@@ -34,6 +34,6 @@ def test_a_file_that_is_returned_in_parts_is_read_to_its_end(size):
 
 def test_a_number_in_proc_sys_is_read_completely():
     """A number in /proc/sys is read completely, although fstat reports the size 0."""
-    with open("/proc/sys/kernel/pid_max", "rb", buffering=0) as file:  # noqa: PTH123 - its descriptor
+    with open("/proc/sys/kernel/pid_max", "rb", buffering=0) as file:
         content = reading.read_all(file.fileno(), os.fstat(file.fileno()).st_size)
     assert content == Path("/proc/sys/kernel/pid_max").read_bytes()

@@ -111,7 +111,7 @@ def test_no_new_privileges_is_set_in_the_restricted_thread_only(files):
     """no_new_privs is only set in the restricted thread."""
 
     def flag():
-        with open("/proc/thread-self/status") as file:  # noqa: PTH123 - before the restriction
+        with open("/proc/thread-self/status") as file:
             return next(line.split()[1] for line in file if line.startswith("NoNewPrivs"))
 
     before = flag()

@@ -10,27 +10,17 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
-from agent.backends.apparmor import memory_budget
+from agent.backends.apparmor.compile_outcomes import CompileOutcomes, CompileResult
 from agent.backends.apparmor.compile_queue import CompileQueue, CompileTask
+from agent.backends.apparmor.memory_budget import LEAST_PARSER_BYTES, MIN_PARSER_BYTES
 from agent.backends.apparmor.parser import Parser, ParserLimits, ParserRun, RunFailure
-from agent.backends.apparmor.policy_cache import ParserResult
+from agent.backends.apparmor.parser_memory import ParserMemory
 
 # At most this number of parsers run at the same time, if processors and memory allow.
 MAX_PARSERS: Final = 2
-# No parser starts while the uncollected results are larger than this limit.
-MAX_UNCOLLECTED_BYTES: Final = 4 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CompileResult:
-    """The final result of one text, with the key and the context of its submission."""
-
-    key: str
-    context: str
-    result: ParserResult
 
 
 _NO_MEMORY: Final = ParserRun(
@@ -67,16 +57,10 @@ class CompileWorker:
         """
         self._parser = parser
         self._completed = completed
-        self._free_memory = free_memory
+        self._memory = ParserMemory(free_memory)
         self._queue = CompileQueue(cpu_limit=cpu_limit, pauses_slow_texts=pauses_slow_texts)
         self._changed = threading.Condition()
-        self._results: list[CompileResult] = []
-        self._finished = 0
-        self._has_new_outcome = False  # whether a run has ended since the last call of collect()
-        # reserved bytes of memory, by the number of the running task
-        self._reserved: dict[int, int] = {}
-        # The free memory when a parser last started while no other parser was running.
-        self._idle_memory = 0
+        self._outcomes = CompileOutcomes()
         self._threads: list[threading.Thread] = []
         self._is_stopped = False
         self._is_registered = False
@@ -90,7 +74,7 @@ class CompileWorker:
             Return the last run of the text if that run failed.
         """
         with self._changed:
-            if any(uncollected.key == key for uncollected in self._results):
+            if self._outcomes.contains(key):
                 return None
             self._queue.submit(
                 key=key, text=text, features=features, context=context, origin=origin
@@ -114,8 +98,7 @@ class CompileWorker:
     def collect(self) -> list[CompileResult]:
         """Return all results since the previous call."""
         with self._changed:
-            results, self._results = self._results, []
-            self._has_new_outcome = False
+            results = self._outcomes.collect()
             self._changed.notify_all()
             return results
 
@@ -131,10 +114,10 @@ class CompileWorker:
         """
         while True:
             with self._changed:
-                if self._queue.is_idle(time.monotonic()) or self._has_backlog():
-                    return self._has_new_outcome
+                if self._queue.is_idle(time.monotonic()) or self._outcomes.are_too_large:
+                    return self._outcomes.are_new
                 self._changed.wait(1.0)
-                finished, left = self._finished, len(self._queue)
+                finished, left = self._outcomes.finished, len(self._queue)
             progress(finished, finished + left)
 
     def _start_threads(self) -> None:
@@ -158,7 +141,7 @@ class CompileWorker:
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
-            self._changed.wait_for(lambda: not self._reserved, timeout=1.0)
+            self._changed.wait_for(lambda: self._memory.is_free, timeout=1.0)
 
     def _run(self) -> None:
         while True:
@@ -168,23 +151,18 @@ class CompileWorker:
                 return
             run = self._compile(task, memory)
             with self._changed:
-                del self._reserved[task.number]
+                self._memory.release(task.number)
                 has_failed_before = task.failure is not None
                 compiled = self._queue.record_run(task, run, time.monotonic())
-                if compiled is not None:
-                    self._finished += 1
-                    self._results.append(
-                        CompileResult(key=task.key, context=task.context, result=compiled)
-                    )
+                self._outcomes.record_run(task, compiled)
                 has_failed_first = task.failure is not None and not has_failed_before
-                self._has_new_outcome = True
                 self._changed.notify_all()
             if compiled is not None or has_failed_first:
                 self._completed()
 
     def _compile(self, task: CompileTask, memory: int) -> ParserRun:
         """Run the parser. If threads or memory are missing, return a run that did not start."""
-        if memory < memory_budget.LEAST_PARSER_BYTES:
+        if memory < LEAST_PARSER_BYTES:
             return _NO_MEMORY
         try:
             run = self._parser.run(
@@ -194,13 +172,13 @@ class CompileWorker:
                     cpu_seconds=self._queue.slice_seconds(task), memory_bytes=memory
                 ),
                 is_quick=task.is_quick,
-                is_cancelled=lambda: self._is_cancelled(task) or not self._free_memory(),
+                is_cancelled=lambda: self._is_cancelled(task) or self._memory.is_exhausted(),
             )
         # RuntimeError: the system cannot start another thread
         except (RuntimeError, MemoryError) as error:
             detail = f"the agent could not run the parser: {error!r}"
             return ParserRun(outcome=RunFailure.NOT_STARTED, detail=detail)
-        is_short = memory < memory_budget.MIN_PARSER_BYTES and not task.is_quick
+        is_short = memory < MIN_PARSER_BYTES and not task.is_quick
         if (run.outcome is RunFailure.MEMORY and is_short) or (
             run.outcome is RunFailure.CANCELLED and not self._is_cancelled(task)
         ):
@@ -212,45 +190,18 @@ class CompileWorker:
         stop.
         """
         while not self._is_stopped:
-            memory = 0 if self._has_backlog() else self._memory_left()
-            can_run = memory or not (self._reserved or self._has_backlog())
+            is_blocked = self._outcomes.are_too_large
+            memory = 0 if is_blocked else self._memory.left()
+            can_run = memory or (self._memory.is_free and not is_blocked)
             task = self._queue.take(time.monotonic()) if can_run else None
             if task is not None:
-                if task.is_quick:
-                    memory = min(memory, memory_budget.MIN_PARSER_BYTES)
-                elif (
-                    not self._reserved
-                    and memory >= 2 * memory_budget.MIN_PARSER_BYTES
-                    and len(self._threads) > 1
-                ):
-                    memory -= (
-                        memory_budget.MIN_PARSER_BYTES
-                    )  # A second parser may start while this parser runs.
-                self._reserved[task.number] = memory
-                return task, memory
+                may_share = len(self._threads) > 1 and not task.is_quick
+                memory = min(memory, MIN_PARSER_BYTES) if task.is_quick else memory
+                return task, self._memory.reserve(task.number, memory, may_share=may_share)
             retry = self._queue.next_retry()
             left = None if retry is None else max(0.01, retry - time.monotonic())
             self._changed.wait(left if can_run else None)
         return None, 0
-
-    def _has_backlog(self) -> bool:
-        """Return whether uncollected results use too much memory."""
-        return sum(len(each.result.policy) for each in self._results) > MAX_UNCOLLECTED_BYTES
-
-    def _memory_left(self) -> int:
-        """Return how many bytes one more parser may use, or 0 if it must wait for a running parser.
-
-        Each running parser may use all of the memory that is reserved for it. The current free
-        memory already lacks the memory that running parsers use, so the reservations are subtracted
-        from the free memory at the time when no parser ran. Only a parser that runs alone may use
-        less than the minimum.
-        """
-        free = self._free_memory()
-        if not self._reserved:
-            self._idle_memory = free
-            return free
-        left = min(free, self._idle_memory - sum(self._reserved.values()))
-        return left if left >= memory_budget.MIN_PARSER_BYTES else 0
 
     def _is_cancelled(self, task: CompileTask) -> bool:
         with self._changed:

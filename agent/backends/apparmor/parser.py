@@ -352,7 +352,7 @@ def _detail(failure: RunFailure, done: Exited, limits: CommandLimits) -> str:
 
 
 @functools.lru_cache(maxsize=1)
-def _words(path: str, signature: tuple[int, ...]) -> frozenset[str]:  # noqa: ARG001 - for the cache
+def _words(path: str, _signature: tuple[int, ...]) -> frozenset[str]:
     return parser_messages.words_of_program(file_content(path)) | {path, Path(path).name}
 
 
@@ -367,7 +367,7 @@ def _version(path: Path) -> tuple[list[int], int]:
 def _signature(path: str) -> tuple[int, ...]:
     """Return the stat signature of a file, or the errno if the file cannot be examined."""
     try:
-        return stat_signature.of(os.stat(path))  # noqa: PTH116 - faster, called for each include
+        return stat_signature.of(os.stat(path))  # faster, called for each include
     except OSError as error:
         return (error.errno or errno.EIO,)
 
@@ -379,7 +379,7 @@ def file_content(path: str) -> bytes:
     reports the error later.
     """
     try:
-        if not os.path.isfile(path):  # noqa: PTH113 - faster, called for each include
+        if not os.path.isfile(path):  # faster, called for each include
             return b"irregular"  # Reading a FIFO or a device might never end.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -114,9 +114,7 @@ class PolicyChanges:
         """
         names = frozenset(profile.version.names)
         try:
-            declared = compiled_policy.read(body)
-            if sorted(each.name for each in declared) != sorted(profile.version.names):
-                raise compiled_policy.PolicyError("it declares other names than were checked")  # noqa: TRY301
+            declared = _declared(body, names)
         except compiled_policy.PolicyError as error:
             return Failed(finding=diagnostics.policy_unreadable(profile.id, error))
         # Each pass checks the access when it observes the node, and the kernel checks the rights
@@ -357,3 +355,11 @@ def _verified(
         },
         modes=modes,
     )
+
+
+def _declared(body: bytes, names: frozenset[str]) -> tuple[compiled_policy.DeclaredProfile, ...]:
+    """Return the profiles of a compiled policy. Raises PolicyError if their names are others."""
+    declared = compiled_policy.read(body)
+    if sorted(each.name for each in declared) != sorted(names):
+        raise compiled_policy.PolicyError("it declares other names than were checked")
+    return declared

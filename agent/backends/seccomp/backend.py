@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from agent.backends.seccomp import fields, inspection, releases, resolve, syntax
+from agent.backends.seccomp import decoding, fields, inspection, releases, resolve
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import (
@@ -138,7 +138,7 @@ class SeccompBackend:
     def begin_pass(self) -> None:
         """Do nothing, because every check ends within the pass."""
 
-    def wait(self, progress: Callable[[int, int], None]) -> bool:  # noqa: ARG002 - the port's
+    def wait(self, _progress: Callable[[int, int], None], /) -> bool:
         """Return False, because no check runs in the background."""
         return False
 
@@ -276,7 +276,7 @@ class SeccompBackend:
         """Return the evidence for the content of a file, or None if the file is absent. Raises
         HostError.
         """
-        content = self._host.read_regular(self._directory, name, limit=syntax.MOST_BYTES)
+        content = self._host.read_regular(self._directory, name, limit=decoding.MOST_BYTES)
         if content is None:
             return None
         if self._host.is_loose(f"{self._directory}/{name}"):
@@ -309,7 +309,7 @@ class SeccompBackend:
             )
         signature, read_ns = self._signature(path), self._clock_ns()
         try:
-            content = self._host.read_regular(self._directory, path, limit=syntax.MOST_BYTES * 8)
+            content = self._host.read_regular(self._directory, path, limit=decoding.MOST_BYTES * 8)
         except HostError as error:
             message = f"The profile was written, but the file could not be read back: {error}."
             return _failed(FindingCode.VERIFY_FAILED, where, message)

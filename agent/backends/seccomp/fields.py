@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from agent.backends.seccomp import releases, resolve, syscalls
+from agent.backends.seccomp import releases, resolve, syntax, syscalls
 from agent.backends.seccomp.document import (
     PERMISSIVE,
     STRICTNESS,
@@ -43,7 +43,6 @@ _FLAGS: Final = frozenset(releases.RUNC_FLAGS)
 _OF_NOTIFY: Final = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV"
 _CAPABILITY: Final = re.compile(r"CAP_[A-Z][A-Z_]*")
 _MOST_ARGS: Final = 6
-_MAX_ERRNO: Final = 4095  # linux/err.h
 _NEVER: Final = frozenset({("SCMP_CMP_LT", 0), ("SCMP_CMP_GT", 2**64 - 1)})
 
 
@@ -192,7 +191,7 @@ def _errno(rule: Rule) -> Iterator[Finding]:
     value = rule.errno_ret
     if rule.errno:
         parsed = resolve.errno_number(rule.errno)
-        if parsed is None or parsed > _MAX_ERRNO:
+        if parsed is None or parsed > syntax.MOST_ERRNO:
             message = f"{ascii(rule.errno)[:60]} is not an error number that Linux has."
             yield _bad(f"{prefix}{name}", message, f"Use {number} with a number.")
         elif value not in (None, parsed):

@@ -16,6 +16,7 @@ from agent.backends.seccomp import (
     canonical,
     comparisons,
     conditions,
+    decoding,
     fields,
     multiplex,
     resolve,
@@ -155,8 +156,8 @@ def _until_enough_errors(candidates: Iterable[Finding]) -> list[Finding]:
 
 
 def _too_large(body: bytes) -> Finding | None:
-    if len(body) <= syntax.MOST_BYTES:
+    if len(body) <= decoding.MOST_BYTES:
         return None
-    message = f"The written form has {len(body)} bytes; the limit is {syntax.MOST_BYTES} bytes."
+    message = f"The written form has {len(body)} bytes; the limit is {decoding.MOST_BYTES} bytes."
     hint = "Name each system call in one rule only."
     return Finding(code=FindingCode.KEY_TOO_LARGE, location="profile", message=message, hint=hint)

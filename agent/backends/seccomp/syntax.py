@@ -1,23 +1,22 @@
 """Reads the bytes of a seccomp profile strictly, and collects all mistakes.
 
-The bytes must be unambiguous UTF-8 JSON. Go ignores the case of keys and uses the last of several
+`decoding` decodes the JSON. Go ignores the case of keys and uses the last of several
 duplicate keys. For this reason, duplicate and unknown keys are errors. As in Go, null means that a
 field is absent. For any input, the module returns a Document, findings, or both. `fields` checks
 the values, and `wrapped` recognises files that contain a profile in another format.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from agent.backends.seccomp import syscalls, wrapped
+from agent.backends.seccomp import decoding, syscalls, wrapped
+from agent.backends.seccomp.decoding import Json
 from agent.backends.seccomp.document import Condition, Document, Only, Rule
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import MAX_FINDINGS, Finding
 
-MOST_BYTES: Final = 1 << 20
 # This is MAX_ERRNO in linux/err.h; libseccomp rejects or truncates larger numbers.
 MOST_ERRNO: Final = 4095
 # This limit applies to all lists together; the kernel already rejects a filter for a fifth of this
@@ -53,17 +52,11 @@ _REMARK: Final = re.compile(
 )
 _PREFIX: Final = "$_#/@- "
 
-Json = object  # This is a value from json.loads, and every use checks it with isinstance.
-
-
-class _NotJsonError(ValueError):
-    """The text is not JSON, although Python's decoder accepts it."""
-
 
 def read(content: bytes) -> tuple[Document | None, tuple[Finding, ...]]:
     """Return the document and the findings. The document is None if the JSON is not a profile."""
     walk = _Walk()
-    decoded = decode(content, walk.pairs)
+    decoded = decoding.decode(content, walk.pairs)
     if isinstance(decoded, Finding):
         return None, (decoded,)
     (tree,) = decoded
@@ -72,59 +65,6 @@ def read(content: bytes) -> tuple[Document | None, tuple[Finding, ...]]:
         return None, (wrapper,)
     document = walk.document(tree)
     return document, (*walk.findings, *walk.notices())
-
-
-def decode(content: bytes, pairs: "wrapped.PairsHook | None" = None) -> tuple[Json] | Finding:
-    """Return the decoded JSON in a tuple, or the reason why the bytes are not JSON."""
-    text = _text(content)
-    if isinstance(text, Finding):
-        return text
-    try:
-        return (json.loads(text, object_pairs_hook=pairs, parse_constant=_reject_constant),)
-    except json.JSONDecodeError as error:
-        message = f"This is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
-        return Finding(
-            code=FindingCode.NOT_JSON,
-            location=f"line {error.lineno}",
-            message=message,
-            hint=wrapped.yaml_hint(text)
-            or "Correct the JSON; `python3 -m json.tool FILE` reports the same place.",
-        )
-    except RecursionError:
-        return _whole(
-            FindingCode.NOT_JSON, "The JSON is nested too deeply.", "Reduce the depth of the JSON."
-        )
-    except ValueError as error:
-        return _whole(
-            FindingCode.NOT_JSON, f"This is not JSON: {error}."[:200], "Correct the JSON."
-        )
-
-
-def _text(content: bytes) -> str | Finding:
-    """Return the text of the file, or the reason why the file is not text."""
-    if len(content) > MOST_BYTES:
-        message = f"The profile has {len(content)} bytes; the limit is {MOST_BYTES} bytes."
-        return _whole(
-            FindingCode.KEY_TOO_LARGE, message, "Remove rules or comments from the profile."
-        )
-    try:
-        text = content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return _whole(
-            FindingCode.NOT_UTF8, f"Byte {error.start} is not UTF-8.", "Save the file as UTF-8."
-        )
-    if text.startswith("\ufeff"):
-        message = "The file begins with a byte order mark, which no runtime accepts."
-        return _whole(FindingCode.NOT_UTF8, message, "Save it as UTF-8 without a BOM.")
-    return text
-
-
-def _whole(code: FindingCode, message: str, hint: str) -> Finding:
-    return Finding(code=code, location="profile", message=message, hint=hint)
-
-
-def _reject_constant(text: str) -> float:
-    raise _NotJsonError(f"{text} is not a JSON number")
 
 
 def shown(value: Json) -> str:
