@@ -1,6 +1,6 @@
 """The entry point of `profile-loader` and of `python -m agent`: runs one command and exits.
 
-Only this module chooses the exit status and writes to standard output. agent.cli parses the
+Only this module chooses the exit status. agent.streams writes the output, agent.cli parses the
 arguments, agent.app builds the objects, and agent.process handles signals.
 """
 
@@ -9,11 +9,10 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Final, assert_never
 
-from agent import cli, process
+from agent import cli, process, streams
 from agent.config import Config
 from agent.core.report import Report, exit_status
 
@@ -32,20 +31,11 @@ INTERRUPTED: Final = 130
 _NOT_WRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 
 
-class OutputError(Exception):
-    """Standard output cannot be written."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        """The cause of the error; empty if the reader has closed the pipe."""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status. For a daemon, end the process instead."""
     # Directories have mode 0755 and files have mode 0644, independent of the caller's umask.
     os.umask(0o022)
-    _open_closed_streams()
+    streams.open_closed()
     is_daemon = False
     try:
         parsed = cli.parse(sys.argv[1:] if argv is None else argv, os.environ, _read_config)
@@ -56,11 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         process.end_process(end.status)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except OutputError as error:
+    except streams.OutputError as error:
         # Without this line, Python would report the unwritten output again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.reason:
-            _warn([f"standard output cannot be written: {error.reason}"])
+            streams.warn([f"standard output cannot be written: {error.reason}"])
         return FAILED
     except Exception as error:  # noqa: BLE001 - nothing above can report the error
         status = _environment_failure(error) or _report_bug(error)
@@ -99,7 +89,7 @@ def _show_usage(usage: cli.Usage) -> int:
     if usage.status:
         sys.stderr.write(usage.text)
     else:
-        _print(usage.text)
+        streams.write(usage.text)
     return usage.status
 
 
@@ -113,7 +103,7 @@ def _show_status(config: Config) -> int:
 def _unlabel(config: Config) -> int:
     from agent.commands import unlabel
 
-    _print(unlabel.unlabel(config))
+    streams.write(unlabel.unlabel(config))
     return 0
 
 
@@ -154,8 +144,8 @@ def _render(command: cli.Render) -> int:
         )
     else:
         rendered = render.inline(command.path, command.include)
-    _print(rendered.text)
-    _warn(rendered.mistakes)
+    streams.write(rendered.text)
+    streams.warn(rendered.mistakes)
     if not rendered.read:
         return UNREADABLE
     return FAILED if rendered.mistakes else 0
@@ -166,7 +156,7 @@ def _lacks_directory(include: Sequence[str]) -> bool:
     from agent.commands import inline
 
     missing = inline.missing_directories(include)
-    _warn(missing)
+    streams.warn(missing)
     return bool(missing)
 
 
@@ -183,9 +173,9 @@ def _convert(command: cli.Convert) -> int:
             floor=command.config.runtime_floor,
         )
     except OSError as error:
-        _warn([f"{command.path}: {error.strerror}"])
+        streams.warn([f"{command.path}: {error.strerror}"])
         return UNREADABLE
-    _print(result.text)
+    streams.write(result.text)
     for finding in result.findings:
         text = f"{finding.severity}: {finding.code}: {finding.location}: {finding.message}"
         sys.stderr.write(table.clean(f"{text} {finding.hint}".rstrip()) + "\n")
@@ -205,12 +195,12 @@ def _diff(command: cli.Diff) -> int:
         else:
             comparisons = {"": diff.diff(*command.paths, **options, capabilities=capabilities)}
     except OSError as error:
-        _warn([f"{error.filename}: {error.strerror}"])
+        streams.warn([f"{error.filename}: {error.strerror}"])
         return UNREADABLE
     except diff.NotAProfileError as error:
-        _warn([str(error)])
+        streams.warn([str(error)])
         return FAILED
-    _print(diff.as_json(comparisons) if command.is_json else diff.table(comparisons))
+    streams.write(diff.as_json(comparisons) if command.is_json else diff.table(comparisons))
     if command.fails_only_if_more_permissive:
         return int(any(result.is_more_permissive for result in comparisons.values()))
     return int(any(result.differences for result in comparisons.values()))
@@ -275,22 +265,20 @@ def _lock(config: Config) -> Iterator[bool]:
                     "its place, or pass another --state-dir"
                 ) from error
             # Without this permission, each installation fails later with its own finding.
-            _warn([f"{place} cannot be locked: {error}. The command continues without a lock"])
+            streams.warn(
+                [f"{place} cannot be locked: {error}. The command continues without a lock"]
+            )
         if not is_locked:
             holder = f"another agent is running on {place} and holds its lock"
-            _warn([f"{holder}. Nothing was changed. Wait for it, or pass another --state-dir."])
+            streams.warn(
+                [f"{holder}. Nothing was changed. Wait for it, or pass another --state-dir."]
+            )
         for directory in app.ledger(config).make_private() if is_locked else ():
-            _warn([f"other users could write to {directory}; the agent changed its mode"])
+            streams.warn([f"other users could write to {directory}; the agent changed its mode"])
         yield is_locked
 
 
 # --- output ---------------------------------------------------------------------------------------
-
-
-def _warn(lines: Iterable[str]) -> None:
-    from agent.reporting import table
-
-    sys.stderr.writelines(f"profile-loader: {table.clean(line)}\n" for line in lines)
 
 
 def _print_report(
@@ -312,7 +300,7 @@ def _print_report(
     if config.output == "json":
         from agent.reporting import json_report
 
-        _print(json_report.document(report, exit_status=status, domain=config.label_domain))
+        streams.write(json_report.document(report, exit_status=status, domain=config.label_domain))
     else:
         from agent.reporting import table
 
@@ -322,38 +310,8 @@ def _print_report(
         text = table.table(
             report, width=width, domain=domain, nothing=nothing, has_colors=has_colors
         )
-        _print(text)
+        streams.write(text)
     return status
-
-
-def _print(text: str) -> None:
-    """Write a text to standard output, and flush it.
-
-    Raises:
-        OutputError: standard output cannot be written.
-    """
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError as error:
-        raise OutputError("") from error
-    except OSError as error:
-        raise OutputError(error.strerror or str(error)) from error
-
-
-def _open_closed_streams() -> None:
-    """Open /dev/null for each standard stream that the caller closed.
-
-    If a standard stream stayed closed, the next opened file would get its descriptor and would
-    receive the output for it.
-    """
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        try:
-            os.fstat(number)
-        except OSError:
-            mode = "r" if number == 0 else "w"
-            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - stays open
-            setattr(sys, name, stream)
 
 
 def _read_config(path: str) -> object:
@@ -384,7 +342,7 @@ def _environment_failure(error: Exception) -> int:
     from agent import app
 
     if isinstance(error, app.StartupError):
-        _warn([str(error)])
+        streams.warn([str(error)])
         return USAGE
     if "agent.kube.errors" not in sys.modules:
         return 0
@@ -392,13 +350,13 @@ def _environment_failure(error: Exception) -> int:
 
     match error:
         case errors.NoClusterError():
-            _warn([str(error)])
+            streams.warn([str(error)])
             return USAGE
         case errors.StatusError():
-            _warn([f"the API server rejected a request: {error}"])
+            streams.warn([f"the API server rejected a request: {error}"])
             return UNREADABLE
         case errors.KubeError():
-            _warn([f"the API server cannot be reached: {error}"])
+            streams.warn([f"the API server cannot be reached: {error}"])
             return UNREADABLE
         case _:
             return 0

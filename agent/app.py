@@ -168,14 +168,13 @@ def _source_specs(config: Config) -> list[source_spec.SourceSpec]:
     return [source_spec.parse_source(text) for text in config.source]
 
 
-def build_reconciler(  # noqa: PLR0913 - keyword-only after the configuration
+def build_reconciler(
     config: Config,
     *,
     parts: Mapping[ProfileKind, BackendParts],
     sources: Sequence[ports.Source],
     ledger: FileLedger,
     heartbeat: Heartbeat,
-    grace_seconds: float = 0.0,
 ) -> reconciler.Reconciler:
     """Return a reconciler.
 
@@ -185,7 +184,6 @@ def build_reconciler(  # noqa: PLR0913 - keyword-only after the configuration
         sources: the sources of profiles.
         ledger: the record of what the agent installed.
         heartbeat: records that the main loop is running.
-        grace_seconds: how long a label must be absent before the profile is removed.
     """
     return reconciler.Reconciler(
         sources=sources,
@@ -194,7 +192,7 @@ def build_reconciler(  # noqa: PLR0913 - keyword-only after the configuration
         options=plan.PlanOptions(
             prune=PruneMode(config.prune),
             take_over=frozenset(config.take_over),
-            grace_seconds=grace_seconds,
+            grace_seconds=config.removal_grace,
             pod_aware=config.pod_aware,
         ),
         allow_empty=config.allow_empty,
@@ -236,7 +234,6 @@ def daemon(config: Config, log_lines_dropped: Callable[[], int]) -> "Controller"
         sources=sources,
         ledger=state,
         heartbeat=heartbeat,
-        grace_seconds=config.removal_grace,
     )
     controller = Controller(
         reconciler=passes,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def restore(config: Config, progress: reconciler.Progress) -> Report:
     """Reinstall the profiles that the ledger records, without any source."""
     passes = app.build_reconciler(
-        config,
+        replace(config, removal_grace=0.0),
         parts=app.backend_parts(config),
         sources=(),
         ledger=app.ledger(config),
@@ -42,12 +42,11 @@ def run_once(config: Config, progress: reconciler.Progress) -> Report:
     connections = app.connect(config, installed_key_count=ledger.installed_keys.count)
     parts = app.backend_parts(config)
     passes = app.build_reconciler(
-        config,
+        replace(config, removal_grace=0.0),
         parts=parts,
         sources=app.open_sources(config, connections),
         ledger=ledger,
         heartbeat=Heartbeat(time.monotonic),
-        grace_seconds=0.0,
     )
     confinement = ConfinementChecks({} if config.dry_run else app.confinement_trackers(parts))
     entries = ledger.entries()

@@ -1,0 +1,55 @@
+"""Writes to the standard streams of a command.
+
+agent.__main__ decides what a command prints. agent.reporting.logs writes the log.
+"""
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class OutputError(Exception):
+    """Standard output cannot be written."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        """The cause of the error; empty if the reader has closed the pipe."""
+
+
+def warn(lines: Iterable[str]) -> None:
+    """Write lines to standard error, without control characters."""
+    from agent.reporting import table
+
+    sys.stderr.writelines(f"profile-loader: {table.clean(line)}\n" for line in lines)
+
+
+def write(text: str) -> None:
+    """Write a text to standard output, and flush it.
+
+    Raises:
+        OutputError: standard output cannot be written.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise OutputError("") from error
+    except OSError as error:
+        raise OutputError(error.strerror or str(error)) from error
+
+
+def open_closed() -> None:
+    """Open /dev/null for each standard stream that the caller closed.
+
+    If a standard stream stayed closed, the next opened file would get its descriptor and would
+    receive the output for it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            mode = "r" if number == 0 else "w"
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115 - stays open
+            setattr(sys, name, stream)
