@@ -1,8 +1,8 @@
 """`python -m bench`: measures every row, prints it, and writes bench/results.md.
 
-Run it from the top of the repository, as root, on an idle machine, in an environment with the
-packages of requirements-run.lock only (docs/performance.md). The benchmark is not a test: no figure
-makes it fail.
+Run the benchmark as root from the top of the repository, on an idle machine, in an environment that
+only has the packages of requirements-run.lock (docs/performance.md). The benchmark is not a test,
+and no figure makes it fail.
 """
 
 import argparse

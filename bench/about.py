@@ -1,4 +1,4 @@
-"""The machine and the versions of a measurement, without names of machines or persons."""
+"""Describes the machine and the versions of a measurement, without names of machines or persons."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-QUIET_LOAD = 1.5  # The load that a row of the benchmark itself causes is lower than this limit.
+QUIET_LOAD = 1.5  # A row of the benchmark itself causes less load than this.
 _LIBRARIES = ("kubernetes", "msgspec", "prometheus-client", "structlog", "watchdog")
 
 
@@ -18,7 +18,7 @@ def sentence(load: float, more: Sequence[str]) -> str:
 
     Args:
         load: the load of the machine before the measurement.
-        more: versions of programs that this machine does not have.
+        more: the versions of programs that this machine does not have.
     """
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / (1 << 30)

@@ -1,4 +1,4 @@
-"""The rows that need an API server, on this machine's loopback interface."""
+"""Measures the rows that need an API server, on the loopback interface of this machine."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ WINDOW_SECONDS: Final = 60
 # The DaemonSet enables both profile kinds, but this machine has no AppArmor.
 KINDS: Final = "apparmor,seccomp"
 BOTH: Final = (f"--kinds={KINDS}", "--allow-unsupported")
-_KEYS: Final = 50  # the keys of one ConfigMap
+_KEYS: Final = 50  # the number of keys in one ConfigMap
 _SYSCALLS: Final = 100
 _SETTLED_SECONDS: Final = 5.0
 _KINDS_SAID: Final = (
@@ -69,7 +69,7 @@ def labelled(one: "OnNode", count: int) -> bool:
 
 
 def label(runs: int) -> Result:
-    """Replace a ConfigMap's profile repeatedly; wait each time until the Node has the new label."""
+    """Replace the profile of a ConfigMap repeatedly, and wait each time for its new label."""
     samples = []
     with daemon(FEW) as one:
         for number in range(runs):
@@ -84,7 +84,7 @@ def label(runs: int) -> Result:
 
 
 def _told(one: "OnNode", key: str, data: dict[str, str]) -> float:
-    """Apply a ConfigMap; return the seconds from the response until a watch shows the label."""
+    """Apply a ConfigMap, and return the seconds from the response until a watch shows the label."""
     import http.client
     import ssl
 
@@ -110,7 +110,9 @@ def _told(one: "OnNode", key: str, data: dict[str, str]) -> float:
 
 
 def verified(runs: int) -> Result:
-    """Change an AppArmor profile, and wait until the VM's kernel and the label show the change."""
+    """Change an AppArmor profile, and wait until the kernel of the VM and the label show the
+    change.
+    """
     from tests.system import label_kernel
 
     label_kernel.CHANGES = runs
@@ -155,7 +157,9 @@ def verified(runs: int) -> Result:
 
 
 def memory(runs: int) -> Result:
-    """Measure the resident memory with few and many profiles, and after very many passes."""
+    """Measure the resident memory with few profiles, with many profiles, and after very many
+    passes.
+    """
     steady, peak, large, peaks = [], [], [], []
     grown = [_growth() for _ in range(runs)]
     for _ in range(runs):
@@ -270,7 +274,9 @@ def idle(runs: int) -> Result:
 
 
 def _window(one: "OnNode") -> tuple[float, float, float]:
-    """Send the requests of probes and Prometheus; return elapsed and CPU seconds and wake-ups."""
+    """Send the requests of probes and of Prometheus; return elapsed seconds, CPU seconds and
+    wake-ups.
+    """
     pid = one.process.pid
     cpu, woken, begin = cpu_seconds(pid), wakeups(pid), time.monotonic()
     for second in range(0, WINDOW_SECONDS, 10):
@@ -284,7 +290,7 @@ def _window(one: "OnNode") -> tuple[float, float, float]:
 
 
 def start(runs: int) -> Result:
-    """Measure the time from the start of the process to the end of the first pass."""
+    """Measure the time from the start of the process to the end of its first pass."""
     with scratch() as top:
         source = made.fill_seccomp(top / "source", FEW, syscalls=_SYSCALLS)
         time.sleep(YOUNG_SECONDS)
@@ -334,9 +340,9 @@ def _imported(arguments: list[str]) -> str:
 
 
 def _first(one: "OnNode") -> float:
-    """Start the daemon on an empty host root; return the seconds until its first pass ends.
+    """Start the daemon on an empty host root, and return the seconds until its first pass ends.
 
-    The agent logs the event pass_finished at the end of a pass.
+    At the end of a pass, the agent logs the event pass_finished.
     """
     for path in (one.seccomp, one.state):
         shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The row of the first installation of AppArmor profiles, compared with other loaders."""
+"""Measures the first installation of AppArmor profiles, compared with other loaders."""
 
 import sys
 from functools import partial
@@ -21,7 +21,9 @@ _LEAST: Final = (
 
 
 def measure(runs: int) -> Result:
-    """Measure the host without loading policy, and the virtual machine with loading policy."""
+    """Measure on the host without loading policy, and in the virtual machine with loading
+    policy.
+    """
     figures, claims, said = _host(runs)
     found = machine.guest("cold", runs)
     for count in (1, 100):
@@ -125,7 +127,7 @@ def _host(runs: int) -> tuple[list[Figure], list[Claim], tuple[str, ...]]:
 
 
 def _agent(source: Path, top: Path, cores: int) -> Spent:
-    """Run the agent on a root without AppArmor, so that it only compiles and checks."""
+    """Run the agent on a host root without AppArmor, so that it only compiles and checks."""
     import shutil
 
     root = top / "root"
@@ -141,7 +143,7 @@ def _installed() -> list[Path]:
 
 
 def _same(files: list[Path]) -> tuple[int, int]:
-    """Return how many policies the flag leaves unchanged, and how many it changes."""
+    """Return for how many policies the flag makes no difference, and for how many it does."""
     same = other = 0
     for path in files:
         plain = child([*BARE, path], fine=(0, 1))

@@ -1,8 +1,8 @@
 """Writes the figures of a benchmark run into bench/results.md and docs/performance.md.
 
 bench/results.md has a section for each row, between markers. If a run does not measure a row, the
-row's section stays, with the machine and the day of an earlier run. The table at the top of
-docs/performance.md shows for each row whether the row's claims were reached, as in the sections.
+section of the row stays, with the machine and the day of an earlier run. The table at the top of
+docs/performance.md shows for each row whether its limits were reached, as in the sections.
 """
 
 import re
@@ -24,7 +24,7 @@ _CLAIM: Final = re.compile(r"^\| (.*) \| .* \| at most .* \| (yes|\*\*no\*\*) \|
 
 
 def write(results: Mapping[str, Result], about: str) -> None:
-    """Write the results of a run into both pages; `about` is the sentence about the machine."""
+    """Write the results of a run into both pages; `about` is the text about the machine."""
     text = results_page(RESULTS.read_text(), results, about)
     RESULTS.write_text(text)
     PAGE.write_text(performance_page(PAGE.read_text(), text))
@@ -54,7 +54,7 @@ def performance_page(text: str, results: str) -> str:
 
 
 def _reached(section: str) -> str:
-    """Return `yes`, or how many claims of a section were not reached; empty without claims."""
+    """Return `yes`, or how many limits of a section were not reached, or "" if it has no limits."""
     claims = [reached == "yes" for _, reached in _CLAIM.findall(section)]
     if all(claims):
         return "yes" if claims else ""
@@ -67,7 +67,9 @@ def sections(text: str) -> list[str]:
 
 
 def rows(text: str) -> list[tuple[str, str, str]]:
-    """Return name, subject and limit of each row of the table in docs/performance.md."""
+    """Return the name, the subject and the limit of each row of the table in
+    docs/performance.md.
+    """
     return [(match[1], match[2], match[3]) for match in _ROW.finditer(text)]
 
 

@@ -1,8 +1,8 @@
-"""Measurements in a machine with AppArmor: `python3 -m bench.guest ROW RUNS`, as root.
+"""Runs measurements in a machine with AppArmor: `python3 -m bench.guest ROW RUNS`, as root.
 
-The program prints one line of JSON with the samples by name, in seconds or MiB, and the "versions"
-of the machine's programs. Everything runs on one core. Programs that are compared run in turn in
-one start of the machine.
+The program prints one line of JSON. It contains the samples by name, in seconds or MiB, and the
+versions of the programs of this machine. All programs run on one core. Programs that are compared
+with each other run in turn, in the same start of the machine.
 """
 
 import hashlib
@@ -33,14 +33,15 @@ MANY: Final = 1000
 FEW: Final = 20
 REPAIRED: Final = 50
 POLL_SECONDS: Final = 30
-# The modules that `python -m agent --oneshot --kinds=apparmor` imports with a directory.
+# `python -m agent --oneshot --kinds=apparmor` imports these modules if its source is a directory.
 IMPORTS: Final = (
     "import agent.__main__, agent.cli, agent.app, agent.reconciler, "
     "agent.oneshot, agent.backends.apparmor.backend, agent.backends.apparmor.factory, "
     "agent.sources.directory, agent.reporting.table, agent.reporting.logs"
 )
-# The time between two removals. After a change less than 0.25 s after a pass, the agent waits for
-# more changes (agent/controller.py). In an emulated machine a pass ends long after the load.
+# This is the time between two removals. If a change follows a pass by less than 0.25 s, the agent
+# waits for more changes (agent/controller.py). In an emulated machine, a pass ends long after the
+# load.
 _GAP_SECONDS: Final = 1.0
 
 
@@ -48,7 +49,7 @@ def main() -> None:
     """Measure one row."""
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # A container image contains bytecode.
     TOP.mkdir()
-    # Without stored bytecode, the first program would spend time on the compilation to bytecode.
+    # Without stored bytecode, the first program would spend time on compiling its modules.
     agent(made.fill_seccomp(TOP / "warm", 1), kinds="apparmor,seccomp")
     shutil.rmtree(STATE, ignore_errors=True)
     measure = {"cold": cold, "thousand": thousand, "repair": repair, "poll": poll}[sys.argv[1]]
@@ -99,11 +100,11 @@ def least(files: list[Path]) -> Spent:
 
 
 def thousand(runs: int) -> dict[str, list[float]]:
-    """Install a thousand profiles; start the agent with all profiles loaded, and with none.
+    """Install a thousand profiles; start the agent with all of them loaded, and with none of them.
 
     Args:
-        runs: the number of starts with none loaded. Each run also has two starts with all loaded,
-            and ten unchanged passes.
+        runs: the number of starts without loaded profiles. Each run also has two starts with all
+            profiles loaded, and ten unchanged passes.
     """
     many = int(os.environ.get("MANY", MANY))
     few = made.fill_apparmor(TOP / "few", FEW)
@@ -151,7 +152,7 @@ def thousand(runs: int) -> dict[str, list[float]]:
 
 
 def passes(source: Path, count: int, runs: int) -> dict[str, Any]:
-    """Run passes over stored and loaded profiles; return the output of bench.inside.
+    """Run passes over stored and loaded profiles, and return the output of bench.inside.
 
     Each run has ten passes. The passes use a copy of the ledger in the default state directory.
     """
@@ -188,7 +189,7 @@ def tree() -> list[tuple[str, int]]:
 
 
 def processes() -> float:
-    """Return how many processes and threads have started since the boot (proc(5): stat)."""
+    """Return how many processes and threads have been started since the boot (proc(5): stat)."""
     for line in Path("/proc/stat").read_text().splitlines():
         if line.startswith("processes "):
             return float(line.split()[1])
@@ -199,7 +200,7 @@ def processes() -> float:
 
 
 def repair(runs: int) -> dict[str, list[float]]:
-    """Remove one of fifty profiles without the agent, and wait until it is restored."""
+    """Remove one of fifty profiles as another program would, and wait until it is restored."""
     source = TOP / "source"
     source.mkdir()
     names = [f"p{number}" for number in range(REPAIRED)]
@@ -214,7 +215,7 @@ def repair(runs: int) -> dict[str, list[float]]:
         loads.append(time.monotonic() - begin)
     with daemon(source) as process:
         wait(lambda: ready(process))
-        time.sleep(3.0)  # The first pass has finished, and its changes have settled.
+        time.sleep(3.0)  # The first pass has finished, and the effects of its changes have ended.
         repairs = []
         for turn in range(runs):
             repairs.append(repaired(names[turn % REPAIRED]))
@@ -223,7 +224,7 @@ def repair(runs: int) -> dict[str, list[float]]:
 
 
 def repaired(name: str) -> float:
-    """Remove a profile; return the seconds until the kernel has it again."""
+    """Remove a profile, and return the seconds until the kernel has it again."""
     with watched() as changed:
         begin = time.monotonic()
         (KERNEL / ".remove").write_bytes(name.encode())
@@ -310,7 +311,7 @@ def poll(runs: int) -> dict[str, list[float]]:
     process = subprocess.Popen(argv)  # noqa: S603 - our own
     waits = []
     try:
-        wait(lambda: "first" in loaded())  # The loader polls at once, and then at each tick.
+        wait(lambda: "first" in loaded())  # The loader polls at once, and then at each interval.
         for number in range(runs):
             time.sleep(POLL_SECONDS * (number + 0.5) / runs)
             name = f"n{number}"

@@ -1,6 +1,6 @@
-"""Measurements within one process: `python -m bench.inside ROW ARGUMENT...` prints JSON.
+"""Runs measurements in one process: `python -m bench.inside ROW ARGUMENT...` prints JSON.
 
-Modules are imported only when they are needed, so that the process is as small as the measured
+The program imports modules only when it needs them, so that the process is as small as the measured
 code.
 """
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 NAMESPACE = "bench"
 YOUNG_SECONDS = 3.0  # The agent reads newer files again (agent/sources/directory.py).
-_KEYS = 50  # Each ConfigMap stays below its size limit of 1 MiB.
+_KEYS = 50  # With this number of keys, a ConfigMap stays below its limit of 1 MiB.
 _PROCESSES = 1000
-_CONFINED = 50  # the confined processes among them
+_CONFINED = 50  # the number of confined processes among them
 
 
 def _config(source: str, root: str, kinds: str) -> "Config":
@@ -51,7 +51,7 @@ def _pass(source: str, root: str, kinds: str) -> "Reconciler":
 
 
 def _config_maps(directory: Path) -> "ConfigMapSource":
-    """Return a source with copied ConfigMaps, as if an API server had sent the ConfigMaps."""
+    """Return a source with copied ConfigMaps, as if an API server had sent them."""
     from agent.core.labels import DOMAIN
     from agent.kube.reflector import Store
     from agent.sources.configmap import ConfigMapSource, entry_for
@@ -72,7 +72,8 @@ def _config_maps(directory: Path) -> "ConfigMapSource":
 def passes(source: str, root: str, kinds: str, runs: str) -> None:
     """Run a first pass and later passes; print the cost of each, and the result of the last pass.
 
-    The later passes run when the files of the first pass are old enough to trust their signatures.
+    The later passes only begin when the files are old enough for the agent to trust their
+    signatures.
     """
     one = _pass(source, root, kinds)
     begin, cpu = time.monotonic(), time.process_time()
@@ -96,7 +97,7 @@ def passes(source: str, root: str, kinds: str, runs: str) -> None:
 
 
 def grown(source: str, root: str, kinds: str, runs: str) -> None:
-    """Run very many passes; print how much the memory of the process grows after the first 5 s.
+    """Run very many passes, and print how much the memory of the process grows after the first 5 s.
 
     After 5 s, the agent has stored the signatures of all new files.
     """
@@ -113,13 +114,13 @@ def grown(source: str, root: str, kinds: str, runs: str) -> None:
 def floor(source: str, out: str, whole: str, small: str) -> None:
     """Parse each file of a directory as JSON, and write several files.
 
-    Each file is written as atomically and durably as the agent does: a temporary file, fsync,
-    rename, and fsync of the directory.
+    Each file is written as atomically and durably as by the agent: a temporary file, fsync, rename,
+    and fsync of the directory.
 
     Args:
         source: the directory of the JSON files.
         out: the directory for the written files.
-        whole: the number of files with the JSON in one line.
+        whole: the number of files that contain the JSON on one line.
         small: the number of files with 1 KiB.
     """
     target = Path(out)
@@ -138,7 +139,7 @@ def floor(source: str, out: str, whole: str, small: str) -> None:
 
 
 def imports(argument: str) -> None:
-    """Run the agent with some arguments in this process; print the imported libraries."""
+    """Run the agent with some arguments in this process, and print the imported libraries."""
     from agent.__main__ import main
 
     main(argument.split("\n"))
@@ -147,10 +148,10 @@ def imports(argument: str) -> None:
 
 
 def look(top: str, threads: str = "1") -> None:
-    """Check 1,000 processes, 50 of them confined, ten times; print the CPU seconds of each check.
+    """Check 1,000 processes ten times, 50 of them confined; print the CPU seconds of each check.
 
-    50 of the processes are confined. The processes are plain files in a directory that has the form
-    of procfs and is the root of this process.
+    50 of the processes are confined. The processes are plain files in a directory that looks like
+    procfs and is the root of this process.
 
     Args:
         top: the directory.
@@ -166,7 +167,7 @@ def look(top: str, threads: str = "1") -> None:
             thread = Path(top, f"proc/{pid}/task/{pid + tid * _PROCESSES}")
             (thread / "attr/apparmor").mkdir(parents=True)
             (thread / "attr/apparmor/current").write_text(f"{label}\n")
-            stat = f"{pid} (app) S 1 " + " ".join(["0"] * 48)  # proc(5): 52 fields
+            stat = f"{pid} (app) S 1 " + " ".join(["0"] * 48)  # proc(5) describes 52 fields.
             (thread / "stat").write_text(f"{stat}\n")
     os.chroot(top)
     tracker = ConfinementTracker(Host("/"), state_dir="/state", find_directories=lambda _: {})

@@ -1,4 +1,4 @@
-"""A plain Python loop with the steps of a start: `python3 -I bench/least.py SOURCE STATE KEPT`.
+"""A Python loop with only the steps of a start: `python3 -I bench/least.py SOURCE STATE KEPT`.
 
 For each entry of the ledger, the loop reads the entry and its text, reads and verifies the cached
 policy, loads the policy, and verifies the loaded content. Unlike the agent, the loop does not check
@@ -35,7 +35,7 @@ def revision() -> bytes:
 
 
 def main() -> None:
-    """Load everything."""
+    """Load all profiles."""
     source, state, kept = sys.argv[1:]
     known: set[str] = set()
     for file in os.listdir(f"{state}/entries"):

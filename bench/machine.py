@@ -1,7 +1,7 @@
-"""The rows that load policy into a kernel, in the virtual machine and in user-mode Linux.
+"""Measures the rows that load policy into a kernel, in the virtual machine and in user-mode Linux.
 
-Each measurement is one start of a machine, and rows of the same start share its samples. Programs
-that are compared run in the same start.
+Each measurement starts a machine once, and rows of the same start share its samples. Programs that
+are compared run in the same start.
 """
 
 import functools
@@ -22,7 +22,7 @@ LOADER: Final = "k8s.io/kubernetes/test/images/apparmor-loader"
 MACHINES: Final = ("VM", "UML")
 _TIMEOUT_SECONDS: Final = 3000
 _REPAIR_MS: Final = 50.0
-_VERSIONS: Final[dict[str, str]] = {}  # the versions by machine, from the machine's last start
+_VERSIONS: Final[dict[str, str]] = {}  # the versions from the last start of each machine
 
 
 @functools.cache
@@ -35,7 +35,7 @@ def guest(what: str, runs: int, where: str = "VM") -> Mapping[str, Sequence[floa
     if what in ("cold", "poll"):
         files["apparmor-loader"] = apparmor_loader().read_bytes()
     command = "chmod -f +x apparmor-loader; busybox ip link set lo up; "
-    many = os.environ.get("MANY", "1000")  # Set a smaller number of profiles to try the benchmark.
+    many = os.environ.get("MANY", "1000")  # To try the benchmark, set a smaller number of profiles.
     command += f"MANY={many} python3 -m bench.guest {what} {runs}"
     run = {"VM": vm.run, "UML": uml.run}[where]
     done = run(files, command, timeout_seconds=_TIMEOUT_SECONDS)
@@ -55,7 +55,9 @@ def versions(*machines: str) -> tuple[str, ...]:
 
 
 def apparmor_loader() -> Path:
-    """Return the Kubernetes project's example loader, built with the test control plane."""
+    """Return the example loader of the Kubernetes project, built with the control plane of the
+    tests.
+    """
     from tests.system import go_build
 
     digest = hashlib.sha256((go_build.MODULE / "go.sum").read_bytes()).hexdigest()[:12]
@@ -79,12 +81,12 @@ def milliseconds(label: str, samples: Sequence[float]) -> Figure:
 
 
 def thousand(where: str, runs: int) -> Mapping[str, Sequence[float]]:
-    """Return the samples with a thousand profiles; rows with equally many runs share samples."""
+    """Return the samples with a thousand profiles; rows with the same number of runs share them."""
     return guest("thousand", runs, where)
 
 
 def reboot(runs: int) -> Result:
-    """Measure a start with all profiles cached and none loaded."""
+    """Measure a start with all profiles in the cache and none of them loaded."""
     figures, claims = [], []
     for where in MACHINES:
         found = thousand(where, runs)
@@ -135,7 +137,7 @@ def reboot(runs: int) -> Result:
 
 
 def loaded(runs: int) -> Result:
-    """Measure a start with all profiles cached and loaded."""
+    """Measure a start with all profiles in the cache and loaded."""
     figures, claims = [], []
     for where in MACHINES:
         found = thousand(where, runs)

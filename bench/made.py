@@ -1,6 +1,6 @@
-"""The profiles that the benchmark uses.
+"""Creates the profiles that the benchmark uses.
 
-The profiles resemble real profiles, and no two profiles are equal.
+The profiles resemble real profiles, and all of them are different.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Runs and measures programs, in turn and in separate processes.
 
-The kernel counts the CPU time of a child process and of all its descendants (wait4(2)), so the
+The kernel counts the CPU time of a child process and of all its descendants (wait4(2)), so these
 figures are also correct on a busy machine.
 """
 
@@ -34,7 +34,7 @@ def child(
 
     Args:
         argv: the command.
-        cores: the number of cores that the command may use; 0 for all.
+        cores: the number of cores that the command may use; 0 means all cores.
         fine: the exit statuses that are not errors.
     """
 
@@ -42,7 +42,8 @@ def child(
         if cores:
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
-    # Files, because a pipe that is not read would block a program with much output.
+    # The output goes to files, because a pipe that is not read would block a program with much
+    # output.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         begin = time.monotonic()
         process = subprocess.Popen(  # noqa: S603 - a list of our own
@@ -69,7 +70,7 @@ def child(
 
 
 def turns(runs: int, contenders: Mapping[str, Callable[[], Spent]]) -> dict[str, tuple[Spent, ...]]:
-    """Run each program a number of times, in turn, so that all programs run under the same load."""
+    """Run each program several times in turn, so that all programs run under the same load."""
     found: dict[str, list[Spent]] = {name: [] for name in contenders}
     for _ in range(runs):
         for name, run in contenders.items():

@@ -1,4 +1,4 @@
-"""The rows with passes on this machine: unchanged passes, a first installation, growth."""
+"""Measures the rows with passes on this machine: unchanged passes, a first installation, growth."""
 
 import json
 import math
@@ -27,7 +27,7 @@ _SIZES: Final = (10, 100, 1000, 3000)
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Provide a directory that is deleted afterwards."""
+    """Provide a directory that is deleted at the end."""
     with tempfile.TemporaryDirectory(prefix="bench-") as path:
         yield Path(path)
 
@@ -56,7 +56,9 @@ def _milliseconds(pairs: object, part: int) -> tuple[float, ...]:
 
 
 def unchanged(runs: int) -> Result:
-    """Measure unchanged passes: seccomp files from both sources, AppArmor in the VM."""
+    """Measure unchanged passes: seccomp files from both types of sources, and AppArmor in the
+    VM.
+    """
     from bench import machine
 
     figures: list[Figure] = []
@@ -87,7 +89,9 @@ def unchanged(runs: int) -> Result:
 
 
 def seccomp(runs: int) -> Result:
-    """Compare a first installation with parsing the same JSON and writing as many files."""
+    """Compare a first installation with a program that parses the same JSON and writes as many
+    files.
+    """
     with scratch() as top:
         source = made.fill_seccomp(top / "source", MANY)
         out, root = top / "out", top / "root"
@@ -146,7 +150,7 @@ def seccomp(runs: int) -> Result:
 
 
 def growth(runs: int) -> Result:
-    """Measure time and memory for increasing numbers of profiles."""
+    """Measure the time and the memory for growing numbers of profiles."""
     first: dict[int, list[float]] = {size: [] for size in _SIZES}
     later: dict[int, list[float]] = {size: [] for size in _SIZES}
     memory: dict[int, list[float]] = {size: [] for size in _SIZES}

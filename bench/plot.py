@@ -1,6 +1,6 @@
-"""The plot of growth as SVG, which is also readable on a dark page.
+"""Draws the growth as an SVG plot that is also readable on a dark page.
 
-The module does not write a file.
+This module does not write any file.
 """
 
 import math
@@ -18,10 +18,10 @@ _STYLE: Final = (
 
 
 def draw(lines: Mapping[str, Mapping[int, float]]) -> str:
-    """Draw each line on logarithmic axes; a dashed line shows linear growth.
+    """Draw each line on logarithmic axes, with a dashed line for linear growth.
 
     Args:
-        lines: for each name, the values by number of profiles.
+        lines: the values by number of profiles, for each name.
 
     Returns:
         The text of the SVG file.

@@ -1,8 +1,8 @@
-"""The rows of docs/performance.md, in the order of that page.
+"""Declares the rows of docs/performance.md, in the order of that page.
 
-One function measures each row and returns every sample. The programs that a figure is compared
-with run in the same benchmark run, in turn. Elapsed times are valid on an idle machine only; CPU
-times are valid on any machine.
+One function measures each row and returns every sample. The programs with which a figure is
+compared run in the same run of the benchmark, in turn. Elapsed times are only valid on an idle
+machine, but CPU times are valid on any machine.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One measured value: samples of one unit (`ms`, `s`, `MiB`, `%`, `x`, `a second`)."""
+    """A measured value: samples of one unit (`ms`, `s`, `MiB`, `%`, `x`, `a second`)."""
 
     label: str
     samples: tuple[float, ...]
@@ -39,7 +39,7 @@ class Claim:
 class Result:
     """The result of a row.
 
-    said: remarks for the page. versions: versions of programs that this machine does not have.
+    said: remarks for the page. versions: the versions of programs that this machine does not have.
     svg: the drawing of the row.
     """
 
@@ -52,7 +52,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row: its name, its subject, its limit, and the place of its function.
+    """One row, with its name, its subject, its limit, and the place of its function.
 
     minutes: the duration on two idle cores, with the default number of runs.
     """

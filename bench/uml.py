@@ -1,4 +1,4 @@
-"""A machine without an emulated processor: Debian's kernel as a process (user-mode Linux).
+"""Runs a machine without an emulated processor: Debian's kernel as a process (user-mode Linux).
 
 The kernel has AppArmor, and the machine has the same disk as the virtual machine. User code runs at
 the speed of this machine. ptrace intercepts each system call and each page fault, which takes about
@@ -33,11 +33,13 @@ sleep 30
 
 
 class MachineError(Exception):
-    """The machine did not finish its command, or its kernel warned; the text has the console."""
+    """The machine did not finish its command, or its kernel printed a warning; the text contains
+    the console output.
+    """
 
 
 def run(files: Mapping[str, bytes], command: str, *, timeout_seconds: float) -> vm.GuestResult:
-    """Run a bash command in /job, the directory of the given files, like tests.system.vm.run."""
+    """Run a bash command in /job, the directory of the given files, as tests.system.vm.run does."""
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         top, out = Path(folder), Path(folder, "out")
@@ -58,7 +60,8 @@ def run(files: Mapping[str, bytes], command: str, *, timeout_seconds: float) -> 
             except subprocess.TimeoutExpired:
                 pass
             finally:
-                # The guest's processes are processes of this machine, and must end with its kernel.
+                # The processes of the guest are processes of this machine, and must end together
+                # with its kernel.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
