@@ -1,8 +1,8 @@
 """Builds the objects of the program and passes each object its dependencies.
 
-This module only builds and starts objects; it makes no decisions about profiles. It reads the
-configuration of the API client, and starts the daemon's servers and threads. Each command imports
-only the libraries that it needs, because each library uses memory on every node.
+This module only builds and starts objects; it makes no decisions about profiles. The module reads
+the configuration of the API client, and starts the daemon's servers and threads. Each command
+imports only the libraries that it needs, because each library uses memory on every node.
 """
 
 import importlib

@@ -38,8 +38,9 @@ class RawValues:
             return
         if option.variable in self.environ:
             text = self.environ[option.variable]
-            # An empty variable is an error and does not mean an empty list. Otherwise, a manifest
-            # that leaves the variable blank would empty the deny list.
+            # An empty variable is an error and does not mean an empty list. If an empty variable
+            # meant an empty list, a manifest that leaves the variable blank would empty the deny
+            # list.
             lines = [line for line in text.split("\n") if line] or [""]
             yield option.variable, lines if option.value.is_list else text
         if option.name in self.file:

@@ -1,9 +1,9 @@
 """Controls how the daemon's process receives signals and how the process ends.
 
-After a signal, the process ends as if it had received SIGKILL. It neither undoes nor finishes its
-work on the node, because every step of a pass can be interrupted safely. Python's own shutdown can
-hang or crash in some cases, so this module does not use it. agent.__main__ chooses the exit
-statuses.
+After a signal, the process ends as if it had received SIGKILL. The process neither undoes nor
+finishes its work on the node, because every step of a pass can be interrupted safely. Python's own
+shutdown can hang or crash in some cases, so this module does not use it. agent.__main__ chooses the
+exit statuses.
 """
 
 import _thread
@@ -96,7 +96,7 @@ def receive_signals(
 ) -> None:
     """Start a thread that receives signals and wakes the main thread, which runs the handlers.
 
-    A signal interrupts the main thread while it waits. But two kinds of signals would have an
+    A signal interrupts the main thread while it waits. Two kinds of signals, however, would have an
     effect only at the end of the wait: a signal that arrives right before the wait, and a signal
     that another thread receives (Python, signal.set_wakeup_fd). The thread that this function
     starts prevents this delay.

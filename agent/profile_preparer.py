@@ -1,7 +1,7 @@
 """Finds the bytes to install for each profile of a plan.
 
-These bytes are the body of the profile. They come from the ledger, from the backend, or from
-another inspection of the source. This module changes neither the node nor the ledger.
+The bytes to install are the body of the profile. The body comes from the ledger, from the backend,
+or from another inspection of the source. This module changes neither the node nor the ledger.
 """
 
 from collections.abc import Mapping

@@ -68,8 +68,7 @@ class Desired:
         """Return whether a key may still exist even if it is not accepted.
 
         The result is true if the content looks like another kind, or if the directory of the key
-        was rejected and the key was not read. In these cases the last good version of the key
-        stays.
+        was rejected and the key was not read. The last good version of an unread key stays.
         """
         accepted = any(
             KeyId(kind=kind, profile_set=id_.profile_set, key=id_.key) in mapping

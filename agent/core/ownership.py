@@ -71,8 +71,8 @@ def is_staged(version: Version | None, name: str, observed: ObservedProfile) -> 
 def staged_evidence(entry: LedgerEntry, name: str, observed: ObservedProfile) -> Evidence:
     """Return the evidence of one name whose installation did not finish.
 
-    If the node hides the content, only the agent's record of its own objects identifies the
-    profile. In this case, the evidence of the observed object counts.
+    If the node hides the content, the evidence of the observed object counts, because only the
+    agent's record of its own objects identifies the profile.
     """
     version = entry.staged
     if version is None or name not in version.names:

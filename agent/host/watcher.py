@@ -2,8 +2,8 @@
 
 A wake-up only states that a file or directory may have changed. inotify reports changes quickly,
 but it can fail silently if a directory is replaced, the kernel has no free watch, or the event
-queue overflows. For this reason, a poll also compares stat signatures. In each period, it also
-wakes the agent for every path that has no watch. At most WATCH_LIMIT directories are watched,
+queue overflows. The watcher therefore also compares stat signatures in a poll, and wakes the agent
+in each period for every path that has no watch. At most WATCH_LIMIT directories are watched,
 because all processes of root share one limit of the kernel. The module does not request events for
 opening and reading, so that the agent's own reads do not wake a thread.
 """

@@ -2,8 +2,9 @@
 minute.
 
 The package's own renewal is not used, because it compares wall-clock times and does not support
-every type of credential. Instead, this module reads the whole configuration again. It uses a
-separate thread, because a plugin of a kubeconfig can hang. connections.py uses the result.
+every type of credential. Instead, this module reads the whole configuration again. A separate
+thread reads the configuration, because a plugin of a kubeconfig can hang. connections.py uses the
+result.
 """
 
 import contextlib
@@ -77,7 +78,7 @@ class Credentials:
         """Make the next request read the credentials again, because the API server rejected them.
 
         Returns:
-            Return why the last attempt to read the credentials failed, or "" if it succeeded.
+            The reason why the last attempt to read the credentials failed, or "" after a success.
         """
         with self._lock:
             if access == self._access:

@@ -3,8 +3,8 @@
 The agent only changes its own Node, which has the configured name, the boot ID of this kernel, and
 the uid that the token is bound to. All labels are set in one server-side apply, and only if they
 differ from the labels on the Node. The agent never changes a label of another field manager. If the
-API server rejects a label, the other labels are not affected. In this case, the agent removes the
-labels that are no longer true, and sets all accepted labels.
+API server rejects a label, the other labels are not affected. The agent then removes the labels
+that are no longer true, and sets all accepted labels.
 """
 
 from collections import deque
@@ -99,8 +99,8 @@ class NodeLabeler:
     def publish(self, node: NodeMetadata, desired: Mapping[str, str]) -> NodeMetadata:
         """Set the desired labels that the API server allows, and return the Node of the response.
 
-        Afterwards, `refused` contains the rejected changes. Raises WrongNodeError. Raises KubeError
-        if no change is allowed or no response arrived.
+        After the call, `refused` contains the rejected changes. Raises WrongNodeError. Raises
+        KubeError if no change is allowed or no response arrived.
         """
         self.foreign_labels = self.foreign_labels.intersection(node.labels)
         target = self.allowed_labels(node, desired)

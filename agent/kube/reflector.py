@@ -166,8 +166,8 @@ class Reflector(Generic[Kept]):
         breaks, or if the API server ends it early, only a list is safe: etcd may have been restored
         to an older state, and a watch from a lost version never reports events.
 
-        The version of a single object may be older than the API server's history. For this reason,
-        the watch has no version, and begins with the current state of the object
+        The version of a single object may be older than the API server's history. The watch
+        therefore has no version, and begins with the current state of the object
         (kubernetes.io/docs/reference/using-api/api-concepts, semantics for watch).
         """
         until = time.monotonic() + random.SystemRandom().uniform(*RELIST_SECONDS)

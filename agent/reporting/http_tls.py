@@ -55,7 +55,7 @@ class Certificates:
             return
         try:
             self._context = self._read()
-        # It is possible that only one of the two files has been renewed yet.
+        # Perhaps only one of the two files has been renewed so far.
         except CertificateError as error:
             self._rejected = signatures
             self._retry_at = time.monotonic() + RETRY_SECONDS

@@ -131,7 +131,7 @@ class ReportLogger:
 
         Args:
             report: the new report.
-            at: when the pass ended. This time is not logged, because each line has its own time.
+            at: when the pass ended, which is not logged, because each line has its own time.
             passed: whether a new pass made the report; False if only the findings have changed.
         """
         logger = structlog.stdlib.get_logger("agent")

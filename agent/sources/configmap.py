@@ -49,10 +49,10 @@ class ConfigMapBounds:
 
     A ConfigMap is stored if it fits together with all ConfigMaps of a higher rank. ConfigMaps in
     which every key has an installed version have the highest rank, followed by ConfigMaps with some
-    installed versions, and then by all others. Within each of these groups, older ConfigMaps have a
-    higher rank. Therefore, neither a new ConfigMap nor an old ConfigMap with new keys displaces a
-    ConfigMap that is installed. Above the limit, only the names of ConfigMaps are stored, up to the
-    same number again.
+    installed versions, and then by all others. Among ConfigMaps of the same rank group, older
+    ConfigMaps have a higher rank. Therefore, neither a new ConfigMap nor an old ConfigMap with new
+    keys displaces a ConfigMap that is installed. Above the limit, only the names of ConfigMaps are
+    stored, up to the same number again.
     """
 
     def __init__(

@@ -6,14 +6,15 @@ text moves up one level, where the slice is longer, and waits until all texts on
 run. On each level, the profile set that has used the least parser time has priority.
 
 An endless stream of new texts must not starve a slow text. If a slow text has been ready for
-MAX_WAIT_SECONDS, it gets one run that no other text cancels. Such reserved runs use at most a
+MAX_WAIT_SECONDS, it gets one run that no other text cancels. These reserved runs use at most a
 quarter of the time, so that a new text waits for at most one of them.
 
 A text is only rejected if the parser itself used too much CPU time or memory, or produced too much
 output, in a run with the longest slice and with all of the memory that the parser may use. If a run
 ended at its wall-clock limit, by a signal or for lack of memory in the container, it proves nothing
-about the text: another process, such as the kernel's OOM killer, may have ended the parser. After
-such a run, the daemon compiles the text again later; a command reports that the text has no result.
+about the text: another process, such as the kernel's OOM killer, may have ended the parser. After a
+run that proves nothing, the daemon compiles the text again later; a command reports that the text
+has no result.
 """
 
 import math

@@ -1,10 +1,10 @@
 """Finds the directories of profiles that this agent loaded, without reading all directories.
 
 If the agent read all directories after each of 1,000 loads, it would read 1,000,000 directories.
-The index is only a shortcut. It returns a directory only if the `name` file in that directory still
-contains the name, and `policy_view` uses the result only if the policy revision is the same before
-and after the observation. If the index cannot be certain, it returns None, and `policy_view` reads
-all directories.
+The index is only a shortcut. The index returns a directory only if the `name` file in that
+directory still contains the name, and `policy_view` uses the result only if the policy revision is
+the same before and after the observation. If the index cannot be certain, it returns None, and
+`policy_view` reads all directories.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping

@@ -4,8 +4,8 @@ The kernel shows each loaded profile in a separate directory. A replaced profile
 directory, and a profile that is loaded again gets a directory with a new number. The kernel never
 uses the same number twice in one boot (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir,
 __aafs_profile_migrate_dents). Therefore, the boot ID and the directory together identify the
-object. They distinguish a profile of the agent from a profile with the same bytes that another
-program loaded.
+object. Both values distinguish a profile of the agent from a profile with the same bytes that
+another program loaded.
 
 The record is a file of JSON lines in the state directory. Each line is appended without fsync,
 because the record must survive the end of the process, but is useless after a crash of the machine.

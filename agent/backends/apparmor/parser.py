@@ -233,9 +233,9 @@ class Parser:
             text: the profile text.
             features: the command line options that select the kernel features.
             limits: the CPU time and the memory that the parser may use.
-            is_quick: whether to omit the simplification of expressions. Such a run takes half the
+            is_quick: whether to omit the simplification of expressions. A quick run takes half the
                 time and produces the same policy, byte for byte (docs/performance.md). For some
-                patterns, however, it needs much more time and memory.
+                patterns, however, a quick run needs much more time and memory.
             is_cancelled: called while the parser runs; if it returns True, the run is ended.
         """
         command_limits = limits.of_command()

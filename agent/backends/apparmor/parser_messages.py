@@ -27,7 +27,7 @@ _SOURCE_OF_WARNING: Final = re.compile(rf" \((?:stdin|{INPUT_PATH})\)(?=:)")
 _ERRNO: Final = re.compile(
     r"((?:Could not open|fstat failed for|failed to find features abi) '.*'): [^']*$"
 )
-# These lines never contain the reason for an error. They are warnings, or the message of an
+# These lines never contain the reason for an error, because they are warnings or the message of an
 # uncaught C++ exception.
 _NOT_A_REASON: Final = re.compile(
     r"(?i)warning|cache read/write disabled|terminate called after throwing|what\(\):"

@@ -244,7 +244,7 @@ class PolicyChanges:
     ) -> Removed | StillInUse | Failed:
         """Remove profiles after a final check of their content and use.
 
-        The kernel removes a profile together with its hats and children. For this reason, the agent
+        The kernel removes a profile together with its hats and children. Because of this, the agent
         removes nothing if a hat or child is not among the names.
 
         Args:

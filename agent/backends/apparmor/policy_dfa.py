@@ -1,7 +1,7 @@
 """Evaluates the state machine that contains the rules of a compiled AppArmor profile.
 
-This module is pure and does what the kernel does (security/apparmor/match.c). For any bytes, it
-returns a result or raises DfaError.
+This module is pure and does what the kernel does (security/apparmor/match.c). For any
+bytes, the module returns a result or raises DfaError.
 """
 
 import struct

@@ -7,9 +7,9 @@ the profile with the same policy in different bytes. When the raw data of every 
 gone, only threads with the new version can remain, and `processes` finds these threads in /proc.
 
 If raw data of an earlier version remain, the profile may still be referenced. The proof fails for
-profiles with hats or children on Linux 6.1, which never releases their first version. It also fails
-for a profile in complain mode that has a learning profile (`NAME//null-PROGRAM`): the replacement
-moves the learning profile to the new version, and a learning profile has no raw data.
+profiles with hats or children on Linux 6.1, which never releases their first version. The proof
+also fails for a profile in complain mode that has a learning profile (`NAME//null-PROGRAM`): the
+replacement moves the learning profile to the new version, and a learning profile has no raw data.
 """
 
 import secrets
@@ -108,7 +108,7 @@ class PolicyReferences:
         """Wait until only the raw data of the new policy declare the names.
 
         Returns:
-            Return why the wait failed, or "" if it succeeded.
+            The reason why the wait failed, or "" if it succeeded.
         """
         new = set(self.view.raw_data_entries(names).values())
         if len(new) != 1 or self.host.read(f"{_RAW_DATA}/{min(new)}/raw_data") != policy:

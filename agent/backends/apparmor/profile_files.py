@@ -51,7 +51,7 @@ class ProfileFiles:
         """Directory -> generation at the first read in the current observation."""
 
         self._hash_files: tuple[str, ...] = ()
-        """The hash files in a directory that contains all hash files."""
+        """The names of the hash files, which a directory with all of them has shown."""
 
         self._boot_id = ""
 

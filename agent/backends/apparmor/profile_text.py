@@ -1,6 +1,6 @@
 """Uses the lexer to find comments, declared names and line numbers in a profile text.
 
-This module is pure, and its results only affect messages and warnings. For this reason, it uses a
+This module is pure, and its results only affect messages and warnings. The module therefore uses a
 single version of the lexer: the newest one that reads the whole text. source_checks.py makes the
 decisions that protect the host, and considers every version of the parser.
 """

@@ -59,10 +59,11 @@ def errors(content: bytes) -> tuple[Finding, ...]:
 def undecided_includes(content: bytes) -> tuple[Finding, ...]:
     """Return errors for include rules of an accepted text about which this module cannot decide.
 
-    There are two reasons for such an error. The text may be too long to be split into tokens for
-    every dialect. An included file may also end in an assignment without a line break; the parser
-    then reads the rest of the including line as values of the assigned variable. Such a text is
-    only safe if a sandbox prevents the parser from opening files outside the include directory.
+    An include rule is undecided for one of two reasons. The text may be too long to be split into
+    tokens for every dialect. An included file may also end in an assignment without a line break;
+    the parser then reads the rest of the including line as values of the assigned variable. A text
+    with an undecided rule is only safe if a sandbox prevents the parser from opening files outside
+    the include directory.
     """
     return limit_findings(_undecided_includes(content.decode("utf-8", "replace")))
 

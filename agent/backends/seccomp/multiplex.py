@@ -58,8 +58,8 @@ def closed(document: Document, native: str) -> tuple[Document, tuple[Finding, ..
     """Deny each multiplexing call that would evade a condition, and return notices.
 
     The document is unchanged if a rule contains the multiplexing call, because the author decided
-    about the call. It is also unchanged if the node's own ABI has multiplexing calls, because the C
-    library of native programs may depend on them.
+    about the call. The document is also unchanged if the node's own ABI has multiplexing calls,
+    because the C library of native programs may depend on them.
     """
     abis = sorted(ABIS.intersection(document.architectures))
     if not abis or native in ABIS or document.default.action != "SCMP_ACT_ERRNO":
@@ -209,7 +209,7 @@ def merged(document: Document, through: str) -> list[Rule]:
             elif name == through and rule.args:
                 rules.append(rule)
             elif name == through and not rule.depends_on_capabilities:
-                return rules  # This rule covers every operation, and libseccomp drops later rules.
+                return rules  # The rule covers every operation, and libseccomp drops later rules.
     return rules
 
 

@@ -1,9 +1,9 @@
 """Reads the bytes of a seccomp profile strictly, and collects all mistakes.
 
-`decoding` decodes the JSON. Go ignores the case of keys and uses the last of several
-duplicate keys. For this reason, duplicate and unknown keys are errors. As in Go, null means that a
-field is absent. For any input, the module returns a Document, findings, or both. `fields` checks
-the values, and `wrapped` recognises files that contain a profile in another format.
+`decoding` decodes the JSON. Go ignores the case of keys and uses the last of several duplicate
+keys. Because of this, duplicate and unknown keys are errors. As in Go, null means that a field is
+absent. For any input, the module returns a Document, findings, or both. `fields` checks the values,
+and `wrapped` recognises files that contain a profile in another format.
 """
 
 import re
