@@ -1,6 +1,6 @@
 """Runs measurements in a machine with AppArmor: `python3 -m bench.guest ROW RUNS`, as root.
 
-The program prints one line of JSON. It contains the samples by name, in seconds or MiB, and the
+The program prints one line of JSON with the samples by name, in seconds or MiB, and with the
 versions of the programs of this machine. All programs run on one core. Programs that are compared
 with each other run in turn, in the same start of the machine.
 """

@@ -2,9 +2,9 @@
 
     python -m tests.system.calls
 
-In the virtual machine, strace follows runc, the agent and its child processes. It records while
-every function of the agent runs, and while the shipped pod communicates with a real API server.
-Calls before runc has loaded the filter are not recorded. The profile also contains variants of the
+In the virtual machine, strace follows runc, the agent and its child processes. The trace covers
+every function of the agent, and the shipped pod's communication with a real API server. Calls
+before runc has loaded the filter are not recorded. The profile also contains variants of the
 recorded calls that another architecture, C library or kernel may use, and calls that occur rarely.
 """
 

@@ -1112,7 +1112,7 @@ def test_a_fallback_contains_no_name_of_another_key():
 
 
 def test_an_update_with_a_foreign_name_is_held_completely():
-    """If one name of an update is foreign, no name of it is installed."""
+    """If one name of an update is foreign, the update is not installed under any name."""
     desired_profile = profile(content="v2", names=("web", "extra"))
     (hold,) = decide(
         desired(desired_profile), entry(), observation=node_with(web="v1", extra="foreign")

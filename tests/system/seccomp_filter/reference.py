@@ -1,7 +1,7 @@
 """Determines the result of a profile for one system call by evaluating its rules one by one.
 
-The reference shares no code with the agent or with libseccomp. It only uses libseccomp to translate
-names into numbers.
+The reference shares no code with the agent or with libseccomp. The reference only uses libseccomp
+to translate names into numbers.
 """
 
 import functools
