@@ -43,26 +43,27 @@ def _number(version):
 
 
 @functools.cache
-def program(module, name, package=".", *, packages=2800, usual="5 to 10 minutes"):
+def program(module, name, package=".", *, flags="", usual="5 to 10 minutes"):
     """Return the path of a program; build it if it is missing or damaged.
 
     Args:
         module: The folder of the Go module.
         name: The file name of the program.
         package: The package of the program.
-        packages: The approximate number of packages to compile, for progress messages.
+        flags: Further flags of the linker.
         usual: The usual duration of the build on two processors.
     """
     sources = [module / file for file in ("go.mod", "go.sum", "main.go")]
     parts = [path.read_bytes() for path in sources if path.exists()]
+    parts += [flags.encode()] if flags else []
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
     path = CACHE / module.name / key / name
     mark = path.with_suffix(".sha256")
     with kept.locked(CACHE):
         if not (path.exists() and mark.exists() and mark.read_text() == vm.sha256(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with kept.announced(name, f"{usual} on two processors", _progress(path, packages)):
-                _build(module, package, path)
+            with kept.announced(name, f"{usual} on two processors", _progress(path)):
+                _build(module, package, path, f"-s -w {flags}".strip())
             mark.write_text(vm.sha256(path))
         os.utime(path.parent)
         folders = (CACHE / module.name).iterdir()
@@ -71,19 +72,19 @@ def program(module, name, package=".", *, packages=2800, usual="5 to 10 minutes"
     return path
 
 
-def _progress(path, packages):
+def _progress(path):
     def progress():
         lines = path.with_suffix(".log").read_text().splitlines()
         compiled = sum(not line.startswith("go: ") for line in lines)
-        return f"({compiled} of about {packages} packages compiled)"
+        return f"({compiled} packages compiled)"
 
     return progress
 
 
-def _build(module, package, path):
+def _build(module, package, path, flags):
     """Build a program from the modules of a Go module."""
     log = path.with_suffix(".log")
-    words = ["-v", "-trimpath", "-ldflags", "-s -w", "-o", f"{path}.new", package]
+    words = ["-v", "-trimpath", "-ldflags", flags, "-o", f"{path}.new", package]
     environ = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
     with log.open("wb") as output:
         done = subprocess.run(

@@ -17,12 +17,13 @@ import pytest
 import yaml
 
 from agent.kube import client
-from tests.system import image
+from tests.system import charts, image
 from tests.system.cluster import Cluster
 from tests.system.guest import pace
 
-PAGES = [  # The operations page uninstalls the agent, so it comes last.
+PAGES = [  # The operations page uninstalls the agent. After that, the Helm page installs it again.
     "README.md", "docs/quickstart.md", "docs/how-to.md", "docs/operations.md", "docs/platforms.md",
+    "docs/helm.md",
 ]  # fmt: skip
 TREE = ["README.md", "docs", "manifests", "profiles", "scripts"]
 BUDGET_SECONDS = 180
@@ -49,6 +50,7 @@ NOT_RUN = {  # These are the reasons, by page and first line of a block.
 COMMANDS = {
     "profile-loader": 'exec "{python}" -m agent "$@"',
     "kubectl": 'exec {kubectl} --kubeconfig "$KUBECONFIG" "$@"',
+    "helm": 'exec {helm} "$@"',
 }
 OTHER_LOADERS = [  # The how-to page migrates these objects of other loaders.
     {
@@ -121,12 +123,16 @@ def run(cluster, folder, blocks):
     for name in TREE:
         copy = shutil.copytree if Path(name).is_dir() else shutil.copy
         copy(name, top / name)
+    shutil.rmtree(top / "manifests/helm/profile-loader")
+    charts.without_version(top / "manifests/helm")
     (top / "scripts/python").write_text("# The test has created .venv already.\n")
     for place in (commands, top / ".venv/bin"):
         place.mkdir(parents=True)
         for name, text in COMMANDS.items():
             kubectl = shlex.join(cluster.program("kubectl"))
-            script = text.format(python=sys.executable, kubectl=kubectl)
+            script = text.format(
+                python=sys.executable, kubectl=kubectl, helm=charts.program("helm")
+            )
             (place / name).write_text(f"#!/bin/sh\n{script}\n")
             (place / name).chmod(0o755)
     for name in ("host", "writes", "blocks"):

@@ -62,6 +62,10 @@ def test_the_manifests_name_the_image_of_this_version():
     kustomization = yaml.safe_load(Path("manifests/base/kustomization.yaml").read_text())
     assert "images" not in kustomization
     assert kustomization["labels"][0]["pairs"]["app.kubernetes.io/version"] == VERSION
+    text = "".join(path.read_text() for path in Path("manifests").rglob("*.yaml"))
+    assert set(re.findall(r"app.kubernetes.io/version: (\".*)", text)) == {f'"{VERSION}"'}
+    chart = yaml.safe_load(Path("manifests/helm/profile-loader/Chart.yaml").read_text())
+    assert (chart["version"], chart["appVersion"]) == (VERSION, VERSION)
     images = {
         image
         for path in Path("manifests").rglob("*.yaml")

@@ -1,0 +1,138 @@
+"""The Helm chart creates the same objects as the kustomization, and helm-unittest accepts it."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from tests.system import charts, kustomize
+
+VALUES = charts.CHART.parent / "values"
+# `settings` only copies the values of a user's kustomization.
+COMPONENTS = [name for name in kustomize.COMPONENTS if name != "settings"]
+ONLY_IN_THE_CHART = {"helm.sh/chart", "app.kubernetes.io/managed-by"}
+# Both tools add a hash to the name of this ConfigMap, and each has its own kind of hash.
+HASHED = re.compile(r"\b(profile-loader-own-seccomp)-[a-z0-9]{10}\b")
+
+
+def canonical(value):
+    """Return a value without empty parts, and with named entries of lists in a fixed order."""
+    if isinstance(value, dict):
+        items = {key: canonical(item) for key, item in value.items()}
+        return {key: item for key, item in items.items() if item not in ({}, [], None)}
+    if isinstance(value, list):
+        items = [canonical(item) for item in value]
+        named = items and all(isinstance(item, dict) and "name" in item for item in items)
+        return sorted(items, key=lambda item: json.dumps(item, sort_keys=True)) if named else items
+    return value
+
+
+def compared(documents):
+    """Return the objects in a comparable form, by kind, namespace and name."""
+    objects = {}
+    for item in yaml.safe_load_all(HASHED.sub(r"\1", documents)):
+        if item is None or item["kind"] == "Namespace":
+            continue
+        metadata = item["metadata"]
+        places = [metadata, item.get("spec", {}).get("template", {}).get("metadata", {})]
+        for place in places:
+            for label in ONLY_IN_THE_CHART & place.get("labels", {}).keys():
+                del place["labels"][label]
+        key = (item["kind"], metadata.get("namespace", ""), metadata["name"])
+        assert key not in objects
+        objects[key] = canonical(item)
+    return objects
+
+
+def test_the_default_values_equal_the_base():
+    """The chart has the objects of manifests/base, apart from the Namespace and two labels."""
+    assert compared(charts.template()) == compared(kustomize.text())
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_a_values_file_equals_the_component_of_its_name(name):
+    """The values file of a component selects exactly what the component changes."""
+    rendered = charts.template("--values", VALUES / f"{name}.yaml")
+    assert compared(rendered) == compared(kustomize.text(name))
+
+
+def test_the_values_of_monitoring_equal_the_kustomization():
+    """The chart has the PodMonitor, the alerts and the dashboard of manifests/monitoring."""
+    rendered = compared(charts.template("--values", VALUES / "monitoring.yaml"))
+    base = compared(charts.template())
+    added = {key: item for key, item in rendered.items() if key not in base}
+    assert added == compared(kustomize.build(kustomize.ROOT / "monitoring"))
+    assert {key: rendered[key] for key in base} == base
+
+
+def test_every_component_has_a_values_file():
+    """No values file exists without its component."""
+    expected = {*COMPONENTS, "monitoring"}
+    assert {path.stem for path in VALUES.iterdir()} == expected
+
+
+def test_another_namespace_equals_the_settings():
+    """The namespace of the release has the effect of the setting `namespace`."""
+    setting = {"name": "profile-loader-settings", "behavior": "merge"}
+    generator = {**setting, "literals": ["namespace=security", "label-domain=new.example"]}
+    built = kustomize.text("pod-aware", "settings", configMapGenerator=[generator])
+    words = ("--set", "podAware=true,labelDomain=new.example")
+    rendered = compared(charts.template(*words, namespace="security"))
+    expected = compared(built)
+    # The chart also moves the annotations of the shipped profiles to the new domain.
+    for objects in (rendered, expected):
+        for (kind, _, _), item in objects.items():
+            if kind == "ConfigMap":
+                item["metadata"].pop("annotations", None)
+    assert rendered == expected
+
+
+def test_the_chart_passes_the_linter():
+    """`helm lint --strict` accepts the chart with the default values and with all values files."""
+    charts.helm("lint", "--strict", charts.CHART)
+    # own-seccomp and privileged exclude each other.
+    for excluded in ("own-seccomp", "privileged"):
+        files = [f"--values={path}" for path in VALUES.iterdir() if path.stem != excluded]
+        charts.helm("lint", "--strict", charts.CHART, *files)
+
+
+def test_the_unit_tests_of_the_chart_pass():
+    """helm-unittest runs the suites in the chart's directory tests/."""
+    output = charts.run("helm-unittest", "--strict", charts.CHART).stdout
+    passed = re.search(r"^Tests: +(\d+) passed, (\d+) total$", output, re.MULTILINE)
+    assert passed is not None, output
+    assert passed[1] == passed[2] != "0", output
+
+
+def test_a_package_contains_every_file(tmp_path):
+    """A packaged chart renders the same objects: links are replaced by their content."""
+    charts.helm("package", charts.CHART, "--destination", tmp_path)
+    (package,) = tmp_path.iterdir()
+    rendered = charts.helm("template", charts.RELEASE, package, "--namespace", "profile-loader")
+    assert compared(rendered) == compared(charts.template())
+
+
+def test_no_value_removes_the_admission_policy():
+    """Every values file keeps the policy, its binding and the right that marks the agent."""
+    for path in VALUES.iterdir():
+        objects = compared(charts.template("--values", path))
+        binding = objects["ValidatingAdmissionPolicyBinding", "", "profile-loader"]
+        assert binding["spec"]["validationActions"] == ["Deny", "Audit"]
+        assert ("ValidatingAdmissionPolicy", "", "profile-loader") in objects
+        marks = [rule["verbs"] for rule in objects["ClusterRole", "", "profile-loader"]["rules"]]
+        assert ["limit"] in marks
+
+
+@pytest.mark.parametrize("name", ["policy.enabled", "admissionPolicy.create", "rbac.create"])
+def test_an_unknown_value_is_rejected(name):
+    """A value that other charts have does not silently have no effect."""
+    done = charts.run("helm", "template", "x", charts.CHART, "--set", f"{name}=false", check=False)
+    assert (done.returncode, "additional properties" in done.stderr.lower()) == (1, True), done
+
+
+def test_an_older_kubernetes_is_rejected():
+    """The chart is not installed where the policy cannot read the claims of tokens."""
+    words = ("template", "x", charts.CHART, "--kube-version", "1.29.9")
+    done = charts.run("helm", *words, check=False)
+    assert (done.returncode, "kubeVersion: >=1.30.0-0" in done.stderr) == (1, True), done.stderr
