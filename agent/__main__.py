@@ -1,20 +1,19 @@
 """The entry point of `profile-loader` and of `python -m agent`: runs one command and exits.
 
-Only this module chooses the exit status. agent.streams writes the output, agent.cli parses the
-arguments, agent.app builds the objects, and agent.process handles signals.
+Only this module chooses the exit status. agent.console prints reports, agent.streams writes all
+other output, agent.cli parses the arguments, agent.app builds the objects, and agent.process
+handles signals.
 """
 
 import contextlib
-import errno
 import os
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final, assert_never
 
-from agent import cli, process, streams
-from agent.config import Config
-from agent.core.report import Report, exit_status
+from agent import cli, console, process, state_lock, streams
+from agent.config import Config, log_level
+from agent.core.finding_codes import Severity
 
 FAILED: Final = 1
 USAGE: Final = 2
@@ -27,8 +26,6 @@ BUG: Final = 70
 
 INTERRUPTED: Final = 130
 """The exit status after SIGINT: 128 + the signal number, as in shells."""
-
-_NOT_WRITABLE: Final = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(parsed)
     # Every `finally` block has run, so no command is still running.
     except process.TerminatedError as end:
-        process.end_process(end.status)
+        process.end_process(end.status, end.number)
     except KeyboardInterrupt:
         return INTERRUPTED
     except streams.OutputError as error:
@@ -96,14 +93,17 @@ def _show_usage(usage: cli.Usage) -> int:
 def _show_status(config: Config) -> int:
     from agent.commands import status
 
+    state_lock.require_access(config)
     report = status.status(config)
-    return _print_report(report, config, selectors=True, nothing="Nothing is installed")
+    return console.print_report(report, config, selectors=True, nothing="Nothing is installed")
 
 
 def _unlabel(config: Config) -> int:
     from agent.commands import unlabel
 
-    streams.write(unlabel.unlabel(config))
+    message = unlabel.unlabel(config)
+    if not config.quiet:
+        streams.write(message)
     return 0
 
 
@@ -113,12 +113,13 @@ def _check(command: cli.Check) -> int:
 
     if _lacks_directory(command.include):
         return UNREADABLE
-    progress = Progress(sys.stderr.write).show
+    config = command.config
     target = check.CheckTarget(arch=command.arch, kernel=command.kernel, include=command.include)
-    checked = check.check(command.config, command.paths, target, progress)
-    if checked.abi:
+    with Progress(sys.stderr, os.environ, quiet=config.quiet) as progress:
+        checked = check.check(config, command.paths, target, progress.show)
+    if checked.abi and config.verbose:
         sys.stderr.write(f"AppArmor profiles were compiled against {checked.abi}\n")
-    status = _print_report(checked.report, command.config, nothing="Nothing was checked")
+    status = console.print_report(checked.report, config, nothing="Nothing was checked")
     return status or int(not checked.report.profiles)
 
 
@@ -177,6 +178,8 @@ def _convert(command: cli.Convert) -> int:
         return UNREADABLE
     streams.write(result.text)
     for finding in result.findings:
+        if command.config.quiet and finding.severity != Severity.ERROR:
+            continue
         text = f"{finding.severity}: {finding.code}: {finding.location}: {finding.message}"
         sys.stderr.write(table.clean(f"{text} {finding.hint}".rstrip()) + "\n")
     return int(result.has_errors)
@@ -212,14 +215,17 @@ def _run_passes(config: Config, *, restore: bool) -> int:
     from agent.reporting import logs
     from agent.reporting.progress import Progress
 
-    logs.configure(config.log_format, config.log_level)
+    logs.configure(config.log_format, log_level(config, is_daemon=False))
+    state_lock.require_access(config)
     with contextlib.ExitStack() as stack:
-        if not config.dry_run and not stack.enter_context(_lock(config)):
+        if not config.dry_run and not stack.enter_context(state_lock.lock(config)):
             return LOCKED
         run = oneshot.restore if restore else oneshot.run_once
-        report = run(config, Progress(sys.stderr.write).show)
-    logs.log(report)
-    return _print_report(report, config)
+        with Progress(sys.stderr, os.environ, quiet=config.quiet) as progress:
+            report = run(config, progress.show)
+    # The result contains the findings already.
+    logs.log(report, with_findings=config.log_level != "auto")
+    return console.print_report(report, config)
 
 
 def _run_daemon(config: Config) -> int:
@@ -231,87 +237,22 @@ def _run_daemon(config: Config) -> int:
     process.end_with_broken_threads(_report_bug, BUG)
     process.handle_signals()
     writer = LogWriter(sys.stderr.fileno())
-    logs.configure(config.log_format, config.log_level, writer)
-    with _lock(config) as is_locked:
+    logs.configure(config.log_format, log_level(config, is_daemon=True), writer)
+    state_lock.require_access(config)
+    with state_lock.lock(config) as is_locked:
         if not is_locked:
             return LOCKED
         controller = app.daemon(config, writer.dropped)
+        logs.log_start(
+            sources=list(config.source),
+            http_address=config.http_address,
+            https_address=config.https_address,
+            backends=sorted(config.kinds),
+            node=config.node_name,
+        )
         process.receive_signals(controller.wake_queue.put, controller.request_full_pass)
         controller.run()
     return 0
-
-
-@contextlib.contextmanager
-def _lock(config: Config) -> Iterator[bool]:
-    """Yield whether this process is allowed to write to the state directory.
-
-    Raises:
-        agent.app.StartupError: the lock file cannot be opened.
-    """
-    from agent import app
-    from agent.host.filesystem import HostError
-
-    place = config.state_dir
-    if config.host_root != "/":
-        place = f"{config.state_dir} in {config.host_root}"
-    with contextlib.ExitStack() as stack:
-        is_locked = True
-        try:
-            is_locked = stack.enter_context(app.host(config).lock(config.state_dir, "lock"))
-        except HostError as error:
-            if error.errno not in _NOT_WRITABLE:
-                raise app.StartupError(
-                    f"The lock in {place} cannot be opened: {error}. Remove the file that is in "
-                    "its place, or pass another --state-dir"
-                ) from error
-            # Without this permission, each installation fails later with its own finding.
-            streams.warn(
-                [f"{place} cannot be locked: {error}. The command continues without a lock"]
-            )
-        if not is_locked:
-            holder = f"another agent is running on {place} and holds its lock"
-            streams.warn(
-                [f"{holder}. Nothing was changed. Wait for it, or pass another --state-dir."]
-            )
-        for directory in app.ledger(config).make_private() if is_locked else ():
-            streams.warn([f"other users could write to {directory}; the agent changed its mode"])
-        yield is_locked
-
-
-# --- output ---------------------------------------------------------------------------------------
-
-
-def _print_report(
-    report: Report,
-    config: Config,
-    *,
-    selectors: bool = False,
-    nothing: str = "Nothing to do",
-) -> int:
-    """Print a report, and return the exit status for the report.
-
-    Args:
-        report: the report.
-        config: the options.
-        selectors: whether the table contains the node selector of each profile.
-        nothing: the text to print instead of a table that has no rows.
-    """
-    status = exit_status(report, allow_unsupported=config.allow_unsupported)
-    if config.output == "json":
-        from agent.reporting import json_report
-
-        streams.write(json_report.document(report, exit_status=status, domain=config.label_domain))
-    else:
-        from agent.reporting import table
-
-        width = shutil.get_terminal_size((80, 24)).columns
-        domain = config.label_domain if selectors else ""
-        has_colors = table.has_colors(sys.stdout, os.environ)
-        text = table.table(
-            report, width=width, domain=domain, nothing=nothing, has_colors=has_colors
-        )
-        streams.write(text)
-    return status
 
 
 def _read_config(path: str) -> object:

@@ -5,6 +5,7 @@ the configuration of the API client, and starts the daemon's servers and threads
 imports only the libraries that it needs, because each library uses memory on every node.
 """
 
+import errno
 import importlib
 import platform
 import time
@@ -16,6 +17,8 @@ from agent import reconciler
 from agent.backends.parts import BackendContext, BackendParts, Watcher
 from agent.config import Config
 from agent.core import plan, ports
+from agent.core.acknowledgements import SHIPPED, Acknowledgements
+from agent.core.acknowledgements import parse as parse_acknowledgement
 from agent.core.model import ProfileKind
 from agent.core.vocabulary import PruneMode
 from agent.heartbeat import Heartbeat
@@ -197,7 +200,13 @@ def build_reconciler(
         ),
         allow_empty=config.allow_empty,
         heartbeat=heartbeat,
+        acknowledged=acknowledgements(config),
     )
+
+
+def acknowledgements(config: Config) -> Acknowledgements:
+    """Return the warnings that the operator or this package accepts."""
+    return SHIPPED | {parse_acknowledgement(text) for text in config.acknowledge_warning}
 
 
 def daemon(config: Config, log_lines_dropped: Callable[[], int]) -> "Controller":
@@ -370,7 +379,17 @@ def _servers(config: Config, store: "StatusStore") -> "list[HttpServer]":
         except CertificateError as error:
             raise StartupError(str(error)) from error
         except OSError as error:
-            raise StartupError(
-                f"{option} {address}: {error.strerror or error}. Pass another address, or off"
-            ) from error
+            raise StartupError(f"{option} {address}: {_bind_failure(error, address)}") from error
     return servers
+
+
+def _bind_failure(error: OSError, address: str) -> str:
+    """Return why a server cannot use an address, and the next step."""
+    if error.errno == errno.EADDRINUSE:
+        port = address.rpartition(":")[2]
+        return (
+            "another process uses this port. Pass another address, or off. This command shows the "
+            f"process: ss -ltnp 'sport = :{port}'"
+        )
+    # Python adds a remark in parentheses to the text of the system.
+    return f"{(error.strerror or str(error)).partition(' (while')[0]}. Pass another address, or off"

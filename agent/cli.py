@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 from agent import command_help, option_checks
 from agent.command_help import COMMANDS, FLAG_ONLY_OPTIONS, options_of
-from agent.config import OPTIONS, Config, Option
+from agent.config import OPTIONS, Config
 from agent.config_loader import RawValues, read
 from agent.config_values import VARIABLE_PREFIX, suggestion
+from agent.option import Option
 from agent.reporting import table
 
 
@@ -185,6 +186,9 @@ def _checked(
 def _split(command: str, rest: Sequence[str]) -> _Arguments:
     """Split the arguments after the command into flags and positional arguments."""
     options = {f"--{option.name}": option for option in options_of(command)}
+    options |= {
+        f"-{option.value.short}": option for option in options_of(command) if option.value.short
+    }
     declared = COMMANDS[command]
     result = _Arguments()
     words = list(rest)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from agent.config import OPTIONS, Option
+from agent.config import OPTIONS
 from agent.config_values import (
     CAPABILITIES,
     DIRECTORIES,
@@ -23,6 +23,7 @@ from agent.config_values import (
     ValueType,
     choice,
 )
+from agent.option import Option
 
 DESCRIPTION: Final = (
     "Install AppArmor and seccomp profiles on this node, verify them, and report the result."
@@ -35,12 +36,15 @@ ENVIRONMENT: Final = (
 # If the terminal has fewer columns, an explanation begins on the line below its term.
 _NARROW: Final = 70
 _TERM_COLUMNS: Final = 24
-_OVERVIEW_EXAMPLES: Final = 6  # A longer list would not fit on a screen.
+_OVERVIEW_EXAMPLES: Final = ("run", "check", "status")  # More would not fit on a screen.
 _COMMON_STATUSES: Final = {
     2: "The command line, the environment or the configuration file has a mistake. Nothing was "
     "changed.",
     70: "The agent has a bug. The message explains how to report the bug.",
     130: "The process was interrupted, for example with Ctrl-C.",
+}
+_PENDING_CHANGES: Final = {
+    5: "With --dry-run and --detailed-exitcode: changes are pending, and no other status applies."
 }
 _LOCKED: Final = {4: "Another agent holds the lock of the state directory. Nothing was changed."}
 
@@ -113,7 +117,7 @@ class Command:
 
 COMMANDS: Final[Mapping[str, Command]] = {
     "run": Command(
-        summary="Install profiles: as a daemon, or once with --oneshot. This is the default.",
+        summary="Install profiles as a daemon (the default), or once with --oneshot.",
         usage="[--oneshot] --source SOURCE... [options]",
         examples=(
             "profile-loader --oneshot --source profiles --dry-run",
@@ -128,6 +132,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
             3: "A source is missing or cannot be read, or the API server did not carry out a "
             "request. Installed profiles stay.",
             **_LOCKED,
+            **_PENDING_CHANGES,
         },
         options=(_own_option("oneshot", FLAG, "Run one pass and exit.", "run"),),
         needs={"source": "at least one --source is needed, for example --source profiles"},
@@ -173,7 +178,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         needs={"FILE": "a FILE is needed: profile-loader convert profile.json"},
     ),
     "diff": Command(
-        summary="Show the system calls that a second seccomp profile handles differently.",
+        summary="Show the system calls that two seccomp profiles handle differently.",
         usage="A B [options], or --baseline RUNTIME FILE [options]",
         examples=(
             "profile-loader diff old.json new.json --fail-if more-permissive",
@@ -209,7 +214,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         ),
     ),
     "status": Command(
-        summary="Show the profiles that the agent installed on this node.",
+        summary="Show what is installed on this node, and what was rejected.",
         usage="[options]",
         examples=("profile-loader status", "profile-loader status --output json"),
         statuses={
@@ -225,6 +230,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
             0: "Every profile in the ledger is installed and verified.",
             1: "A profile could not be installed, or the node or the ledger cannot be read.",
             **_LOCKED,
+            **_PENDING_CHANGES,
         },
     ),
     "render": Command(
@@ -255,7 +261,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         needs={"PATH": "a PATH is needed: the directory with the profiles"},
     ),
     "unlabel": Command(
-        summary="Remove the agent's labels from the Node, for example before an uninstall.",
+        summary="Remove the agent's labels from the Node, before an uninstall.",
         usage="--node-name NODE [options]",
         examples=('profile-loader unlabel --node-name "$NODE_NAME"',),
         statuses={
@@ -293,15 +299,13 @@ def statuses_of(command: str) -> dict[int, str]:
 def overview() -> str:
     """Return the help of the program, which lists the commands and the flag for their own help."""
     summaries = {name: command.summary for name, command in COMMANDS.items()}
-    examples = [command.examples[0] for command in COMMANDS.values()][:_OVERVIEW_EXAMPLES]
+    examples = [COMMANDS[name].examples[0] for name in _OVERVIEW_EXAMPLES]
     return _page(
         "Usage: profile-loader COMMAND [options]",
         _paragraph(DESCRIPTION),
         _section("Commands", summaries),
         _examples(examples),
-        _paragraph(
-            "The help of a command lists its options and exit statuses: profile-loader run --help"
-        ),
+        _paragraph("Options and exit statuses of a command: profile-loader run --help"),
     )
 
 
@@ -310,21 +314,17 @@ def command_page(command: str) -> str:
     declared = COMMANDS[command]
     groups: dict[str, dict[str, str]] = {}
     for option in options_of(command):
-        groups.setdefault(option.group, {})[_flag(option)] = _explanation(option)
+        groups.setdefault(option.group, {})[option.flag] = _explanation(option)
     groups["General"] |= {"--version": "Print the version.", "-h, --help": "Print this help."}
     statuses = {str(status): text for status, text in statuses_of(command).items()}
     return _page(
-        f"Usage: profile-loader {command} {declared.usage}",
+        _paragraph(f"Usage: profile-loader {command} {declared.usage}", indent="    "),
         _paragraph(declared.summary),
         _examples(declared.examples),
         *(_section(heading, entries) for heading, entries in groups.items()),
         _paragraph(ENVIRONMENT),
         _section("Exit status", statuses),
     )
-
-
-def _flag(option: Option) -> str:
-    return f"--{option.name} {option.metavar}".rstrip()
 
 
 def _explanation(option: Option) -> str:
@@ -340,12 +340,32 @@ def _page(*parts: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _paragraph(text: str) -> str:
-    return textwrap.fill(text, _width(), break_long_words=False, break_on_hyphens=False)
+def _paragraph(text: str, indent: str = "") -> str:
+    return textwrap.fill(
+        text,
+        _width(),
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _examples(lines: Iterable[str]) -> str:
-    return "\n".join(["Examples:", *(f"  {line}" for line in lines)])
+    return "\n".join(["Examples:", *(_example(line) for line in lines)])
+
+
+def _example(command: str) -> str:
+    """Return an example that fits the terminal and can still be copied into a shell."""
+    # One column is reserved for the backslash.
+    parts = textwrap.wrap(
+        command,
+        _width() - 2,
+        initial_indent="  ",
+        subsequent_indent="      ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return " \\\n".join(parts)
 
 
 def _section(heading: str, entries: Mapping[str, str]) -> str:

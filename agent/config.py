@@ -5,32 +5,34 @@ help text and docs/reference.md. This module reads no file, environment or argum
 agent.config_loader combines these inputs. agent.config_values reads each type of value.
 """
 
-from dataclasses import dataclass, field, fields
-from typing import Final, Literal, TypeVar
+from dataclasses import dataclass, fields
+from typing import Final, Literal
 
 from agent.backends.apparmor.validation import DENY_NAMES
 from agent.backends.seccomp.releases import LOWEST
 from agent.config_values import (
     ABSOLUTE_PATH,
+    ACKNOWLEDGEMENTS,
     ADDRESS,
     FLAG,
     FLOOR,
     LIST,
     PATH,
     PREFIX,
+    QUIET,
     SECONDS,
     SUBDOMAIN,
     TAINT,
     TEXT,
-    VARIABLE_PREFIX,
-    ValueType,
+    VERBOSE,
     choice,
     choices,
     whole_number,
 )
 from agent.core.labels import DOMAIN, MAX_LIMIT
+from agent.option import Option
+from agent.option import declare as _option
 
-T = TypeVar("T")
 # These constants name the commands that use an option.
 _ON_NODE: Final = ("run", "restore", "status")
 _INSTALL: Final = ("run", "restore")
@@ -41,60 +43,7 @@ _CLUSTER: Final = "Cluster"
 _DAEMON: Final = "Daemon (without --oneshot)"
 _CHECKS: Final = "Checks of profiles"
 _OUTPUT: Final = "Output"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """The declaration of one option."""
-
-    name: str
-    """The name of the flag without "--", and the key in the configuration file."""
-    value: ValueType[object]
-    default: object
-    help: str
-    commands: tuple[str, ...]
-    """The commands that accept the option."""
-    group: str
-    is_flag_only: bool = False
-    """Whether only a flag can set the option."""
-
-    @property
-    def metavar(self) -> str:
-        """The placeholder for the value in the help; empty if the flag takes no value."""
-        return self.value.metavar
-
-    @property
-    def variable(self) -> str:
-        """The environment variable that sets this option."""
-        return VARIABLE_PREFIX + self.name.replace("-", "_").upper()
-
-    @property
-    def default_text(self) -> str:
-        """The default value in the form that a user would write; empty if the help shows no
-        default.
-        """
-        match self.default:
-            case bool() | None:
-                return ""
-            case float() | int():
-                return f"{self.default:g}{self.value.unit}"
-            case tuple() | frozenset():
-                return ", ".join(sorted(self.default))
-            case _:
-                return str(self.default)
-
-
-def _option(
-    value: ValueType[T],
-    default: T,
-    help_: str,
-    *,
-    commands: tuple[str, ...] = ("run",),
-    group: str = _PROFILES,
-) -> T:
-    """Declare an option as a field of the class Config."""
-    metadata = {"value": value, "help": help_, "commands": commands, "group": group}
-    return field(default=default, metadata=metadata)
+_REPORTS: Final = ("run", "restore", "check", "status")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,6 +262,15 @@ class Config:
         commands=(*_JUDGE, "convert"),
         group=_CHECKS,
     )
+    acknowledge_warning: tuple[str, ...] = _option(
+        ACKNOWLEDGEMENTS,
+        (),
+        "A warning to accept for one version of a profile: its code, @, and at least 12 digits of "
+        "the sha256 of the file or key. Tables and the log then omit the warning; JSON reports and "
+        "metrics still count it. Can be repeated.",
+        commands=("run", "check"),
+        group=_CHECKS,
+    )
     allow_empty: bool = _option(
         FLAG,
         False,
@@ -327,11 +285,18 @@ class Config:
         commands=_JUDGE,
         group=_CHECKS,
     )
+    detailed_exitcode: bool = _option(
+        FLAG,
+        False,
+        "With --dry-run, exit with status 5 if changes are pending and nothing is wrong.",
+        commands=_INSTALL,
+        group=_OUTPUT,
+    )
     output: Literal["table", "json"] = _option(
         choice("table", "json"),
         "table",
         "The format of the result on standard output.",
-        commands=(*_ON_NODE, "check"),
+        commands=_REPORTS,
         group=_OUTPUT,
     )
     log_format: Literal["auto", "json", "console"] = _option(
@@ -341,13 +306,43 @@ class Config:
         commands=_INSTALL,
         group=_OUTPUT,
     )
-    log_level: Literal["debug", "info", "warning", "error"] = _option(
-        choice("debug", "info", "warning", "error"),
-        "info",
-        "The lowest level that is logged.",
+    log_level: Literal["auto", "debug", "info", "warning", "error"] = _option(
+        choice("auto", "debug", "info", "warning", "error"),
+        "auto",
+        "The lowest level that is logged. auto: info for the daemon, and warning for commands that "
+        "end. With another value, these commands also log the findings that their result contains.",
         commands=_INSTALL,
         group=_OUTPUT,
     )
+    verbose: bool = _option(
+        VERBOSE,
+        False,
+        "Show more: changes and acknowledged warnings, the source of each profile, and in the log "
+        "of the daemon the level debug.",
+        commands=_REPORTS,
+        group=_OUTPUT,
+    )
+    quiet: bool = _option(
+        QUIET,
+        False,
+        "Show only errors. The exit status is the result.",
+        commands=(*_REPORTS, "convert", "unlabel"),
+        group=_OUTPUT,
+    )
+
+
+def log_level(config: Config, *, is_daemon: bool) -> Literal["debug", "info", "warning", "error"]:
+    """Return the lowest level that a command logs.
+
+    An explicit --log-level has priority over --quiet and --verbose.
+    """
+    if config.log_level != "auto":
+        return config.log_level
+    if config.quiet:
+        return "error"
+    if is_daemon:
+        return "debug" if config.verbose else "info"
+    return "info" if config.verbose else "warning"
 
 
 OPTIONS: Final = {

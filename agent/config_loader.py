@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from agent.config import Option
 from agent.config_values import VARIABLE_PREFIX, suggestion
+from agent.option import Option
 
 # A kubelet adds these variables to each pod of a namespace that has a Service called
 # "profile-loader": kubernetes, pkg/kubelet/envvars/envvars.go.
@@ -69,17 +69,24 @@ def _unknown_variables(options: Iterable[Option], raw: RawValues) -> Iterator[st
     for name in sorted(raw.environ):
         if not name.startswith(VARIABLE_PREFIX) or name in allowed or _SERVICE_LINK.search(name):
             continue
-        hint = _pass_flag(by_variable.get(name)) or suggestion(name, allowed)
-        yield f"the environment variable {name} is unknown.{hint}"
+        if name in by_variable:
+            yield (
+                f"the environment variable {name} has no effect. Unset it, and pass the flag "
+                f"--{by_variable[name].name} instead."
+            )
+        else:
+            yield f"the environment variable {name} is unknown.{suggestion(name, allowed)}"
 
 
 def _unknown_keys(options: Mapping[str, Option], raw: RawValues) -> Iterator[str]:
     allowed = {name for name, option in options.items() if not option.is_flag_only}
     for key in raw.file:
         if key not in allowed:
-            hint = _pass_flag(options.get(key)) or suggestion(key, allowed)
-            yield f'{raw.file_name}: the key "{key}" is unknown.{hint}'
-
-
-def _pass_flag(option: Option | None) -> str:
-    return f" Pass the flag --{option.name} instead." if option is not None else ""
+            if key in options:
+                yield (
+                    f'{raw.file_name}: "{key}" cannot be a key of this file. Remove it, and pass '
+                    f"the flag --{key} instead."
+                )
+            else:
+                hint = suggestion(key, allowed)
+                yield f'{raw.file_name}: the key "{key}" is unknown.{hint}'

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Generic, Self, TypeVar
 
 from agent.backends.seccomp import releases
+from agent.core import acknowledgements
 from agent.core.dns_names import is_dns_label, is_dns_subdomain, is_qualified_name
 
 T_co = TypeVar("T_co", covariant=True)
@@ -39,6 +40,8 @@ class ValueType(Generic[T_co]):
     """Whether the flag takes no value."""
     is_list: bool = False
     """Whether the flag can be passed more than once, and a variable has one value per line."""
+    short: str = ""
+    """The letter of a second, short flag; empty without such a flag."""
     unit: str = ""
     """The unit of the default value in the help."""
 
@@ -86,6 +89,19 @@ def _read_list(raw: object) -> tuple[str, ...]:
     if not values or "" in values:
         raise InvalidValueError("the value must not be empty")
     return tuple(_read_text(value) for value in values)
+
+
+def _read_acknowledgements(raw: object) -> tuple[str, ...]:
+    texts = _read_list(raw)
+    mistakes = []
+    for text in texts:
+        try:
+            acknowledgements.parse(text)
+        except ValueError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise ValueError("; ".join(mistakes))
+    return texts
 
 
 def _read_seconds(raw: object) -> float:
@@ -147,7 +163,12 @@ def _is_relative(text: str) -> bool:
 
 
 FLAG: Final = ValueType(read=_read_flag, metavar="", is_flag=True)
+VERBOSE: Final = replace(FLAG, short="v")
+QUIET: Final = replace(FLAG, short="q")
 TEXT: Final = ValueType(read=_read_text, metavar="TEXT")
+ACKNOWLEDGEMENTS: Final = ValueType(
+    read=_read_acknowledgements, metavar="CODE@DIGEST", is_list=True
+)
 LIST: Final = ValueType(read=_read_list, metavar="TEXT", is_list=True)
 DIRECTORIES: Final = ValueType(read=_read_list, metavar="DIR", is_list=True)
 SECONDS: Final = ValueType(read=_read_seconds, metavar="TIME", unit="s")

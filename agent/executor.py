@@ -15,7 +15,16 @@ from agent.core.diagnostics import still_in_use
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import KeyId, LedgerEntry, Pending, Profile, ProfileKind, Version
-from agent.core.ports import Failed, Installed, Ledger, ProfileBackend, Removed, StillInUse
+from agent.core.ports import (
+    Failed,
+    Installed,
+    Ledger,
+    ProfileBackend,
+    Progress,
+    Removed,
+    StillInUse,
+    no_progress,
+)
 from agent.core.vocabulary import OutcomeResult, Provenance, Reason
 from agent.ledger_entries import LedgerEntries, retired_names, without_names
 from agent.profile_preparer import PreparedProfile, ProfilePreparer
@@ -31,10 +40,12 @@ class Executor:
         ledger: Ledger,
         entries: Mapping[KeyId, LedgerEntry],
         clock: Callable[[], float],
+        progress: Progress = no_progress,
     ) -> None:
         self.backends = backends
         self.ledger = ledger
         self.clock = clock
+        self.progress = progress
         self._entries = LedgerEntries(ledger, entries)
         self._preparer = ProfilePreparer(backends, ledger)
 
@@ -50,7 +61,9 @@ class Executor:
         """
         outcomes: list[Outcome] = []
         failed_keys: set[KeyId] = set()
-        for action in sorted(actions, key=lambda action: not isinstance(action, Install)):
+        ordered = sorted(actions, key=lambda action: not isinstance(action, Install))
+        for number, action in enumerate(ordered):
+            self.progress("actions", number, len(ordered))
             begin = self.clock()
             if dry_run:
                 outcome = self._preview(action)

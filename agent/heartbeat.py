@@ -11,13 +11,20 @@ from collections.abc import Callable
 class Heartbeat:
     """Stores the time of the last beat of the main loop. Any thread may read this object."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        progress: Callable[[str, int, int], None] = lambda *_: None,
+    ) -> None:
         """Create a heartbeat, and record the first beat.
 
         Args:
             clock: returns monotonic seconds.
+            progress: shows the user of a command the kind of work, the number of its finished parts
+                and the number of all its parts.
         """
         self.clock = clock
+        self.progress = progress
         self.last_beat = clock()
         """The time of the last beat, in monotonic seconds."""
 

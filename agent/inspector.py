@@ -5,9 +5,11 @@ module also applies the total limits of agent.core.admission. This module neithe
 the node; agent.core.desired combines the results.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 from agent.core import desired, model, ports
+from agent.core.acknowledgements import SHIPPED, Acknowledgements, acknowledge
 from agent.core.admission import AdmissionBudget, Size
 from agent.core.model import Inspected, KeyId, LedgerEntry, Profile, ProfileKind, Rejection
 from agent.heartbeat import Heartbeat
@@ -19,10 +21,14 @@ class Inspector:
     """Inspects keys and stores the results. Only the main thread uses this class."""
 
     def __init__(
-        self, backends: Mapping[ProfileKind, ports.ProfileBackend], heartbeat: Heartbeat
+        self,
+        backends: Mapping[ProfileKind, ports.ProfileBackend],
+        heartbeat: Heartbeat,
+        acknowledged: Acknowledgements = SHIPPED,
     ) -> None:
         self.backends = backends
         self.heartbeat = heartbeat
+        self.acknowledged = acknowledged
         self.revision = 0
         """The number of the last desired state: equal numbers mean equal desired states."""
 
@@ -48,7 +54,15 @@ class Inspector:
             return self._previous[1]
         self.revision += 1
         self._budget = AdmissionBudget(entries=entries)
-        joined = desired.join(snapshots, self._inspect, frozenset(self.backends), self._budget)
+        reads = [snapshot for snapshot in snapshots if isinstance(snapshot, model.Read)]
+        total = sum(len(snapshot.source_keys) for snapshot in reads)
+        numbers = itertools.count()
+
+        def inspect(kind: ProfileKind, source_key: model.SourceKey) -> Inspected:
+            self.heartbeat.progress("keys checked", next(numbers), total)
+            return self._inspect(kind, source_key)
+
+        joined = desired.join(snapshots, inspect, frozenset(self.backends), self._budget)
         self._forget_absent(snapshots)
         # An undecided result may change although the source of the key is unchanged.
         is_final = not joined.unchecked and not joined.pending
@@ -79,7 +93,9 @@ class Inspector:
         rejected = self._rejected.get(key)
         if rejected is not None and not self._budget.fits(rejected[1].id, rejected[0]):
             return rejected[1]
-        inspected = self._results.get(key) or self.backends[kind].inspect(source_key)
+        inspected = self._results.get(key) or acknowledge(
+            self.backends[kind].inspect(source_key), self.acknowledged
+        )
         admitted = self._budget.admitted(inspected)
         if isinstance(inspected, Profile) and isinstance(admitted, Rejection):
             self._rejected[key] = (self._budget.size(inspected), admitted)

@@ -17,6 +17,7 @@ from agent.core.findings import Finding
 from agent.core.labels import label_key
 from agent.core.model import ProfileKind
 from agent.core.ownership import recorded_names
+from agent.core.ports import Progress
 from agent.core.report import Report
 from agent.heartbeat import Heartbeat
 
@@ -24,19 +25,19 @@ if TYPE_CHECKING:
     from agent.cluster import ClusterConnections, NodeConnections
 
 
-def restore(config: Config, progress: reconciler.Progress) -> Report:
+def restore(config: Config, progress: Progress) -> Report:
     """Reinstall the profiles that the ledger records, without any source."""
     passes = app.build_reconciler(
         replace(config, removal_grace=0.0),
         parts=app.backend_parts(config),
         sources=(),
         ledger=app.ledger(config),
-        heartbeat=Heartbeat(time.monotonic),
+        heartbeat=Heartbeat(time.monotonic, progress),
     )
-    return passes.run_to_completion(lambda: passes.restore(dry_run=config.dry_run), progress)
+    return passes.run_to_completion(lambda: passes.restore(dry_run=config.dry_run))
 
 
-def run_once(config: Config, progress: reconciler.Progress) -> Report:
+def run_once(config: Config, progress: Progress) -> Report:
     """Install the profiles of the sources. With --node-name, also label the Node."""
     ledger = app.ledger(config)
     connections = app.connect(config, installed_key_count=ledger.installed_keys.count)
@@ -46,7 +47,7 @@ def run_once(config: Config, progress: reconciler.Progress) -> Report:
         parts=parts,
         sources=app.open_sources(config, connections),
         ledger=ledger,
-        heartbeat=Heartbeat(time.monotonic),
+        heartbeat=Heartbeat(time.monotonic, progress),
     )
     confinement = ConfinementChecks({} if config.dry_run else app.confinement_trackers(parts))
     entries = ledger.entries()
@@ -56,7 +57,7 @@ def run_once(config: Config, progress: reconciler.Progress) -> Report:
         _list_all(connections)
         conditions = _conditions(config, passes, connections)
     report = passes.run_to_completion(
-        lambda: passes.run(dry_run=config.dry_run, conditions=conditions), progress
+        lambda: passes.run(dry_run=config.dry_run, conditions=conditions)
     )
     if connections is not None and connections.own_node is not None and not config.dry_run:
         report = _label_node(connections.own_node, report)
@@ -113,7 +114,8 @@ def _label_node(own_node: "NodeConnections", report: Report) -> Report:
     name = labeler.options.name
     findings: tuple[Finding, ...] = ()
     if metadata is None:
-        findings = (node_findings.unreachable(KubeError(own_node.node.store.reason), name),)
+        store = own_node.node.store
+        findings = (node_findings.labels_not_set(store.reason, store.status, name),)
         return replace(report, findings=report.findings + findings)
     try:
         wanted = labeler.desired_labels(report, metadata)
@@ -122,5 +124,5 @@ def _label_node(own_node: "NodeConnections", report: Report) -> Report:
     except WrongNodeError as error:
         findings = (node_findings.wrong_node(str(error), name),)
     except KubeError as error:
-        findings = (node_findings.unreachable(error, name),)
+        findings = (node_findings.labels_not_set(str(error), error.status, name),)
     return replace(report, findings=report.findings + findings)

@@ -14,6 +14,22 @@ def mistakes(
     command: str, config: Config, values: Mapping[str, object], positional: Sequence[str]
 ) -> list[str]:
     """Return the mistakes that concern combinations of options."""
+    return _output_mistakes(config) + _command_mistakes(command, config, values, positional)
+
+
+def _output_mistakes(config: Config) -> list[str]:
+    mistakes = []
+    if config.verbose and config.quiet:
+        mistakes.append("--verbose and --quiet exclude each other. Pass one of them.")
+    if config.detailed_exitcode and not config.dry_run:
+        mistakes.append("--detailed-exitcode needs --dry-run, because only a dry run plans changes")
+    return mistakes
+
+
+def _command_mistakes(
+    command: str, config: Config, values: Mapping[str, object], positional: Sequence[str]
+) -> list[str]:
+    """Return the mistakes that concern the options and arguments of one command."""
     match command:
         case "run":
             daemon = [] if "oneshot" in values else _daemon_mistakes(config)

@@ -120,8 +120,12 @@ def receive_signals(
     threading.Thread(target=run, name="signals", daemon=True).start()
 
 
-def end_process(status: int) -> NoReturn:
+def end_process(status: int, signal_number: int = 0) -> NoReturn:
     """Run the exit functions of modules, and then end the process at once.
+
+    Args:
+        status: the exit status.
+        signal_number: the signal that ends the daemon, which is logged; 0 without a signal.
 
     The rest of Python's shutdown deletes objects that daemon threads still use, such as the state
     of OpenSSL or the lock of a stream. During this shutdown, a thread may crash, or Python may wait
@@ -130,6 +134,8 @@ def end_process(status: int) -> NoReturn:
     try:
         with contextlib.suppress(RuntimeError):  # The system cannot start another thread.
             _run_later(FLUSH_SECONDS, lambda: os._exit(status))
+        if signal_number:
+            _log_stop(signal_number)
         atexit._run_exitfuncs()  # noqa: SLF001 - removes the client's key files; a test checks it
         sys.stdout.flush()
         sys.stderr.flush()
@@ -181,6 +187,15 @@ def _run_later(seconds: float, function: Callable[[], None]) -> None:
         function()
 
     _thread.start_new_thread(run, ())
+
+
+def _log_stop(number: int) -> None:
+    """Log that a signal ends the daemon, unless the log is not configured yet."""
+    import structlog
+
+    if structlog.is_configured():
+        logger = structlog.stdlib.get_logger("agent")
+        logger.info("agent_stopped", signal=signal.Signals(number).name)
 
 
 def _log_warning(event: str, **fields: object) -> None:

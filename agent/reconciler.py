@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from agent import executor
 from agent.core import actions, desired, model, ownership, plan, ports, report_builder
+from agent.core.acknowledgements import SHIPPED, Acknowledgements
 from agent.core.findings import Finding
 from agent.core.model import KeyId, LedgerEntry, Observed, ProfileKind, Unobservable, Unreadable
 from agent.core.report import ProfileStatus, Report, merge_reports, repeats_source_state
@@ -20,9 +21,6 @@ from agent.core.vocabulary import ProfileState, Reason
 from agent.heartbeat import Heartbeat
 from agent.host.ledger import FileLedger
 from agent.inspector import Inspector
-
-Progress = Callable[[int, int], None]
-"""Shows the number of finished background checks and the number of all background checks."""
 
 _LedgerContent = Mapping[KeyId, LedgerEntry] | Finding
 _ReadSnapshots = Callable[[_LedgerContent], Sequence[model.Snapshot]]
@@ -51,6 +49,7 @@ class Reconciler:
         options: plan.PlanOptions,
         allow_empty: bool,
         heartbeat: Heartbeat,
+        acknowledged: Acknowledgements = SHIPPED,
     ) -> None:
         """Build a reconciler. Before its first pass, the reconciler neither reads nor changes the
         node.
@@ -62,6 +61,7 @@ class Reconciler:
             options: the operator's settings for removals and ownership.
             allow_empty: whether the agent removes the profiles of an emptied profile set.
             heartbeat: records a beat between keys and between actions.
+            acknowledged: the warnings that the operator accepts.
         """
         self.sources = sources
         self.backends = backends
@@ -69,7 +69,7 @@ class Reconciler:
         self.options = options
         self.allow_empty = allow_empty
         self.heartbeat = heartbeat
-        self.inspector = Inspector(backends, heartbeat)
+        self.inspector = Inspector(backends, heartbeat, acknowledged)
         self._pass_number = 0
         self._converged: tuple[_PassInputs, Report] | None = None
         self._observed_names: _ObservedNames | None = None
@@ -111,15 +111,18 @@ class Reconciler:
             desired_names={},
         )
 
-    def run_to_completion(self, run: Callable[[], Report], progress: Progress) -> Report:
+    def run_to_completion(self, run: Callable[[], Report]) -> Report:
         """Run passes until no key is pending, and return the combined report.
 
         Args:
             run: runs one pass.
-            progress: called while background checks are running.
         """
+
+        def compiled(finished: int, total: int) -> None:
+            self.heartbeat.progress("profile texts compiled", finished, total)
+
         report = run()
-        while report.pending and any(backend.wait(progress) for backend in self.backends.values()):
+        while report.pending and any(backend.wait(compiled) for backend in self.backends.values()):
             report = merge_reports(report, run())
         return report
 
@@ -245,7 +248,11 @@ class Reconciler:
     ) -> tuple[actions.Outcome, ...]:
         """Carry out the plan, and delete stored content that no entry needs any more."""
         runner = executor.Executor(
-            backends=self.backends, ledger=self.ledger, entries=entries, clock=self.heartbeat.beat
+            backends=self.backends,
+            ledger=self.ledger,
+            entries=entries,
+            clock=self.heartbeat.beat,
+            progress=self.heartbeat.progress,
         )
         outcomes = runner.execute(planned, dry_run=dry_run)
         if not dry_run and runner.entries != entries:

@@ -9,7 +9,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agent.command_help import COMMANDS, DESCRIPTION, ENVIRONMENT, options_of, statuses_of
-from agent.config import OPTIONS, Option
+from agent.config import OPTIONS
+from agent.option import Option
 
 PAGE = Path(__file__).resolve().parents[1] / "docs/reference.md"
 
@@ -41,7 +42,7 @@ def page() -> str:
 def _command(name: str) -> list[str]:
     command = COMMANDS[name]
     shared = [f"[`--{one.name}`](#--{one.name})" for one in options_of(name) if one.name in OPTIONS]
-    own = [f"- `{f'--{one.name} {one.metavar}'.rstrip()}`" for one in command.options]
+    own = [f"- `{one.flag}`" for one in command.options]
     return [
         f"## {name}",
         "",
@@ -64,11 +65,10 @@ def _command(name: str) -> list[str]:
 
 def _option(option: Option) -> list[str]:
     default = f" Default: `{option.default_text}`." if option.default_text else ""
-    usage = f"--{option.name} {option.metavar}".rstrip()
     return [
         f"### --{option.name}",
         "",
-        f"`{usage}`, `{option.variable}`, key `{option.name}`.{default}",
+        f"`{option.flag}`, `{option.variable}`, key `{option.name}`.{default}",
         "",
         option.help,
         "",

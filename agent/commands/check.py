@@ -3,12 +3,14 @@
 The command uses the AppArmor parser and its include files of this machine, and writes nothing.
 """
 
+import itertools
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from agent import app
 from agent.backends.apparmor import factory
 from agent.backends.apparmor.inspector import Inspector
 from agent.backends.seccomp import releases
@@ -16,24 +18,29 @@ from agent.backends.seccomp.backend import SeccompBackend
 from agent.commands.inline import Inlined, Inliner
 from agent.config import Config
 from agent.core import classify, desired, left_out, report_builder
+from agent.core.acknowledgements import acknowledge
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import (
     Emptied,
     Inspected,
     KeyId,
+    Missing,
     Pending,
     Profile,
     ProfileKind,
+    Read,
     Rejection,
     Snapshot,
     SourceKey,
     Unreadable,
 )
+from agent.core.ports import Progress
 from agent.core.report import ProfileSetStatus, ProfileStatus, Report
 from agent.core.vocabulary import ActionName, LeftOutReason, ProfileState, Reason
 from agent.host.filesystem import Host
 from agent.sources import limits, source_spec
+from agent.sources.directory import DirectorySource
 
 _HINTS = {
     FindingCode.SOURCE_MISSING: "Pass an existing file, directory or manifest.",
@@ -72,7 +79,7 @@ def check(
     config: Config,
     paths: Sequence[str],
     target: CheckTarget,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Checked:
     """Check all keys in files, directories and manifests.
 
@@ -80,7 +87,7 @@ def check(
         config: the options of this run.
         paths: the files, directories and manifests.
         target: the node to check for.
-        progress: called with the number of compiled texts and the number of all texts.
+        progress: shows the numbers of checked keys and of compiled texts.
     """
     files_by_directory, others = _split(paths)
     sets = [snapshot for path in others for snapshot in _read_source(path)]
@@ -178,17 +185,29 @@ def _inspect(
     config: Config,
     groups: Sequence[Sequence[Snapshot]],
     inspectors: _Inspectors,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> list[desired.Desired]:
     """Inspect the keys of each group, and wait until all texts are compiled."""
+    snapshots = itertools.chain.from_iterable(groups)
+    total = sum(len(item.source_keys) for item in snapshots if isinstance(item, Read))
+    numbers = itertools.count()
+    acknowledged = app.acknowledgements(config)
+
+    def compiled(finished: int, all_texts: int) -> None:
+        progress("profile texts compiled", finished, all_texts)
+
+    def inspect(kind: ProfileKind, key: SourceKey) -> Inspected:
+        progress("keys checked", min(next(numbers), total), total)
+        return acknowledge(inspectors.inspect(kind, key), acknowledged)
+
     kinds: frozenset[ProfileKind] = frozenset(
         kind for kind in ("apparmor", "seccomp") if kind in config.kinds
     )
     apparmor = inspectors.apparmor
-    results = [desired.join(group, inspectors.inspect, kinds) for group in groups]
-    while any(result.pending for result in results) and apparmor.wait(progress):
+    results = [desired.join(group, inspect, kinds) for group in groups]
+    while any(result.pending for result in results) and apparmor.wait(compiled):
         apparmor.begin_pass()
-        results = [desired.join(group, inspectors.inspect, kinds) for group in groups]
+        results = [desired.join(group, inspect, kinds) for group in groups]
     return results
 
 
@@ -208,11 +227,24 @@ def _split(paths: Sequence[str]) -> tuple[dict[Path, list[str]], list[str]]:
 
 def _read_source(path: str) -> tuple[Snapshot, ...]:
     """Read a directory or a manifest."""
+    if os.path.islink(path) and not os.path.exists(path):
+        reason = f'{path} is a link, and its target "{Path(path).readlink()}" does not exist'
+        return (Missing(profile_set=path, reason=reason),)
     spec = source_spec.parse_source(path)
     # The command-line parser has already rejected ConfigMaps of the API server.
     if isinstance(spec, source_spec.ConfigMapSpec):
         return ()
-    return source_spec.local_source(spec).read()
+    if not isinstance(spec, source_spec.DirectorySpec):
+        return source_spec.local_source(spec).read()
+    directory = DirectorySource(spec.path, skips_unreadable=True)
+    snapshots: tuple[Snapshot, ...] = directory.read()
+    unreadable = tuple(
+        Unreadable(profile_set=f"{path}/{key}", reason=f"{path}/{key}: {reason}")
+        for key, reason in directory.unreadable_keys
+    )
+    if unreadable and isinstance(snapshots[0], Emptied):
+        return unreadable
+    return (*snapshots, *unreadable)
 
 
 def _read_files(directory: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:

@@ -34,10 +34,16 @@ class Finding:
     More people can read the status page and the Events, so these outputs do not contain the detail.
     """
 
+    is_acknowledged: bool = False
+    """Whether the operator knows the warning and accepts it for this version of the profile."""
+
+    is_escalated: bool = False
+    """Whether a warning is an error here, because a command could not do its work."""
+
     @property
     def severity(self) -> Severity:
-        """Return the severity of the code."""
-        return self.code.severity
+        """Return the severity of the code, unless the finding is escalated."""
+        return Severity.ERROR if self.is_escalated else self.code.severity
 
 
 def limit_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -91,6 +91,7 @@ class Emptied:
 
     profile_set: str
     revision: str
+    reason: str = "it contains no profile"
     left_out: tuple[LeftOut, ...] = ()
     """The inputs that are not read as profiles."""
 

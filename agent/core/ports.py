@@ -25,6 +25,13 @@ from agent.core.model import (
     UnknownUse,
 )
 
+Progress = Callable[[str, int, int], None]
+"""Shows a kind of work, the number of its finished parts, and the number of all its parts."""
+
+
+def no_progress(_work: str, _finished: int, _total: int) -> None:
+    """Show nothing, for callers without a user."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:

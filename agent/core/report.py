@@ -135,7 +135,10 @@ class Report:
 
     @property
     def converged(self) -> bool:
-        """Return whether all accepted profiles are verified on the node and no key is pending."""
+        """Return whether all accepted profiles are verified on the node and no key is pending.
+
+        A dry run that plans a change is not converged.
+        """
         return is_converged(self, allow_unsupported=False)
 
 
@@ -187,21 +190,36 @@ _CONVERGED_STATES = frozenset(
 )
 
 
+# The labels of the Node are not part of the state of the node's profiles.
+_LABEL_FAILURES: Final = (FindingCode.NODE_UNREACHABLE, FindingCode.LABEL_REFUSED)
+
+
 def is_converged(report: Report, *, allow_unsupported: bool) -> bool:
     """Return whether the node is converged. The result does not depend on the labels of the
     Node.
     """
-    return _profiles_status(report, allow_unsupported=allow_unsupported) == 0
+    status = _profiles_status(report, allow_unsupported=allow_unsupported)
+    return status == 0 and not _has_planned_changes(report)
 
 
-def exit_status(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]:
-    """Return the exit status of a command. docs/reference.md explains the statuses."""
-    if any(
-        finding.code in (FindingCode.NODE_UNREACHABLE, FindingCode.LABEL_REFUSED)
-        for finding in report.findings
-    ):
+def exit_status(
+    report: Report, *, allow_unsupported: bool, detailed: bool = False
+) -> Literal[0, 1, 3, 5]:
+    """Return the exit status of a command. docs/reference.md explains the statuses.
+
+    Args:
+        report: the report.
+        allow_unsupported: whether unsupported kinds do not count.
+        detailed: whether planned changes have a status of their own, unless another status applies.
+    """
+    if any(finding.code in _LABEL_FAILURES for finding in report.findings):
         return 3
-    return _profiles_status(report, allow_unsupported=allow_unsupported)
+    status = _profiles_status(report, allow_unsupported=allow_unsupported)
+    return 5 if status == 0 and detailed and _has_planned_changes(report) else status
+
+
+def _has_planned_changes(report: Report) -> bool:
+    return any(row.state == ProfileState.PLANNED for row in report.profiles)
 
 
 def _profiles_status(report: Report, *, allow_unsupported: bool) -> Literal[0, 1, 3]:
@@ -212,7 +230,11 @@ def _profiles_status(report: Report, *, allow_unsupported: bool) -> Literal[0, 1
         return 3
     if any(status.state == ProfileSetState.EMPTIED for status in report.profile_sets):
         return 1
-    others = [finding for finding in report.findings if not repeats_source_state(finding)]
+    others = [
+        finding
+        for finding in report.findings
+        if not repeats_source_state(finding) and finding.code not in _LABEL_FAILURES
+    ]
     if any(finding.severity == Severity.ERROR for finding in others):
         return 1
     if report.pending:

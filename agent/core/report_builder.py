@@ -3,7 +3,7 @@
 This module has no input or output. The types that it returns are in `agent.core.report`.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, assert_never
 
@@ -95,7 +95,7 @@ def _pass_findings(result: PassResult) -> tuple[Finding, ...]:
     desired = result.desired
     return (
         *result.findings,
-        *filter(None, map(source_finding, desired.profile_sets.values())),
+        *_source_findings(result),
         *(admission.unlisted_keys(origin, count) for origin, count in desired.unlisted.items()),
         *left_out_findings(desired),
         *sandbox_findings(result.sandboxes.values()),
@@ -275,6 +275,15 @@ def _last_good(id_: KeyId, desired: Desired) -> ProfileState:
     return ProfileState.OUTDATED if desired.contains(id_) else ProfileState.HELD
 
 
+def _source_findings(result: PassResult) -> Iterator[Finding]:
+    """Yield why profile sets were not read or provide no profile."""
+    recorded = {outcome.action.id.profile_set for outcome in result.outcomes}
+    for profile_set, snapshot in result.desired.profile_sets.items():
+        finding = source_finding(snapshot, had_profiles=profile_set in recorded)
+        if finding is not None:
+            yield finding
+
+
 def left_out_findings(desired: Desired) -> Iterable[Finding]:
     """Return a notice for each profile set with inputs that are not read as profiles.
 
@@ -298,13 +307,18 @@ _HINTS: Final = {
 }
 
 
-def source_finding(snapshot: Snapshot) -> Finding | None:
-    """Return the finding about a profile set that was not read, or None if it was read."""
+def source_finding(snapshot: Snapshot, *, had_profiles: bool = True) -> Finding | None:
+    """Return the finding about a profile set that was not read, or None if it was read.
+
+    Args:
+        snapshot: the result of reading the profile set.
+        had_profiles: whether the ledger has a profile of the profile set.
+    """
     match snapshot:
         case Read():
             return None
         case Emptied():
-            code, state = FindingCode.SOURCE_EMPTIED, "emptied"
+            code, state = FindingCode.SOURCE_EMPTIED, "empty"
         case Missing():
             code, state = FindingCode.SOURCE_MISSING, "missing"
         case Unreadable(cause=UnreadableCause.OVER_LIMIT):
@@ -314,12 +328,14 @@ def source_finding(snapshot: Snapshot) -> Finding | None:
         case unreachable:
             assert_never(unreachable)
     status = profile_set_status(snapshot)
+    is_new = code == FindingCode.SOURCE_EMPTIED and not had_profiles
+    next_step = "Check --source." if is_new else _HINTS[code]
     inputs, hint = left_out.text(snapshot.left_out if isinstance(snapshot, Emptied) else ())
     return Finding(
         code=code,
         location=status.profile_set,
         message=f"The source is {state}: {status.reason}. {inputs}".strip(),
-        hint=f"{hint} {_HINTS[code]}".strip(),
+        hint=f"{hint} {next_step}".strip(),
     )
 
 
@@ -338,7 +354,7 @@ def profile_set_status(snapshot: Snapshot) -> ProfileSetStatus:
             return ProfileSetStatus(
                 profile_set=snapshot.profile_set,
                 state=ProfileSetState.EMPTIED,
-                reason="it contains no profile",
+                reason=snapshot.reason,
             )
         case Missing():
             return ProfileSetStatus(

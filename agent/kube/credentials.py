@@ -149,11 +149,13 @@ def _content(path: str | None) -> bytes:
 
 def _unusable(kubeconfig: str, reason: str) -> str:
     """Return why the configuration cannot be used, and how the user can correct it."""
-    if not kubeconfig:
+    if not kubeconfig and "KUBERNETES_SERVICE_HOST" not in os.environ:
         return (
-            f"the configuration of this pod cannot be used: {reason} Outside a pod, pass "
-            "--kubeconfig FILE."
+            "this process does not run in a pod of a cluster, so it does not know the API server. "
+            "Pass --kubeconfig FILE."
         )
+    if not kubeconfig:
+        return f"the service account of this pod cannot be used: {reason}"
     exists = any(Path(path).is_file() for path in kubeconfig.split(os.pathsep))
     return f"kubeconfig {kubeconfig}: {reason if exists else 'the file does not exist'}"
 

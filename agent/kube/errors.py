@@ -9,6 +9,9 @@ from http import HTTPStatus
 class KubeError(Exception):
     """A request to the API server failed. The text of the error is the reason, for people."""
 
+    status = 0
+    """The HTTP status; 0 without a response."""
+
 
 class NoClusterError(KubeError):
     """No usable configuration with the address of an API server was found."""

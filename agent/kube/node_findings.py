@@ -1,6 +1,7 @@
 """Builds findings about the labels of the Node."""
 
 from collections.abc import Collection
+from http import HTTPStatus
 from typing import Final
 
 from agent.core.finding_codes import FindingCode
@@ -28,8 +29,33 @@ def unreachable(error: KubeError, node: str) -> Finding:
         code=FindingCode.NODE_UNREACHABLE,
         location=f"node {node}",
         message=f"The Node's labels could not be updated: {error}.",
-        hint="The agent tries again. For an error status, check RBAC and the admission policy.",
+        hint=f"The agent tries again. {_next_step(error.status)}",
     )
+
+
+def labels_not_set(reason: str, status: int, node: str) -> Finding:
+    """Report that a single run could not set the labels, which is an error of that run.
+
+    Args:
+        reason: the reason.
+        status: the HTTP status of the response; 0 without a response.
+        node: the name of the Node.
+    """
+    return Finding(
+        code=FindingCode.NODE_UNREACHABLE,
+        location=f"node {node}",
+        message=f"The Node's labels were not updated: {reason}.",
+        hint=f"{_next_step(status)} Then run the command again.",
+        is_escalated=True,
+    )
+
+
+def _next_step(status: int) -> str:
+    if status == HTTPStatus.NOT_FOUND:
+        return "Compare --node-name with the names that `kubectl get nodes` prints."
+    if status:
+        return "Check RBAC and the admission policy."
+    return "Check the address of the API server, and the network."
 
 
 def contended(node: str) -> Finding:

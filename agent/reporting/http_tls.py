@@ -101,7 +101,9 @@ def _require_pem(option: str, file: str, label: bytes, hint: str = "") -> None:
         with Path(file).open("rb") as opened:
             content = opened.read(MOST_BYTES)
     except OSError as error:
-        raise CertificateError(f"{option} {file}: {error.strerror}") from error
+        raise CertificateError(
+            f"{option} {file}: {error.strerror}. Pass the path of a readable file"
+        ) from error
     if label + b"-----" not in content:
         name = label.decode("ascii").lower()
         raise CertificateError(f"{option} {file}: the file contains no {name} in PEM format{hint}")

@@ -73,7 +73,7 @@ def _profile(row: ProfileStatus, domain: str) -> dict[str, object]:
     }
 
 
-def _finding(finding: Finding) -> dict[str, str]:
+def _finding(finding: Finding) -> dict[str, str | bool]:
     return {
         "code": finding.code,
         "severity": finding.severity,
@@ -81,4 +81,5 @@ def _finding(finding: Finding) -> dict[str, str]:
         "what": finding.message,
         "hint": finding.hint,
         "detail": finding.detail,
+        "acknowledged": finding.is_acknowledged,
     }

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import structlog
@@ -19,6 +19,7 @@ from agent.core.report import ProfileStatus, Report
 from agent.core.vocabulary import INSTALLS, ON_NODE, ActionName, ProfileState
 from agent.reporting import table
 from agent.reporting.log_writer import LogWriter, QueueHandler
+from agent.version import version
 
 
 def configure(
@@ -96,9 +97,17 @@ def _clean(
     }
 
 
-def log(report: Report) -> None:
-    """Log the report of a single pass: each change, each finding, and one summary."""
+def log(report: Report, *, with_findings: bool = True) -> None:
+    """Log the report of a single pass: each change, optionally each finding, and one summary."""
+    if not with_findings:
+        rows = tuple(replace(row, findings=()) for row in report.profiles)
+        report = replace(report, profiles=rows, kind_support={}, findings=())
     ReportLogger().on_report(report, 0.0, passed=True)
+
+
+def log_start(**options: object) -> None:
+    """Log that the daemon has started, with its version and its most important options."""
+    structlog.stdlib.get_logger("agent").info("agent_started", version=version(), **options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +222,8 @@ def _log_finding(logger: structlog.stdlib.BoundLogger, subject: _Subject, findin
         return
     text = {"where": finding.location, "what": finding.message, "hint": finding.hint}
     text |= {"detail": finding.detail} if finding.detail else {}
-    level = _LEVELS[finding.severity]
+    level = logging.INFO if finding.is_acknowledged else _LEVELS[finding.severity]
+    text |= {"acknowledged": "true"} if finding.is_acknowledged else {}
     logger.log(level, "profile_problem", **subject.fields, code=finding.code, **text)
 
 

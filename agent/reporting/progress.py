@@ -1,44 +1,99 @@
-"""Shows the progress of a command while it waits for the parser.
+"""The progress of a command that checks, compiles or installs many profiles.
 
-If a line repeats the previous line, it only shows that the command is still running. The pause
-before such a line doubles each time, up to a minute.
+On a terminal, one line is rewritten. Otherwise a line is written every 10 seconds, so that the log
+of a CI job shows that the command is alive.
 """
 
+import shutil
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Final, Self, TextIO
 
-FIRST_PAUSE_SECONDS: Final = 3.0
-LONGEST_PAUSE_SECONDS: Final = 60.0
+SHORT_PAUSE_SECONDS: Final = 0.5
+"""The time before the first line on a terminal, and the least time between two updates."""
+
+LONG_PAUSE_SECONDS: Final = 10.0
+"""The same times if standard error is not a terminal."""
+
+_ERASE_LINE: Final = "\r\x1b[K"  # ECMA-48, 8.3.41
+_SECONDS_PER_MINUTE: Final = 60
 
 
 class Progress:
-    """Shows how many texts have been compiled, if compiling takes more than a few seconds.
+    """Shows how much of the current work is finished, its rate, and the estimated remaining time.
 
-    Args:
-        write: writes one line for the user.
-        clock: returns the monotonic time in seconds.
+    The context manager removes the line from the terminal at its end.
     """
 
     def __init__(
-        self, write: Callable[[str], object], clock: Callable[[], float] = time.monotonic
+        self,
+        stream: TextIO,
+        environ: Mapping[str, str],
+        *,
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._write = write
-        self._clock = clock
-        self._last = clock()
-        self._line = ""
-        self._pause = FIRST_PAUSE_SECONDS
+        """Start to measure the time.
 
-    def show(self, finished: int, total: int) -> None:
-        """Write a line, unless the previous line was written only a short time ago."""
-        line = f"profile-loader: {finished} of {total} profile texts compiled\n"
-        if line != self._line:
-            self._pause = FIRST_PAUSE_SECONDS
+        Args:
+            stream: the stream to write to, usually standard error.
+            environ: the environment. With TERM=dumb, no line is rewritten.
+            quiet: whether nothing is written.
+            clock: returns monotonic seconds.
+        """
+        self._stream = stream
+        self._is_live = stream.isatty() and environ.get("TERM", "dumb") != "dumb"
+        self._quiet = quiet
+        self._clock = clock
+        self._work = ""
+        self._began = clock()
+        self._pause = SHORT_PAUSE_SECONDS if self._is_live else LONG_PAUSE_SECONDS
+        self._next = self._began + self._pause
+        self._has_line = False
+
+    def __enter__(self) -> Self:
+        """Return the object itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the progress line from the terminal."""
+        if self._has_line:
+            self._stream.write(_ERASE_LINE)
+            self._stream.flush()
+
+    def show(self, work: str, finished: int, total: int) -> None:
+        """Write the progress, unless it was written a short time ago.
+
+        Args:
+            work: the kind of work. The rate is measured from the begin of the same work.
+            finished: the number of finished parts.
+            total: the number of all parts.
+        """
         now = self._clock()
-        if now < self._last + self._pause:
+        if work != self._work:
+            self._work, self._began = work, now
+        if self._quiet or now < self._next:
             return
-        if line == self._line:
-            self._pause = min(LONGEST_PAUSE_SECONDS, 2 * self._pause)
-        self._line = line
-        self._last = now
-        self._write(line)
+        self._next = now + self._pause
+        text = f"{finished} of {total} {work}"
+        details = _rate(finished, total, now - self._began)
+        if not self._is_live:
+            self._stream.write(f"profile-loader: {text}{details}\n")
+            return
+        width = shutil.get_terminal_size((80, 24)).columns - 1
+        self._stream.write(f"{_ERASE_LINE}{f'{text}{details}'[:width]}")
+        self._stream.flush()
+        self._has_line = True
+
+
+def _rate(finished: int, total: int, seconds: float) -> str:
+    """Return the rate and an estimate of the remaining time; empty if nothing is finished."""
+    if not finished or seconds <= 0:
+        return ""
+    rate = finished / seconds
+    return f", {rate:.3g}/s, about {_duration((total - finished) / rate)} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), _SECONDS_PER_MINUTE)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

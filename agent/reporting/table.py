@@ -7,14 +7,15 @@ programs.
 
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, TextIO
 
 from agent.core import labels
 from agent.core.finding_codes import Severity
 from agent.core.findings import Finding
 from agent.core.report import ProfileStatus, Report
-from agent.core.vocabulary import ProfileState
+from agent.core.vocabulary import ActionName, ProfileState, Reason
 
 GOOD_STATES: Final = frozenset(
     {
@@ -72,7 +73,7 @@ def table(
     ]
     colors = _COLORS if has_colors else {}
     paragraphs = [list(_columns([_HEADINGS, *rows], width, colors)) if rows else []]
-    paragraphs.append(list(_notes(report, width)))
+    paragraphs.append([line for note in _notes(report) for line in _note_lines(note, width)])
     paragraphs += [
         _wrap(f"{kind}: {support.finding.message} {support.finding.hint}", width)
         for kind, support in report.kind_support.items()
@@ -84,14 +85,65 @@ def table(
     return "\n\n".join("\n".join(lines) for lines in paragraphs if lines) + "\n"
 
 
-def _notes(report: Report, width: int) -> Iterator[str]:
-    """Yield the lines of each finding once, but omit findings about a whole kind."""
+def errors(report: Report, *, width: int) -> str:
+    """Return only the errors of a report, or an empty text."""
+    notes = [note for note in _notes(report) if note.finding.severity == Severity.ERROR]
+    return "".join(f"{line}\n" for note in notes for line in _note_lines(note, width))
+
+
+def origins(report: Report) -> str:
+    """Return a line with the source and the digest of each profile. No line is wrapped."""
+    lines = []
+    for row in report.profiles:
+        digest = f", sha256 {row.source_digest}" if row.source_digest else ""
+        lines.append(clean(f'{row.name or row.key}: key "{row.key}" of {row.profile_set}{digest}'))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def without_acknowledged(report: Report) -> Report:
+    """Return a report without the warnings that the operator has acknowledged."""
+    rows = [
+        replace(row, findings=tuple(item for item in row.findings if not item.is_acknowledged))
+        for row in report.profiles
+    ]
+    return replace(report, profiles=tuple(rows))
+
+
+def hidden_warnings(report: Report) -> str:
+    """Return a line with the number of acknowledged warnings, or an empty text."""
+    hidden = sum(finding.is_acknowledged for row in report.profiles for finding in row.findings)
+    if not hidden:
+        return ""
+    warnings = "1 acknowledged warning is" if hidden == 1 else f"{hidden} acknowledged warnings are"
+    return f"{warnings} hidden; -v shows more.\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Note:
+    """A finding, and the keys to which it applies."""
+
+    finding: Finding
+    keys: tuple[str, ...]
+
+
+_ORDER: Final = (Severity.ERROR, Severity.WARNING, Severity.NOTICE)
+_SHOWN_KEYS: Final = 3
+
+
+def _notes(report: Report) -> list[_Note]:
+    """Return each finding once, errors first, but omit findings about a whole kind."""
     of_kinds = {one.finding for one in report.kind_support.values() if one.finding is not None}
     findings = [(row.key, finding) for row in report.profiles for finding in row.findings]
     findings += [(finding.location, finding) for finding in report.findings]
-    for key, finding in dict.fromkeys(findings):
-        if finding not in of_kinds:
-            yield from _finding_lines(finding, key, width)
+    keys_by_finding: dict[Finding, dict[str, None]] = {}
+    for key, finding in findings:
+        if finding in of_kinds:
+            continue
+        # Findings that differ only in the key have the same cause, such as a missing parser.
+        common = replace(finding, location="") if finding.location == key else finding
+        keys_by_finding.setdefault(common, {})[key] = None
+    notes = [_Note(finding=finding, keys=tuple(keys)) for finding, keys in keys_by_finding.items()]
+    return sorted(notes, key=lambda note: _ORDER.index(note.finding.severity))
 
 
 def _sandboxes(report: Report) -> list[str]:
@@ -121,7 +173,22 @@ def _why(row: ProfileStatus) -> str:
     action.
     """
     codes = [finding.code for finding in row.findings if finding.severity == Severity.ERROR]
-    return codes[0] if codes else row.why
+    if codes:
+        return codes[0]
+    if row.reason_text:
+        return row.reason_text
+    return _REASONS.get((row.action, row.reason), _ACTIONS.get(row.action, "") + row.reason)
+
+
+# The state is the result of the action, so the reason is only its cause.
+_ACTIONS: Final[Mapping[ActionName, str]] = {
+    ActionName.RESTORE: "restored: ",
+    ActionName.REPLACE: "replaced: ",
+}
+_REASONS: Final[Mapping[tuple[ActionName, Reason], str]] = {
+    (ActionName.KEEP, Reason.RENAMED): "source moved",
+    (ActionName.KEEP, Reason.INSTALLED): "",  # The command `status` repeats the state.
+}
 
 
 def _columns(rows: Sequence[Sequence[str]], width: int, colors: Mapping[str, str]) -> Iterable[str]:
@@ -154,10 +221,14 @@ def _colored(state: str, colors: Mapping[str, str]) -> str:
     return f"{colors[state]}{state}{_PLAIN}" if state in colors else state
 
 
-def _finding_lines(finding: Finding, key: str, width: int) -> Iterable[str]:
-    where = "" if finding.location in ("", key) else f" at {finding.location}"
-    head = f"{finding.severity}: {finding.code}: {key}{where}"
-    yield from _wrap(head, width)
+def _note_lines(note: _Note, width: int) -> Iterable[str]:
+    finding, keys = note.finding, note.keys
+    where = f" at {finding.location}" if finding.location else ""
+    subject = ", ".join(keys[:_SHOWN_KEYS])
+    if len(keys) > _SHOWN_KEYS:
+        subject = f"{subject} and {len(keys) - _SHOWN_KEYS} more"
+    severity = f"acknowledged {finding.severity}" if finding.is_acknowledged else finding.severity
+    yield from _wrap(f"{severity}: {finding.code}: {subject}{where}", width)
     stop = "" if finding.message.rstrip().endswith((".", "!", "?", ":")) else "."
     yield from _wrap(f"{finding.message.rstrip()}{stop} {finding.hint}", width, "  ")
     if finding.detail:

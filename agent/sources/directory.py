@@ -64,6 +64,8 @@ class _Collected:
     size: int = 0
     directories: int = 0
     names: int = 0
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    """The keys that were skipped because they cannot be read, each with the reason."""
 
     def add(self, source_key: SourceKey) -> None:
         self.source_keys.append(source_key)
@@ -98,8 +100,25 @@ _Inputs = tuple[list[SourceKey], list[tuple[str, Finding]], tuple[LeftOut, ...]]
 class DirectorySource:
     """The profiles in a directory of this machine. Implements agent.core.ports.Source."""
 
-    def __init__(self, path: str, clock: Callable[[], int] = time.time_ns) -> None:
+    def __init__(
+        self,
+        path: str,
+        clock: Callable[[], int] = time.time_ns,
+        *,
+        skips_unreadable: bool = False,
+    ) -> None:
+        """Create a source without reading the directory.
+
+        Args:
+            path: the directory.
+            clock: returns the Unix time in nanoseconds.
+            skips_unreadable: whether a read skips the keys that cannot be read, and records them in
+                `unreadable_keys`. Otherwise the whole profile set is unreadable, so that no profile
+                is removed.
+        """
         self.path = path
+        self.unreadable_keys: list[tuple[str, str]] = []
+        self._skips_unreadable = skips_unreadable
         self.profile_set = f"dir {Path(path).absolute()}"
         self.watched_path = Path(path).absolute()
         self._clock = clock  # This Unix time is in nanoseconds, like the times of files.
@@ -142,9 +161,17 @@ class DirectorySource:
         top = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         with contextlib.ExitStack() as stack:
             stack.callback(os.close, top)
-            walk = _Walk(self.profile_set, top, stack, self._files, self._clock)
+            walk = _Walk(
+                profile_set=self.profile_set,
+                top=top,
+                stack=stack,
+                cached=self._files,
+                clock=self._clock,
+                skips_unreadable=self._skips_unreadable,
+            )
             walk.read_directory(top, "")
             walk.require_unchanged()
+        self.unreadable_keys = walk.collected.unreadable
         self._files = walk.collected.files
         return self._snapshot(walk.collected)
 
@@ -161,19 +188,22 @@ class DirectorySource:
 class _Walk:
     """Reads the keys in one directory and its subdirectories."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the parts of a read
         self,
+        *,
         profile_set: str,
         top: int,
         stack: contextlib.ExitStack,
         cached: Mapping[str, _CachedFile],
         clock: Callable[[], int],
+        skips_unreadable: bool,
     ) -> None:
         self._profile_set = profile_set
         self._top = top
         self._stack = stack  # This closes all descriptors at the end of the read.
         self._cached = cached
         self._clock = clock
+        self._skips_unreadable = skips_unreadable
         # the descriptor and the generation of each volume
         self._volumes: list[tuple[int, str]] = []
         self.collected = _Collected()
@@ -211,7 +241,12 @@ class _Walk:
                 continue
             if self.collected.is_over_limit():
                 return
-            self._read_entry(fd, name, parent + name)
+            try:
+                self._read_entry(fd, name, parent + name)
+            except PermissionError as error:
+                if not self._skips_unreadable:
+                    raise
+                self.collected.unreadable.append((parent + name, str(error.strerror)))
 
     def _sorted_names(self, fd: int) -> list[str]:
         """Return the names in a directory. Raises _TooLargeError if the directory is too large."""
@@ -288,6 +323,10 @@ class _Walk:
         """Read a link to a regular file in this directory, and reject every other link."""
         top = os.path.realpath(f"/proc/self/fd/{self._top}")
         target = os.path.realpath(f"/proc/self/fd/{fd}/{name}")
+        if not os.path.lexists(target):
+            reason = f'is a link, and its target "{os.readlink(name, dir_fd=fd)}" does not exist'
+            self.collected.reject(key, _not_regular(key, reason))
+            return
         if os.path.commonpath([top, target]) != top:
             reason = "is a link that leads out of the source"
             self.collected.reject(key, _not_regular(key, reason))

@@ -41,8 +41,7 @@ def too_large(key: str) -> Finding:
         code=FindingCode.KEY_TOO_LARGE,
         location=key,
         message=f"The key is larger than {KEY_BYTES} bytes. It is not installed.",
-        hint="Split the profile. Common rules of AppArmor profiles can be an abstraction on the "
-        "host.",
+        hint="Check that it is a profile. A larger profile must be split.",
     )
 
 

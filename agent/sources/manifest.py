@@ -7,14 +7,14 @@ desired.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent.core import left_out
 from agent.core.findings import Finding
 from agent.core.labels import DOMAIN
 from agent.core.left_out import LeftOut
-from agent.core.model import Missing, Snapshot, SourceKey, Unreadable
+from agent.core.model import Emptied, Missing, Snapshot, SourceKey, Unreadable
 from agent.core.vocabulary import LeftOutReason
 from agent.sources import configmap_data, limits, yaml_documents
 from agent.sources.configmap_data import MalformedError
@@ -73,6 +73,8 @@ class ManifestSource:
             collected.rejected,
             allow_empty=collected.allow_empty,
         )
+        if isinstance(snapshot, Emptied) and not collected.names:
+            snapshot = replace(snapshot, reason="it contains no ConfigMap")
         by_name = limits.skipped_by_name(collected.skipped)
         resources = _skipped_resources(collected.resources)
         return (limits.with_left_out(snapshot, (*by_name, *resources)),)

@@ -118,8 +118,18 @@ def parse(content: bytes) -> list[object]:
         return list(yaml.load_all(text, _Loader))
     except InvalidYamlError:
         raise
+    except yaml.MarkedYAMLError as error:
+        raise InvalidYamlError(_syntax_error(error)) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise InvalidYamlError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _syntax_error(error: yaml.MarkedYAMLError) -> str:
+    """Return the place and the reason of a syntax error, on one line."""
+    mark = error.problem_mark or error.context_mark
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+    reason = ", ".join(filter(None, (error.context, error.problem))) or type(error).__name__
+    return f"{place}{reason}"
 
 
 def _measure(text: str) -> None:

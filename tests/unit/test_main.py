@@ -407,7 +407,10 @@ def test_an_unreadable_certificate_is_reported_with_its_option(top, more):
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (
         2,
-        "profile-loader: --tls-cert /no/cert: No such file or directory\n",
+        (
+            "profile-loader: --tls-cert /no/cert: No such file or directory. Pass the path of a "
+            "readable file\n"
+        ),
     )
 
 

@@ -587,6 +587,6 @@ def test_problems_of_the_node_are_findings():
             code=FindingCode.NODE_UNREACHABLE,
             location=f"node {NAME}",
             message="The Node's labels could not be updated: 403 Forbidden: denied.",
-            hint="The agent tries again. For an error status, check RBAC and the admission policy.",
+            hint="The agent tries again. Check RBAC and the admission policy.",
         ),
     ]

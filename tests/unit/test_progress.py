@@ -1,38 +1,81 @@
-"""Tests of the progress lines of a command that waits for the parser."""
+"""Specification of the progress of a command that checks, compiles or installs many profiles."""
+
+import io
+
+import pytest
 
 from agent.reporting.progress import Progress
 
 
-def lines(counts):
-    """Return each progress line with its time, for one new count per second."""
+class Terminal(io.StringIO):
+    """A stream that is a terminal."""
+
+    def isatty(self):
+        """Return True, as for a terminal."""
+        return True
+
+
+def output(stream, counts, *, term="xterm", quiet=False, work="texts"):
+    """Return the output for one new count per second, of 100 parts."""
     clock = [0]
-    written = []
-    progress = Progress(lambda line: written.append((clock[0], line)), lambda: clock[0])
-    for finished in counts:
-        progress.show(finished, 9)
-        clock[0] += 1
-    return written
+    with Progress(stream, {"TERM": term}, quiet=quiet, clock=lambda: clock[0]) as progress:
+        for finished in counts:
+            progress.show(work, finished, 100)
+            clock[0] += 1
+    return stream.getvalue()
 
 
 def test_a_command_that_ends_soon_shows_no_progress():
-    """The command does not write a progress line in the first seconds."""
-    assert lines([0, 0, 1]) == []
+    """Without a terminal, nothing is written in the first ten seconds."""
+    assert output(io.StringIO(), range(10)) == ""
 
 
-def test_each_new_count_is_shown_every_few_seconds():
-    """A line contains the number of finished texts and the number of all texts."""
-    assert lines(range(7)) == [
-        (3, "profile-loader: 3 of 9 profile texts compiled\n"),
-        (6, "profile-loader: 6 of 9 profile texts compiled\n"),
+@pytest.mark.parametrize(
+    ("stream", "term"), [(io.StringIO, "xterm"), (Terminal, "dumb")], ids=["pipe", "dumb terminal"]
+)
+def test_a_line_is_written_every_ten_seconds(stream, term):
+    """Each line has the numbers, the rate and the remaining time, and no control characters."""
+    assert output(stream(), range(0, 60, 2), term=term).splitlines() == [
+        "profile-loader: 20 of 100 texts, 2/s, about 40 s left",
+        "profile-loader: 40 of 100 texts, 2/s, about 30 s left",
     ]
 
 
-def test_a_line_that_only_repeats_is_written_less_and_less_often():
-    """If a text takes ten minutes, the log of a CI job does not fill up."""
-    times = [now for now, _ in lines([0] * 600)]
-    assert times == [3, 6, 12, 24, 48, 96, 156, 216, 276, 336, 396, 456, 516, 576]
+def test_the_remaining_time_is_unknown_at_first():
+    """Without a finished part, the rate is unknown."""
+    assert output(io.StringIO(), [0] * 11) == "profile-loader: 0 of 100 texts\n"
 
 
-def test_a_new_count_does_not_wait_for_the_longer_pause():
-    """When the next text has been compiled, the progress is shown immediately."""
-    assert [now for now, _ in lines([0] * 50 + [1] * 7)] == [3, 6, 12, 24, 48, 51, 54]
+def test_a_long_time_is_shown_in_minutes():
+    """A reader does not have to convert hundreds of seconds."""
+    counts = [0] * 10 + [1]
+    expected = "profile-loader: 1 of 100 texts, 0.1/s, about 16 min 30 s left\n"
+    assert output(io.StringIO(), counts) == expected
+
+
+def test_a_terminal_shows_one_line_that_is_rewritten_and_finally_removed(monkeypatch):
+    """The line fits into the terminal, because a wrapped line could not be removed."""
+    monkeypatch.setenv("COLUMNS", "20")
+    written = output(Terminal(), range(3)).split("\r\x1b[K")
+    assert written == ["", "1 of 100 texts, 1/s", "2 of 100 texts, 1/s", ""]
+
+
+def test_the_rate_is_measured_for_each_kind_of_work(monkeypatch):
+    """Fast checks do not shorten the estimate for slow installations."""
+    monkeypatch.setenv("COLUMNS", "80")
+    clock = [0]
+    stream = Terminal()
+    progress = Progress(stream, {"TERM": "xterm"}, clock=lambda: clock[0])
+    for work, finished in [("checks", 0), ("checks", 50), ("actions", 0), ("actions", 1)]:
+        progress.show(work, finished, 100)
+        clock[0] += 1
+    assert stream.getvalue().split("\r\x1b[K")[1:] == [
+        "50 of 100 checks, 50/s, about 1 s left",
+        "0 of 100 actions",
+        "1 of 100 actions, 1/s, about 1 min 39 s left",
+    ]
+
+
+def test_a_quiet_command_shows_no_progress():
+    """With --quiet, only errors are written."""
+    assert output(Terminal(), range(60), quiet=True) == ""

@@ -215,6 +215,7 @@ def test_the_document_has_every_field():
             "what": "unexpected TOK_ID.",
             "hint": "Correct the text.",
             "detail": "",
+            "acknowledged": False,
         }
     ]
     assert (document["schema"], document["exit_status"], document["converged"]) == (

@@ -19,7 +19,7 @@ UNREADABLE_INCLUDE = (
 _SIMPLIFY = "Simplify the rules (alternations, or many ** in one rule)"
 
 
-def cannot_check(id_: KeyId, message: str) -> Unchecked:
+def cannot_check(id_: KeyId, message: str, hint: str) -> Unchecked:
     """Return the outcome for a key that this node cannot check."""
     return Unchecked(
         id=id_,
@@ -27,7 +27,7 @@ def cannot_check(id_: KeyId, message: str) -> Unchecked:
             code=FindingCode.KIND_UNSUPPORTED,
             location=id_.key,
             message=message,
-            hint="Install apparmor (apparmor_parser), and boot a kernel with AppArmor.",
+            hint=hint,
         ),
     )
 

@@ -114,7 +114,9 @@ class Inspector:
         judged = self._judge(id_, source_key, result, target)
         if unsupported and isinstance(judged, Profile):
             return diagnostics.cannot_check(
-                id_, f"The profile compiles, but it cannot be installed: {unsupported}."
+                id_,
+                f"The profile compiles, but it cannot be installed: {unsupported}.",
+                "Boot a kernel with AppArmor, or leave the kind out with --kinds.",
             )
         return judged
 
@@ -277,7 +279,11 @@ def _warnings(
 
 
 def _not_checkable(id_: KeyId, reason: str) -> Unchecked:
-    return diagnostics.cannot_check(id_, f"The profile cannot be checked: {reason}.")
+    return diagnostics.cannot_check(
+        id_,
+        f"The profile cannot be checked: {reason}.",
+        "Install the package apparmor, or pass the path of apparmor_parser with --apparmor-parser.",
+    )
 
 
 def _cache_key(context: str, content: bytes) -> str:

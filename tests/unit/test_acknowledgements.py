@@ -1,0 +1,91 @@
+"""Specification of warnings that the operator accepts for one version of a profile."""
+
+from pathlib import Path
+
+import pytest
+
+from agent.core import model
+from agent.core.acknowledgements import SHIPPED, acknowledge, parse
+from agent.core.finding_codes import FindingCode
+from agent.core.findings import Finding
+from agent.core.model import KeyId, Pending, Profile, Version
+
+DIGEST = "0123456789abcdef" * 4
+ID = KeyId(kind="seccomp", profile_set="dir /p", key="a.json")
+PROFILES = Path(__file__).parents[2] / "profiles"
+
+
+def finding(code):
+    """Return a finding with a code."""
+    return Finding(code=code, location="a", message="text")
+
+
+def profile(*codes):
+    """Return an accepted profile with one finding per code."""
+    version = Version(names=("a",), source_digest=DIGEST, body_digest="")
+    findings = tuple(finding(code) for code in codes)
+    return Profile(id=ID, version=version, source=b"", body_size=0, findings=findings)
+
+
+def acknowledged(inspected):
+    """Return whether each finding is acknowledged."""
+    return [item.is_acknowledged for item in inspected.findings]
+
+
+@pytest.mark.parametrize("prefix", [DIGEST, DIGEST[:12]])
+def test_a_warning_is_acknowledged_by_its_code_and_a_digest(prefix):
+    """Other warnings about the same profile still call for attention."""
+    inspected = profile(FindingCode.NOT_ENFORCING, FindingCode.ABI_MISSING)
+    result = acknowledge(inspected, {("not_enforcing", prefix)})
+    assert acknowledged(result) == [True, False]
+
+
+def test_an_acknowledgement_does_not_apply_to_another_version():
+    """After a change of the source, the warning is shown again."""
+    inspected = profile(FindingCode.NOT_ENFORCING)
+    assert acknowledge(inspected, {("not_enforcing", "f" * 64)}) is inspected
+
+
+def test_only_warnings_are_marked():
+    """An acknowledgement of another severity, which `parse` rejects, would have no effect."""
+    inspected = profile(FindingCode.RULE_ADDED)
+    assert acknowledged(acknowledge(inspected, {("rule_added", DIGEST)})) == [False]
+
+
+def test_an_unfinished_check_is_returned_unchanged():
+    """Only an accepted profile has a digest."""
+    pending = Pending(id=ID, source=b"")
+    assert acknowledge(pending, {("not_enforcing", DIGEST)}) is pending
+
+
+@pytest.mark.parametrize("text", [f"abi_missing@{DIGEST}", f"abi_missing@sha256:{DIGEST}"])
+def test_the_prefix_sha256_is_optional(text):
+    """Tools such as sha256sum print the digest without a prefix, and registries with one."""
+    assert parse(text) == ("abi_missing", DIGEST)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (f"fails_open@{DIGEST}", "of severity error"),
+        (f"in_use@{DIGEST}", "of severity notice"),
+        (f"unconfined_exec@{DIGEST}", "about an escape rule"),
+        (f"other@{DIGEST}", "not the code of a finding"),
+        ("abi_missing", "must be CODE@DIGEST"),
+        ("abi_missing@0123456789a", "must be CODE@DIGEST"),
+        (f"abi_missing@{DIGEST}0", "must be CODE@DIGEST"),
+        ("abi_missing@0123456789AB", "must be CODE@DIGEST"),
+    ],
+)
+def test_other_texts_are_no_acknowledgements(text, answer):
+    """Errors, notices and escape rules cannot be acknowledged, and a digest is required."""
+    with pytest.raises(ValueError, match=answer):
+        parse(text)
+
+
+def test_the_built_in_acknowledgements_are_valid_and_about_shipped_profiles():
+    """A changed profile needs a decision about its warnings."""
+    files = [path for path in PROFILES.rglob("*") if path.is_file()]
+    digests = {model.digest(path.read_bytes()) for path in files}
+    assert {digest for _, digest in SHIPPED} <= digests
+    assert {parse(f"{code}@{digest}") for code, digest in SHIPPED} == SHIPPED

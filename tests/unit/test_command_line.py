@@ -1,0 +1,430 @@
+"""Specification of what a user sees: the installed command in a process of its own."""
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = str(Path(sys.executable).with_name("profile-loader"))
+PROFILES = Path(__file__).parents[2] / "profiles"
+AUDIT = (PROFILES / "profiles/audit.json").read_text()
+BAD = '{"defaultAction": "SCMP_ACT_ALOW"}'
+LIMIT_SECONDS = 200
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Return a function that runs the command in a directory with profiles."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/audit.json").write_text(AUDIT)
+    (tmp_path / "root").mkdir()
+
+    def call(*arguments, columns=80, **options):
+        environment = {"PATH": os.environ["PATH"], "COLUMNS": str(columns)}
+        return subprocess.run(
+            [COMMAND, *arguments], cwd=tmp_path, env=environment | options.pop("env", {}),
+            capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS, **options,
+        )  # fmt: skip
+
+    return call
+
+
+ONESHOT = ("--oneshot", "--kinds=seccomp", "--host-root=root", "--source=source")
+
+
+def words(text):
+    """Return a text without its line breaks, which depend on the width."""
+    return " ".join(text.split())
+
+
+# --- what is printed ------------------------------------------------------------------------------
+
+
+def test_a_single_run_prints_the_table_and_logs_nothing(run):
+    """Every finding is in the table, and only there."""
+    done = run(*ONESHOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[:2] == [
+        "KIND     PROFILE     STATE      WHY",
+        "seccomp  audit.json  installed  new",
+    ]
+
+
+def test_verbose_shows_changes_sources_and_acknowledged_warnings(run):
+    """The log has the actions, and the table has the digests that acknowledgements need."""
+    done = run(*ONESHOT, "-v", "--log-format=json")
+    events = [json.loads(line)["event"] for line in done.stderr.splitlines()]
+    assert events == ["profile_installed", "pass_finished"]
+    assert 'audit.json: key "audit.json" of dir ' in done.stdout
+    assert "sha256 73300c7ea05b" in done.stdout
+    assert "acknowledged warning: not_enforcing: audit.json" in done.stdout
+
+
+def test_a_log_level_adds_the_findings_to_the_log(run, tmp_path):
+    """A unit whose output is a structured log passes --log-level."""
+    (tmp_path / "source/bad.json").write_text(BAD)
+    done = run(*ONESHOT, "--log-level=error", "--log-format=json")
+    assert [json.loads(line)["key"] for line in done.stderr.splitlines()] == ["bad.json"]
+
+
+@pytest.mark.parametrize(
+    "command", [ONESHOT, ("check", "source"), ("check", "source", "--output=json")]
+)
+def test_quiet_leaves_errors_and_the_exit_status(run, tmp_path, command):
+    """Without an error, nothing is printed; with errors, only the errors are printed."""
+    done = run(*command, "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    (tmp_path / "source/bad.json").write_text(BAD)
+    done = run(*command, "-q")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: bad_value: bad.json at defaultAction\n")
+    assert "warning" not in done.stderr
+
+
+def test_quiet_and_verbose_exclude_each_other(run):
+    """The answer names both options."""
+    done = run("check", "source", "-q", "-v")
+    assert done.returncode == 2
+    assert "--verbose and --quiet exclude each other. Pass one of them." in done.stderr
+
+
+def test_the_daemon_logs_that_it_starts_and_stops(tmp_path):
+    """The first line has the version, the sources, the addresses and the backends."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "audit.json").write_text(AUDIT)
+    process = subprocess.Popen(
+        [COMMAND, "--source", str(tmp_path), f"--host-root={tmp_path}/root", "--kinds=seccomp",
+         "--http-address=127.0.0.1:0", "--log-format=json"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    lines = []
+    while not lines or lines[-1]["event"] != "pass_finished":
+        lines.append(json.loads(process.stderr.readline()))
+    process.send_signal(signal.SIGTERM)
+    rest = [json.loads(line) for line in process.communicate(timeout=LIMIT_SECONDS)[1].splitlines()]
+    started = {"sources": [str(tmp_path)], "http_address": "127.0.0.1:0", "backends": ["seccomp"]}
+    assert lines[0]["event"] == "agent_started"
+    assert {name: lines[0][name] for name in started} == started
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", lines[0]["version"])
+    assert (rest[-1]["event"], rest[-1]["signal"]) == ("agent_stopped", "SIGTERM")
+    assert process.returncode == 0
+
+
+# --- exit statuses --------------------------------------------------------------------------------
+
+
+def test_a_dry_run_with_pending_changes_is_not_converged(run):
+    """The exit status stays 0, and is 5 with --detailed-exitcode."""
+    for more, status in (((), 0), (("--detailed-exitcode",), 5)):
+        done = run(*ONESHOT, "--dry-run", "--output=json", *more)
+        document = json.loads(done.stdout)
+        assert (done.returncode, document["exit_status"]) == (status, status)
+        assert document["converged"] is False
+    run(*ONESHOT)
+    done = run(*ONESHOT, "--dry-run", "--detailed-exitcode", "--output=json")
+    assert (done.returncode, json.loads(done.stdout)["converged"]) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("more", "status"),
+    [
+        (("--source=missing",), 3),
+        (("--source=bad",), 1),
+        (("--prune=sometimes",), 2),
+    ],
+)
+def test_other_statuses_take_precedence_over_pending_changes(run, tmp_path, more, status):
+    """Status 5 means that changes are pending and that nothing is wrong."""
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/bad.json").write_text(BAD)
+    assert run(*ONESHOT, "--dry-run", "--detailed-exitcode", *more).returncode == status
+
+
+def test_the_detailed_status_needs_a_dry_run(run):
+    """Without a dry run, no change is pending."""
+    done = run(*ONESHOT, "--detailed-exitcode")
+    assert (done.returncode, "--detailed-exitcode needs --dry-run" in done.stderr) == (2, True)
+
+
+# --- states and reasons ---------------------------------------------------------------------------
+
+
+def test_the_reason_agrees_with_the_state(run, tmp_path):
+    """A profile is restored after it went missing, and replaced after its source changed."""
+    run(*ONESHOT)
+    (tmp_path / "root/var/lib/kubelet/seccomp/audit.json").unlink()
+    assert "seccomp  audit.json  installed  restored: went missing\n" in run(*ONESHOT).stdout
+    (tmp_path / "source/audit.json").write_text('{"defaultAction": "SCMP_ACT_ERRNO"}')
+    assert "seccomp  audit.json  installed  replaced: changed\n" in run(*ONESHOT).stdout
+    (tmp_path / "source").rename(tmp_path / "other")
+    moved = run(*ONESHOT[:-1], "--source=other")
+    assert "seccomp  audit.json  installed  source moved\n" in moved.stdout
+    status = run("status", "--kinds=seccomp", "--host-root=root").stdout
+    assert status.splitlines()[1] == "seccomp  audit.json  installed"
+
+
+# --- acknowledged warnings ------------------------------------------------------------------------
+
+LOGS_ALL = '{"defaultAction": "SCMP_ACT_LOG", "architectures": ["SCMP_ARCH_X86_64"]}'
+
+
+def test_an_acknowledged_warning_is_only_in_the_json_report(run, tmp_path):
+    """The acknowledgement ends as soon as the content of the profile changes."""
+    path = tmp_path / "own.json"
+    path.write_text(LOGS_ALL)
+    row = json.loads(run("check", "own.json", "--output=json").stdout)["profiles"][0]
+    assert "not_enforcing" in run("check", "own.json").stdout
+    flag = f"--acknowledge-warning=not_enforcing@{row['digests']['source'][:12]}"
+    done = run("check", "own.json", flag)
+    assert "not_enforcing" not in done.stdout
+    assert "1 acknowledged warning is hidden; -v shows more." in done.stdout
+    document = json.loads(run("check", "own.json", flag, "--output=json").stdout)
+    states = {item["code"]: item["acknowledged"] for item in document["profiles"][0]["problems"]}
+    assert (states["not_enforcing"], states["dangerous_syscalls"]) == (True, False)
+    path.write_text(LOGS_ALL + "\n")
+    assert "not_enforcing" in run("check", "own.json", flag).stdout
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"),
+    [
+        ("fails_open@123456789abc", '"fails_open" is of severity error'),
+        ("unconfined_exec@123456789abc", '"unconfined_exec" is about an escape rule'),
+        ("unconfined_transition@123456789abc", '"unconfined_transition" is about an escape rule'),
+        ("in_use@123456789abc", '"in_use" is of severity notice'),
+        ("nothing@123456789abc", '"nothing" is not the code of a finding'),
+        ("not_enforcing", "must be CODE@DIGEST"),
+        ("not_enforcing@1234", "must be CODE@DIGEST"),
+    ],
+)
+def test_only_a_warning_about_one_version_can_be_acknowledged(run, value, answer):
+    """Errors, escape rules and profiles of any content cannot be acknowledged."""
+    done = run("check", "source", "--acknowledge-warning", value)
+    assert (done.returncode, answer in done.stderr) == (2, True)
+
+
+def test_the_shipped_profiles_cause_no_warning_about_their_purpose(run):
+    """An audit profile logs every call, and a profile that denies all calls starts nothing."""
+    text = run("check", str(PROFILES), "--kinds=seccomp").stdout
+    warnings = re.findall(r"^warning: (\w+): ", text, re.MULTILINE)
+    assert not {"not_enforcing", "dangerous_syscalls", "start_impossible"} & set(warnings)
+
+
+# --- wrong inputs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "answer"),
+    [
+        (("--resync", "-5"), 2, '--resync: "-5" must be a time such as 30s'),
+        (("--label-limit", "-1"), 2, '--label-limit: "-1" must be a whole number from 0'),
+        (("--prune=never", "--prune=always"), 2, '--prune has two values: "never" and "always"'),
+        (("--source=empty",), 1, "The source is empty: it contains no profile. Check --source"),
+        (("--source=docs",), 1, "it contains no profile. 1 key was skipped because of its name"),
+        (
+            ("--source=service.yaml",),
+            1,
+            "The source is empty: it contains no ConfigMap. 1 resource",
+        ),
+        (("--source=bad.yaml",), 3, "bad.yaml: line 2, column 1: "),
+        (("--source=dangling",), 1, 'is a link, and its target "/nowhere" does not exist'),
+        (("--source=large",), 1, "Check that it is a profile. A larger profile must be split."),
+        (("--config=bad.yaml",), 2, "--config bad.yaml: line 2, column 1: "),
+        (("--config=none.yaml",), 2, "--config none.yaml: No such file or directory"),
+        (("--config=oneshot.yaml",), 2, 'oneshot.yaml: "oneshot" cannot be a key of this file.'),
+        (("--source=configmap:a/b",), 2, "does not run in a pod of a cluster"),
+        (("--node-name=a",), 2, "Pass --kubeconfig FILE."),
+    ],
+)
+def test_a_wrong_input_of_a_run_is_explained(run, tmp_path, arguments, status, answer):
+    """The answer has the place, the reason and the next step, and no mark of a library."""
+    wrong_inputs(tmp_path)
+    done = run(*ONESHOT, *arguments)
+    text = words(done.stdout + done.stderr)
+    assert (done.returncode, answer in text) == (status, True), text
+    assert "unicode string" not in text
+    assert "emptied:" not in text.replace("source_emptied:", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "answer"),
+    [
+        (("empty",), 1, "The source is empty: it contains no profile. The name of a profile ends"),
+        (("docs",), 1, "1 key was skipped because of its name: README.md."),
+        (("service.yaml",), 1, "only ConfigMaps provide profiles: Service a."),
+        (("bad.yaml",), 3, "bad.yaml: line 2, column 1: "),
+        (("dangling/a.json",), 3, 'is a link, and its target "/nowhere" does not exist'),
+        (("large",), 1, "Check that it is a profile. A larger profile must be split."),
+        (("large/large.json",), 1, "Check that it is a profile. A larger profile must be split."),
+        (("none.json", "source"), 3, "none.json does not exist."),
+        (("shipped", "--apparmor-parser=/none"), 1, "/none is not an executable file. Install"),
+    ],
+)
+def test_a_wrong_input_of_a_check_is_explained(run, tmp_path, arguments, status, answer):
+    """The answer has the place, the reason and the next step."""
+    wrong_inputs(tmp_path)
+    done = run("check", *arguments)
+    text = words(done.stdout + done.stderr)
+    assert (done.returncode, answer in text) == (status, True), text
+    assert "boot a kernel" not in text
+
+
+def wrong_inputs(top):
+    """Create the files that a user could pass by mistake."""
+    for name in ("empty", "docs", "dangling", "large", "shipped"):
+        (top / name).mkdir()
+    (top / "docs/README.md").write_text("text")
+    (top / "service.yaml").write_text("apiVersion: v1\nkind: Service\nmetadata: {name: a}\n")
+    (top / "bad.yaml").write_text("a: [\n")
+    (top / "oneshot.yaml").write_text("oneshot: true\n")
+    (top / "dangling/a.json").symlink_to("/nowhere")
+    (top / "large/large.json").write_text(" " * 3_000_000)
+    for number in range(6):
+        (top / f"shipped/{number}.profile").write_text(f"profile p{number} {{ }}\n")
+
+
+def test_a_finding_about_several_keys_is_printed_once(run, tmp_path):
+    """Six texts that no parser can check have one cause."""
+    wrong_inputs(tmp_path)
+    text = run("check", "shipped", "--apparmor-parser=/none").stdout
+    assert text.count("is not an executable file") == 1
+    assert "kind_unsupported: 0.profile, 1.profile, 2.profile and 3 more" in words(text)
+
+
+@pytest.fixture
+def as_user(tmp_path):
+    """Return the options of subprocess that run the command as another user."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can change the user")
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    options = {"user": 65534, "group": 65534, "extra_groups": []}
+    try:
+        subprocess.run([COMMAND, "--version"], check=True, capture_output=True, **options)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("another user cannot run the Python interpreter of this environment")
+    return options
+
+
+def test_an_unreadable_file_does_not_prevent_the_check_of_other_files(run, tmp_path, as_user):
+    """The unreadable file is an error of its own, and the exit status is 3."""
+    (tmp_path / "source/secret.json").write_text(AUDIT)
+    (tmp_path / "source/secret.json").chmod(0)
+    for paths in (("source",), ("source/secret.json", "source/audit.json")):
+        done = run("check", *paths, **as_user)
+        text = words(done.stdout)
+        assert (done.returncode, "audit.json accepted" in text) == (3, True), text
+        assert "source/secret.json: Permission denied" in text
+
+
+@pytest.mark.parametrize(
+    "command",
+    [ONESHOT, (*ONESHOT, "--dry-run"), ("status", "--host-root=root"),
+     ("restore", "--host-root=root"), ("--host-root=root", "--source=source")],
+)  # fmt: skip
+def test_another_user_cannot_use_the_state_of_root(run, as_user, command):
+    """The command stops before it reads or changes anything."""
+    run(*ONESHOT)
+    done = run(*command, **as_user)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cannot use the state directory" in done.stderr
+    assert "Run the command as root" in done.stderr
+
+
+def test_a_port_in_use_is_explained(run):
+    """The answer has the command that shows the other process."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        done = run(*ONESHOT[1:], f"--http-address=127.0.0.1:{port}")
+    assert (done.returncode, done.stderr) == (
+        2,
+        (
+            f"profile-loader: --http-address 127.0.0.1:{port}: another process uses this port. "
+            "Pass another address, or off. This command shows the process: "
+            f"ss -ltnp 'sport = :{port}'\n"
+        ),
+    )
+
+
+def test_a_certificate_without_key_is_explained(run, tmp_path):
+    """The answer has the option for the key."""
+    (tmp_path / "cert.pem").write_text("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")
+    done = run(*ONESHOT[1:], "--https-address=127.0.0.1:0", "--tls-cert=cert.pem")
+    assert (done.returncode, "Pass the file with it as --tls-key" in done.stderr) == (2, True)
+
+
+KUBECONFIG = """
+apiVersion: v1
+kind: Config
+current-context: a
+contexts: [{name: a, context: {cluster: a, user: a}}]
+clusters: [{name: a, cluster: {server: "http://127.0.0.1:1"}}]
+users: [{name: a, user: {token: x}}]
+"""
+
+
+def test_an_unreachable_api_server_is_an_error_of_a_single_run(run, tmp_path):
+    """The profiles are installed, and the error explains the exit status 3."""
+    (tmp_path / "kubeconfig").write_text(KUBECONFIG)
+    done = run(*ONESHOT, "--kubeconfig=kubeconfig", "--node-name=a")
+    text = words(done.stdout)
+    assert done.returncode == 3
+    assert "audit.json installed new error: node_unreachable: node a" in text
+    assert "Check the address of the API server, and the network." in text
+
+
+# --- terminals ------------------------------------------------------------------------------------
+
+
+def on_terminal(command, cwd, *, columns=80, **environment):
+    """Return the output of a command on a pseudo-terminal."""
+    master, slave = pty.openpty()
+    variables = {"PATH": os.environ["PATH"], "COLUMNS": str(columns), "TERM": "xterm"}
+    process = subprocess.Popen(
+        [COMMAND, *command], cwd=cwd, env=variables | environment, stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    output = b""
+    while True:
+        try:
+            part = os.read(master, 4096)
+        except OSError:  # Linux reports EIO after the last process has closed the terminal.
+            break
+        if not part:
+            break
+        output += part
+    os.close(master)
+    process.wait(LIMIT_SECONDS)
+    return output.decode()
+
+
+def test_states_are_colored_on_a_terminal(tmp_path):
+    """NO_COLOR and TERM=dumb switch every control character off."""
+    (tmp_path / "audit.json").write_text(AUDIT)
+    command = ("check", "audit.json")
+    assert "\x1b[32maccepted\x1b[0m" in on_terminal(command, tmp_path)
+    assert "\x1b" not in on_terminal(command, tmp_path, NO_COLOR="1")
+    assert "\x1b" not in on_terminal(command, tmp_path, TERM="dumb")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [(), *((name,) for name in ("run", "check", "convert", "diff", "restore", "status"))],
+)
+def test_the_help_is_readable_at_50_columns(run, command):
+    """No line is longer than the terminal, except a word that cannot be broken."""
+    lines = run(*command, "--help", columns=50).stdout.splitlines()
+    assert [line for line in lines if len(line) > 50 and " " in line.strip()] == []
+
+
+def test_an_answer_is_readable_at_50_columns(run):
+    """The table and its notes fit a narrow terminal."""
+    done = run(*ONESHOT, columns=50)
+    assert [line for line in done.stdout.splitlines() if len(line) > 50] == []
