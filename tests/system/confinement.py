@@ -8,7 +8,7 @@ from tests.system import vm
 
 GUEST = Path("tests/system/guest")
 INSPECTION = Path("tests/inspection.py")
-LIMIT_SECONDS = 1500
+LIMIT_SECONDS = 1800
 PROGRAMS = {"disuse": "a|an|the", "tracker": "a|an|every"}
 SCENARIOS = [
     name

@@ -2,7 +2,7 @@
 
 import shutil
 
-from agent.backends.apparmor import kernel_access
+from agent.backends.apparmor import compiled_policy, kernel_access
 from agent.backends.apparmor.confinement_tracker import ConfinementTracker
 from agent.backends.apparmor.loaded_objects import LoadedObjects
 from agent.backends.apparmor.policy_changes import PolicyChanges
@@ -11,7 +11,7 @@ from agent.backends.apparmor.policy_view import PolicyView
 from agent.backends.apparmor.policy_writer import PolicyWriter
 from agent.backends.apparmor.processes import Processes
 from agent.backends.apparmor.raw_data_release import RawDataRelease
-from agent.core.model import InUse
+from agent.core.model import InUse, UnknownUse
 from agent.core.ports import Installed, Removed, StillInUse
 from agent.host.filesystem import Host
 from tests.unit.test_apparmor_faults import PROBES, loaded, node, write
@@ -88,3 +88,59 @@ def test_a_process_that_starts_before_the_last_listing_keeps_its_profile(tmp_pat
     for number in range(1, listings):
         result, _ = removal(tmp_path / str(number), number)
         assert result == StillInUse(uses={"web": InUse(pids=(USER,))}), number
+
+
+class KernelWithRawData(Kernel):
+    """A kernel that shows hashes, and the raw data of each policy version that is referenced."""
+
+    number = 0
+    """The number of loads so far."""
+
+    keeps = 0
+    """The load whose raw data stay referenced; 0: raw data of replaced versions disappear."""
+
+    def write_kernel(self, path, content):
+        super().write_kernel(path, content)
+        if path.endswith("/.remove"):
+            return
+        top = self.path(f"{kernel_access.ROOT}/policy")
+        if self.number and self.number != self.keeps:
+            shutil.rmtree(top / f"raw_data/{self.number}")
+        self.number += 1
+        (top / f"raw_data/{self.number}").mkdir(parents=True)
+        (top / f"raw_data/{self.number}/raw_data").write_bytes(content)
+        link = top / f"profiles/{DIRECTORY}/raw_data"
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"../../raw_data/{self.number}/raw_data")
+        (declared,) = compiled_policy.read(content)
+        for token in declared.evidence:
+            kind, algorithm, value = token.split(":")
+            if algorithm == "sha256":
+                name = "sha256" if kind == "own" else "raw_sha256"
+                (top / f"profiles/{DIRECTORY}/{name}").write_text(f"{value}\n")
+
+
+def removal_with_raw_data(root, keeps=0):
+    """Remove a profile that no thread in /proc uses; return the result and the kernel."""
+    node(root, revision="5\n")
+    host = KernelWithRawData(root)
+    host.keeps = keeps
+    changes = policy_changes(host)
+    installed = changes.install(PROFILE, BODY, replaceable=())
+    assert isinstance(installed, Installed)
+    return changes.remove(["web"], installed.evidence, require_unused=True), host
+
+
+def test_a_profile_without_hidden_references_is_removed(tmp_path):
+    """The agent replaces the profile once, and the raw data of the earlier version disappear."""
+    result, host = removal_with_raw_data(tmp_path)
+    assert (result, host.number) == (Removed(), 2)
+
+
+def test_a_profile_with_a_hidden_reference_stays(tmp_path):
+    """/proc shows pending execs, but not the profile of an unfinished execve."""
+    result, host = removal_with_raw_data(tmp_path, keeps=1)
+    assert isinstance(result, StillInUse)
+    assert isinstance(result.uses["web"], UnknownUse)
+    assert "an earlier version" not in result.uses["web"].reason
+    assert host.path(f"{kernel_access.ROOT}/policy/profiles/{DIRECTORY}").exists()

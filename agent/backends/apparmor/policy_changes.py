@@ -262,10 +262,13 @@ class PolicyChanges:
         # and the removal would become unconfined.
         self.tracker.observe_before_removal(sorted(own))
         if require_unused:
-            uses = self._uses(own, evidence)
+            uses = self._uses(own)
             if uses:
                 return StillInUse(uses=uses)
-            if not self.processes.shows_pending_exec():
+            if self._needs_reference_proof(own, evidence):
+                uses = self._unproven(own, evidence)
+                if uses:
+                    return StillInUse(uses=uses)
                 own = self._own(names, evidence)  # The proof of disuse has replaced the profiles.
                 if isinstance(own, Failed):
                     return own
@@ -286,25 +289,39 @@ class PolicyChanges:
         )
         return Failed(finding=diagnostics.foreign_content(foreign)) if foreign else loaded
 
-    def _uses(
+    def _uses(self, loaded: Collection[str]) -> dict[str, InUse | UnknownUse]:
+        """Return the profiles under which a thread runs, or may run, according to /proc."""
+        return _not_unused(self.processes.uses(sorted(loaded)))
+
+    def _needs_reference_proof(
+        self, loaded: Mapping[str, ObservedProfile], evidence: Mapping[str, Evidence]
+    ) -> bool:
+        """Return whether a removal also needs the proof that nothing references the profiles.
+
+        If the kernel shows pending execs, but no raw data or hashes, the proof is impossible. In
+        this case, the threads in /proc alone decide.
+        """
+        if not loaded or not self.processes.shows_pending_exec():
+            return bool(loaded)
+        return _have_own_hashes(loaded, evidence) and self.references.has_raw_data(loaded)
+
+    def _unproven(
         self, loaded: Mapping[str, ObservedProfile], evidence: Mapping[str, Evidence]
     ) -> dict[str, InUse | UnknownUse]:
-        """Return the profiles that are in use or whose disuse is not proven."""
-        uses = _not_unused(self.processes.uses(sorted(loaded)))
-        if uses or not loaded or self.processes.shows_pending_exec():
-            return uses
-        reason = "this kernel hides pending execs, and "
-        if not all(
-            _has_own_hash(evidence[name] & profile.evidence) for name, profile in loaded.items()
-        ):
-            # The proof of disuse writes different bytes. Only this hash stays the same if the
-            # content is the same.
-            unknown = UnknownUse(reason=f"{reason}shows no hash of a single profile")
+        """Return the profiles that are in use, or that something may still reference."""
+        hides_pending_exec = not self.processes.shows_pending_exec()
+        prefix = "this kernel hides pending execs, and " if hides_pending_exec else ""
+        # The proof of disuse writes different bytes. Only the hash of a single profile stays the
+        # same if the content is the same.
+        if not _have_own_hashes(loaded, evidence):
+            unknown = UnknownUse(reason=f"{prefix}shows no hash of a single profile")
             return dict.fromkeys(loaded, unknown)
-        unproven = self.references.why_unproven(loaded.keys())
+        unproven = self.references.why_unproven(
+            loaded.keys(), hides_pending_exec=hides_pending_exec
+        )
         if unproven:
-            return dict.fromkeys(loaded, UnknownUse(reason=f"{reason}{unproven}"))
-        return _not_unused(self.processes.uses(sorted(loaded)))
+            return dict.fromkeys(loaded, UnknownUse(reason=f"{prefix}{unproven}"))
+        return self._uses(loaded)
 
     def _remove(self, names: Sequence[str]) -> Removed | Failed:
         """Remove profiles, beginning with parents, and verify that they are no longer loaded."""
@@ -327,8 +344,14 @@ def _not_unused(uses: Mapping[str, Use]) -> dict[str, InUse | UnknownUse]:
     return {name: use for name, use in uses.items() if not isinstance(use, Unused)}
 
 
-def _has_own_hash(evidence: Evidence) -> bool:
-    return any(token.startswith("own:") for token in evidence)
+def _have_own_hashes(
+    loaded: Mapping[str, ObservedProfile], evidence: Mapping[str, Evidence]
+) -> bool:
+    """Return whether the kernel shows the expected hash of each single profile."""
+    return all(
+        any(token.startswith("own:") for token in evidence[name] & profile.evidence)
+        for name, profile in loaded.items()
+    )
 
 
 def _verified(

@@ -1,15 +1,18 @@
-"""Proves that nothing in the kernel references a profile, if /proc does not show pending execs.
+"""Proves that nothing in the kernel references a profile, even where /proc shows no reference.
 
-Linux 6.1 does not show the pending exec of another thread. The kernel keeps the raw data of a
-policy version (an entry of policy/raw_data) while anything references a profile of that version: a
-thread, a pending exec, or a file that a confined process opened. For the proof, the agent replaces
-the profile with the same policy in different bytes. When the raw data of every earlier version are
-gone, only threads with the new version can remain, and `processes` finds these threads in /proc.
+/proc does not show the profile that an unfinished execve(2) has already chosen, or the credentials
+that io_uring has stored. Linux 6.1 does not show the pending exec of another thread either. The
+kernel keeps the raw data of a policy version (an entry of policy/raw_data) while anything
+references a profile of that version, also a zombie, or a file that a confined process opened. For
+the proof, the agent replaces the profile with the same policy in different bytes. When the raw data
+of every earlier version are gone, only threads with the new version can remain, and `processes`
+finds these threads in /proc.
 
 If raw data of an earlier version remain, the profile may still be referenced. The proof fails for
-profiles with hats or children on Linux 6.1, which never releases their first version. The proof
-also fails for a profile in complain mode that has a learning profile (`NAME//null-PROGRAM`): the
-replacement moves the learning profile to the new version, and a learning profile has no raw data.
+profiles with hats or children on Linux 6.1, which never releases their first version. In complain
+mode the kernel creates learning profiles (`NAME//null-PROGRAM`). A replacement moves a learning
+profile to the new version, and a learning profile has no raw data. So if the kernel hides pending
+execs, the proof fails for a profile that has a learning profile.
 """
 
 import secrets
@@ -20,12 +23,14 @@ from agent.backends.apparmor import compiled_policy
 from agent.backends.apparmor.kernel_access import ROOT, Probes
 from agent.backends.apparmor.policy_view import PolicyView
 from agent.backends.apparmor.policy_writer import PolicyWriter
+from agent.backends.apparmor.profile_files import ABSENCE_ERRNOS
 from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import Signature
 
 # This file also lists learning profiles, which have no directory.
 _LIST: Final = f"{ROOT}/profiles"
 _RAW_DATA: Final = f"{ROOT}/policy/raw_data"
+_HOLDERS: Final = "a process, a pending or unfinished exec, a zombie, io_uring or an open file"
 RELEASE_SECONDS: Final = 1.0
 """The longest wait in seconds. In an emulated machine, the kernel needed 4 to 32 ms."""
 
@@ -48,16 +53,35 @@ class PolicyReferences:
         The names are None if the layout of the entry is not known.
         """
 
-    def why_unproven(self, names: Collection[str]) -> str:
+    def has_raw_data(self, names: Collection[str]) -> bool:
+        """Return whether the kernel has the raw data of all given loaded profiles.
+
+        After an error other than a missing file, the result is True, and the proof fails.
+        """
+        try:
+            return self.view.raw_data_entries(names).keys() == frozenset(names)
+        except HostError as error:
+            return error.errno not in ABSENCE_ERRNOS
+
+    def why_unproven(self, names: Collection[str], *, hides_pending_exec: bool) -> str:
         """Return why one of the profiles may still be referenced, or "" if none is referenced.
 
         Replace the profiles with the same policy in different bytes.
 
         Args:
             names: loaded profiles of the agent, with all their hats and children.
+            hides_pending_exec: whether /proc hides the pending exec of another thread.
         """
         try:
-            return self._why_unproven(frozenset(names))
+            wanted = frozenset(names)
+            if not hides_pending_exec:
+                return self._why_unproven(wanted)
+            # A process may have a hidden pending exec of a learning profile.
+            return (
+                self._learning_profile(wanted)
+                or self._why_unproven(wanted)
+                or self._learning_profile(wanted)
+            )
         except compiled_policy.PolicyError as error:
             return f"the loaded policy cannot be read ({error})"
         except (HostError, OSError) as error:
@@ -68,8 +92,8 @@ class PolicyReferences:
         if earlier.keys() != names:
             return "the loaded profiles changed during the check"
         if not set(earlier.values()) >= self._declaring(names):
-            return "a process, a pending exec or an open file still holds an earlier version of it"
-        reason = self._learning_profile(names) or self._shared(names, frozenset(earlier.values()))
+            return f"{_HOLDERS} still holds an earlier version of it"
+        reason = self._shared(names, frozenset(earlier.values()))
         if reason:
             return reason
         entries = dict.fromkeys(earlier.values())
@@ -79,7 +103,7 @@ class PolicyReferences:
         if compiled_policy.names(policy) != names:
             return "the loaded policy does not declare it"
         self.writer.replace(policy)
-        return self._wait(names, policy) or self._learning_profile(names)
+        return self._wait(names, policy)
 
     def _learning_profile(self, names: frozenset[str]) -> str:
         """Return a learning profile of the given names that may be referenced, or ""."""
@@ -116,7 +140,7 @@ class PolicyReferences:
         end = self.probes.clock() + RELEASE_SECONDS
         while self._declaring(names) != new:
             if self.probes.clock() >= end:
-                return "a process, a pending exec or an open file still holds it"
+                return f"{_HOLDERS} still holds it"
             self.probes.pause(_POLL_SECONDS)
         return ""
 

@@ -4,7 +4,7 @@ The module reads every thread of the host in two complete scans. Each scan lists
 threads again until no new process or thread appears. If a living thread cannot be read, or if
 threads start faster than the scan can read them, the result is UnknownUse. A thread in a hat or
 child also uses the parents of that profile. A thread with a stacked label uses each profile in the
-label. `policy_references` covers pending execs, which Linux 6.1 does not show in /proc.
+label. `policy_references` covers references that /proc does not show.
 """
 
 import errno

@@ -5,9 +5,11 @@ them: {"scenario": name, "error": null or the reason}.
 """
 
 import contextlib
+import errno
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -113,6 +115,76 @@ def step():
         time.sleep(1)
 threading.Thread(target=first).start()
 threading.Event().wait()
+"""
+# A traced thread that has not ended keeps the execve of its leader from finishing. By then the
+# kernel has already chosen the new profile of the leader.
+UNFINISHED = """
+import ctypes, os, sys, threading, time
+SEIZE, CONT, TRACE_EXIT, ALL = 0x4206, 7, 0x40, 0x40000000
+libc = ctypes.CDLL(None, use_errno=True)
+def ptrace(request, tid, data=0):
+    arguments = ctypes.c_long(tid), ctypes.c_void_p(0), ctypes.c_void_p(data)
+    assert libc.ptrace(ctypes.c_long(request), *arguments) == 0, os.strerror(ctypes.get_errno())
+read, write = os.pipe()
+started, start = os.pipe()
+child = os.fork()
+if child == 0:
+    def run():
+        os.write(write, str(threading.get_native_id()).encode())
+        time.sleep(600)
+    threading.Thread(target=run, daemon=True).start()
+    os.read(started, 1)
+    os.execv(sys.argv[1], [sys.argv[1], '600'])
+tid = int(os.read(read, 20))
+ptrace(SEIZE, tid, TRACE_EXIT)
+os.write(start, b'x')
+os.waitpid(tid, ALL)
+print(child, flush=True)
+sys.stdin.readline()
+ptrace(CONT, tid)
+os.waitpid(tid, ALL)
+time.sleep(600)
+"""
+# io_uring stores the credentials of the first profile, and the process changes to the second one.
+# Each line of input opens a file with the stored credentials, and prints the result.
+STORED_CREDENTIALS = """
+import ctypes, mmap, os, struct, sys
+SETUP, ENTER, REGISTER, PERSONALITY, OPENAT, GETEVENTS = 425, 426, 427, 9, 18, 1
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    result = libc.syscall(ctypes.c_long(number), *arguments)
+    assert result >= 0, os.strerror(ctypes.get_errno())
+    return result
+def change(profile):
+    open('/proc/self/attr/current', 'w').write('changeprofile ' + profile)
+parameters = ctypes.create_string_buffer(120)
+ring = call(SETUP, 4, parameters)
+entries, results = struct.unpack_from('<II', parameters, 0)
+head, tail, mask, _, _, _, array = struct.unpack_from('<7I', parameters, 40)
+done, _, done_mask, _, _, done_array = struct.unpack_from('<6I', parameters, 80)
+requests = mmap.mmap(ring, array + entries * 4, offset=0)
+answers = mmap.mmap(ring, done_array + results * 16, offset=0x8000000)
+table = mmap.mmap(ring, entries * 64, offset=0x10000000)
+word = lambda memory, offset: struct.unpack_from('<I', memory, offset)[0]
+change(sys.argv[1])
+stored = call(REGISTER, ring, PERSONALITY, None, 0)
+change(sys.argv[2])
+path = ctypes.create_string_buffer(sys.argv[3].encode())
+while True:
+    last = word(requests, tail)
+    index = last & word(requests, mask)
+    request = struct.pack('<BBHiQQIIQHHiQQ', OPENAT, 0, 0, -100, 0, ctypes.addressof(path),
+                          0, os.O_RDONLY, 0, 0, stored, 0, 0, 0)
+    table[index * 64 : index * 64 + 64] = request
+    struct.pack_into('<I', requests, array + index * 4, index)
+    struct.pack_into('<I', requests, tail, last + 1)
+    call(ENTER, ring, 1, 1, GETEVENTS, None, 0)
+    first = word(answers, done)
+    place = done_array + (first & word(answers, done_mask)) * 16
+    print(struct.unpack_from('<Qi', answers, place)[1], flush=True)
+    struct.pack_into('<I', answers, done, first + 1)
+    if not sys.stdin.readline():
+        break
 """
 ZOMBIE = "import os; print('ready', flush=True); os._exit(0)"
 DEAD_LEADER = """
@@ -280,9 +352,8 @@ def a_pending_exec_keeps_a_hat_and_a_stack():
             let_go_on(child)
             assert "unconfined" not in label_of(child.pid)
             held(removed(evidence), *evidence)
-    if SHOWS_PENDING_EXEC:
-        until_removed(other)
-        until_removed(kid)
+    # Linux 6.12 never releases a version that was a part of a stacked label.
+    print(json.dumps({"note": f"after a stacked label: {type(removed(other)).__name__}"}))
 
 
 def a_pending_exec_of_a_learning_profile_keeps_its_profile():
@@ -321,6 +392,63 @@ def a_pending_exec_of_an_earlier_version_keeps_the_profile():
     until_removed(evidence)
 
 
+def a_profile_that_was_updated_under_a_process_is_removed_after_its_end():
+    """The process writes to a pipe that an unconfined process opened, as containers do."""
+    writes = "import sys\nwhile True:\n    print('ready', flush=True)\n    sys.stdin.readline()\n"
+    installed(text("web"))
+    with program(writes, label="web") as child:
+        for number in range(2):
+            evidence = installed(text("web", f"  deny /x{number} w,\n"), replaceable=["web"])
+            let_go_on(child)
+            assert child.stdout.readline() == "ready\n"
+            held(removed(evidence), "web")
+    until_removed(evidence)
+
+
+def an_unfinished_exec_keeps_its_profile():
+    """/proc shows the earlier label until execve ends, which can take any time."""
+    program_file = Path("/tmp/program")  # noqa: S108
+    shutil.copy("/bin/sleep", program_file)
+    evidence = installed(text("web"))
+    installed(text("other", f"  ptrace,\n  {program_file} px -> web,\n"))
+    with program(UNFINISHED, str(program_file), label="other") as child:
+        pid = int(child.said)
+        assert current(pid) == "other (enforce)"
+        for _ in range(2):
+            held_by_hidden_reference(removed(evidence), "web")
+        let_go_on(child)
+        pace.until(lambda: Path(f"/proc/{pid}/comm").read_text() == "program\n", "execve")
+        assert current(pid) == "web (enforce)"
+        held(removed(evidence), "web")
+    until_removed(evidence)
+
+
+def a_profile_of_stored_credentials_stays():
+    """io_uring opens files with the profile under which the credentials were stored."""
+    secret = Path("/tmp/secret")  # noqa: S108
+    secret.touch()
+    rules = f"  deny {secret} r,\n"
+    if (scenarios.SECURITY / "features/io_uring").exists():
+        rules += "  io_uring,\n"
+    evidence = installed(text("web", rules))
+    installed(text("other", rules))
+    with program(STORED_CREDENTIALS, "web", "other", str(secret)) as child:
+        assert (current(child.pid), int(child.said)) == ("other (enforce)", -errno.EACCES)
+        for _ in range(2):
+            held_by_hidden_reference(removed(evidence), "web")
+            let_go_on(child)
+            assert int(child.stdout.readline()) == -errno.EACCES
+    # The kernel sometimes keeps the credentials after the end of the process.
+    print(json.dumps({"note": f"after stored credentials: {type(removed(evidence)).__name__}"}))
+
+
+def held_by_hidden_reference(done, name):
+    """Require that a profile was not removed, although no thread in /proc shows its name."""
+    assert isinstance(done, StillInUse), done
+    assert isinstance(done.uses[name], UnknownUse), done
+    assert name in loaded()
+
+
 def a_held_profile_enforces_the_same_and_stays_agent_owned():
     """The proof replaces the policy with an equivalent policy in different bytes."""
     rules = "  deny /tmp/forbidden w,\n  ^HAT { file, signal, deny /tmp/forbidden w, }\n"
@@ -354,7 +482,7 @@ def a_dropped_hat_is_removed_and_one_with_a_pending_exec_stays():
 
 
 def an_open_file_of_a_confined_process_removes_nothing_by_mistake():
-    """If the kernel hides pending execs, an open file of another process prevents the proof."""
+    """An open file that another process keeps prevents the proof."""
     evidence = installed(text("file"))
     code = "f = open('/tmp/kept', 'w'); print(f.fileno(), flush=True); import time; time.sleep(600)"
     with program(code, label="file") as child:
@@ -365,7 +493,7 @@ def an_open_file_of_a_confined_process_removes_nothing_by_mistake():
         kept = ctypes.CDLL(None).syscall(438, os.pidfd_open(child.pid), int(child.said), 0)
         assert kept > 0
     done = removed(evidence)
-    assert (done == Removed()) == SHOWS_PENDING_EXEC, done
+    assert isinstance(done, StillInUse), done
     os.close(kept)
     until_removed(evidence)
 
@@ -444,15 +572,14 @@ def _attack(code, *arguments, label="chain"):
     until_removed(evidence)
 
 
-def a_zombie_holds_no_profile_where_that_can_be_proven():
-    """A zombie runs no code, but on Linux 6.1 it looks like a hidden pending exec."""
+def a_zombie_keeps_its_profile_until_it_is_reaped():
+    """A zombie runs no code, but it looks like a hidden reference to the profile."""
     evidence = installed(text("zombie"))
     with program(ZOMBIE, label="zombie") as child:
         pace.until(lambda: state(child.pid) == "Z", "the leader's end")
         assert Path(f"/proc/{child.pid}/attr/current").read_text().strip() == "zombie (enforce)"
         assert kind().processes.uses(["zombie"]) == {"zombie": Unused()}
-        done = removed(evidence)
-        assert (done == Removed()) == SHOWS_PENDING_EXEC, done
+        held_by_hidden_reference(removed(evidence), "zombie")
     until_removed(evidence)
 
 
