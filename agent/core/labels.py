@@ -174,6 +174,11 @@ def _may_be_undesired(row: ProfileStatus) -> bool:
 
 
 def _value(row: ProfileStatus) -> str:
+    """Return the mode of a profile; `installed` for a kind without modes.
+
+    The version of each labelled profile is known, and a version states all of its modes, so the
+    mode of a profile on the node is never unknown.
+    """
     return row.mode or "installed"
 
 

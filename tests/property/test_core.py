@@ -290,6 +290,20 @@ def test_every_profile_that_is_reported_as_installed_is_on_the_node(history, for
 
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
+def test_the_version_of_every_labelled_profile_is_known(history, foreign):
+    """The label of a profile with a mode always states the mode."""
+    for node, snapshot in passes_with_failures(history, foreign):
+        for outcome in run_pass(node, [snapshot]):
+            action = outcome.action
+            is_labelled = isinstance(action, Install | Keep | Adopt) or (
+                isinstance(action, Hold) and action.desired and action.state in ("held", "outdated")
+            )
+            if is_labelled and outcome.result in ("done", "held"):
+                assert set(action.names) <= set(outcome.version.names)
+
+
+@settings(max_examples=300)
+@given(HISTORY_WITH_FAILURES, FOREIGN)
 def test_passes_over_an_unchanged_node_stop_installing(history, foreign):
     """Even if every pass has a rejection, later passes do not install the same profiles again."""
     for node, snapshot in passes_with_failures(history, foreign):

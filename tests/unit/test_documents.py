@@ -238,6 +238,15 @@ def test_the_report_page_names_every_field():
     assert documented == [*document, *document["profiles"][0]]
 
 
+def test_answers_to_common_questions_need_at_most_two_files():
+    """The files that the architecture page names for an answer exist."""
+    text = (DOCS / "architecture.md").read_text().partition("## Answers to common questions")[2]
+    rows = table(text, "question")
+    files = [re.findall(r"`([^`]+)`", row[2]) for row in rows]
+    assert {len(paths) for paths in files} == {1, 2}
+    assert [path for paths in files for path in paths if not (DOCS.parent / path).exists()] == []
+
+
 def test_every_code_is_used():
     """Each code of a finding is used in a module other than the one that declares the codes."""
     root = Path(agent.__file__).parent
