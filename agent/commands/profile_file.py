@@ -33,6 +33,14 @@ def profile(path: str, content: bytes) -> bytes | Finding:
 
 
 def _unwrapped(wrapper: wrapped.Wrapper) -> bytes | Finding:
+    if wrapper.base:
+        return Finding(
+            code=FindingCode.BAD_VALUE,
+            location=f"{wrapper.where}.baseProfileName",
+            message=f"The profile extends the profile {ascii(wrapper.base)[1:-1][:100]}, which is "
+            "not in the file.",
+            hint="Add the rules of that profile, and remove baseProfileName.",
+        )
     if wrapper.where:
         return json.dumps(wrapper.profile).encode()
     message = f"This is {wrapper.description}, which contains no seccomp profile."
@@ -49,14 +57,34 @@ def _from_yaml(content: bytes) -> bytes | Finding:
         return Finding(
             code=FindingCode.NOT_A_PROFILE, location="profile", message=message, hint=hint
         )
-    if len(documents) != 1:
-        message = f"The file contains {len(documents)} YAML documents instead of a single document."
-        hint = "Write the SeccompProfile resource to a file of its own."
+    wrappers = [wrapped.find(document) for document in documents]
+    candidates = [
+        index for index, wrapper in enumerate(wrappers) if wrapper is None or wrapper.where
+    ]
+    if len(documents) == 1:
+        candidates = [0]
+    if len(candidates) != 1:
+        message = f"The file contains {len(candidates)} seccomp profiles instead of a single one"
+        names = ", ".join(filter(None, map(_name, documents)))
+        hint = "Write one of them to a file of its own."
         return Finding(
-            code=FindingCode.NOT_A_PROFILE, location="profile", message=message, hint=hint
+            code=FindingCode.NOT_A_PROFILE,
+            location="profile",
+            message=f"{message}: {names}." if names else f"{message}.",
+            hint=hint,
         )
-    wrapper = wrapped.find(documents[0])
-    return json.dumps(documents[0]).encode() if wrapper is None else _unwrapped(wrapper)
+    wrapper = wrappers[candidates[0]]
+    return json.dumps(documents[candidates[0]]).encode() if wrapper is None else _unwrapped(wrapper)
+
+
+def _name(document: object) -> str:
+    """Return the name of a SeccompProfile resource; empty for any other document."""
+    if not isinstance(document, dict) or document.get("kind") != "SeccompProfile":
+        return ""
+    metadata = document.get("metadata")
+    if not isinstance(metadata, dict):
+        return ""
+    return ascii(metadata.get("name", ""))[1:-1][:100]
 
 
 def _plain(value: object) -> object:

@@ -99,6 +99,8 @@ def test_capabilities_must_be_stated_if_the_profile_depends_on_them(tmp_path, ca
         (RESOURCE, "resource.yaml"),
         (RESOURCE, "resource"),
         (f"# why\n---{RESOURCE}", "resource.json"),
+        (f"{RESOURCE}---\nkind: ConfigMap\napiVersion: v1\n", "mixed.yaml"),
+        (f"{RESOURCE}  disabled: false\n", "disabled.yaml"),
     ],
 )
 def test_a_profile_is_extracted_from_other_formats(tmp_path, capsys, content, name):
@@ -114,7 +116,9 @@ def test_a_profile_is_extracted_from_other_formats(tmp_path, capsys, content, na
     ("content", "name", "message"),
     [
         ({"ociVersion": "1.0.2"}, "config.json", "contains no seccomp profile"),
-        ("a: 1\n---\nb: 1\n", "two.yaml", "2 YAML documents"),
+        ("a: 1\n---\nb: 1\n", "two.yaml", "0 seccomp profiles"),
+        (f"{RESOURCE}---{RESOURCE}", "two.yaml", "2 seccomp profiles instead of a single one: web"),
+        (f"{RESOURCE}  baseProfileName: runc-v1.1\n", "base.yaml", "extends the profile runc-v1.1"),
         ("{", "broken.json", "not_json"),
         ("a: [", "broken.yaml", "This is not YAML"),
         (PLAIN | {"syscalls": [{"names": ["x y"], "action": "X"}]}, "bad.json", "bad_value"),

@@ -180,6 +180,16 @@ def test_a_disabled_or_misspelt_field_is_not_a_comment(key):
     assert [one.code for one in errors(profile() | {key: []})] == ["unknown_field"]
 
 
+def test_a_comment_next_to_a_condition_on_a_socket_is_removed():
+    """The profile also gets a rule for socketcall, because 32-bit programs could evade it."""
+    tree = profile(rule("socket", args=[(0, "EQ", 1)])) | {"$schema": "x", "_comment": "y"}
+    tree["syscalls"][1]["args"][0]["comment"] = "AF_UNIX"
+    body, findings = check(tree)
+    notices = {one.code for one in findings if one.severity == "notice"}
+    assert notices == {"comments_removed", "rule_added"}
+    assert json.loads(body)["syscalls"][2] == rule("socket", args=[(0, "EQ", 1)])
+
+
 SPEC = {"defaultAction": "SCMP_ACT_ERRNO"}
 OTHER_FORMATS = [
     ({"apiVersion": "x/v1beta1", "kind": "SeccompProfile", "spec": SPEC}, "spec", "convert"),
@@ -187,6 +197,7 @@ OTHER_FORMATS = [
     ({"ociVersion": "1.0.2", "linux": {}}, "profile", "Move it to a file"),
     ({"apiVersion": "v1", "kind": "Pod", "spec": {}}, "profile", "Move it to a file"),
     ({"version": "1.0.0", "hook": {"path": "/x"}, "when": {}}, "profile", "Move it to a file"),
+    ({"input": {}, "expected": {}}, "profile", "Move it to a file"),
 ]
 
 
@@ -294,6 +305,7 @@ NEXT_STEPS = {
             {"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]},
             {"architecture": "SCMP_ARCH_AARCH64", "subArchitectures": None},
             {"architecture": "SCMP_ARCH_S390X", "subArchitectures": ["SCMP_ARCH_S390"]},
+            {"architecture": "SCMP_ARCH_RISCV64", "subArchitectures": None},
         ],
         architectures=None,
     ),
@@ -352,6 +364,23 @@ def test_clone3_must_fail_with_enosys(rules, is_warned):
     assert ("clone3_denied" in codes(profile(*rules))) == is_warned
 
 
+@pytest.mark.parametrize(("errno", "is_warned"), [(1, True), (38, False)])
+def test_an_explicit_error_of_clone3_must_be_enosys(errno, is_warned):
+    """The same is true for a profile whose default action allows calls."""
+    tree = denying("swapon")
+    tree["syscalls"].append(rule("clone3", action="SCMP_ACT_ERRNO", errnoRet=errno))
+    assert ("clone3_denied" in codes(tree)) == is_warned
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("execve", "start_impossible"), ("statx", "start_limited"), ("chmod", None)]
+)
+def test_a_denied_call_that_a_runtime_needs_causes_a_warning(name, code):
+    """The same is true for a profile whose default action allows calls."""
+    found = {one for one in codes(denying(name)) if one.startswith("start_")}
+    assert found == ({code} if code else set())
+
+
 def without_clone(*rules):
     allowed = rule(*(name for name in USUAL if name != "clone"))
     return profile() | {"syscalls": [allowed, rule("clone3", **ENOSYS), *rules]}
@@ -393,9 +422,10 @@ def test_calls_that_the_architecture_lacks_deny_nothing(names, machine, is_warne
     assert ("nothing_denied" in codes(tree, machine=machine)) == is_warned
 
 
-def test_the_flags_of_clone_are_another_argument_on_s390x():
+@pytest.mark.parametrize("flags", [NAMESPACES, 0x10000000])
+def test_the_flags_of_clone_are_another_argument_on_s390x(flags):
     """On s390x, a condition on the first argument compares the address of the stack."""
-    tree = profile(rule("clone", args=[(0, "MASKED_EQ", NAMESPACES)]), architectures=None)
+    tree = profile(rule("clone", args=[(0, "MASKED_EQ", flags)]), architectures=None)
     tree["syscalls"][0] = rule(*(name for name in USUAL if name != "clone"))
     _, findings = check(tree, machine="s390x")
     messages = [one.message for one in findings if one.code == "condition_surprising"]

@@ -16,8 +16,6 @@ from agent.core.findings import Finding
 
 _ENOSYS: Final = 38
 _CLONE3: Final = 435  # the number of clone3 on every architecture
-# These flags of clone(2) create namespaces. Default profiles allow clone without these flags.
-_NAMESPACES: Final = 0x7E020000
 
 
 def findings(document: Document, options: Options) -> Iterator[Finding]:
@@ -33,9 +31,8 @@ def findings(document: Document, options: Options) -> Iterator[Finding]:
     if document.default.is_permissive:
         yield from _newer_variants(document, options.floor)
         yield from _missing_calls(document, profile, options.machine)
-    else:
-        yield from start.findings(profile, options.floor)
-        yield from _clone3(document, profile)
+    yield from start.findings(profile, options.floor)
+    yield from _clone3(document, profile)
     yield from _beyond_default(document, profile, options.machine)
     yield from _clone_of_s390x(document, options.machine)
     small = resolve.MACHINES[options.machine][2]
@@ -66,7 +63,8 @@ def _clone3(document: Document, profile: Meaning) -> Iterator[Finding]:
     newest = max(
         (syscalls.number(abi, name) for rule in document.rules for name in rule.names), default=0
     )
-    where = "With crun, " if newest < _CLONE3 else ""
+    denies_by_default = not document.default.is_permissive
+    where = "With crun, " if denies_by_default and newest < _CLONE3 else ""
     yield Finding(
         code=FindingCode.CLONE3_DENIED,
         location="syscalls",
@@ -150,9 +148,7 @@ def _clone_of_s390x(document: Document, machine: str) -> Iterator[Finding]:
     if machine != "s390x":
         return
     for rule in document.rules:
-        if "clone" in rule.names and any(
-            arg.index == 0 and arg.value == _NAMESPACES for arg in rule.args
-        ):
+        if "clone" in rule.names and any(arg.index == 0 for arg in rule.args):
             yield Finding(
                 code=FindingCode.CONDITION_SURPRISING,
                 location=f"{rule.where}.args",

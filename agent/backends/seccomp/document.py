@@ -22,6 +22,14 @@ STRICTNESS: Final = {
     "SCMP_ACT_KILL_THREAD": 5,
     "SCMP_ACT_KILL_PROCESS": 6,
 }
+# The fields of a profile that some runtime reads.
+LISTENER_FIELDS: Final = ("listenerPath", "listenerMetadata")
+FIELDS: Final = frozenset(
+    {
+        *("defaultAction", "defaultErrnoRet", "defaultErrno", "architectures", "archMap"),
+        *("syscalls", "flags", "comment", *LISTENER_FIELDS),
+    }
+)
 PERMISSIVE: Final = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"})
 WITH_ERRNO: Final = frozenset({"SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"})
 _EPERM: Final = 1  # runc and crun use this default if errnoRet is missing.

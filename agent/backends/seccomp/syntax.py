@@ -11,9 +11,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from agent.backends.seccomp import decoding, syscalls, wrapped
+from agent.backends.seccomp import comment_keys, decoding, syscalls, wrapped
 from agent.backends.seccomp.decoding import Json
-from agent.backends.seccomp.document import Condition, Document, Only, Rule
+from agent.backends.seccomp.document import (
+    FIELDS,
+    LISTENER_FIELDS,
+    Condition,
+    Document,
+    Only,
+    Rule,
+)
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import MAX_FINDINGS, Finding
 
@@ -23,20 +30,6 @@ MOST_ERRNO: Final = 4095
 # number.
 MOST_ENTRIES: Final = 20_000
 
-_LISTENER: Final = ("listenerPath", "listenerMetadata")
-_TOP: Final = frozenset(
-    {
-        "defaultAction",
-        "defaultErrnoRet",
-        "defaultErrno",
-        "architectures",
-        "archMap",
-        "syscalls",
-        "flags",
-        *_LISTENER,
-        "comment",
-    }
-)
 _RULE: Final = frozenset(
     {"name", "names", "action", "errnoRet", "errno", "args", "comment", "includes", "excludes"}
 )
@@ -44,13 +37,6 @@ _ARG: Final = frozenset({"index", "value", "valueTwo", "op"})
 _FILTER: Final = frozenset({"arches", "caps", "minKernel"})
 _ARCH_MAP: Final = frozenset({"architecture", "subArchitectures"})
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,63}")
-# Authors use keys with these names or prefixes for comments. A key that consists of such a prefix
-# and the name of a field is not a comment (see _is_remark).
-_REMARK: Final = re.compile(
-    r"(?:[$_#/@-].*|comments?|description|title|notes?|name|version|author|\$schema)",
-    re.IGNORECASE | re.DOTALL,
-)
-_PREFIX: Final = "$_#/@- "
 
 
 def read(content: bytes) -> tuple[Document | None, tuple[Finding, ...]]:
@@ -137,7 +123,7 @@ class _Walk:
             if key in keys or self.is_full:
                 continue
             place = f"{prefix}{shown(key)[1:-1]}"
-            if _is_remark(key, keys):
+            if comment_keys.is_comment(key, keys):
                 self.remarks.append(place)
                 continue
             self.report(
@@ -214,7 +200,7 @@ class _Walk:
                 "Write a profile with a defaultAction.",
             )
             return None
-        top = self.object(tree, "", _TOP)
+        top = self.object(tree, "", FIELDS)
         if top is None:
             return None
         self.listener(top)
@@ -243,7 +229,7 @@ class _Walk:
         """Report the keys of a listener that no rule uses. The module `fields` reports a listener
         that a rule uses.
         """
-        keys = [key for key in _LISTENER if top.get(key) not in (None, "")]
+        keys = [key for key in LISTENER_FIELDS if top.get(key) not in (None, "")]
         rules = top.get("syscalls")
         needs_it = isinstance(rules, list) and any(
             isinstance(rule, dict) and rule.get("action") == "SCMP_ACT_NOTIFY" for rule in rules
@@ -352,10 +338,3 @@ class _Walk:
             caps=self.texts(tree.get("caps"), f"{where}.caps"),
             min_kernel=self.text(tree.get("minKernel"), f"{where}.minKernel"),
         )
-
-
-def _is_remark(key: str, keys: frozenset[str]) -> bool:
-    """Return whether a key is a comment, and not a misspelt or disabled field."""
-    bare = key.lstrip(_PREFIX).casefold()
-    fields = {field.casefold() for field in keys if field != "comment"}
-    return _REMARK.fullmatch(key) is not None and bare not in fields

@@ -6,10 +6,11 @@ profile without a default action, and would run the container unconfined.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from agent.backends.seccomp.document import FIELDS
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
@@ -28,20 +29,20 @@ class Wrapper:
     description: str
     where: str  # the path of the profile in the file, or empty if the file has no profile
     profile: Json = None
+    base: str = ""  # the profile that a SeccompProfile resource extends
+
+
+# The fields of a SeccompProfile resource that are not fields of a profile.
+_OF_RESOURCE: Final = frozenset({"baseProfileName", "disabled"})
+_FIELDS: Final = frozenset(field.casefold() for field in FIELDS)
 
 
 def find(tree: Json) -> Wrapper | None:
     """Return the known format of a file, or None for a plain profile and for unknown JSON."""
     if not isinstance(tree, dict) or "defaultAction" in tree:
         return None
-    kind, spec = tree.get("kind"), tree.get("spec")
-    if isinstance(kind, str) and isinstance(tree.get("apiVersion"), str):
-        if kind == "SeccompProfile" and isinstance(spec, dict):
-            # baseProfileName and disabled are fields of the resource, and not of a profile.
-            return Wrapper(description="a SeccompProfile resource", where="spec", profile=spec)
-        return Wrapper(
-            description=f"a Kubernetes resource of the kind {ascii(kind)[1:40]}", where=""
-        )
+    if isinstance(tree.get("kind"), str) and isinstance(tree.get("apiVersion"), str):
+        return _resource(tree)
     linux = tree.get("linux")
     if isinstance(tree.get("ociVersion"), str):
         seccomp = linux.get("seccomp") if isinstance(linux, dict) else None
@@ -51,7 +52,24 @@ def find(tree: Json) -> Wrapper | None:
         )
     if isinstance(tree.get("hook"), dict):
         return Wrapper(description="the description of an OCI hook", where="")
+    if tree and _FIELDS.isdisjoint(key.casefold() for key in tree):
+        return Wrapper(description="a JSON object of an unknown format", where="")
     return None
+
+
+def _resource(tree: Mapping[str, Json]) -> Wrapper:
+    """Return the format of a Kubernetes resource."""
+    kind, spec = tree["kind"], tree.get("spec")
+    if kind == "SeccompProfile" and isinstance(spec, dict):
+        return Wrapper(
+            description="a SeccompProfile resource",
+            where="spec",
+            profile={key: value for key, value in spec.items() if key not in _OF_RESOURCE},
+            base=str(spec.get("baseProfileName") or ""),
+        )
+    return Wrapper(
+        description=f"a Kubernetes resource of the kind {ascii(kind)[1:-1][:40]}", where=""
+    )
 
 
 def is_yaml(text: str) -> bool:
