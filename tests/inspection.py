@@ -1,6 +1,7 @@
 """Helpers for tests of backends, which wait for checks in the background."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import TypedDict, Unpack
 
 from agent.backends.apparmor import factory, memory_budget
 from agent.backends.apparmor.backend import AppArmorBackend
@@ -8,13 +9,22 @@ from agent.backends.apparmor.compile_target import TargetReader
 from agent.backends.apparmor.compile_worker import CompileWorker
 from agent.backends.apparmor.inspector import Inspector
 from agent.backends.apparmor.kernel_access import KernelAccess, Probes
-from agent.backends.apparmor.parser import INCLUDE_DIR, Parser, ParserLimits
-from agent.backends.apparmor.policy_cache import PolicyCache
+from agent.backends.apparmor.parser import INCLUDE_DIR, Parser, ParserLimits, RunFailure
+from agent.backends.apparmor.policy_cache import ParserResult, PolicyCache
 from agent.backends.apparmor.validation import ValidationRules
-from agent.core.model import Pending
+from agent.core.model import Inspected, Pending, Profile, SourceKey
+from agent.core.ports import Failed, Installed, ProfileBackend
 from agent.host.filesystem import Host
 
 REAL_PROBES = Probes()
+
+
+class Rules(TypedDict, total=False):
+    """The fields of ValidationRules."""
+
+    deny_names: Sequence[str]
+    allow_attachments: bool
+    allow_unconfined_mode: bool
 
 
 def apparmor_backend(  # noqa: PLR0913 - each test replaces other parts
@@ -29,7 +39,7 @@ def apparmor_backend(  # noqa: PLR0913 - each test replaces other parts
     completed: Callable[[], None] | None = None,
     free_memory: Callable[[], int] = memory_budget.available_bytes,
     probes: Probes = REAL_PROBES,
-    **rules: bool | Sequence[str],
+    **rules: Unpack[Rules],
 ) -> AppArmorBackend:
     """Build the AppArmor backend with parts that a test may replace."""
     program = Parser(parser, include_dir=include_dir, ran=parser_ran)
@@ -49,21 +59,25 @@ def apparmor_backend(  # noqa: PLR0913 - each test replaces other parts
     return factory.connect(inspector, state_dir=state_dir, may_write=not checking)
 
 
-def inspected(kind, *source_keys):
+def inspected(backend: ProfileBackend, *source_keys: SourceKey) -> list[Inspected]:
     """Inspect keys, wait for the checks in the background, and return the results."""
-    results = [kind.inspect(key) for key in source_keys]
-    while any(isinstance(result, Pending) for result in results) and kind.wait(no_progress):
-        kind.begin_pass()
-        results = [kind.inspect(key) for key in source_keys]
+    results = [backend.inspect(key) for key in source_keys]
+    while any(isinstance(result, Pending) for result in results) and backend.wait(no_progress):
+        backend.begin_pass()
+        results = [backend.inspect(key) for key in source_keys]
     return results
 
 
-def install(kind, profile, replaceable=()):
+def install(
+    backend: ProfileBackend, profile: Profile, replaceable: Collection[str] = ()
+) -> Installed | Failed:
     """Install a profile that the backend inspected, and return the result."""
-    return kind.install(profile, kind.body(profile), replaceable=replaceable)
+    body = backend.body(profile)
+    assert body is not None
+    return backend.install(profile, body, replaceable=replaceable)
 
 
-def compiled(parser, text, features):
+def compiled(parser: Parser, text: bytes, features: Sequence[str]) -> ParserResult | RunFailure:
     """Return the outcome of one run of the parser with generous limits."""
     run = parser.run(
         text,
@@ -75,5 +89,5 @@ def compiled(parser, text, features):
     return run.outcome
 
 
-def no_progress(_finished, _total):
+def no_progress(_finished: int, _total: int) -> None:
     """Ignore the progress of the compilation."""
