@@ -94,8 +94,12 @@ def _show_status(config: Config) -> int:
     from agent.commands import status
 
     state_lock.require_access(config)
-    report = status.status(config)
-    return console.print_report(report, config, selectors=True, nothing="Nothing is installed")
+    problems = status.problems(config)
+    report = status.status(config, problems)
+    result = console.print_report(report, config, selectors=True, nothing="Nothing is installed")
+    if problems.rows and config.output == "table" and not config.quiet:
+        streams.write(f"\n{status.where_to_look(problems)}\n")
+    return result
 
 
 def _unlabel(config: Config) -> int:

@@ -225,6 +225,7 @@ def daemon(config: Config, log_lines_dropped: Callable[[], int]) -> "Controller"
     from agent.host.watcher import FileWatcher
     from agent.reporting.logs import ReportLogger
     from agent.reporting.metrics import Metrics
+    from agent.reporting.problem_record import ProblemRecord
 
     metrics = Metrics(
         version(), allow_unsupported=config.allow_unsupported, log_lines_dropped=log_lines_dropped
@@ -250,7 +251,7 @@ def daemon(config: Config, log_lines_dropped: Callable[[], int]) -> "Controller"
         cluster=connections if connections is not None else NoCluster(),
         publisher=publisher,
         confinement=confinement,
-        sinks=(ReportLogger(), store, files),
+        sinks=(ReportLogger(), store, files, ProblemRecord(host(config), config.state_dir)),
         resync_seconds=config.resync,
         label_domain=config.label_domain,
         heartbeat=heartbeat,

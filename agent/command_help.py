@@ -218,8 +218,9 @@ COMMANDS: Final[Mapping[str, Command]] = {
         usage="[options]",
         examples=("profile-loader status", "profile-loader status --output json"),
         statuses={
-            0: "Every profile in the ledger is installed and unchanged.",
-            1: "A profile is missing or was changed, or the node or the ledger cannot be read.",
+            0: "Every profile in the ledger is installed and unchanged, and none was rejected.",
+            1: "A profile is missing, changed, rejected or failed, or the node or the ledger "
+            "cannot be read.",
         },
     ),
     "restore": Command(

@@ -20,6 +20,7 @@ from agent.core.ownership import recorded_names
 from agent.core.ports import Progress
 from agent.core.report import Report
 from agent.heartbeat import Heartbeat
+from agent.reporting.problem_record import ProblemRecord
 
 if TYPE_CHECKING:
     from agent.cluster import ClusterConnections, NodeConnections
@@ -62,7 +63,9 @@ def run_once(config: Config, progress: Progress) -> Report:
     if connections is not None and connections.own_node is not None and not config.dry_run:
         report = _label_node(connections.own_node, report)
     confinement.end_pass(report)
-    return replace(report, findings=(*report.findings, *confinement.findings()))
+    report = replace(report, findings=(*report.findings, *confinement.findings()))
+    ProblemRecord(app.host(config), config.state_dir).on_report(report, time.time(), passed=True)
+    return report
 
 
 def _list_all(connections: "ClusterConnections") -> None:

@@ -3,7 +3,9 @@
 The command neither locks nor writes any file.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 
 from agent import app
 from agent.config import Config
@@ -19,10 +21,22 @@ from agent.core.ownership import (
 from agent.core.ports import Capabilities
 from agent.core.report import KindSupport, ProfileStatus, Report
 from agent.core.vocabulary import ActionName, ProfileState, Provenance, Reason
+from agent.reporting.problem_record import ProblemRecord, Problems
 
 
-def status(config: Config) -> Report:
-    """Return a report that compares each name in the ledger with the node."""
+def problems(config: Config) -> Problems:
+    """Return the profiles that the last pass rejected or could not install."""
+    recorded = ProblemRecord(app.host(config), config.state_dir).read()
+    return replace(recorded, rows=tuple(row for row in recorded.rows if row.kind in config.kinds))
+
+
+def status(config: Config, problems: Problems) -> Report:
+    """Return a report that compares each name in the ledger with the node.
+
+    Args:
+        config: the options of this run.
+        problems: the profiles that the last pass rejected or could not install.
+    """
     parts = app.backend_parts(config, may_write_state=False)
     ledger = app.ledger(config)
     entries = ledger.entries()
@@ -41,10 +55,29 @@ def status(config: Config) -> Report:
         rows += [
             row for entry in of_kind for row in _rows(entry, observed, part.backend.capabilities)
         ]
-    rows.sort(key=lambda row: (row.kind, row.name))
+    rows = _with_problems(rows, problems)
+    rows.sort(key=lambda row: (row.kind, row.name or row.key))
     return Report(
         profiles=tuple(rows), profile_sets=(), kind_support=supports, findings=tuple(findings)
     )
+
+
+def _with_problems(rows: Sequence[ProfileStatus], problems: Problems) -> list[ProfileStatus]:
+    """Return the rows of the ledger, completed by the recorded problems.
+
+    A profile that is missing or changed on the node now keeps that state.
+    """
+    recorded = {(row.kind, row.profile_set, row.key, row.name): row for row in problems.rows}
+    completed = []
+    for row in rows:
+        problem = recorded.pop((row.kind, row.profile_set, row.key, row.name), None)
+        if problem is None or row.state != ProfileState.INSTALLED:
+            completed.append(row)
+        else:  # The last good version is on the node.
+            completed.append(replace(row, state=problem.state, findings=problem.findings))
+    # A name that belongs to another key now was moved after the record was written.
+    names = {(row.kind, row.name) for row in rows}
+    return completed + [row for row in recorded.values() if (row.kind, row.name) not in names]
 
 
 def _rows(
@@ -123,3 +156,13 @@ def _state(
 def _mode(name: str, observed: Observed) -> str:
     profile = observed.profiles.get(name) if isinstance(observed, Observation) else None
     return profile.mode if profile is not None else ""
+
+
+def where_to_look(problems: Problems) -> str:
+    """Return the age of the recorded problems, and the places with all messages."""
+    time = datetime.fromtimestamp(problems.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    more = f" {problems.omitted} more are not recorded." if problems.omitted else ""
+    return (
+        f"Rejected and failed profiles are those of the pass at {time}.{more}\n"
+        "For all messages, see the agent's log (kubectl logs, or journalctl), or the status page."
+    )

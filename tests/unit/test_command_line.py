@@ -428,3 +428,61 @@ def test_an_answer_is_readable_at_50_columns(run):
     """The table and its notes fit a narrow terminal."""
     done = run(*ONESHOT, columns=50)
     assert [line for line in done.stdout.splitlines() if len(line) > 50] == []
+
+
+# --- status ---------------------------------------------------------------------------------------
+
+STATUS = ("status", "--kinds=seccomp", "--host-root=root")
+
+
+def test_status_shows_what_the_last_pass_rejected(run, tmp_path):
+    """A rejected profile is shown with its errors and the time of the pass."""
+    (tmp_path / "source/bad.json").write_text(BAD)
+    assert run(*ONESHOT).returncode == 1
+    done = run(*STATUS)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[:3] == [
+        "KIND     PROFILE     STATE      WHY",
+        "seccomp  audit.json  installed",
+        "seccomp  bad.json    rejected   bad_value",
+    ]
+    assert "error: bad_value: bad.json at defaultAction" in done.stdout
+    assert re.search(r"those of the pass at \d{4}-\d\d-\d\d .* UTC\.", done.stdout)
+    assert "see the agent's log (kubectl logs, or journalctl)" in done.stdout
+
+
+def test_status_shows_a_rejected_update_as_outdated(run, tmp_path):
+    """The last good version is on the node, and the errors explain why it is not replaced."""
+    run(*ONESHOT)
+    (tmp_path / "source/audit.json").write_text(BAD)
+    run(*ONESHOT)
+    document = json.loads(run(*STATUS, "--output=json").stdout)
+    (row,) = document["profiles"]
+    assert (row["state"], row["problems"][0]["code"]) == ("outdated", "bad_value")
+
+
+def test_status_forgets_a_problem_that_is_solved(run, tmp_path):
+    """The next pass removes the record, and a dry run leaves it unchanged."""
+    (tmp_path / "source/bad.json").write_text(BAD)
+    run(*ONESHOT)
+    record = tmp_path / "root/var/lib/profile-loader/problems.json"
+    before = record.stat()
+    run(*ONESHOT)
+    after = record.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    (tmp_path / "source/bad.json").unlink()
+    run(*ONESHOT, "--dry-run")
+    assert record.exists()
+    run(*ONESHOT)
+    assert not record.exists()
+    assert run(*STATUS).returncode == 0
+
+
+def test_a_damaged_record_is_ignored(run, tmp_path):
+    """The record has no influence on the ledger or on a pass."""
+    run(*ONESHOT)
+    record = tmp_path / "root/var/lib/profile-loader/problems.json"
+    record.write_text('{"rows": [{"kind": "other"}]}')
+    assert run(*STATUS).returncode == 0
+    assert run(*ONESHOT).returncode == 0
+    assert not record.exists()

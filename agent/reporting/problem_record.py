@@ -1,0 +1,172 @@
+"""Records the profiles that the last pass rejected or could not install, for the command `status`.
+
+The ledger contains only installed profiles, and `status` reads no source. STATE/problems.json is
+written only when its content changes, and is removed when there is no problem. The file has no
+influence on a pass: if it is missing or damaged, `status` shows only the ledger.
+"""
+
+import contextlib
+import errno
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from agent.core.finding_codes import FindingCode, Severity
+from agent.core.findings import Finding
+from agent.core.model import ProfileKind
+from agent.core.report import ProfileStatus, Report
+from agent.core.vocabulary import ActionName, ProfileState, Reason
+from agent.host.file_role import FileRole
+from agent.host.filesystem import Host, HostError
+
+FILE: Final = "problems.json"
+MOST_ROWS: Final = 200
+MOST_FINDINGS: Final = 5  # per profile
+MOST_BYTES: Final = 4 << 20
+STATES: Final = frozenset(
+    {ProfileState.REJECTED, ProfileState.OUTDATED, ProfileState.FOREIGN, ProfileState.FAILED}
+)
+_CODES: Final = {code.value: code for code in FindingCode}
+
+
+class _StoredFinding(msgspec.Struct):
+    code: str
+    location: str
+    message: str
+    hint: str
+
+
+class _StoredRow(msgspec.Struct):
+    kind: ProfileKind
+    origin: str
+    key: str
+    name: str
+    state: str
+    findings: list[_StoredFinding]
+
+
+class _Stored(msgspec.Struct):
+    rows: list[_StoredRow]
+    omitted: int
+    at: float = 0.0
+
+
+_EMPTY: Final = _Stored(rows=[], omitted=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problems:
+    """The recorded problems of the last pass."""
+
+    rows: tuple[ProfileStatus, ...] = ()
+    omitted: int = 0
+    """The number of rejected or failed profiles that exceed the limit of the record."""
+
+    at: float = 0.0
+    """When the record was written, in Unix seconds."""
+
+
+class ProblemRecord:
+    """The record in a state directory of the host. Implements agent.control's ReportSink."""
+
+    def __init__(self, host: Host, directory: str) -> None:
+        self._host = host
+        self._directory = directory
+        self._last: _Stored | None = None
+
+    def on_report(self, report: Report, at: float, *, passed: bool) -> None:
+        """Write the record if it differs from the record on disk."""
+        if not passed or report.dry_run:
+            return
+        stored = _stored(report)
+        if self._last is None:
+            self._last = self._read()
+        if self._last is not None and stored == _without_time(self._last):
+            return
+        # A full disk or a read-only file system has findings of its own.
+        with contextlib.suppress(HostError):
+            if stored.rows:
+                content = msgspec.json.encode(msgspec.structs.replace(stored, at=at))
+                self._host.write_file(self._directory, FILE, content, role=FileRole.TRANSIENT)
+            else:
+                self._host.remove_file(self._directory, FILE)
+            self._last = stored
+
+    def read(self) -> Problems:
+        """Return the recorded problems; none if the record is missing or damaged."""
+        stored = self._read() or _EMPTY
+        return Problems(
+            rows=tuple(map(_row, stored.rows)),
+            omitted=stored.omitted,
+            at=stored.at,
+        )
+
+    def _read(self) -> _Stored | None:
+        """Return the content of the record; None if it is damaged or cannot be read."""
+        try:
+            content = self._host.read(f"{self._directory}/{FILE}", limit=MOST_BYTES)
+            return msgspec.json.decode(content, type=_Stored)
+        except HostError as error:
+            return _EMPTY if error.errno == errno.ENOENT else None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+
+
+def _without_time(stored: _Stored) -> _Stored:
+    return msgspec.structs.replace(stored, at=0.0)
+
+
+def _stored(report: Report) -> _Stored:
+    rows = [row for row in report.profiles if row.state in STATES]
+    return _Stored(
+        rows=[
+            _StoredRow(
+                kind=row.kind,
+                origin=row.profile_set,
+                key=row.key,
+                name=row.name,
+                state=row.state.value,
+                findings=_stored_findings(row.findings),
+            )
+            for row in rows[:MOST_ROWS]
+        ],
+        omitted=len(rows[MOST_ROWS:]),
+    )
+
+
+def _stored_findings(findings: Iterable[Finding]) -> list[_StoredFinding]:
+    errors = [item for item in findings if item.severity == Severity.ERROR]
+    return [
+        _StoredFinding(
+            code=item.code.value, location=item.location, message=item.message, hint=item.hint
+        )
+        for item in errors[:MOST_FINDINGS]
+    ]
+
+
+def _row(stored: _StoredRow) -> ProfileStatus:
+    state = ProfileState(stored.state) if stored.state in STATES else ProfileState.FAILED
+    return ProfileStatus(
+        kind=stored.kind,
+        profile_set=stored.origin,
+        key=stored.key,
+        name=stored.name,
+        localhost_profile=stored.name,
+        state=state,
+        action=ActionName.REJECT if state == ProfileState.REJECTED else ActionName.HOLD,
+        reason=Reason.NONE,
+        findings=_findings(stored.findings),
+    )
+
+
+def _findings(stored: Iterable[_StoredFinding]) -> tuple[Finding, ...]:
+    """Return the findings whose code this version of the agent knows."""
+    return tuple(
+        Finding(
+            code=_CODES[item.code], location=item.location, message=item.message, hint=item.hint
+        )
+        for item in stored
+        if item.code in _CODES
+    )
