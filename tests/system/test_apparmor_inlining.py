@@ -13,6 +13,7 @@ import pytest
 from agent.backends.apparmor import include_expansion
 from agent.backends.apparmor.include_expansion import ExpansionError
 from agent.backends.apparmor.include_files import IncludeDirectories
+from tests import expansion_search, include_search
 from tests.system import apparmor_releases, kept
 
 PACKAGES = ("apparmor-profiles", "apparmor-profiles-extra")
@@ -139,6 +140,26 @@ def test_every_packaged_profile_compiles_to_the_same_policy(compiler):
     compiled, refused = expanded_profiles(compiler, compiler.profiles)
     assert refused == [("README", 1)] * (compiler.release == "host")
     assert compiled == COMPILED[compiler.release]
+
+
+def test_generated_texts_compile_to_the_same_policy(tmp_path):
+    """A short search with a fixed seed finds no text with another policy."""
+    commands = {name: apparmor_releases.command(name) for name in apparmor_releases.RELEASES}
+    random_ = include_search.random_numbers(16)
+    counts, failures = expansion_search.search(random_, commands, tmp_path, 150)
+    print(dict(counts))
+    assert failures == []
+    assert counts["host, compiled"] > 0
+
+
+@pytest.mark.search
+def test_many_generated_texts_compile_to_the_same_policy(tmp_path):
+    """The parsers of three releases compile 5,000 texts."""
+    commands = {name: apparmor_releases.command(name) for name in apparmor_releases.RELEASES}
+    random_ = include_search.random_numbers(1616)
+    counts, failures = expansion_search.search(random_, commands, tmp_path, 5000)
+    print(dict(counts))
+    assert failures == []
 
 
 def expanded_profiles(compiler, paths):

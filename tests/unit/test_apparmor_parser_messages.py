@@ -253,3 +253,17 @@ def test_a_directory_without_features_files_permits_no_abi_rule():
 def test_an_error_with_another_reason_is_about_no_missing_file():
     """Only an error about a file that cannot be opened leads to this next step."""
     assert parser_hints.missing_file("syntax error, unexpected TOK_ID") is None
+
+
+def test_a_variable_of_attachments_has_its_own_next_step():
+    """Parser 5.0 declares the path of the program only for a profile with an attachment."""
+    message = "Failed to find declaration for: @{exec_path}; ERROR expanding variables"
+    source = "include <tunables/global>\nprofile web {\n  @{exec_path} mr,\n}\n"
+    assert parser_hints.hint(message, source).endswith("@{exec_path} = /usr/bin/NAME")
+
+
+def test_a_comment_does_not_count_as_an_include_of_the_tunables():
+    """Only a rule declares the variables."""
+    message = "Found reference to variable HOME, but is never declared"
+    source = "# see #include <tunables/global>\nprofile web {\n  @{HOME}/ r,\n}\n"
+    assert parser_hints.hint(message, source).startswith("Begin the text with: include")

@@ -94,7 +94,7 @@ def expand(text: str, files: IncludeFiles, *, max_characters: int) -> Expanded:
 
 
 class _Expansion:
-    """An expanded text that grows from its beginning to its end."""
+    """Builds an expanded text from its beginning to its end."""
 
     def __init__(self, files: IncludeFiles, max_characters: int) -> None:
         self._files = files
@@ -156,7 +156,10 @@ class _Expansion:
             return include_rules.rules(text)
         except include_rules.AmbiguousTextError as error:
             raise ExpansionError(
-                str(error), origin=Origin(file, error.line), hint="Correct the syntax of the text."
+                str(error),
+                origin=Origin(file, error.line),
+                hint="Correct the syntax. Write each rule on its own line, with line feeds as line "
+                "breaks.",
             ) from error
 
     def _close_block(self, blocks: list[bool], origin: Origin) -> None:

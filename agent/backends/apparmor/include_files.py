@@ -33,7 +33,7 @@ class IncludeDirectories:
     """The files of some include directories. Implements include_expansion.IncludeFiles."""
 
     def __init__(self, directories: Sequence[str], *, max_bytes: int) -> None:
-        """Use some directories; the first directory that contains a name decides."""
+        """Read the files of directories. The first directory that contains a name decides."""
         self._directories = tuple(directories)
         self._max_bytes = max_bytes
 
@@ -95,7 +95,9 @@ def _inside(directory: str, name: str) -> Path:
     """Return the real path of a name. Raises IncludeFileError if it is outside the directory."""
     root, path = Path(directory).resolve(), Path(directory, name).resolve()
     if not path.is_relative_to(root):
-        raise IncludeFileError(f"{Path(directory, name)} is a link that leads out of it", _COPY)
+        raise IncludeFileError(
+            f"{Path(directory, name)} is a link that leads out of the include directory", _COPY
+        )
     return path
 
 

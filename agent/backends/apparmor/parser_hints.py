@@ -15,6 +15,8 @@ from agent.backends.apparmor.profile_text import without_comments
 _UNDECLARED: Final = re.compile(
     r"(?:reference to variable |find declaration for: |undefined variable )(?:@\{)?(?P<name>\w*)"
 )
+# apparmor_parser 5.0 declares these variables for each profile with an attachment.
+_VARIABLES_OF_ATTACHMENTS: Final = frozenset({"exec_path", "attach_path"})
 _GLOBAL_TUNABLES: Final = re.compile(r"#?include\s+(?:if\s+exists\s+)?<tunables/global>")
 _MISSING_FILE: Final = re.compile(rf"Could not open (?:'(?P<path>[^']+)'|{re.escape(REPLACED)})")
 _HINTS: Final = (
@@ -112,6 +114,11 @@ def _undeclared_hint(name: str, bare: str) -> str:
         name: the name of the variable; empty if the message does not contain the name.
         bare: the text without its comments.
     """
+    if name in _VARIABLES_OF_ATTACHMENTS:
+        return (
+            f"The parser declares @{{{name}}} only for a profile with an attachment. Declare the "
+            f"path of the program in front of the first profile: @{{{name}}} = /usr/bin/NAME"
+        )
     is_own = re.search(rf"@\{{{name}\}}", bare) is not None
     if is_own and name not in STANDARD_VARIABLES:
         return f"Assign a value to @{{{name}}} before the first profile."

@@ -161,12 +161,15 @@ def _confinement_errors(
     is_child = compiled_policy.parent(profile.name) is not None
     attaches = not is_child and (profile.has_attachment or profile.name.startswith("/"))
     if attaches and not rules.allow_attachments:
+        change = "Remove the path after the name"
+        if profile.name.startswith("/"):
+            change = "Write a plain name instead of the path"
         yield Finding(
             code=FindingCode.ATTACHMENT_REFUSED,
             location=location,
             message=f'Profile "{shown}" has an attachment: it would confine every process of the '
             "host that runs the attached program.",
-            hint="Remove the path after the name (profile NAME {), or set --allow-attachments.",
+            hint=f"{change}: profile NAME {{. Or set --allow-attachments.",
         )
     if profile.mode == "unconfined" and not rules.allow_unconfined_mode:
         yield Finding(
