@@ -9,10 +9,10 @@ of every earlier version are gone, only threads with the new version can remain,
 finds these threads in /proc.
 
 If raw data of an earlier version remain, the profile may still be referenced. The proof fails for
-profiles with hats or children on Linux 6.1, which never releases their first version. In complain
-mode the kernel creates learning profiles (`NAME//null-PROGRAM`). A replacement moves a learning
-profile to the new version, and a learning profile has no raw data. So if the kernel hides pending
-execs, the proof fails for a profile that has a learning profile.
+profiles with hats or children on Linux 6.1 and 7.2, which never release their first version. In
+complain mode the kernel creates learning profiles (`NAME//null-PROGRAM`). A replacement moves a
+learning profile to the new version, and a learning profile has no raw data. So if the kernel hides
+pending execs, the proof fails for a profile that has a learning profile.
 """
 
 import secrets

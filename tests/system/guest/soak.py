@@ -37,7 +37,6 @@ from daemon import (  # noqa: E402
 )
 from scenarios import (  # noqa: E402
     SECURITY,
-    SHOWS_PENDING_EXEC,
     Confined,
     clean,
     content,
@@ -417,7 +416,7 @@ class Soak:
                     return f"{name} is in mode {modes.get(name)}"
             elif desired == "broken" or name in used:
                 may = self.could.get(name, {None})
-            elif not SHOWS_PENDING_EXEC and name in held:
+            elif name in held:
                 may = self.could.get(name, {None}) | {None}
             else:
                 may = {None}
