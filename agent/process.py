@@ -26,7 +26,7 @@ REPEAT_SECONDS: Final = 0.01
 FLUSH_SECONDS: Final = 0.5
 """The process ends after this time, even if no other process reads its standard error."""
 
-HANDLED_SIGNALS: Final = (
+HANDLED_SIGNALS: Final[tuple[int, ...]] = (
     signal.SIGHUP,
     signal.SIGQUIT,
     signal.SIGUSR1,
@@ -36,6 +36,9 @@ HANDLED_SIGNALS: Final = (
     signal.SIGPROF,
     signal.SIGIO,
     signal.SIGPWR,
+    signal.SIGSTKFLT,
+    signal.SIGXCPU,
+    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
 )
 """Signals that end a process by default. In the daemon, only SIGHUP and SIGQUIT of these signals
 have an effect.
@@ -113,7 +116,7 @@ def receive_signals(
                 case signal.SIGQUIT:
                     _log_stacks()
                 case number if number in HANDLED_SIGNALS:
-                    _log_warning("signal_ignored", signal=signal.Signals(number).name)
+                    _log_warning("signal_ignored", signal=_signal_name(number))
                 case _:
                     wake(WakeReason.SIGNAL)
 
@@ -213,3 +216,10 @@ def _log_stacks() -> None:
         frames = traceback.StackSummary.extract(traceback.walk_stack(frame), lookup_lines=False)
         stack = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         _log_warning("thread_stack", thread=names.get(ident, str(ident)), stack=stack)
+
+
+def _signal_name(number: int) -> str:
+    """Return the name of a signal. Python names only the first and the last real-time signal."""
+    if signal.SIGRTMIN < number < signal.SIGRTMAX:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
+    return signal.Signals(number).name

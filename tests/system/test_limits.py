@@ -308,7 +308,7 @@ def free_the_ledger(cluster, agent):
     agent.until_reported("the ledger has 6000 entries")
     assert not agent.has_file("late.json")
     agent.stop()
-    agent.start("--kinds", "seccomp", "--prune", "always", "--removal-grace", "0")
+    agent.start("--kinds", "seccomp", "--prune", "always", "--removal-grace", "1s")
     for number in range(4):
         config_map(cluster, f"round-{number}", {}, annotations={f"{DOMAIN}/allow-empty": "true"})
     agent.until(lambda: agent.entries() == 2 and agent.has_file("late.json"), 240)
