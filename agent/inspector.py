@@ -7,6 +7,7 @@ the node; agent.core.desired combines the results.
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from agent.core import desired, model, ports
 from agent.core.acknowledgements import SHIPPED, Acknowledgements, acknowledge
@@ -15,6 +16,17 @@ from agent.core.model import Inspected, KeyId, LedgerEntry, Profile, ProfileKind
 from agent.heartbeat import Heartbeat
 
 _Key = tuple[ProfileKind, model.SourceKey]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Previous:
+    """The last desired state and its inputs."""
+
+    snapshots: Sequence[model.Snapshot]
+    entries: Mapping[KeyId, LedgerEntry] | None
+    """The entries of the ledger; None if they had no influence."""
+
+    desired: desired.Desired
 
 
 class Inspector:
@@ -36,7 +48,7 @@ class Inspector:
         self._results: dict[_Key, Inspected] = {}
         # If a profile exceeded a total limit, only its size stays in memory.
         self._rejected: dict[_Key, tuple[Size, Rejection]] = {}
-        self._previous: tuple[Sequence[model.Snapshot], desired.Desired] | None = None
+        self._previous: _Previous | None = None
 
     def invalidate(self) -> None:
         """Discard all results, so that the next pass inspects every key."""
@@ -49,9 +61,17 @@ class Inspector:
     ) -> desired.Desired:
         """Return the desired state. If the snapshots are unchanged, return the same object as
         before.
+
+        If a key exceeded a limit, the entries must be unchanged too, because a removal of profiles
+        may have made room for the key.
         """
-        if self._previous is not None and self._previous[0] == snapshots:
-            return self._previous[1]
+        previous = self._previous
+        if (
+            previous is not None
+            and previous.snapshots == snapshots
+            and previous.entries in (None, entries)
+        ):
+            return previous.desired
         self.revision += 1
         self._budget = AdmissionBudget(entries=entries)
         reads = [snapshot for snapshot in snapshots if isinstance(snapshot, model.Read)]
@@ -66,7 +86,9 @@ class Inspector:
         self._forget_absent(snapshots)
         # An undecided result may change although the source of the key is unchanged.
         is_final = not joined.unchecked and not joined.pending
-        self._previous = (snapshots, joined) if is_final else None
+        limited = entries if self._budget.has_rejected else None
+        previous = _Previous(snapshots=snapshots, entries=limited, desired=joined)
+        self._previous = previous if is_final else None
         return joined
 
     def _forget_absent(self, snapshots: Sequence[model.Snapshot]) -> None:

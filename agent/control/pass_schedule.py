@@ -84,7 +84,8 @@ class PassSchedule:
             self._backoff.reset()
         self._failures = failures
         retries = [now + self._backoff.next_delay()] if failures else []
-        self.next_pass = min([self.next_full_resync, *retries, *deadlines])
+        repeats = [now] if _makes_room(report) else []
+        self.next_pass = min([self.next_full_resync, *repeats, *retries, *deadlines])
 
     def is_node_check_due(self, now: float) -> bool:
         """Return whether the node must be compared with the last pass."""
@@ -101,6 +102,18 @@ class PassSchedule:
     def is_in_burst(self, now: float) -> bool:
         """Return whether a policy change may belong to a burst of changes."""
         return now < self._burst_until
+
+
+def _makes_room(report: Report) -> bool:
+    """Return whether a key that exceeds a limit may fit after the removals of this pass."""
+    is_limited = any(status.unlisted for status in report.profile_sets) or any(
+        finding.code == FindingCode.LIMIT_EXCEEDED
+        for row in report.profiles
+        for finding in row.findings
+    )
+    return is_limited and any(
+        row.state in (ProfileState.REMOVED, ProfileState.RELEASED) for row in report.profiles
+    )
 
 
 def _failures(report: Report) -> frozenset[_Failure]:

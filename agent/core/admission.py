@@ -117,6 +117,9 @@ class AdmissionBudget:
 
     limits: Limits = LIMITS
     entries: Mapping[KeyId, LedgerEntry] = field(default_factory=dict)
+    has_rejected: bool = False
+    """Whether a key was rejected, because it exceeds a limit."""
+
     _keys: int = 0
     _names: int = 0
     _policy_bytes: int = 0
@@ -138,11 +141,15 @@ class AdmissionBudget:
         """
         self._keys += 1
         if self._keys > self.limits.keys:
+            self.has_rejected = True
             return _rejection(
                 id_, f"all profile sets together have more than {self.limits.keys} keys"
             )
         obstacle = self._obstacle(id_, SMALLEST)
-        return _rejection(id_, *obstacle) if obstacle is not None else None
+        if obstacle is None:
+            return None
+        self.has_rejected = True
+        return _rejection(id_, *obstacle)
 
     def size(self, profile: Profile) -> Size:
         """Return the amounts that a profile adds to the total counts."""
@@ -156,7 +163,9 @@ class AdmissionBudget:
 
     def fits(self, id_: KeyId, size: Size) -> bool:
         """Return whether a profile of this size is within the limits."""
-        return self._obstacle(id_, size) is None
+        is_within = self._obstacle(id_, size) is None
+        self.has_rejected = self.has_rejected or not is_within
+        return is_within
 
     def admitted(self, inspected: Inspected) -> Inspected:
         """Count the result of an inspection, and return a rejection if the result exceeds a limit.
@@ -171,6 +180,7 @@ class AdmissionBudget:
         size = self.size(inspected)
         obstacle = self._obstacle(inspected.id, size)
         if obstacle is not None:
+            self.has_rejected = True
             # Names that an entry owns stay claimed, so that the agent does not remove them from the
             # node.
             names = inspected.version.names

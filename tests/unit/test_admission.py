@@ -16,8 +16,10 @@ from agent.core.model import (
     SourceKey,
     Version,
 )
+from agent.heartbeat import Heartbeat
 from agent.host.filesystem import Host
 from agent.host.ledger import FileLedger
+from agent.inspector import Inspector
 from tests.world import MemoryKind, Node, Steps, build_reconciler
 
 KINDS = frozenset({"apparmor"})
@@ -250,3 +252,17 @@ def test_a_rejected_profile_is_inspected_again_when_the_limits_permit_it(tmp_pat
     states = {row.key: row.state for row in reconciler.run(full=False).profiles}
     assert set(states.values()) == {"installed"}
     assert kind.inspected == ["c.aa", "a.aa", "b.aa"]
+
+
+def test_a_key_is_admitted_when_the_ledger_has_room_again():
+    """The sources are unchanged, and a removal has deleted entries."""
+    inspector = Inspector({"apparmor": RecordingKind()}, Heartbeat(lambda: 0.0))
+    full = by_key(
+        *(entry(f"k{number}", f"n{number}") for number in range(admission.LIMITS.ledger_entries))
+    )
+    source = OneSet()
+    source.provide(new=b"new:1")
+    (rejected,) = inspector.desired(source.read(), full).rejections.values()
+    assert [finding.code for finding in rejected.findings] == ["limit_exceeded"]
+    assert inspector.desired(source.read(), full).profiles == {}
+    assert list(inspector.desired(source.read(), {}).profiles) == [key("new.aa", "dir /p")]

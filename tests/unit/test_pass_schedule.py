@@ -3,9 +3,12 @@
 import pytest
 
 from agent.control.pass_schedule import PassSchedule
+from agent.core.finding_codes import FindingCode
+from agent.core.findings import Finding
 from tests.reports import report, row
 
 DAY = 86_400.0
+LIMITED = Finding(code=FindingCode.LIMIT_EXCEEDED, location="k", message="it does not fit")
 
 
 @pytest.mark.parametrize(("resync_seconds", "longest"), [(DAY, 3600.0), (300.0, 300.0)])
@@ -20,3 +23,21 @@ def test_a_failure_is_retried_less_and_less_often_up_to_an_hour(resync_seconds, 
         now = schedule.next_pass
     assert delays[:3] == [2.0, 4.0, 8.0]
     assert delays[-1] == longest
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([row(state="removed"), row(state="rejected", findings=(LIMITED,))], 0.0),
+        ([row(state="released"), row(state="rejected", findings=(LIMITED,))], 0.0),
+        ([row(state="removed"), row(state="rejected")], DAY),
+        ([row(state="rejected", findings=(LIMITED,))], DAY),
+    ],
+)
+def test_a_pass_that_makes_room_for_a_rejected_key_is_repeated(rows, expected):
+    """A key that exceeded a limit may fit after a removal."""
+    schedule = PassSchedule(resync_seconds=DAY)
+    schedule.begin_pass(1000.0)
+    schedule.next_full_resync = 1000.0 + DAY
+    schedule.end_pass(report(*rows), 1000.0, ())
+    assert schedule.next_pass - 1000.0 == expected
