@@ -868,5 +868,5 @@ def test_the_agent_reports_a_missing_configuration(agent):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("profile-loader: the configuration of this pod cannot be used: ")
+    assert done.stderr.startswith("profile-loader: this process does not run in a pod of a cluster")
     assert len(done.stderr.splitlines()) == 1

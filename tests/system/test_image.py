@@ -88,7 +88,7 @@ def test_it_is_configured_as_documented(built):
 
 def test_it_checks_the_shipped_profiles_with_its_own_parser(built):
     """With the parser and the abstractions of the image, all shipped profiles are accepted."""
-    done = built.run("check", "/mnt/profiles", "--output", "json", mounts=[PROFILES])
+    done = built.run("check", "-v", "/mnt/profiles", "--output", "json", mounts=[PROFILES])
     rows = {one["key"]: one["state"] for one in json.loads(done.stdout)["profiles"]}
     assert rows == {
         "k8s-apparmor-example-deny-write.profile": "accepted",
