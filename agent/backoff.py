@@ -91,5 +91,5 @@ class RetryTimer:
         self.backoff.reset()
 
     def postpone(self, due_at: float) -> None:
-        """Delay the next attempt until the given time, without a failure."""
+        """Delay the next attempt until the given time; the delay does not count as a failure."""
         self.due_at = due_at

@@ -51,7 +51,7 @@ class Executor:
 
     @property
     def entries(self) -> Mapping[KeyId, LedgerEntry]:
-        """The ledger entries after all actions that were carried out so far."""
+        """The ledger entries after all actions so far."""
         return self._entries.by_key
 
     def execute(self, actions: Iterable[Action], *, dry_run: bool = False) -> tuple[Outcome, ...]:

@@ -365,7 +365,8 @@ def search(random_, commands, root, passing):
             hits = set().union(*opened.values())
             if group == "passed" and hits:
                 # inotify reports the opens of all processes. A parser opens the same files again in
-                # a second run. Another process, for example one that lists the directory, does not.
+                # a second run. Another process, for example one that lists the directory, opens a
+                # file only by chance.
                 opened = read_by(commands, canaries, contents)
                 counts["not repeated"] += len(hits - set().union(*opened.values()))
                 hits &= set().union(*opened.values())

@@ -22,7 +22,8 @@ from agent.sources.directory import DirectorySource
 # A ConfigMap, including its metadata, is limited to 1 MiB, like a request to etcd.
 LIMIT = 1_000_000
 # The DaemonSet in manifests/base selects ConfigMaps by the label profile-loader.io/profiles.
-# Programs that set common labels do not overwrite that label. Version 0.1.0 selects by the other.
+# Programs that set common labels do not overwrite that label. Version 0.1.0 selects ConfigMaps by
+# the recommended label.
 LABELS = {"app.kubernetes.io/component": "profiles", "profile-loader.io/profiles": "true"}
 _KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 

@@ -251,8 +251,8 @@ def _keeps_label(row: ProfileStatus, domain: str, present: Mapping[str, str]) ->
 def _created_by_label(report: Report, domain: str) -> dict[str, str]:
     """Return for each label when the oldest ConfigMap with the name was created.
 
-    The creation time of files is empty, so that it precedes all others. Profile sets that were not
-    read are missing, because only their existing labels stay.
+    The creation time of files is empty, so that files precede all ConfigMaps. Profile sets that
+    were not read are missing, because only their existing labels stay.
     """
     created = {
         status.profile_set: status.created

@@ -1,8 +1,8 @@
 """Describes the inputs of a source that are not read as profiles.
 
-A source lists such inputs, so that a profile with an unsuitable name does not go unnoticed. Names
-that begin with a dot are hidden files, and no source lists them. This module does no input or
-output.
+Sources list the files and keys that they leave out, so that a profile with an unsuitable name does
+not go unnoticed. Names that begin with a dot are hidden files, and no source lists them. This
+module does no input or output.
 """
 
 from collections.abc import Iterable, Sequence

@@ -83,8 +83,8 @@ def staged_evidence(entry: LedgerEntry, name: str, observed: ObservedProfile) ->
 
 
 def is_proven_staged(entry: LedgerEntry, name: str, observed: ObservedProfile) -> bool:
-    """Return whether an observed profile provably comes from an installation by this agent that
-    did not finish. Only such a profile may be removed without an installed version.
+    """Return whether an observed profile provably comes from an unfinished installation by this
+    agent. Only such a profile may be removed without an installed version.
     """
     return observed.is_agent_object is not False and has_same_content(
         staged_evidence(entry, name, observed), observed

@@ -42,7 +42,7 @@ from agent.core.vocabulary import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassResult:
-    """Everything that one pass determined and did."""
+    """The decisions and the actions of one pass."""
 
     desired: Desired
     observed: Mapping[ProfileKind, Observed]

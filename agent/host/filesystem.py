@@ -80,7 +80,7 @@ class Host:
         return self.root.joinpath(*resolved, *remaining)
 
     def _resolve(self, path: str) -> str:
-        """Return the result of `path` as a string, which is the same path if the root is `/`."""
+        """Return a path below the root as a string; a path is unchanged if the root is `/`."""
         return path if self._is_system_root else str(self.path(path))
 
     def _directory(self, base: str) -> str:

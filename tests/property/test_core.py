@@ -445,7 +445,9 @@ def test_a_kill_at_any_step_ends_in_the_same_state(history, foreign, step):
 def test_a_profile_of_an_unfinished_installation_is_removed_eventually(
     history, step, last, readable
 ):
-    """A kill at any step, and then other keys, leave no profile of the agent on the node."""
+    """A kill at any step and a later change of the keys leave no profile of the agent on the
+    node.
+    """
     node = Node(readable=readable)
     for snapshot, changes in history[:-1]:
         apply_changes(node, changes)

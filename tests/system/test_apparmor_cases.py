@@ -249,7 +249,9 @@ CASES = {**REJECTED, **WARNED, **ACCEPTED}
 @pytest.mark.parametrize("release", ALL)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_typical_mistake_has_its_finding(tmp_path, release, case):
-    """Every release reports the mistake with its line, its reason and the next step."""
+    """Every release of the parser leads to a finding with the line of the mistake, its reason and
+    the next step.
+    """
     if release not in case.releases:
         pytest.skip("the parser of this release does not know the rule")
     options = apparmor_releases.backend_options(release, tmp_path)

@@ -17,7 +17,7 @@ from tests import expansion_search, include_search
 from tests.system import apparmor_releases, kept
 
 PACKAGES = ("apparmor-profiles", "apparmor-profiles-extra")
-# The number of profiles in the packages of each release that compile.
+# The numbers of profiles of each release's packages that compile.
 COMPILED = {"host": 143, "trixie": 97, "sid": 141}
 FILES = {
     "tunables/base": "@{BASE}=/srv\n",
@@ -129,14 +129,16 @@ def test_an_expanded_text_compiles_to_the_same_policy(compiler, text):
 
 
 def test_some_packaged_profiles_compile_to_the_same_policy(compiler):
-    """Every eighth profile of Debian's packages is expanded."""
+    """Every eighth profile of Debian's packages compiles to the same policy after its expansion."""
     compiled, _ = expanded_profiles(compiler, compiler.profiles[::8])
     assert compiled >= COMPILED[compiler.release] // 8
 
 
 @pytest.mark.search
 def test_every_packaged_profile_compiles_to_the_same_policy(compiler):
-    """The profiles of Debian's packages are expanded, and a file that is no profile is refused."""
+    """All profiles of Debian's packages are expanded, and a file that contains no profile is
+    refused.
+    """
     compiled, refused = expanded_profiles(compiler, compiler.profiles)
     assert refused == [("README", 1)] * (compiler.release == "host")
     assert compiled == COMPILED[compiler.release]

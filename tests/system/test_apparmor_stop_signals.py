@@ -55,7 +55,9 @@ def test_a_profile_that_receives_no_stop_signals_has_a_warning(
 def test_only_enforced_profiles_that_a_pod_can_use_have_the_warning(
     tmp_path, release, text, locations
 ):
-    """A profile in complain mode denies nothing, and no container starts in a child profile."""
+    """A profile in complain mode denies nothing, and a container cannot start in a child
+    profile.
+    """
     options = apparmor_releases.backend_options(release, tmp_path)
     result = apparmor_releases.inspect(tmp_path, options, text)
     found = [each.location for each in result.findings if each.code == "stop_impossible"]

@@ -162,7 +162,7 @@ def test_every_component_has_an_effect_to_check():
 
 
 def has(effect, objects):
-    """Return whether an effect is present; a missing object means that it is not."""
+    """Return whether an effect is present; the effect is absent if an object is missing."""
     try:
         return effect(objects)
     except (KeyError, TypeError):
@@ -172,7 +172,7 @@ def has(effect, objects):
 @pytest.fixture(scope="module")
 def combined():
     """Return the objects of each pair of components."""
-    # `settings` must be the last component.
+    # The component `settings` must be the last one.
     pairs = [pair[::-1] if pair[0] == "settings" else pair for pair in PAIRS]
     with ThreadPoolExecutor(2) as pool:
         built = pool.map(lambda pair: kustomize.objects(*pair), pairs)
@@ -180,7 +180,7 @@ def combined():
 
 
 def test_every_pair_combines(combined):
-    """The result has the effects of both components."""
+    """Each pair of components has the effects of both."""
     missing = [
         (pair, name)
         for pair, objects in combined.items()
@@ -192,7 +192,7 @@ def test_every_pair_combines(combined):
 
 @pytest.mark.parametrize("pair", NOT_COMBINED, ids="-".join)
 def test_the_listed_pairs_do_not_combine(pair):
-    """Each pair of the list really lacks an effect, or has fields that a runtime ignores."""
+    """Each listed pair lacks an effect, or has fields that a runtime ignores."""
     try:
         objects = kustomize.objects(*pair)
     except Exception:  # noqa: BLE001
@@ -255,7 +255,7 @@ def test_one_setting_changes_the_label_domain_everywhere():
 
 @pytest.mark.parametrize("components", [(), ("own-seccomp",)], ids=["base", "own-seccomp"])
 def test_the_plain_name_selects_the_image_everywhere(components):
-    """`images` with the name profile-loader replaces the image of every container."""
+    """An entry of `images` with the name profile-loader replaces the image of every container."""
     image = {"name": "profile-loader", "newName": "registry.example/p", "newTag": "2"}
     objects = kustomize.objects(*components, images=[image])
     containers = [

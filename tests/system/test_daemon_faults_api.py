@@ -116,7 +116,7 @@ class SlowPatches(Proxy):
                 source.settimeout(0)
                 try:
                     chunk = source.recv(1 << 16)
-                except ssl.SSLWantReadError:  # This data is a record of TLS itself.
+                except ssl.SSLWantReadError:  # The data belongs to TLS, not to HTTP.
                     continue
                 finally:
                     source.settimeout(None)

@@ -303,7 +303,9 @@ def test_deleted_config_maps_do_not_fill_the_memory(cluster, agent):
 
 
 def free_the_ledger(cluster, agent):
-    """Remove the profiles of the deleted ConfigMaps like the runbook, and install a new profile."""
+    """Remove the profiles of the deleted ConfigMaps as the runbook describes, and install a new
+    profile.
+    """
     config_map(cluster, "late", {"late.json": seccomp()})
     agent.until_reported("the ledger has 6000 entries")
     assert not agent.has_file("late.json")

@@ -1,4 +1,4 @@
-"""The lists of calls that a runtime needs are those of the installed runc and crun."""
+"""Tests that compare the lists of calls that a runtime needs with the installed runc and crun."""
 
 import json
 import platform

@@ -22,7 +22,7 @@ RESOURCE = b"# why\n---\napiVersion: x/v1beta1\nkind: SeccompProfile\nspec: {}\n
     ],
 )
 def test_another_format_is_one_error_with_the_next_step(text, message, hint):
-    """The parser does not read the text, and no other error follows."""
+    """The parser does not read a text in another format, and the text has no other error."""
     (error,) = source_checks.errors(text)
     assert (error.code, error.location) == ("not_a_profile", "line 1")
     assert message in error.message
@@ -40,5 +40,5 @@ def test_another_format_is_one_error_with_the_next_step(text, message, hint):
     ],
 )
 def test_an_apparmor_text_is_not_mistaken_for_another_format(text):
-    """Only the beginning of the text decides."""
+    """Only the beginning of a text decides whether it has another format."""
     assert source_checks.errors(text) == ()

@@ -86,7 +86,7 @@ def test_a_load_that_is_always_disturbed_is_verified_by_the_next_pass(host):
 
 
 def test_a_foreign_object_stays_foreign_when_the_agent_replaces_it(host):
-    """If one name of a key is foreign, it stays foreign when the agent replaces it."""
+    """A foreign name of a key stays foreign when the agent replaces the profile."""
     host.write_kernel(".load", BODY)
     assert isinstance(
         apparmor_backend(host).install(PROFILE, BODY, replaceable=["web"], foreign=["web"]),

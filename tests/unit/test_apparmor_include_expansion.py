@@ -141,14 +141,14 @@ EXPANDED = {
 
 @pytest.mark.parametrize(("text", "expanded"), EXPANDED.values(), ids=EXPANDED)
 def test_each_include_rule_is_replaced(text, expanded):
-    """Comments show the rule and the file of each part."""
+    """Comments in the expanded text show the rule and the file of each part."""
     result = expand(text)
     assert result.text == expanded
     assert len(result.origins) == expanded.count("\n")
 
 
 def test_each_profile_includes_a_file_once():
-    """The parser includes a file again in another profile, hat or child profile."""
+    """The parser includes a file once in each profile, hat and child profile."""
     text = (
         "profile a {\n include <tunables/value>\n owner { include <tunables/value>\n}\n"
         "^hat {\n include <tunables/value>\n}\n include <tunables/value>\n}\n"
@@ -237,7 +237,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("text", "origin", "reason", "hint"), REFUSED.values(), ids=REFUSED)
 def test_a_text_that_cannot_be_expanded_has_a_reason(text, origin, reason, hint):
-    """The reason has the place of the rule, and the next step."""
+    """The reason contains the place of the include rule, and the next step."""
     with pytest.raises(ExpansionError, match=r".") as refused:
         expand(text)
     assert refused.value.origin == origin
@@ -252,7 +252,7 @@ def test_the_size_of_an_expanded_text_is_limited():
 
 
 def test_the_rules_have_their_positions():
-    """A keyword and its path can be on different lines."""
+    """The keyword and the path of an include rule can be on different lines."""
     text = 'abi\n <abi/3.0>\n,\n#include if exists \n  <a>\nprofile "x" { }\n'
     found = include_rules.rules(text)
     assert [(text[rule.start : rule.end], str(rule)) for rule in found] == [

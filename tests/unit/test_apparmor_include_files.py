@@ -26,7 +26,7 @@ def files(*directories):
 
 
 def test_a_name_is_a_file(top):
-    """The name is a path in the include directory."""
+    """The name of an include is a path in the include directory."""
     assert files(top).find("base") == (
         IncludedFile(name="base", path=f"{top}/base", text="/a r,\n"),
     )
@@ -34,7 +34,7 @@ def test_a_name_is_a_file(top):
 
 
 def test_a_directory_has_its_profiles_in_the_order_of_the_parser(top):
-    """Subdirectories, hidden files and files of package managers are ignored."""
+    """Subdirectories, hidden files and files of package managers are not included."""
     (top / "tunables/home.d/link").symlink_to("a")
     found = files(top).find("tunables/home.d")
     assert [file.name for file in found] == [
@@ -45,7 +45,7 @@ def test_a_directory_has_its_profiles_in_the_order_of_the_parser(top):
 
 
 def test_the_first_directory_that_contains_a_name_decides(top, tmp_path):
-    """A later directory only adds missing names."""
+    """A later include directory only adds names that are missing from the earlier directories."""
     more = tmp_path / "more"
     more.mkdir()
     (more / "base").write_text("/b r,\n")
@@ -68,7 +68,7 @@ def test_a_link_out_of_the_directory_is_refused(top, target, name):
 
 
 def test_a_file_in_a_directory_may_not_be_a_link_out_of_it(top):
-    """Files of an included directory follow the same rule."""
+    """A file of an included directory may not be a link that leads out of the directory."""
     (top / "tunables/home.d/z").symlink_to("../../../secret")
     with pytest.raises(IncludeFileError, match="leads out of the include directory"):
         files(top).find("tunables/home.d")
@@ -83,7 +83,7 @@ def test_a_file_in_a_directory_may_not_be_a_link_out_of_it(top):
     ],
 )
 def test_an_unusable_file_has_its_reason(top, make, reason):
-    """A special file is not opened, and a text must be UTF-8."""
+    """A special file is not opened, and an included text must be UTF-8."""
     make(top / "bad")
     with pytest.raises(IncludeFileError, match=reason):
         files(top).find("bad")

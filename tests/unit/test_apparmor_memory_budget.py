@@ -56,7 +56,9 @@ def test_the_parser_may_use_the_memory_that_the_container_has_left(tmp_path, pat
     ],
 )
 def test_an_unknown_usage_leaves_the_minimum(tmp_path, files, expected):
-    """If only the usage is unknown, the parser gets the minimum; without a limit, the maximum."""
+    """If only the usage is unknown, the parser gets the minimum; if there is no limit, it gets the
+    maximum.
+    """
     assert memory_budget.available_bytes(*cgroup(tmp_path, "/", **files)) == expected
 
 
@@ -85,7 +87,7 @@ def test_without_a_memory_cgroup_the_parser_may_use_the_maximum(tmp_path):
     ("left", "expected"), [(1024, [64, 960]), (128, [64, 64]), (100, [64, 100]), (40, [40, 40])]
 )
 def test_each_run_gets_the_memory_that_is_left(tmp_path, left, expected):
-    """A quick run gets 64 MiB at most; a full run leaves 64 MiB for a second parser if possible."""
+    """A quick run gets at most 64 MiB; a full run leaves 64 MiB for a second parser if possible."""
     backend = backend_with(tmp_path, f"{WAIT}ulimit -v >> {tmp_path}/runs; exit 1", left)
     inspected(backend, *source_keys("profile x {}"))
     assert [int(kib) // 1024 for kib in runs(tmp_path)] == expected
@@ -119,7 +121,7 @@ def test_the_memory_of_a_running_parser_is_subtracted_once(tmp_path):
 
 
 def test_no_second_parser_starts_with_less_than_the_minimum(tmp_path):
-    """The agent or the running parser may have used up the memory since the first start."""
+    """If a running parser and the agent have used up the memory, no second parser starts."""
     text = f"cd {tmp_path}; mkdir busy || touch both; sleep 0.2; rmdir busy"
     before_the_first_run = iter([128])
     backend = script_backend(
@@ -139,7 +141,7 @@ def test_without_memory_no_parser_starts(tmp_path):
 
 
 def test_a_parser_ends_when_the_memory_runs_out(tmp_path):
-    """The agent may need more memory while a parser runs."""
+    """A parser ends if the agent needs more memory while the parser runs."""
     text = f"touch {tmp_path}/started; exec sleep 600"
     backend = script_backend(
         tmp_path, text, free_memory=lambda: 0 if (tmp_path / "started").exists() else 64 * MIB
@@ -150,7 +152,9 @@ def test_a_parser_ends_when_the_memory_runs_out(tmp_path):
 
 
 def test_a_text_is_not_rejected_for_a_lack_of_memory_in_the_container(tmp_path):
-    """With the usual memory, the parser might have compiled the text."""
+    """With the usual amount of memory, the parser might have compiled the text, so the text is not
+    rejected.
+    """
     backend = backend_with(tmp_path, "echo Out of memory >&2; exit 10", left=63)
     (result,) = inspected(backend, *source_keys("profile x {}"))
     assert isinstance(result, Pending)

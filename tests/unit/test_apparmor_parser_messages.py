@@ -240,7 +240,7 @@ def test_the_next_step_for_a_missing_file_has_the_directory_and_the_version(mess
 
 
 def test_a_directory_without_features_files_permits_no_abi_rule():
-    """The only next step is to remove the rule."""
+    """If the directory contains no features files, the only next step is to remove the abi rule."""
     missing = parser_hints.missing_file("Could not open 'abi/4.0'")
     assert (
         parser_hints.missing_file_hint(
@@ -251,7 +251,7 @@ def test_a_directory_without_features_files_permits_no_abi_rule():
 
 
 def test_an_error_with_another_reason_is_about_no_missing_file():
-    """Only an error about a file that cannot be opened leads to this next step."""
+    """The next step about a missing file appears only if the parser could not open a file."""
     assert parser_hints.missing_file("syntax error, unexpected TOK_ID") is None
 
 

@@ -76,7 +76,7 @@ def test_other_bytes_are_an_error(content):
 
 
 def test_a_loop_and_an_index_outside_of_a_table_are_errors():
-    """The evaluation ends for any tables."""
+    """The evaluation of a state machine ends for all tables."""
     loop = PolicyDfa(blob(machine(base=(0, 0, DIFFERENCE), default=(0, 0, 2))))
     with pytest.raises(DfaError, match="loop"):
         loop.match(2, b"b")

@@ -128,12 +128,12 @@ def test_wrong_calls_and_missing_files_have_their_own_exit_status(capsys, words,
 
 
 def test_a_file_without_a_profile_is_an_error(tmp_path, capsys):
-    """The error message contains the path and the reason."""
+    """If a file does not contain a profile, the error message contains the path and the reason."""
     assert compared(tmp_path, capsys, profile(), {"hook": {}}) == (1, "")
 
 
 def test_a_resource_is_compared_with_its_profile(tmp_path, capsys):
-    """The formats that convert reads can be compared too."""
+    """The command also compares files in the formats that `convert` reads."""
     tree = profile(rule("personality"))
     plain, wrapped = tmp_path / "plain.json", tmp_path / "resource.yaml"
     plain.write_text(json.dumps(tree))

@@ -210,7 +210,7 @@ def test_a_head_with_too_many_lines_is_rejected_before_it_is_parsed(size):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1000, 100_000])
 def test_only_the_first_pipelined_request_is_parsed(size):
-    """The lines of later requests in the same piece do not count."""
+    """The lines of later pipelined requests do not count."""
     content = head(*["A: a"] * (HEADER_LINES - 1)) + 100 * head()
     parser = RequestParser()
     request, received = None, 0

@@ -1,4 +1,4 @@
-"""Every input that a source does not read as a profile is reported, with the reason."""
+"""Tests that each input that a source does not read as a profile is reported with the reason."""
 
 import json
 
@@ -58,7 +58,7 @@ def test_a_directory_reports_every_file_that_is_skipped_by_name(tmp_path, capsys
 
 
 def test_the_table_of_a_check_contains_the_notice(tmp_path, capsys):
-    """The notice is not only for programs."""
+    """The table shows the notice, as the JSON report does."""
     (tmp_path / "README.md").write_text("x")
     (tmp_path / "good.json").write_text(PROFILE)
     assert main(["check", str(tmp_path)]) == 0
@@ -68,7 +68,7 @@ def test_the_table_of_a_check_contains_the_notice(tmp_path, capsys):
 
 
 def test_oneshot_reports_skipped_inputs(tmp_path, capsys):
-    """The reasons of one profile set are in one notice."""
+    """One notice contains the reasons of one profile set."""
     (tmp_path / "source").mkdir()
     (tmp_path / "source/README.md").write_text("x")
     (tmp_path / "source/good.json").write_text(PROFILE)
@@ -84,7 +84,9 @@ def test_oneshot_reports_skipped_inputs(tmp_path, capsys):
 
 
 def test_a_manifest_reports_resources_that_are_not_configmaps(tmp_path):
-    """The names of resources contain kind and namespace, and keys contain their ConfigMap."""
+    """The names of resources contain the kind and the namespace, and the names of keys contain
+    their ConfigMap.
+    """
     path = tmp_path / "all.yaml"
     path.write_text(f"{CONFIG_MAP}---{RESOURCE}---\nkind: Pod\nmetadata: {{name: x}}\n")
     (snapshot,) = ManifestSource(str(path)).read()
@@ -107,7 +109,7 @@ def test_a_manifest_reports_resources_that_are_not_configmaps(tmp_path):
     ],
 )
 def test_a_manifest_without_configmaps_is_one_error(tmp_path, capsys, text, name, hint):
-    """The message describes the content of the file, and the next step."""
+    """The message describes the content of the file, and contains the next step."""
     path = tmp_path / "web.yaml"
     path.write_text(text)
     assert main(["check", "--output=json", str(path)]) == 1
@@ -121,7 +123,7 @@ def test_a_manifest_without_configmaps_is_one_error(tmp_path, capsys, text, name
 
 
 def test_an_emptied_directory_describes_its_files(tmp_path, capsys):
-    """The notice is part of the error, so that one mistake causes one message."""
+    """The error contains the notice, so that one mistake causes one message."""
     (tmp_path / "web.txt").write_text(PROFILE)
     assert main(["check", "--output=json", str(tmp_path)]) == 1
     (error,) = problems(capsys)

@@ -191,7 +191,7 @@ def test_status_reports_changed_and_missing_files_without_a_lock(run, top):
 
 
 def test_a_file_of_an_unfinished_installation_is_reported_and_removed_with_its_key(run, top):
-    """The agent was killed after it wrote the file and before it recorded the installation."""
+    """The agent is killed after it writes the file and before it records the installation."""
     run()
     (path,) = (top / "root" / STATE / "entries").iterdir()
     stored = json.loads(path.read_text())
@@ -257,7 +257,7 @@ def test_check_reports_a_parser_that_runs_without_a_sandbox(top, capsys, monkeyp
 
 
 def test_check_uses_the_files_of_include_directories(top, capsys, monkeypatch):
-    """A line of a finding refers to the original text, or to an included file."""
+    """The line in a finding refers to the original text, or to an included file."""
     monkeypatch.chdir(top)
     (top / "d/abstractions").mkdir(parents=True)
     (top / "d/abstractions/web").write_text("  /srv/** r,\n  /opt/tool ux,\n")

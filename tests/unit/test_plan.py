@@ -718,7 +718,7 @@ def test_an_undesired_staged_version_is_removed(observed, evidence):
     ],
 )
 def test_an_undesired_staged_version_is_held_like_an_installed_version(use, options, reason):
-    """A staged profile needs the same proof of disuse as an installed profile."""
+    """A staged profile needs the same proof that it is unused as an installed profile."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     observation = Observation(profiles={"web": fact("v1", is_agent_object=True)}, uses={"web": use})
     (hold,) = decide(desired(), stored, observation=observation, **options)
@@ -783,7 +783,7 @@ def test_a_name_that_only_an_unfinished_update_added_is_removed():
 
 @pytest.mark.parametrize("content", ["v1", "v2"])
 def test_an_unfinished_installation_of_another_key_is_repeated(content):
-    """A key was renamed after a kill, so the profile on the node is not foreign."""
+    """A key is renamed after a kill, and the profile on the node does not count as foreign."""
     stored = LedgerEntry(id=key("old"), provenance="installed", staged=version("v1"))
     observation = Observation(profiles={"web": fact("v1", is_agent_object=True)})
     new = profile(key("new"), content=content)
@@ -794,7 +794,9 @@ def test_an_unfinished_installation_of_another_key_is_repeated(content):
 
 
 def test_a_staged_name_of_an_unrelated_set_can_move():
-    """No source provides the set of the staged version any more, but another key has its name."""
+    """A key may take over a staged name if no source provides the profile set of the staged
+    version.
+    """
     stored = LedgerEntry(
         id=key(origin="configmap ns/old"), provenance="installed", staged=version("v1")
     )
@@ -842,7 +844,7 @@ def test_a_staged_version_stays_while_its_key_is_not_accepted(state, reason):
 
 
 def test_a_staged_version_stays_while_its_key_is_blocked():
-    """A foreign profile has a name of the new version, so the key has no installed version."""
+    """If a foreign profile blocks a key without an installed version, the staged version stays."""
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     observation = Observation(
         profiles={"web": fact("v1", is_agent_object=True), "new": fact(is_agent_object=False)},
@@ -855,7 +857,7 @@ def test_a_staged_version_stays_while_its_key_is_blocked():
 
 
 def test_a_rejected_key_keeps_a_staged_version_that_it_needs():
-    """A key was renamed and rejected after a kill, so its profile stays on the node."""
+    """If a key is renamed and then rejected after a kill, its staged profile stays on the node."""
     refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
     stored = LedgerEntry(id=key("old"), provenance="installed", staged=version("v1"))
     needed = replace(desired(), rejections={refused.id: refused})

@@ -116,7 +116,9 @@ def include_directory(tmp_path):
 
 
 def test_an_inlined_profile_has_no_include_rules(tmp_path):
-    """The output is the text of one profile, even if its name is not that of a profile."""
+    """The output is the text of one profile, even if the name of the file does not end like the
+    name of a profile.
+    """
     include = include_directory(tmp_path)
     (tmp_path / "web.txt").write_text(INCLUDING)
     result = render.inline(str(tmp_path / "web.txt"), [include])
@@ -124,7 +126,7 @@ def test_an_inlined_profile_has_no_include_rules(tmp_path):
 
 
 def test_config_maps_can_have_inlined_profiles(tmp_path):
-    """Include rules of AppArmor profiles are replaced; other profiles stay the same."""
+    """Include rules of AppArmor profiles are replaced; other profiles do not change."""
     include = include_directory(tmp_path)
     top = tmp_path / "set"
     top.mkdir()
@@ -147,7 +149,7 @@ def test_config_maps_can_have_inlined_profiles(tmp_path):
 
 
 def test_a_profile_that_cannot_be_inlined_has_a_reason(tmp_path):
-    """A missing file, a file that is too large and an absolute include are reported."""
+    """A missing file, a large file and an absolute include are reported."""
     include = include_directory(tmp_path)
     absent = render.inline(str(tmp_path / "absent"), [include])
     assert (absent.read, absent.mistakes) == (

@@ -23,7 +23,9 @@ def line(number, padding=""):
 
 
 def test_the_size_of_the_chunks_does_not_change_the_events():
-    """Lines may end anywhere in a chunk, empty lines are skipped, and the last needs no end."""
+    """Lines may end anywhere in a chunk, empty lines are skipped, and the last line needs no line
+    break.
+    """
     body = b"\n".join([line(0), line(1), b"", b"  ", line(2)])
     expected = [{"type": "ADDED", "object": {"number": number, "x": ""}} for number in range(3)]
     for size in range(1, len(body) + 1):
@@ -36,5 +38,5 @@ def test_a_long_event_in_small_chunks_is_read_in_bounded_time():
     begin = time.process_time()
     (event,) = responses.watch_events(ChunkedResponse(body, 16))
     assert len(event["object"]["x"]) == 3 << 20
-    # Copying the line for each chunk needed several minutes; one copy needs a second.
+    # A copy of the line for each chunk would take several minutes; a single copy takes a second.
     assert time.process_time() - begin < 20.0

@@ -210,7 +210,9 @@ def test_a_file_of_a_known_format_gets_one_message(tree, where, hint):
 
 
 def test_a_resource_in_yaml_gets_the_command_that_converts_it():
-    """A key whose name ends in .json may contain YAML."""
+    """A key whose name ends in .json may contain YAML, and its finding names the command that
+    converts it.
+    """
     (error,) = errors(b"apiVersion: x/v1\nkind: SeccompProfile\nspec: {}\n")
     assert error.code == "not_json"
     assert "profile-loader convert FILE" in error.hint

@@ -254,7 +254,7 @@ def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_i
         [((0, "EQ", 5), (2, "GE", 8)), ((2, "LT", 9),)],
         [((0, "NE", 5), (2, "EQ", 8)), ((2, "EQ", 9),)],
         [((0, "EQ", 5), (2, "EQ", 8)), ((0, "NE", 5),)],
-        # A range shares no comparison with an equality.
+        # A range has no comparison in common with an equality.
         [((0, "GT", 5), (2, "EQ", 8)), ((0, "EQ", 5), (1, "EQ", 1))],
         [((0, "LE", 5), (2, "NE", 8)), ((0, "EQ", 8),)],
         # The rules have opposite comparisons.
@@ -268,7 +268,9 @@ def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_i
     ],
 )
 def test_comparisons_that_libseccomp_compiles_correctly_are_accepted(rules):
-    """A range may come last, or earlier if libseccomp does not merge the trees of two rules."""
+    """A range may come last; it may come earlier if libseccomp does not merge the trees of two
+    rules.
+    """
     assert check(profile(*(rule("clone", *conditions) for conditions in rules)))[1] == []
 
 

@@ -1,4 +1,6 @@
-"""Warnings appear exactly for profiles under which a runtime cannot start a container."""
+"""Tests that warnings appear exactly for profiles under which a runtime cannot start a
+container.
+"""
 
 import json
 
@@ -16,7 +18,9 @@ NEWEST = "futex_waitv"  # a later call than any call that a runtime needs
 
 
 def warning(allowed, floor=""):
-    """Return the code and the message of the warning about an allow list; None without one."""
+    """Return the code and the message of the warning about an allow list, or None without a
+    warning.
+    """
     tree = {
         "defaultAction": "SCMP_ACT_ERRNO",
         "architectures": ["SCMP_ARCH_X86_64"],
@@ -31,7 +35,7 @@ def warning(allowed, floor=""):
 
 
 def test_a_profile_with_every_needed_call_has_no_warning():
-    """The lists are sufficient, although programs need more calls."""
+    """The listed calls are sufficient for a runtime, although programs need more calls."""
     assert warning(EVERY | PROGRAM) is None
 
 
@@ -60,7 +64,7 @@ def test_each_needed_call_alone_causes_a_warning(name):
     ],
 )
 def test_a_call_that_a_runtime_replaces_is_not_needed_alone(missing, needed):
-    """The runtime uses other calls instead of openat2, and then needs those calls."""
+    """A runtime that lacks openat2 uses other calls instead, and then needs those calls."""
     found = warning((EVERY | PROGRAM) - missing)
     assert (found is None) == (needed is None)
     assert needed is None or needed in found[1]
@@ -76,7 +80,7 @@ def test_a_profile_that_only_suits_no_new_privs_is_limited():
 
 
 def test_programs_need_their_own_call():
-    """A runtime starts the container, but no program in C or Go can run."""
+    """With such a profile, a runtime starts the container, but no program in C or Go can run."""
     code, message, hint = warning(EVERY)
     assert code == "start_impossible"
     assert message == (

@@ -1,4 +1,4 @@
-"""The limits of structure: modules, functions and classes stay small, without exceptions."""
+"""Tests of the limits of structure, which keep modules, functions and classes small."""
 
 import ast
 import re
@@ -12,8 +12,8 @@ ROOT = Path(agent.__file__).parent
 MODULES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(ROOT.rglob("*.py"))}
 TREES = {name: ast.parse(text) for name, text in MODULES.items()}
 ALLOWED_EXCEPTIONS = {
-    "A002",  # a parameter has the name of an option
-    "ARG002",  # a parameter belongs to a protocol
+    "A002",  # a parameter that has the name of an option
+    "ARG002",  # a parameter that belongs to a protocol
     "BLE001",  # an error of a library or of a thread must not end the agent
     "S603",  # commands.py is the only module that starts processes
     "SIM115",  # standard streams stay open
@@ -52,13 +52,13 @@ def attributes(class_: ast.ClassDef) -> set[str]:
 
 
 def test_modules_have_at_most_400_lines() -> None:
-    """A longer module has several responsibilities."""
+    """A module with more than 400 lines has several responsibilities."""
     lengths = {name: len(text.splitlines()) for name, text in MODULES.items()}
     assert {name: lines for name, lines in lengths.items() if lines > 400} == {}
 
 
 def test_functions_have_at_most_50_lines() -> None:
-    """The limit includes the signature and the docstring."""
+    """The 50 lines of a function include its signature and its docstring."""
     lengths = {
         f"{name}: {node.name}": (node.end_lineno or 0) - node.lineno + 1
         for name, node in nodes(ast.FunctionDef)
@@ -67,7 +67,7 @@ def test_functions_have_at_most_50_lines() -> None:
 
 
 def test_classes_have_at_most_10_attributes() -> None:
-    """A class that is only a value may have more fields."""
+    """A class that only represents a value may have more fields."""
     counts = {f"{name}: {node.name}": len(attributes(node)) for name, node in nodes(ast.ClassDef)}
     assert {name: count for name, count in counts.items() if count > 10} == {}
 

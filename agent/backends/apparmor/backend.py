@@ -42,7 +42,7 @@ class AppArmorBackend:
     """Handles the AppArmor profiles of one host. Implements agent.core.ports.ProfileBackend. Only
     the main thread uses the backend.
 
-    The attributes are the parts of the backend.
+    Each attribute of the backend is one of its parts.
     """
 
     def __init__(  # noqa: PLR0913 - keyword-only

@@ -381,7 +381,9 @@ def _verified(
 
 
 def _declared(body: bytes, names: frozenset[str]) -> tuple[compiled_policy.DeclaredProfile, ...]:
-    """Return the profiles of a compiled policy. Raises PolicyError if their names are others."""
+    """Return the profiles of a compiled policy. Raises PolicyError if the policy contains other
+    names than the expected ones.
+    """
     declared = compiled_policy.read(body)
     if sorted(each.name for each in declared) != sorted(names):
         raise compiled_policy.PolicyError("it declares other names than were checked")

@@ -29,7 +29,7 @@ class DfaError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """One array of numbers in the blob."""
+    """An array of numbers in the blob."""
 
     offset: int
     width: int
@@ -37,7 +37,7 @@ class _Table:
 
 
 class PolicyDfa:
-    """One state machine."""
+    """A state machine of a compiled policy."""
 
     def __init__(self, blob: bytes) -> None:
         """Read the tables. Raises DfaError."""
@@ -106,7 +106,8 @@ def permissions(dfa: PolicyDfa, state: int, table: Sequence[int] | None) -> int:
     Args:
         dfa: the state machine.
         state: the state.
-        table: the allowed permissions by index; None if the state machine contains the permissions.
+        table: the allowed permissions by index; None if the state machine itself contains the
+            permissions.
     """
     accepted = dfa.accept(state)
     if table is None:

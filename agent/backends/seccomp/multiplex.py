@@ -8,9 +8,9 @@ an allowing rule allows the whole operation. Other conditions compare arguments 
 does not have.
 
 libseccomp may therefore allow an operation that the profile denies. `closed` adds a rule that
-denies the multiplexing call if only 32-bit programs can use the call. Any other such profile is
-rejected, and so is a profile whose rules libseccomp cannot combine in one filter. A profile that
-itself allows the multiplexing call only causes a warning.
+denies the multiplexing call if only 32-bit programs can use the call. Every other profile with this
+problem is rejected, and so is a profile whose rules libseccomp cannot combine in one filter. A
+profile that itself allows the multiplexing call only causes a warning.
 """
 
 from collections.abc import Iterator, Mapping

@@ -133,7 +133,8 @@ def _denied(profile: Meaning, names: frozenset[str]) -> list[str]:
 def _relevant(floor: releases.RuntimeFloor) -> Iterator[Measured]:
     """Return the measured releases, without releases that are older than the floor.
 
-    The newest release that is not newer than the floor stays, because it is the closest one.
+    The newest release that is not newer than the floor stays, because its measurement is the
+    closest one.
     """
     floors = {"runc": floor.runc, "crun": floor.crun}
     for measured in MEASURED:

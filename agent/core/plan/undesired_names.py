@@ -87,8 +87,8 @@ class UndesiredNamePlanner:
     def _undecided_names(self, entry: LedgerEntry) -> dict[str, Evidence]:
         """Return the names that an entry owns, and the names of its staged version.
 
-        The staged names of an existing key without an accepted version, or of a blocked key, are
-        not included, because the next accepted version of the key may contain them.
+        The names exclude the staged names of an existing key that has no accepted version or is
+        blocked, because the next accepted version of the key may contain them.
         """
         names = owned_names(entry)
         id_, desired = entry.id, self.context.desired

@@ -325,7 +325,9 @@ def a_kill_at_a_named_point_ends_in_the_same_state():
 
 
 def a_key_that_disappears_after_a_kill_leaves_no_profile_of_the_agent():
-    """A profile of an unfinished installation is held while in use, and removed afterwards."""
+    """A profile of an unfinished installation is held while a process uses it, and is removed
+    afterwards.
+    """
     for point in ("before_a_load_is_recorded", "before_it_is_committed"):
         killed_after_a_load(point)
         with Confined("new"), Daemon() as running:
@@ -340,7 +342,9 @@ def a_key_that_disappears_after_a_kill_leaves_no_profile_of_the_agent():
 
 
 def a_foreign_profile_in_place_of_an_unfinished_installation_stays():
-    """Equal bytes of another program are no proof of ownership; the report has the profile."""
+    """If another program loads equal bytes, this is no proof of ownership, and the report lists the
+    profile.
+    """
     killed_after_a_load("before_it_is_committed")
     for option in ("-R", "-a"):
         assert parser(plain("new"), option)[0] == 0, option
