@@ -227,7 +227,7 @@ def _run_passes(config: Config, *, restore: bool) -> int:
         run = oneshot.restore if restore else oneshot.run_once
         with Progress(sys.stderr, os.environ, quiet=config.quiet) as progress:
             report = run(config, progress.show)
-    # The result contains the findings already.
+    # The result already contains the findings.
     logs.log(report, with_findings=config.log_level != "auto")
     return console.print_report(report, config)
 

@@ -205,7 +205,7 @@ def build_reconciler(
 
 
 def acknowledgements(config: Config) -> Acknowledgements:
-    """Return the warnings that the operator or this package accepts."""
+    """Return the acknowledgements that the operator or this package gives."""
     return SHIPPED | {parse_acknowledgement(text) for text in config.acknowledge_warning}
 
 
@@ -392,5 +392,5 @@ def _bind_failure(error: OSError, address: str) -> str:
             "another process uses this port. Pass another address, or off. This command shows the "
             f"process: ss -ltnp 'sport = :{port}'"
         )
-    # Python adds a remark in parentheses to the text of the system.
+    # Python adds a remark in parentheses to the error message of the system.
     return f"{(error.strerror or str(error)).partition(' (while')[0]}. Pass another address, or off"

@@ -36,7 +36,7 @@ ENVIRONMENT: Final = (
 # If the terminal has fewer columns, an explanation begins on the line below its term.
 _NARROW: Final = 70
 _TERM_COLUMNS: Final = 24
-_OVERVIEW_EXAMPLES: Final = ("run", "check", "status")  # More would not fit on a screen.
+_OVERVIEW_EXAMPLES: Final = ("run", "check", "status")  # More lines would not fit on a screen.
 _COMMON_STATUSES: Final = {
     2: "The command line, the environment or the configuration file has a mistake. Nothing was "
     "changed.",

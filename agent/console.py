@@ -1,6 +1,6 @@
 """Prints the report of a command as a table, as JSON, or only its errors.
 
-agent.reporting makes the texts. agent.__main__ decides which report is printed.
+agent.reporting produces the texts. agent.__main__ decides which report is printed.
 """
 
 import os

@@ -21,7 +21,7 @@ class Heartbeat:
         Args:
             clock: returns monotonic seconds.
             progress: shows the user of a command the kind of work, the number of its finished parts
-                and the number of all its parts.
+                and the total number of parts.
         """
         self.clock = clock
         self.progress = progress

@@ -1,4 +1,4 @@
-"""Access to the state directory: the lock of the agent, and the check of the owner.
+"""Access to the state directory: the lock of the agent, and the check of the directory's owner.
 
 Only one agent may change a node, so each command that changes the node holds the lock. agent.host
 contains the lock itself, and agent.host.ledger the files of the directory.

@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def no_progress(_work: str, _finished: int, _total: int) -> None:
-    """Show nothing, for callers without a user."""
+    """Show no progress, for callers without a user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -210,7 +210,8 @@ def exit_status(
     Args:
         report: the report.
         allow_unsupported: whether unsupported kinds do not count.
-        detailed: whether planned changes have a status of their own, unless another status applies.
+        detailed: whether planned changes have a separate exit status, unless another status
+            applies.
     """
     if any(finding.code in _LABEL_FAILURES for finding in report.findings):
         return 3

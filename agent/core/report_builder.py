@@ -276,7 +276,7 @@ def _last_good(id_: KeyId, desired: Desired) -> ProfileState:
 
 
 def _source_findings(result: PassResult) -> Iterator[Finding]:
-    """Yield why profile sets were not read or provide no profile."""
+    """Yield a finding for each profile set that was not read or provides no profile."""
     recorded = {outcome.action.id.profile_set for outcome in result.outcomes}
     for profile_set, snapshot in result.desired.profile_sets.items():
         finding = source_finding(snapshot, had_profiles=profile_set in recorded)

@@ -1,7 +1,7 @@
-"""The progress of a command that checks, compiles or installs many profiles.
+"""Shows the progress of a command that checks, compiles or installs many profiles.
 
-On a terminal, one line is rewritten. Otherwise a line is written every 10 seconds, so that the log
-of a CI job shows that the command is alive.
+On a terminal, one line is rewritten. Otherwise, a line is written every 10 seconds, so that the log
+of a CI job shows that the command is still running.
 """
 
 import shutil
@@ -33,12 +33,12 @@ class Progress:
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start to measure the time.
+        """Start the measurement of the time.
 
         Args:
             stream: the stream to write to, usually standard error.
             environ: the environment. With TERM=dumb, no line is rewritten.
-            quiet: whether nothing is written.
+            quiet: whether to write nothing.
             clock: returns monotonic seconds.
         """
         self._stream = stream
@@ -65,9 +65,9 @@ class Progress:
         """Write the progress, unless it was written a short time ago.
 
         Args:
-            work: the kind of work. The rate is measured from the begin of the same work.
+            work: the kind of work. The rate is measured from the start of the current kind of work.
             finished: the number of finished parts.
-            total: the number of all parts.
+            total: the total number of parts.
         """
         now = self._clock()
         if work != self._work:

@@ -92,7 +92,7 @@ def errors(report: Report, *, width: int) -> str:
 
 
 def origins(report: Report) -> str:
-    """Return a line with the source and the digest of each profile. No line is wrapped."""
+    """Return lines with the source and the digest of each profile. No line is wrapped."""
     lines = []
     for row in report.profiles:
         digest = f", sha256 {row.source_digest}" if row.source_digest else ""

@@ -15,7 +15,8 @@ PACKAGES = {
     "helm": "helm.sh/helm/v3/cmd/helm",
     "helm-unittest": "github.com/helm-unittest/helm-unittest/cmd/helm-unittest",
 }
-# Like the makefile of helm, these flags set the Kubernetes version of commands without a cluster.
+# Like the makefile of helm, these flags set the Kubernetes version for commands that run without a
+# cluster.
 VERSIONS = " ".join(
     f"-X helm.sh/helm/v3/pkg/{package}.k8sVersion{part}={number}"
     for package in ("chartutil", "lint/rules")

@@ -4,7 +4,7 @@ This module does not define any right of the agent. The user, the capabilities, 
 file system, profiles, mounts, namespaces and limits come from the pod that kustomize builds. If the
 pod does not set a field, the field gets the default that containerd uses for the kubelet (its
 packages pkg/oci and internal/cri). The seccomp profile of CRI-O and Podman from Debian's package
-serves as RuntimeDefault. Its conditions are evaluated in the same way as by these runtimes.
+serves as RuntimeDefault. This module evaluates the conditions of the profile as these runtimes do.
 """
 
 import copy

@@ -1,4 +1,6 @@
-"""The Helm chart creates the same objects as the kustomization, and helm-unittest accepts it."""
+"""Tests that the Helm chart creates the same objects as the kustomization, and that helm-unittest
+accepts the chart.
+"""
 
 import json
 import re
@@ -9,10 +11,10 @@ import yaml
 from tests.system import charts, kustomize
 
 VALUES = charts.CHART.parent / "values"
-# `settings` only copies the values of a user's kustomization.
+# The component `settings` only copies the values of a user's kustomization.
 COMPONENTS = [name for name in kustomize.COMPONENTS if name != "settings"]
 ONLY_IN_THE_CHART = {"helm.sh/chart", "app.kubernetes.io/managed-by"}
-# Both tools add a hash to the name of this ConfigMap, and each has its own kind of hash.
+# Both tools add a hash to the name of this ConfigMap, but the hashes differ.
 HASHED = re.compile(r"\b(profile-loader-own-seccomp)-[a-z0-9]{10}\b")
 
 
@@ -52,7 +54,7 @@ def test_the_default_values_equal_the_base():
 
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_a_values_file_equals_the_component_of_its_name(name):
-    """The values file of a component selects exactly what the component changes."""
+    """The values file of a component has the same effect as the component."""
     rendered = charts.template("--values", VALUES / f"{name}.yaml")
     assert compared(rendered) == compared(kustomize.text(name))
 
@@ -67,7 +69,7 @@ def test_the_values_of_monitoring_equal_the_kustomization():
 
 
 def test_every_component_has_a_values_file():
-    """No values file exists without its component."""
+    """Each component has a values file, and each values file has a component."""
     expected = {*COMPONENTS, "monitoring"}
     assert {path.stem for path in VALUES.iterdir()} == expected
 
@@ -106,7 +108,7 @@ def test_the_unit_tests_of_the_chart_pass():
 
 
 def test_a_package_contains_every_file(tmp_path):
-    """A packaged chart renders the same objects: links are replaced by their content."""
+    """A packaged chart, which contains files instead of links, renders the same objects."""
     charts.helm("package", charts.CHART, "--destination", tmp_path)
     (package,) = tmp_path.iterdir()
     rendered = charts.helm("template", charts.RELEASE, package, "--namespace", "profile-loader")
@@ -126,13 +128,15 @@ def test_no_value_removes_the_admission_policy():
 
 @pytest.mark.parametrize("name", ["policy.enabled", "admissionPolicy.create", "rbac.create"])
 def test_an_unknown_value_is_rejected(name):
-    """A value that other charts have does not silently have no effect."""
+    """If a user sets a value that only other charts have, helm reports an error."""
     done = charts.run("helm", "template", "x", charts.CHART, "--set", f"{name}=false", check=False)
     assert (done.returncode, "additional properties" in done.stderr.lower()) == (1, True), done
 
 
 def test_an_older_kubernetes_is_rejected():
-    """The chart is not installed where the policy cannot read the claims of tokens."""
+    """Helm does not install the chart on a Kubernetes version whose policies cannot read the claims
+    of tokens.
+    """
     words = ("template", "x", charts.CHART, "--kube-version", "1.29.9")
     done = charts.run("helm", *words, check=False)
     assert (done.returncode, "kubeVersion: >=1.30.0-0" in done.stderr) == (1, True), done.stderr

@@ -1,7 +1,8 @@
-"""helm installs, upgrades, rolls back and uninstalls the chart on a real API server.
+"""Tests that helm installs, upgrades, rolls back and uninstalls the chart on a real API server.
 
-A real agent runs all the time with a token of the chart's service account, which has another name
-than the chart. The labels of its Node stay, and the admission policy limits the token throughout.
+A real agent runs during the whole test, with a token of the chart's service account. The name of
+the account differs from the name of the chart. The labels of the agent's Node stay, and the
+admission policy limits the token throughout.
 """
 
 import contextlib
@@ -89,7 +90,7 @@ def running_agent(kubeconfig, root, log):
 
 
 class Observer:
-    """Repeatedly reads the labels of the Node, and records the sets that differ."""
+    """Reads the labels of the Node repeatedly, and records each different set."""
 
     def __init__(self, cluster):
         self.cluster = cluster
@@ -124,7 +125,7 @@ def may_list_pods(agent):
 
 
 def test_the_life_of_a_release(cluster, chart, tmp_path):
-    """Labels stay, and the policy limits the renamed account, in every step."""
+    """In every step, the labels stay, and the policy limits the renamed account."""
     helm(
         cluster, "install", charts.RELEASE, chart, *WAIT,
         "--set", f"serviceAccount.name={ACCOUNT}",
@@ -192,7 +193,7 @@ def test_a_failed_policy_leaves_no_rights(cluster, chart):
 
 
 def test_the_chart_takes_over_an_installation_of_kustomize(cluster, chart, tmp_path):
-    """`--take-ownership` continues an installation without deleting an object."""
+    """With `--take-ownership`, helm continues an installation without deleting an object."""
     folder = kustomize.write(tmp_path / "cluster")
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", folder)
     path = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/profile-loader"

@@ -63,7 +63,9 @@ def test_a_full_disk_fails_the_installation_and_leaves_no_partial_file(tmp_path,
 
 
 def test_a_read_only_disk_keeps_the_previous_file(tmp_path, mount):
-    """If an update cannot be written, this is reported, and the previous file is unchanged."""
+    """If an update cannot be written, the failure is reported, and the previous file is
+    unchanged.
+    """
     root = tmp_path / "root"
     mount(root, "-t", "tmpfs", "tmpfs")
     assert oneshot(root, source(tmp_path))[0] == 0

@@ -1,4 +1,4 @@
-"""Specification of warnings that the operator accepts for one version of a profile."""
+"""Tests of warnings that the operator accepts for one version of a profile."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def acknowledged(inspected):
 
 @pytest.mark.parametrize("prefix", [DIGEST, DIGEST[:12]])
 def test_a_warning_is_acknowledged_by_its_code_and_a_digest(prefix):
-    """Other warnings about the same profile still call for attention."""
+    """Other warnings about the same profile are still shown."""
     inspected = profile(FindingCode.NOT_ENFORCING, FindingCode.ABI_MISSING)
     result = acknowledge(inspected, {("not_enforcing", prefix)})
     assert acknowledged(result) == [True, False]
@@ -47,20 +47,20 @@ def test_an_acknowledgement_does_not_apply_to_another_version():
 
 
 def test_only_warnings_are_marked():
-    """An acknowledgement of another severity, which `parse` rejects, would have no effect."""
+    """An acknowledgement of another severity has no effect, and `parse` rejects it."""
     inspected = profile(FindingCode.RULE_ADDED)
     assert acknowledged(acknowledge(inspected, {("rule_added", DIGEST)})) == [False]
 
 
 def test_an_unfinished_check_is_returned_unchanged():
-    """Only an accepted profile has a digest."""
+    """Only an accepted profile has a digest, so other results do not change."""
     pending = Pending(id=ID, source=b"")
     assert acknowledge(pending, {("not_enforcing", DIGEST)}) is pending
 
 
 @pytest.mark.parametrize("text", [f"abi_missing@{DIGEST}", f"abi_missing@sha256:{DIGEST}"])
 def test_the_prefix_sha256_is_optional(text):
-    """Tools such as sha256sum print the digest without a prefix, and registries with one."""
+    """sha256sum prints a digest without a prefix, and registries use a prefix."""
     assert parse(text) == ("abi_missing", DIGEST)
 
 
@@ -84,7 +84,7 @@ def test_other_texts_are_no_acknowledgements(text, answer):
 
 
 def test_the_built_in_acknowledgements_are_valid_and_about_shipped_profiles():
-    """A changed profile needs a decision about its warnings."""
+    """If a shipped profile changes, somebody must decide about its warnings again."""
     files = [path for path in PROFILES.rglob("*") if path.is_file()]
     digests = {model.digest(path.read_bytes()) for path in files}
     assert {digest for _, digest in SHIPPED} <= digests

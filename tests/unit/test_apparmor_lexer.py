@@ -17,7 +17,7 @@ VERSIONS_THAT_READ_THE_INCLUDE = {
     'include\n"/p"\n': (),
     '# include "/p"\n': (),
     '#include "/p"\n': ALL,
-    '#include "/p"': (),  # The parser needs a line break.
+    '#include "/p"': (),  # The parser needs a line break after the path.
     '{ : include "/p"\n': ("3.0", "4.0.0", "4.0.2", "4.1.0"),
     'priority=#x\ninclude "/p"\n': ("3.0", "4.0.0", "4.0.2"),
     'priority=5include "/p"\n': ("4.1.0", "5.0.0", "5.0.1"),

@@ -1,4 +1,4 @@
-"""Specification of what a user sees: the installed command in a process of its own."""
+"""Tests of the output that a user sees: the installed command runs in a separate process."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def words(text):
 
 
 def test_a_single_run_prints_the_table_and_logs_nothing(run):
-    """Every finding is in the table, and only there."""
+    """The table contains every finding, and the log contains none."""
     done = run(*ONESHOT)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[:2] == [
@@ -58,7 +58,9 @@ def test_a_single_run_prints_the_table_and_logs_nothing(run):
 
 
 def test_verbose_shows_changes_sources_and_acknowledged_warnings(run):
-    """The log has the actions, and the table has the digests that acknowledgements need."""
+    """With --verbose, the log contains the actions, and the table contains the digests for
+    acknowledgements.
+    """
     done = run(*ONESHOT, "-v", "--log-format=json")
     events = [json.loads(line)["event"] for line in done.stderr.splitlines()]
     assert events == ["profile_installed", "pass_finished"]
@@ -68,7 +70,7 @@ def test_verbose_shows_changes_sources_and_acknowledged_warnings(run):
 
 
 def test_a_log_level_adds_the_findings_to_the_log(run, tmp_path):
-    """A unit whose output is a structured log passes --log-level."""
+    """With --log-level, the log also contains the findings."""
     (tmp_path / "source/bad.json").write_text(BAD)
     done = run(*ONESHOT, "--log-level=error", "--log-format=json")
     assert [json.loads(line)["key"] for line in done.stderr.splitlines()] == ["bad.json"]
@@ -78,7 +80,7 @@ def test_a_log_level_adds_the_findings_to_the_log(run, tmp_path):
     "command", [ONESHOT, ("check", "source"), ("check", "source", "--output=json")]
 )
 def test_quiet_leaves_errors_and_the_exit_status(run, tmp_path, command):
-    """Without an error, nothing is printed; with errors, only the errors are printed."""
+    """If there are no errors, nothing is printed; otherwise, only the errors are printed."""
     done = run(*command, "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     (tmp_path / "source/bad.json").write_text(BAD)
@@ -89,14 +91,16 @@ def test_quiet_leaves_errors_and_the_exit_status(run, tmp_path, command):
 
 
 def test_quiet_and_verbose_exclude_each_other(run):
-    """The answer names both options."""
+    """The error message names both options."""
     done = run("check", "source", "-q", "-v")
     assert done.returncode == 2
     assert "--verbose and --quiet exclude each other. Pass one of them." in done.stderr
 
 
 def test_the_daemon_logs_that_it_starts_and_stops(tmp_path):
-    """The first line has the version, the sources, the addresses and the backends."""
+    """The first line of the log contains the version, the sources, the addresses and the
+    backends.
+    """
     (tmp_path / "root").mkdir()
     (tmp_path / "audit.json").write_text(AUDIT)
     process = subprocess.Popen(
@@ -121,7 +125,7 @@ def test_the_daemon_logs_that_it_starts_and_stops(tmp_path):
 
 
 def test_a_dry_run_with_pending_changes_is_not_converged(run):
-    """The exit status stays 0, and is 5 with --detailed-exitcode."""
+    """If a dry run plans changes, the exit status is 0, or 5 with --detailed-exitcode."""
     for more, status in (((), 0), (("--detailed-exitcode",), 5)):
         done = run(*ONESHOT, "--dry-run", "--output=json", *more)
         document = json.loads(done.stdout)
@@ -141,14 +145,14 @@ def test_a_dry_run_with_pending_changes_is_not_converged(run):
     ],
 )
 def test_other_statuses_take_precedence_over_pending_changes(run, tmp_path, more, status):
-    """Status 5 means that changes are pending and that nothing is wrong."""
+    """Status 5 means that changes are pending and that there are no errors."""
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/bad.json").write_text(BAD)
     assert run(*ONESHOT, "--dry-run", "--detailed-exitcode", *more).returncode == status
 
 
 def test_the_detailed_status_needs_a_dry_run(run):
-    """Without a dry run, no change is pending."""
+    """Without --dry-run, no changes are pending, so --detailed-exitcode is rejected."""
     done = run(*ONESHOT, "--detailed-exitcode")
     assert (done.returncode, "--detailed-exitcode needs --dry-run" in done.stderr) == (2, True)
 
@@ -205,13 +209,15 @@ def test_an_acknowledged_warning_is_only_in_the_json_report(run, tmp_path):
     ],
 )
 def test_only_a_warning_about_one_version_can_be_acknowledged(run, value, answer):
-    """Errors, escape rules and profiles of any content cannot be acknowledged."""
+    """An error, an escape rule or all versions of a profile cannot be acknowledged."""
     done = run("check", "source", "--acknowledge-warning", value)
     assert (done.returncode, answer in done.stderr) == (2, True)
 
 
 def test_the_shipped_profiles_cause_no_warning_about_their_purpose(run):
-    """An audit profile logs every call, and a profile that denies all calls starts nothing."""
+    """An audit profile may log every call, and another shipped profile denies all calls on
+    purpose.
+    """
     text = run("check", str(PROFILES), "--kinds=seccomp").stdout
     warnings = re.findall(r"^warning: (\w+): ", text, re.MULTILINE)
     assert not {"not_enforcing", "dangerous_syscalls", "start_impossible"} & set(warnings)
@@ -244,7 +250,7 @@ def test_the_shipped_profiles_cause_no_warning_about_their_purpose(run):
     ],
 )
 def test_a_wrong_input_of_a_run_is_explained(run, tmp_path, arguments, status, answer):
-    """The answer has the place, the reason and the next step, and no mark of a library."""
+    """The message contains the place, the reason and the next step, and no wording of a library."""
     wrong_inputs(tmp_path)
     done = run(*ONESHOT, *arguments)
     text = words(done.stdout + done.stderr)
@@ -268,7 +274,7 @@ def test_a_wrong_input_of_a_run_is_explained(run, tmp_path, arguments, status, a
     ],
 )
 def test_a_wrong_input_of_a_check_is_explained(run, tmp_path, arguments, status, answer):
-    """The answer has the place, the reason and the next step."""
+    """The message contains the place, the reason and the next step."""
     wrong_inputs(tmp_path)
     done = run("check", *arguments)
     text = words(done.stdout + done.stderr)
@@ -291,7 +297,7 @@ def wrong_inputs(top):
 
 
 def test_a_finding_about_several_keys_is_printed_once(run, tmp_path):
-    """Six texts that no parser can check have one cause."""
+    """If no parser can check six texts, one finding is printed for all of them."""
     wrong_inputs(tmp_path)
     text = run("check", "shipped", "--apparmor-parser=/none").stdout
     assert text.count("is not an executable file") == 1
@@ -314,7 +320,7 @@ def as_user(tmp_path):
 
 
 def test_an_unreadable_file_does_not_prevent_the_check_of_other_files(run, tmp_path, as_user):
-    """The unreadable file is an error of its own, and the exit status is 3."""
+    """The unreadable file has a separate error, and the exit status is 3."""
     (tmp_path / "source/secret.json").write_text(AUDIT)
     (tmp_path / "source/secret.json").chmod(0)
     for paths in (("source",), ("source/secret.json", "source/audit.json")):
@@ -330,7 +336,7 @@ def test_an_unreadable_file_does_not_prevent_the_check_of_other_files(run, tmp_p
      ("restore", "--host-root=root"), ("--host-root=root", "--source=source")],
 )  # fmt: skip
 def test_another_user_cannot_use_the_state_of_root(run, as_user, command):
-    """The command stops before it reads or changes anything."""
+    """The command stops before it reads or changes the state."""
     run(*ONESHOT)
     done = run(*command, **as_user)
     assert (done.returncode, done.stdout) == (2, "")
@@ -339,7 +345,7 @@ def test_another_user_cannot_use_the_state_of_root(run, as_user, command):
 
 
 def test_a_port_in_use_is_explained(run):
-    """The answer has the command that shows the other process."""
+    """The message contains the command that shows the other process."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         done = run(*ONESHOT[1:], f"--http-address=127.0.0.1:{port}")
@@ -354,7 +360,7 @@ def test_a_port_in_use_is_explained(run):
 
 
 def test_a_certificate_without_key_is_explained(run, tmp_path):
-    """The answer has the option for the key."""
+    """The message contains the option for the key."""
     (tmp_path / "cert.pem").write_text("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")
     done = run(*ONESHOT[1:], "--https-address=127.0.0.1:0", "--tls-cert=cert.pem")
     assert (done.returncode, "Pass the file with it as --tls-key" in done.stderr) == (2, True)
@@ -371,7 +377,9 @@ users: [{name: a, user: {token: x}}]
 
 
 def test_an_unreachable_api_server_is_an_error_of_a_single_run(run, tmp_path):
-    """The profiles are installed, and the error explains the exit status 3."""
+    """A single run that cannot reach the API server installs the profiles and ends with status
+    3.
+    """
     (tmp_path / "kubeconfig").write_text(KUBECONFIG)
     done = run(*ONESHOT, "--kubeconfig=kubeconfig", "--node-name=a")
     text = words(done.stdout)
@@ -406,7 +414,7 @@ def on_terminal(command, cwd, *, columns=80, **environment):
 
 
 def test_states_are_colored_on_a_terminal(tmp_path):
-    """NO_COLOR and TERM=dumb switch every control character off."""
+    """NO_COLOR and TERM=dumb switch off all control characters."""
     (tmp_path / "audit.json").write_text(AUDIT)
     command = ("check", "audit.json")
     assert "\x1b[32maccepted\x1b[0m" in on_terminal(command, tmp_path)

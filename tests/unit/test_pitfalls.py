@@ -117,7 +117,8 @@ def test_the_message_of_the_parser_is_in_every_output(capsys):
     ] == []
 
 
-# Templates of the chart are not YAML; test_chart.py compares their results with other manifests.
+# Templates of the chart are not YAML; test_chart.py compares the rendered templates with the other
+# manifests.
 PLAIN_MANIFESTS = sorted(
     path for path in MANIFESTS.rglob("*.yaml") if "templates" not in path.parts
 )

@@ -1,4 +1,4 @@
-"""Specification of the progress of a command that checks, compiles or installs many profiles."""
+"""Tests of the progress of a command that checks, compiles or installs many profiles."""
 
 import io
 
@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 
 
 def output(stream, counts, *, term="xterm", quiet=False, work="texts"):
-    """Return the output for one new count per second, of 100 parts."""
+    """Return the output if each second shows the next of the given counts, of 100 parts."""
     clock = [0]
     with Progress(stream, {"TERM": term}, quiet=quiet, clock=lambda: clock[0]) as progress:
         for finished in counts:
@@ -34,7 +34,9 @@ def test_a_command_that_ends_soon_shows_no_progress():
     ("stream", "term"), [(io.StringIO, "xterm"), (Terminal, "dumb")], ids=["pipe", "dumb terminal"]
 )
 def test_a_line_is_written_every_ten_seconds(stream, term):
-    """Each line has the numbers, the rate and the remaining time, and no control characters."""
+    """Each line contains the numbers, the rate and the remaining time, and no control
+    characters.
+    """
     assert output(stream(), range(0, 60, 2), term=term).splitlines() == [
         "profile-loader: 20 of 100 texts, 2/s, about 40 s left",
         "profile-loader: 40 of 100 texts, 2/s, about 30 s left",
@@ -42,19 +44,19 @@ def test_a_line_is_written_every_ten_seconds(stream, term):
 
 
 def test_the_remaining_time_is_unknown_at_first():
-    """Without a finished part, the rate is unknown."""
+    """Until a part is finished, the rate is unknown."""
     assert output(io.StringIO(), [0] * 11) == "profile-loader: 0 of 100 texts\n"
 
 
 def test_a_long_time_is_shown_in_minutes():
-    """A reader does not have to convert hundreds of seconds."""
+    """A reader does not need to convert hundreds of seconds into minutes."""
     counts = [0] * 10 + [1]
     expected = "profile-loader: 1 of 100 texts, 0.1/s, about 16 min 30 s left\n"
     assert output(io.StringIO(), counts) == expected
 
 
 def test_a_terminal_shows_one_line_that_is_rewritten_and_finally_removed(monkeypatch):
-    """The line fits into the terminal, because a wrapped line could not be removed."""
+    """The line fits into the terminal, because a wrapped line cannot be removed."""
     monkeypatch.setenv("COLUMNS", "20")
     written = output(Terminal(), range(3)).split("\r\x1b[K")
     assert written == ["", "1 of 100 texts, 1/s", "2 of 100 texts, 1/s", ""]

@@ -195,7 +195,7 @@ def _printable(character: str) -> str:
 
 def _is_quotable(word: str, source: str, quotable: QuotableWords) -> bool:
     """Return whether a word may be shown."""
-    # The word only contains bytes that are not UTF-8.
+    # A word that only contains bytes that are not UTF-8 may be shown.
     if not word.strip("\ufffd") or word in quotable.words:
         return True
     if word.removeprefix("@{").removesuffix("}") in STANDARD_VARIABLES:

@@ -20,8 +20,8 @@ _RECEIVE: Final = 4  # MAY_READ
 def are_allowed(dfa: bytes, table: Sequence[int] | None) -> bool:
     """Return whether the profile receives TERM and KILL from at least one runtime.
 
-    A profile that mediates no signals receives all of them. A profile that cannot be read counts as
-    a profile that receives them.
+    A profile that mediates no signals receives all signals. If the compiled profile cannot be read,
+    the function also returns True.
 
     Args:
         dfa: the state machine of all rules except file rules.

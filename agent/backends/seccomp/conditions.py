@@ -110,7 +110,7 @@ def _shares_subtree(rule: Rule, other: Rule, fork: Condition) -> bool:
         is_longer = before < other_before or other_before < before
         return is_longer and not _later(rule, fork.index).isdisjoint(_later(other, fork.index))
     if met.value >> 32 != fork.value >> 32 or _are_opposite(fork, met):
-        return False  # The trees have different comparisons, or use different results of one.
+        return False  # The comparisons, or the results that the rules need, differ.
     return met.op not in _EQUALITIES or fork.op == "SCMP_CMP_NE"
 
 

@@ -1,4 +1,4 @@
-"""The Helm chart on a real node, after an installation with kustomize and without one."""
+"""Tests of the Helm chart on a real node, after an installation with kustomize and without one."""
 
 from tests.system import charts
 from tests.system.cluster import NAMESPACE

@@ -29,7 +29,8 @@ _TESTS = {
 class Program:
     """A filter that can be evaluated for many system calls.
 
-    The instructions that only load the architecture and the number run once for each pair of them.
+    The instructions that depend only on the architecture and the number of a call are evaluated
+    once for each architecture and number.
     """
 
     def __init__(self, instructions: Sequence[Instruction], *, is_big_endian: bool = False) -> None:
