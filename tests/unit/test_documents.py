@@ -239,7 +239,7 @@ def test_the_report_page_names_every_field():
 
 
 def test_answers_to_common_questions_need_at_most_two_files():
-    """The files that the architecture page names for an answer exist."""
+    """The files that the architecture page lists for an answer exist."""
     text = (DOCS / "architecture.md").read_text().partition("## Answers to common questions")[2]
     rows = table(text, "question")
     files = [re.findall(r"`([^`]+)`", row[2]) for row in rows]

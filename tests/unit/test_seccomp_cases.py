@@ -368,7 +368,7 @@ def test_clone3_must_fail_with_enosys(rules, is_warned):
 
 @pytest.mark.parametrize(("errno", "is_warned"), [(1, True), (38, False)])
 def test_an_explicit_error_of_clone3_must_be_enosys(errno, is_warned):
-    """The same is true for a profile whose default action allows calls."""
+    """A default action that allows calls does not change the required error number."""
     tree = denying("swapon")
     tree["syscalls"].append(rule("clone3", action="SCMP_ACT_ERRNO", errnoRet=errno))
     assert ("clone3_denied" in codes(tree)) == is_warned
@@ -378,7 +378,7 @@ def test_an_explicit_error_of_clone3_must_be_enosys(errno, is_warned):
     ("name", "code"), [("execve", "start_impossible"), ("statx", "start_limited"), ("chmod", None)]
 )
 def test_a_denied_call_that_a_runtime_needs_causes_a_warning(name, code):
-    """The same is true for a profile whose default action allows calls."""
+    """The warning also appears if the default action allows calls."""
     found = {one for one in codes(denying(name)) if one.startswith("start_")}
     assert found == ({code} if code else set())
 

@@ -3,7 +3,7 @@
 /proc does not show the profile that an unfinished execve(2) has already chosen, or the credentials
 that io_uring has stored. Linux 6.1 does not show the pending exec of another thread either. The
 kernel keeps the raw data of a policy version (an entry of policy/raw_data) while anything
-references a profile of that version, also a zombie, or a file that a confined process opened. For
+references a profile of that version, such as a zombie or a file that a confined process opened. For
 the proof, the agent replaces the profile with the same policy in different bytes. When the raw data
 of every earlier version are gone, only threads with the new version can remain, and `processes`
 finds these threads in /proc.

@@ -116,8 +116,8 @@ def step():
 threading.Thread(target=first).start()
 threading.Event().wait()
 """
-# A traced thread that has not ended keeps the execve of its leader from finishing. By then the
-# kernel has already chosen the new profile of the leader.
+# A traced thread that has not ended keeps the execve of its leader from finishing. At this time,
+# the kernel has already chosen the new profile of the leader.
 UNFINISHED = """
 import ctypes, os, sys, threading, time
 SEIZE, CONT, TRACE_EXIT, ALL = 0x4206, 7, 0x40, 0x40000000
