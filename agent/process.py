@@ -72,7 +72,7 @@ def handle_signals() -> None:
 
 
 def end_with_broken_threads(report_bug: Callable[[Exception], int], bug_status: int) -> None:
-    """End the process if one of its threads ends with an exception.
+    """End the process if any of its threads ends with an exception.
 
     If a thread ended, no part of the program would notice, but a restarted process has all of its
     threads.

@@ -56,7 +56,7 @@ class Inliner:
         self._files = IncludeDirectories(directories, max_bytes=limits.KEY_BYTES)
 
     def inline(self, source_key: SourceKey) -> Inlined | tuple[Finding, ...]:
-        """Return a key with an expanded text, or the errors because of which it has none.
+        """Return a key with an expanded text, or the errors that prevented the expansion.
 
         A key of another kind is returned unchanged.
         """

@@ -41,7 +41,7 @@ class LeftOut:
     reason: LeftOutReason
     count: int
     names: tuple[str, ...]
-    """The first names, which are the only ones that a message contains."""
+    """The first names; a message contains no other names."""
 
     hint: str = ""
     """The next step for a reader who wants to install one of the inputs."""

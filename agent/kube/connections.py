@@ -62,7 +62,7 @@ class ClusterAccess:
 
 
 class _Deadline(threading.local):
-    """The monotonic time by which the response that this thread reads must be complete."""
+    """The deadline of the response that this thread reads, as a monotonic time."""
 
     at: float = math.inf
 
@@ -117,7 +117,7 @@ class _PlainConnection(HTTPConnection):
     """A connection without TLS, for a kubeconfig that refers to `kubectl proxy`."""
 
     def connect(self) -> None:
-        """Connect, and replace the socket by one that respects the deadline."""
+        """Connect, and replace the socket by a socket that respects the deadline."""
         super().connect()
         connected = self.sock
         timeout = connected.gettimeout()

@@ -16,8 +16,7 @@ from agent.core.vocabulary import INSTALLS, ON_NODE, ActionName, ProfileState, R
 
 # the limit NoteLengthLimit in kubernetes, pkg/apis/core/validation/events.go
 NOTE_BYTES: Final = 1024
-# These limits are those of client-go, tools/record/events_cache.go: defaultSpamBurst,
-# defaultSpamQPS.
+# client-go has the same limits (tools/record/events_cache.go: defaultSpamBurst, defaultSpamQPS).
 BURST: Final = 25
 REFILL_SECONDS: Final = 300.0
 PATH: Final = "/apis/events.k8s.io/v1/namespaces/default/events"

@@ -265,7 +265,7 @@ terms = st.builds(Term, key=keys, relation=st.sampled_from(["exists", "absent"])
 
 @st.composite
 def written(draw, term):
-    """Write a term in one of its notations, all of which have the same meaning."""
+    """Write a term in any of its notations, which all have the same meaning."""
     space = draw(st.sampled_from(["", " ", "  "]))
     if term.relation == "exists":
         return f"{space}{term.key}{space}"

@@ -25,7 +25,7 @@ NODE, NAMESPACE = "node-limits", "limits"
 BOOT_ID = "11111111-2222-3333-4444-555555555555"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 SELECTED = {"profiles": "true"}
-# These limits repeat those of the agent, so that a change of the limits fails a test.
+# The agent has the same limits. If a limit of the agent changes, a test fails.
 KEYS = 3000
 LEDGER_ENTRIES = 6000
 MIN_PARSER_BYTES = 64 << 20

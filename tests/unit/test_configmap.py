@@ -190,7 +190,7 @@ def dropped(objects):
     ],
 )
 def test_without_installed_versions_the_oldest_configmaps_have_room(sizes, expected):
-    """The order in which ConfigMaps become known does not affect which ones are stored."""
+    """The order in which ConfigMaps become known does not affect the set of stored ConfigMaps."""
     bounds = bounded(byte_limit=300, config_map_limit=10)
     entries = [aged(number, size) for number, size in enumerate(sizes)]
     for order in (entries, entries[::-1]):

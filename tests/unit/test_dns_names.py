@@ -1,4 +1,4 @@
-"""Tests of agent.core.dns_names, whose rules are those of the Kubernetes API server."""
+"""Tests that agent.core.dns_names has the same rules as the Kubernetes API server."""
 
 import pytest
 

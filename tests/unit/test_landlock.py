@@ -227,7 +227,7 @@ def test_an_error_of_the_function_is_raised_in_the_calling_thread(files):
     ],
 )
 def test_each_version_denies_all_of_its_rights(version, files, network, scoped):
-    """The numbers of the rights equal those of linux/landlock.h up to version 6."""
+    """The numbers of the rights equal the numbers in linux/landlock.h up to version 6."""
     found = landlock.handled(version)
     assert found == ((1 << files) - 1, (1 << network) - 1, (1 << scoped) - 1)
 

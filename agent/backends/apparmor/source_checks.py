@@ -38,7 +38,7 @@ _MAX_CHARACTERS: Final = 1 << 18
 
 
 def errors(content: bytes) -> tuple[Finding, ...]:
-    """Return the errors because of which a text must not be passed to the parser."""
+    """Return the errors that forbid passing a text to the parser."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -52,7 +52,7 @@ class ValidationRules:
 def errors(
     declared: Sequence[DeclaredProfile], source: str, rules: ValidationRules
 ) -> tuple[Finding, ...]:
-    """Return the errors because of which a compiled policy must not be loaded."""
+    """Return the errors that forbid loading a compiled policy."""
     if len(declared) > MAX_NAMES:
         return (
             Finding(

@@ -21,7 +21,7 @@ abis = resolve.abis
 
 # The agent adds a rule with this call to a profile that has no rules. The number of this call is
 # 449 on every architecture. The number must be high, because runc returns ENOSYS for all calls
-# whose numbers are higher than those of the calls in the profile.
+# with higher numbers than the calls in the profile.
 FILLER: Final = "futex_waitv"
 
 

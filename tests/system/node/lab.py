@@ -17,7 +17,7 @@ from tests.system.node.node import NAME, Node
 BASE = "manifests/base"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 AGENT = "app.kubernetes.io/name=profile-loader"
-# This selects the ConfigMaps of profiles that tests created, but not those of the base.
+# This selects the ConfigMaps of profiles that tests created, but not the ConfigMaps of the base.
 PUT = "profile-loader.io/profiles,app.kubernetes.io/part-of!=profile-loader"
 PATIENCE_SECONDS = 300.0  # This limit is ten times the duration on an idle machine with two cores.
 

@@ -1,4 +1,4 @@
-"""Interprets classic BPF, of which seccomp filters consist (linux/filter.h).
+"""Interprets classic BPF, the language of seccomp filters (linux/filter.h).
 
 A filter reads struct seccomp_data in units of 32 bits: nr, arch, instruction_pointer, args[6].
 """
