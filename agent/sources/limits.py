@@ -41,7 +41,7 @@ def too_large(key: str) -> Finding:
         code=FindingCode.KEY_TOO_LARGE,
         location=key,
         message=f"The key is larger than {KEY_BYTES} bytes. It is not installed.",
-        hint="Check that it is a profile. A larger profile must be split.",
+        hint="Check that the key is a profile. A larger profile must be split.",
     )
 
 
