@@ -590,3 +590,18 @@ def test_problems_of_the_node_are_findings():
             hint="The agent tries again. Check RBAC and the admission policy.",
         ),
     ]
+
+
+@pytest.mark.parametrize(
+    ("status", "answer"),
+    [
+        (404, "Compare --node-name with the names that `kubectl get nodes` prints."),
+        (403, "Check RBAC and the admission policy."),
+        (0, "Check the address of the API server, and the network."),
+    ],
+)
+def test_a_single_run_that_cannot_set_labels_reports_an_error_and_the_next_step(status, answer):
+    """The next step depends on the response of the API server."""
+    finding = node_findings.labels_not_set("no response", status, NAME)
+    assert (finding.code, finding.severity) == ("node_unreachable", "error")
+    assert finding.hint == f"{answer} Then run the command again."
