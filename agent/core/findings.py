@@ -38,7 +38,7 @@ class Finding:
     """Whether the operator knows the warning and accepts it for this version of the profile."""
 
     is_escalated: bool = False
-    """Whether a warning is an error here, because a command could not do its work."""
+    """Whether this warning counts as an error, because a command could not complete its work."""
 
     @property
     def severity(self) -> Severity:

@@ -29,7 +29,7 @@ from agent.host.stat_signature import Signature
 
 SCHEMA = 1
 _LIMIT = 16 << 20
-# This limits the size of all entry files together. 6,000 names need about 8 MiB.
+# The limit of the total size of all entry files; 6,000 names need about 8 MiB.
 READ_BYTES: Final = 32 << 20
 READ_ENTRIES: Final = 2 * LIMITS.ledger_entries
 _ENTRIES = "entries"

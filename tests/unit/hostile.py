@@ -1,7 +1,7 @@
 """Checks one key of 1 MiB that could take much time or memory: `python -m` this module NAME.
 
-The module runs in its own process. The module prints the number of problems, the CPU time in
-seconds and the additional memory in MiB as JSON.
+Each check runs in a separate process, which prints the number of problems, the CPU time in seconds
+and the additional memory in MiB as JSON.
 """
 
 import json

@@ -255,7 +255,7 @@ def test_a_rejected_profile_is_inspected_again_when_the_limits_permit_it(tmp_pat
 
 
 def test_a_key_is_admitted_when_the_ledger_has_room_again():
-    """The sources are unchanged, and a removal has deleted entries."""
+    """If a removal deletes entries, the key is admitted although the sources are unchanged."""
     inspector = Inspector({"apparmor": RecordingKind()}, Heartbeat(lambda: 0.0))
     full = by_key(
         *(entry(f"k{number}", f"n{number}") for number in range(admission.LIMITS.ledger_entries))

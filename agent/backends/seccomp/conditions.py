@@ -193,9 +193,9 @@ def _shared_comparisons(
 
     libseccomp writes equal instructions of two calls only once. Several jumps lead to these
     instructions. To decide whether the argument must be loaded again, libseccomp only considers one
-    of these jumps (_gen_bpf_build_bpf in gen_bpf.c). If it considers the wrong jump, the comparison
-    uses the wrong argument for the call that has more conditions on its path. On 64-bit ABIs, the
-    filter always compares the lower half first.
+    of these jumps (_gen_bpf_build_bpf in gen_bpf.c). If libseccomp considers the wrong jump, the
+    comparison uses the wrong argument for the call that has more conditions on its path. On 64-bit
+    ABIs, the filter always compares the lower half first.
     """
     for abi in abis:
         existing = [(name, rules) for name, rules in trees if _has_tree(abi, name)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from agent.backends.seccomp import syscalls
 
-# All of the ABIs have these calls.
+# All ABIs have these calls.
 COMMON = ("personality", "socket", "clone", "ptrace", "ioctl", "setuid", "mount", "getpid", "prctl")
 # i386 and many other 32-bit ABIs have these calls, but x86_64 lacks them.
 OTHER_ABI = ("ipc", "socketcall", "chown32", "stat64", "umount", "waitpid", "fcntl64", "ugetrlimit")
