@@ -1,9 +1,9 @@
 """An API server in memory: one Node with field managers, and Events.
 
-Server-side apply behaves as in a real API server. If its field manager no longer applies a label,
-the label is removed, unless another manager also owns it. A forced value takes the field from the
-other managers. An apply of the same labels does not change the Node. An apply with a wrong uid is a
-conflict. An apply to a missing Node is forbidden, because it would create the Node.
+Server-side apply behaves as in a real API server. If the field manager of a label no longer applies
+the label, the label is removed, unless another manager also owns it. A forced value takes the field
+from the other managers. An apply of the same labels does not change the Node. An apply with a wrong
+uid is a conflict. An apply to a missing Node is forbidden, because it would create the Node.
 """
 
 import copy

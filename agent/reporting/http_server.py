@@ -224,7 +224,7 @@ class HttpServer:
                 if error.errno in _OUT_OF_DESCRIPTORS:
                     self._accept_at = time.monotonic() + TICK_SECONDS
                     self._reset_oldest("reading")
-                return  # If this fails, the client has already closed the connection.
+                return  # After any other error, the client has already closed the connection.
             self._begin(accepted)
 
     def _begin(self, accepted: socket.socket) -> None:

@@ -47,8 +47,8 @@ def run(name, *words, kubeconfig=None, check=True):
 def without_version(folder):
     """Copy the chart without its required Kubernetes version, and return the copy.
 
-    The API server of the tests is built from modules, which contain no version number. It therefore
-    reports v0.0.0, and helm would not install the chart.
+    The API server of the tests is built from modules, which contain no version number. This API
+    server therefore reports v0.0.0, and helm would not install the chart.
     """
     chart = shutil.copytree(CHART, folder / CHART.name)
     file = chart / "Chart.yaml"

@@ -642,7 +642,7 @@ def test_labels_and_keys_follow_a_restored_store(agent):
     agent.until(lambda: len(agent.lines("pass_finished")) >= 1)
     agent.cluster.save()
     agent.until(lambda: agent.cluster.labels(agent.name), 60)
-    for number in range(20):  # The store is far ahead of its backup.
+    for number in range(20):  # Many changes happen after the backup of the store.
         agent.config_map({"a.json": profile(), "b.json": profile(number)})
     agent.until_labels({**READY, "seccomp/b.json": "installed"}, 75)
     lasted = time.monotonic() + 11.0  # This pause is longer than reflector.STABLE_SECONDS.

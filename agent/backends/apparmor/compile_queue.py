@@ -33,7 +33,7 @@ SLICE_FACTOR: Final = 4.0
 # A slow text pauses for this multiple of the duration of its last run. With this factor, all slow
 # texts together use at most a quarter of one core.
 PAUSE_FACTOR: Final = 3.0
-# A slow text gets a reserved run after it was ready for this long.
+# A slow text that has been ready for this time gets a reserved run.
 MAX_WAIT_SECONDS: Final = 60.0
 FIRST_RETRY_SECONDS: Final = 10.0
 MAX_RETRY_SECONDS: Final = 600.0

@@ -18,8 +18,8 @@ from tests.system.seccomp_filter.runtimes import KERNEL_NUMBERS, X32_BIT, Profil
 
 _LARGEST = 2**64 - 1
 _MOST_COMBINATIONS = 200
-# This ranks a result by its upper 16 bits (SECCOMP_RET_ACTION_FULL of linux/seccomp.h). A larger
-# number denies more.
+# This ranks a result by its upper 16 bits (SECCOMP_RET_ACTION_FULL of linux/seccomp.h). A result
+# with a higher rank denies more.
 _STRICTNESS = {0x7FFF: 0, 0x7FFC: 1, 0x7FF0: 2, 0x0005: 3, 0x0003: 4, 0x0000: 5, 0x8000: 6}
 
 

@@ -73,8 +73,8 @@ class Result:
 
     generated: int = 0
     accepted: collections.Counter[Outcome] = field(default_factory=collections.Counter)
-    # The number of profiles with a single reason for the rejection, and how many of these every
-    # libseccomp builds correctly.
+    # The number of profiles that were rejected for a single reason, and the number of these
+    # profiles that every libseccomp builds correctly.
     rejected: collections.Counter[str] = field(default_factory=collections.Counter)
     needlessly: collections.Counter[str] = field(default_factory=collections.Counter)
     wrong: list[tuple[str, Verdict]] = field(default_factory=list)
