@@ -351,6 +351,18 @@ def test_two_calls_with_the_same_rules_are_accepted():
     assert check(profile(*common, architectures=BOTH))[1] == []
 
 
+def test_a_shared_comparison_with_different_next_conditions_is_accepted():
+    """Instructions are equal only if they continue at equal instructions."""
+    document = profile(
+        rule("setuid", (0, "EQ", 2), (1, "NE", 9)),
+        rule("setuid", (0, "EQ", 3)),
+        rule("setgid", (0, "EQ", 2), (1, "EQ", 5)),
+        rule("setgid", (0, "EQ", 4)),
+        architectures=BOTH,
+    )
+    assert check(document)[1] == []
+
+
 CONTRADICTIONS = [
     (rule("socket", (0, "EQ", 3)), rule("socket", (0, "EQ", 16), action="SCMP_ACT_KILL_PROCESS")),
     (rule("bind", (2, "NE", 1), action="SCMP_ACT_TRACE"), rule("bind", action="SCMP_ACT_TRAP")),

@@ -215,8 +215,8 @@ def _shared_comparison(trees: Sequence[tuple[str, Sequence[Rule]]], abi: str) ->
     different = {frozenset(map(_meaning, rules)): (name, rules) for name, rules in trees}
     for (name, rules), (other, other_rules) in itertools.permutations(different.values(), 2):
         left = {arg.index for rule in rules for arg in rule.args if _is_followed(arg, rule)}
-        shared = _comparisons(rules) & _comparisons(other_rules)
-        arguments = {argument.index for argument, _ in shared} & left
+        shared = _suffixes(rules) & _suffixes(other_rules)
+        arguments = {suffix[0].index for suffix, _ in shared} & left
         if arguments:
             return Finding(
                 code=FindingCode.FAILS_OPEN,
@@ -233,8 +233,16 @@ def _meaning(rule: Rule) -> tuple[frozenset[Condition], Answer]:
     return frozenset(rule.args), rule.answer
 
 
-def _comparisons(rules: Sequence[Rule]) -> set[tuple[Condition, Answer]]:
-    return {(arg, rule.answer) for rule in rules for arg in rule.args}
+def _suffixes(rules: Sequence[Rule]) -> set[tuple[tuple[Condition, ...], Answer]]:
+    """Return the last conditions of each rule, in the order of their arguments.
+
+    Two calls share the instructions of a condition only if equal conditions follow.
+    """
+    suffixes = set()
+    for rule in rules:
+        ordered = tuple(sorted(rule.args, key=lambda arg: arg.index))
+        suffixes |= {(ordered[first:], rule.answer) for first in range(len(ordered))}
+    return suffixes
 
 
 def _is_followed(condition: Condition, rule: Rule) -> bool:
