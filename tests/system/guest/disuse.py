@@ -352,7 +352,7 @@ def a_pending_exec_keeps_a_hat_and_a_stack():
             let_go_on(child)
             assert "unconfined" not in label_of(child.pid)
             held(removed(evidence), *evidence)
-    # Linux 6.12 never releases a version that was a part of a stacked label.
+    # Linux 6.1 and 6.12 sometimes keep a version that was a part of a stacked label.
     print(json.dumps({"note": f"after a stacked label: {type(removed(other)).__name__}"}))
 
 
