@@ -8,6 +8,7 @@ reproduced. Each run prints its seed, so that the run can be repeated.
 """
 
 import argparse
+import contextlib
 import copy
 import json
 import os
@@ -19,7 +20,16 @@ import traceback
 from pathlib import Path
 
 from agent import app
-from agent.backends.apparmor import compiled_policy, escape_rules, source_checks, validation
+from agent.backends.apparmor import (
+    compiled_policy,
+    container_checks,
+    escape_rules,
+    include_expansion,
+    network_addresses,
+    source_checks,
+    validation,
+)
+from agent.backends.apparmor.include_files import IncludeDirectories
 from agent.config import Config
 from agent.core import classify
 from agent.core.model import SourceKey
@@ -132,6 +142,8 @@ def before_the_parser(manifest):
     docker_settings = Config(kinds=frozenset({"seccomp"}), seccomp_format="docker")
     docker = app.backend_parts(docker_settings)["seccomp"].backend
 
+    no_includes = IncludeDirectories([str(manifest.parent)], max_bytes=1 << 20)
+
     def blob(content):
         return SourceKey(profile_set="dir fuzz", key="key", content=content)
 
@@ -141,6 +153,9 @@ def before_the_parser(manifest):
         source_checks.undecided_includes(content)
         source_checks.variable_names(source)
         escape_rules.warnings(source)
+        network_addresses.dropped(source)
+        with contextlib.suppress(include_expansion.ExpansionError):
+            include_expansion.expand(source, no_includes, max_characters=1 << 20)
 
     def compiled(content):
         try:
@@ -149,6 +164,7 @@ def before_the_parser(manifest):
             return
         validation.errors(declared, "", validation.ValidationRules())
         validation.warnings(declared, "")
+        container_checks.warnings(declared, "")
 
     def manifests(content):
         manifest.write_bytes(content)
