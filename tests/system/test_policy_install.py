@@ -123,6 +123,20 @@ RENAMED = {
     "prefix": ({"namePrefix": "a-"}, "a-profile-loader", NAMESPACE),
     "suffix": ({"nameSuffix": "-b"}, "profile-loader-b", NAMESPACE),
     "namespace": ({"namespace": "other"}, "profile-loader", "other"),
+    "settings": (
+        {
+            "components": ["../components/settings"],
+            "configMapGenerator": [
+                {
+                    "name": "profile-loader-settings",
+                    "behavior": "merge",
+                    "literals": ["namespace=other"],
+                }
+            ],
+        },
+        "profile-loader",
+        "other",
+    ),
     "all": (
         {"namePrefix": "a-", "nameSuffix": "-b", "namespace": "other"},
         "a-profile-loader-b",
