@@ -51,9 +51,11 @@ SECCOMP = {
     ),
     "architectures": filled(deny('"architectures":['), '"x"', "]}"),
     "unknown fields": filled(deny(""), '"k{}":0'.format, "}"),
+    "empty lines before YAML": b"\n" * (SIZE - 8) + b"kind: X\n",
     "a key twice among very many": filled('{"a":1,"a":2,', '"k{}":0'.format, "}"),
 }
 APPARMOR = {
+    "quotes that never end": "\u201c".encode() + b'"' + b"a" * (SIZE - 4),
     "empty lines": b"\n" * SIZE,
     "empty lines after a comment": b"# a\n" + b"\n" * SIZE,
     "spaces that are not ASCII": b"# a\n" + b"\xc2\xa0" * (SIZE // 2),

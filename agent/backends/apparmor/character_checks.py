@@ -31,7 +31,8 @@ _INVISIBLE: Final = re.compile(
     "\\U000e0100-\\U000e01ef]"
 )
 _QUOTED_OR_TYPOGRAPHIC: Final = re.compile(
-    r'"(?:[^"\\\n]|\\.)*"|(?:^|(?<=[\s,(){}=]))(?P<quote>[\u2018-\u201f\u00ab\u00bb])', re.MULTILINE
+    r'"(?:[^"\\\n]++|\\.)*+"|(?:^|(?<=[\s,(){}=]))(?P<quote>[\u2018-\u201f\u00ab\u00bb])',
+    re.MULTILINE,
 )
 _NAMES_OF_CONTROLS: Final = {"\0": "NULL", "\r": "CARRIAGE RETURN", "\x85": "NEXT LINE"}
 

@@ -17,7 +17,7 @@ from agent.core.findings import Finding
 Json = object
 # The first line of a Kubernetes resource or of a profile in YAML.
 _YAML: Final = re.compile(
-    r"(?:[ \t]*(?:#[^\n]*|---[^\n]*)?\r?\n)*(?:apiVersion|kind|metadata|defaultAction):[ \t]"
+    r"(?:[ \t]*(?:#[^\n]*|---[^\n]*)?\r?\n)*+(?:apiVersion|kind|metadata|defaultAction):[ \t]"
 )
 PairsHook = Callable[[list[tuple[str, Json]]], dict[str, Json]]
 
