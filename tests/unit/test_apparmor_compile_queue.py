@@ -81,6 +81,15 @@ def test_each_slice_is_longer_up_to_the_limit():
     assert len(queue) == 0
 
 
+def test_a_rejected_text_states_whether_memory_was_the_limit():
+    """The next step for the operator depends on the limit that the text exceeded."""
+    queue = queue_of("a:large")
+    compiled = None
+    while compiled is None:
+        compiled = queue.record_run(queue.take(0.0), limited(RunFailure.MEMORY), 0.0)
+    assert compiled == ParserResult(exceeded_limit="too much: memory", is_memory_exceeded=True)
+
+
 def test_only_a_full_run_rejects_a_text():
     """If a quick run reports an error, a full run follows."""
     queue = queue_of("a:1")

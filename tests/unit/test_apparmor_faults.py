@@ -375,7 +375,11 @@ def test_a_damaged_cache_entry_counts_as_missing(tmp_path):
     """The content of a cache entry is verified when the entry is read."""
     host = Host(tmp_path)
     stored = policy_cache.ParserResult(
-        policy=b"policy", error="m", warnings=("n",), exceeded_limit="k"
+        policy=b"policy",
+        error="m",
+        warnings=("n",),
+        exceeded_limit="k",
+        is_memory_exceeded=True,
     )
     policy_cache.PolicyCache(host, "/state", write=True).store("key", stored)
     result = replace(stored, sha256=digest(b"policy"), size=6)

@@ -405,6 +405,19 @@ def test_nothing_is_removed_or_released_while_a_key_is_pending(provenance):
     assert actions == (Hold(id=new, reason="pending", names=(), state="pending"), hold)
 
 
+def test_a_changed_profile_is_not_released_while_a_key_is_pending():
+    """A renamed key repairs its profile after the check of the key; the label goes at once."""
+    new = key("new.profile")
+    observation = Observation(profiles={"web": fact("changed")}, uses={"web": Unused()})
+    pending = decide(desired(pending=[new]), entry(), observation=observation)
+    assert pending == (
+        Hold(id=new, reason="pending", names=(), state="pending"),
+        Hold(id=key(), reason="pending", names=("web",), state="held", desired=False),
+    )
+    accepted = decide(desired(profile(new)), entry(), observation=observation)
+    assert summary(accepted) == [(Install, "drifted", ("web",)), (Release, "moved", ("web",))]
+
+
 def test_a_pending_key_of_another_kind_does_not_delay_a_removal():
     """A pending AppArmor key does not delay the removal of a seccomp file."""
     stored = entry(key(kind="seccomp"))

@@ -220,7 +220,10 @@ class CompileQueue:
                 self._postpone(task, run, now)
             case RunFailure.CPU_TIME | RunFailure.MEMORY | RunFailure.OUTPUT:
                 if not task.is_quick and self.slice_seconds(task) >= self.cpu_limit:
-                    return ParserResult(exceeded_limit=run.detail)
+                    return ParserResult(
+                        exceeded_limit=run.detail,
+                        is_memory_exceeded=run.outcome is RunFailure.MEMORY,
+                    )
                 if self.pauses_slow_texts and not task.is_quick:
                     task.retry_at = now + PAUSE_FACTOR * run.seconds
                 task.is_quick = False

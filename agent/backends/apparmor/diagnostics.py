@@ -62,7 +62,7 @@ def no_profile(id_: KeyId) -> Finding:
 def parser_killed(result: ParserResult) -> Finding:
     """Return the error about a text that exceeds the limits of the parser."""
     alternative = "raise --parser-timeout"
-    if result.exceeded_limit.endswith("memory"):
+    if result.is_memory_exceeded:
         alternative = (
             "raise the memory limit of the agent's container, because the parser may use the memory"
             " that is left there"

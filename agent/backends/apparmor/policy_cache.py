@@ -45,6 +45,8 @@ class ParserResult:
     """The error message of the parser."""
     exceeded_limit: str = ""
     """A description of the limit that the text exceeded."""
+    is_memory_exceeded: bool = False
+    """Whether this limit is the limit of memory."""
 
 
 class PolicyCache:
@@ -172,6 +174,8 @@ class _Head(msgspec.Struct, forbid_unknown_fields=True):
     declared: tuple[tuple[str, str, bool, list[str]], ...]
     unstoppable: tuple[str, ...] = ()
     """The names of the declared profiles that do not receive the signals of a runtime."""
+    memory: bool = False
+    """Whether the exceeded limit is the limit of memory."""
 
 
 def _encode(result: ParserResult) -> bytes:
@@ -186,6 +190,7 @@ def _encode(result: ParserResult) -> bytes:
             message=result.error,
             notes=result.warnings,
             killed=result.exceeded_limit,
+            memory=result.is_memory_exceeded,
             sha256=digest(result.policy),
             reader=compiled_policy.READER_VERSION,
             declared=tuple(
@@ -218,6 +223,7 @@ def _decode(content: bytes) -> ParserResult | None:
         error=head.message,
         warnings=head.notes,
         exceeded_limit=head.killed,
+        is_memory_exceeded=head.memory,
     )
 
 

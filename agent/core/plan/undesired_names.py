@@ -114,10 +114,15 @@ class UndesiredNamePlanner:
         for name in names:
             reason = self._reason_to_release(entry, name, evidence[name])
             hold = None if reason is not None else self._hold(entry, name, decided.holds)
-            if self.has_pending_keys and reason in (None, Reason.ADOPTED):
-                # The pending key may provide this profile under a new key.
+            if self.has_pending_keys and reason in (None, Reason.ADOPTED, Reason.FOREIGN):
+                # The pending key may provide this profile under a new key. A foreign object loses
+                # its label now, but the entry stays, because the new key may repair it.
                 hold = Hold(
-                    id=entry.id, reason=Reason.PENDING, names=(name,), state=ProfileState.HELD
+                    id=entry.id,
+                    reason=Reason.PENDING,
+                    names=(name,),
+                    state=ProfileState.HELD,
+                    desired=reason != Reason.FOREIGN,
                 )
             if hold is not None:
                 decided.holds[name] = hold
