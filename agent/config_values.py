@@ -27,7 +27,7 @@ _ADDRESS: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]*):([0-9]{1,5})")
 
 
 class InvalidValueError(ValueError):
-    """The value of an option is a mistake of the operator. The text describes the valid values."""
+    """The value of an option is invalid. The text of the error describes the valid values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,7 @@ def _number_of_files(paths: Sequence[str], *, has_baseline: bool) -> list[str]:
 
 
 def _render_mistakes(values: Mapping[str, object]) -> list[str]:
-    """Return the mistakes in the options that select the form of the output."""
+    """Return the errors in the output format options."""
     mistakes = []
     if "inline" in values and "include" not in values:
         mistakes.append("--inline needs --include DIR: the directory with the included files.")

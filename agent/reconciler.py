@@ -87,7 +87,7 @@ class Reconciler:
             dry_run: report the planned actions without changing the node.
             full: read everything again. Any other pass trusts stat signatures and revisions, and
                 returns the report of the previous pass if the node and the sources are unchanged.
-            conditions: facts about the cluster that a removal must wait for.
+            conditions: the cluster conditions that must be met before a profile is removed.
         """
         if full:
             self._invalidate()

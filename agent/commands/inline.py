@@ -50,7 +50,7 @@ class Inlined:
 
 
 class Inliner:
-    """Expands the texts of AppArmor keys with the files of some include directories."""
+    """Inserts included files from the given directories into the texts of AppArmor keys."""
 
     def __init__(self, directories: Sequence[str]) -> None:
         self._files = IncludeDirectories(directories, max_bytes=limits.KEY_BYTES)

@@ -75,7 +75,7 @@ def _with_problems(rows: Sequence[ProfileStatus], problems: Problems) -> list[Pr
             completed.append(row)
         else:  # The last good version is on the node.
             completed.append(replace(row, state=problem.state, findings=problem.findings))
-    # A name that belongs to another key now was moved after the record was written.
+    # A name that now belongs to another key was moved after the record was written.
     names = {(row.kind, row.name) for row in rows}
     return completed + [row for row in recorded.values() if (row.kind, row.name) not in names]
 

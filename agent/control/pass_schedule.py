@@ -43,7 +43,7 @@ class PassSchedule:
         """When the next pass reads everything again."""
 
         self._next_node_check = 0.0
-        """When the node is compared with the last pass."""
+        """When the node is next compared with the result of the last pass."""
 
         self._burst_until = 0.0
         """A policy change before this time may belong to a burst of changes."""

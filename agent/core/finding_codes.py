@@ -63,7 +63,9 @@ class FindingCode(StrEnum):
     """The profile stays because a process may use the profile."""
     # compiled policy
     TEXT_UNSAFE = "text_unsafe", Severity.ERROR
-    """The text has invisible characters such as NUL, which ends a word for the parser."""
+    """The text contains invisible characters such as NUL, which the parser treats as the end of a
+    word.
+    """
     PARSER_REJECTED = "parser_rejected", Severity.ERROR
     """The finding contains the parser's own message."""
     PARSER_KILLED = "parser_killed", Severity.ERROR

@@ -19,9 +19,9 @@ ProfileKind = Literal["apparmor", "seccomp"]
 KINDS: Final[tuple[ProfileKind, ...]] = get_args(ProfileKind)
 
 # Evidence consists of opaque tokens that identify the content of a profile. Each backend defines
-# its own tokens, for example "bytes:<hex>", the sha256 of a file. Two contents are equal if their
-# evidence has a common token. No token is derived from a name or an exit status. If a backend
-# cannot read the content, its token may identify an unchanged object on the node instead
+# its own tokens, for example "bytes:<hex>", the sha256 of a file. Two versions have equal content
+# if their evidence shares at least one token. No token is derived from a name or an exit status. If
+# a backend cannot read the content, its token may identify an unchanged object on the node instead
 # (ObservedProfile.is_readable).
 Evidence = frozenset[str]
 
@@ -106,7 +106,7 @@ class Missing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unreadable:
-    """A profile set that could not be read completely, and that may exist."""
+    """A profile set that may exist, but could not be read completely."""
 
     profile_set: str
     reason: str

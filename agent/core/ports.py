@@ -88,7 +88,9 @@ class Capabilities:
     """
 
     installed_form: InstalledForm
-    """Which digest identifies the installed version in reports: that of a file or of a policy."""
+    """Which digest identifies the installed version in reports: the file digest or the policy
+    digest.
+    """
 
 
 class ProfileBackend(Protocol):

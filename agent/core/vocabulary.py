@@ -128,7 +128,7 @@ class Reason(StrEnum):
     """The source of the key is missing, empty or unreadable."""
 
     STILL_NEEDED = "still needed"
-    """The name's own key no longer desires the name, but a rejected key needs the name."""
+    """The key that owns this name no longer provides it, but a rejected key still needs it."""
 
     SOURCE_UNREADABLE = "a source is unreadable"
     """No source that was read provides the name, but an unreadable source may provide it."""

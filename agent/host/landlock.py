@@ -56,7 +56,7 @@ class Access:
     """
 
     read: Sequence[str]
-    """The files, and the directories including their content, that can be read."""
+    """The readable files and directories (including the content of the directories)."""
     execute: Sequence[str] = ()
     """The program files that can be read and executed."""
 

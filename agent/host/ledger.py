@@ -4,7 +4,7 @@ STATE/entries/<sha256 of kind, profile set and key>.json contains one entry. STA
 contains bytes that entries reference. STATE/lock prevents a second agent from running. If an entry
 has a newer schema, nothing on the node is changed, because the meaning of the entry is unknown. A
 damaged entry counts as absent and is reported, and no profile is removed because of the entry. An
-entry is only a proof of ownership if no user except root and the agent's own user can write it.
+entry proves ownership only if no user except root and the agent's own user can write it.
 """
 
 import contextlib

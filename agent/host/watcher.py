@@ -4,8 +4,8 @@ A wake-up only states that a file or directory may have changed. inotify reports
 but it can fail silently if a directory is replaced, the kernel has no free watch, or the event
 queue overflows. The watcher therefore also compares stat signatures in a poll, and wakes the agent
 in each period for every path that has no watch. At most WATCH_LIMIT directories are watched,
-because all processes of root share one limit of the kernel. The module does not request events for
-opening and reading, so that the agent's own reads do not wake a thread.
+because all root processes share one kernel limit. The module does not request events for opening
+and reading, so that the agent's own reads do not wake a thread.
 """
 
 import contextlib
@@ -176,7 +176,7 @@ class FileWatcher(FileSystemEventHandler):
         threading.excepthook = hook
 
     def _discard_observer(self) -> None:
-        """Discard an observer that has a failed thread. The other threads of that observer may not
+        """Discard an observer whose thread has failed. The other threads of that observer may not
         report events.
         """
         failed, self._failed_thread = self._failed_thread, None

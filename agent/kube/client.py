@@ -112,7 +112,7 @@ class Api:
     def send(
         self, method: str, path: str, body: object, query: Query = (), *, content_type: str = ""
     ) -> Json:
-        """Send an object (POST, PATCH, DELETE) and return the object of the response.
+        """Send an object (POST, PATCH, DELETE) and return the object from the response.
 
         Raises StatusError and UnreachableError.
         """

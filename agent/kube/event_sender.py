@@ -20,7 +20,7 @@ class EventSender:
     def __init__(
         self, api: Api, outbox: EventOutbox, on_drop: Callable[[int], None] = lambda _: None
     ) -> None:
-        """Create a sender that has sent no Event.
+        """Create a sender that has not sent any Events yet.
 
         Args:
             api: the client.

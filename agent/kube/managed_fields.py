@@ -2,9 +2,9 @@
 
 Every client that may patch a Node can also write its managedFields. A server-side apply removes
 each field that managedFields attributes to its field manager but that the apply does not contain.
-These could be taints and foreign labels. The admission policy prevents forged entries by the
-agent's own token, but not by an administrator. Therefore, the agent releases forged fields before
-an apply, without changing their values.
+These could be taints and foreign labels. The admission policy prevents anyone with the agent's
+token from forging entries, but it does not restrict an administrator. Therefore, the agent releases
+forged fields before an apply, without changing their values.
 """
 
 from collections.abc import Mapping, Sequence

@@ -76,7 +76,7 @@ class NodeLabeler:
         )
 
     def prefixed_labels(self, node: NodeMetadata) -> frozenset[str]:
-        """Return the labels with the agent's prefixes, of any field manager."""
+        """Return all labels with the agent's prefixes, regardless of their field manager."""
         return frozenset(
             key for key in node.labels if labels.is_agent_label(key, self.options.domain)
         )
@@ -97,7 +97,7 @@ class NodeLabeler:
         self.refused, self._refusal_reason = frozenset(), ""
 
     def publish(self, node: NodeMetadata, desired: Mapping[str, str]) -> NodeMetadata:
-        """Set the desired labels that the API server allows, and return the Node of the response.
+        """Set the desired labels that the API server allows, and return the Node from the response.
 
         After the call, `refused` contains the rejected changes. Raises WrongNodeError. Raises
         KubeError if no change is allowed or no response arrived.
@@ -148,7 +148,7 @@ class NodeLabeler:
                 error = part_error
                 self._suspects.update(part if len(part) == 1 else ())
                 half = len(part) // 2
-                # The other labels that are no longer true are removed next.
+                # The other outdated labels are removed next.
                 if half and part[0][1] is None:
                     parts.extendleft([part[half:], part[:half]])
                 elif half:

@@ -1,7 +1,7 @@
 """The daemon's HTTP server for metrics, probes and the status page.
 
-One thread serves all connections of one address. The following rules ensure that no client can
-crash the agent, delay the work on the node or block the probes:
+One thread serves all connections to one listening address. The following rules ensure that no
+client can crash the agent, delay the work on the node or block the probes:
 
 - The server responds to probes at once. The metrics and the status page have a few connections
 each; a new

@@ -1,4 +1,4 @@
-"""Provides TLS for the HTTP server, with a certificate, its key and an optional client authority.
+"""Provides TLS for the HTTP server, with a certificate, its key and an optional client CA.
 
 Renewed files are read without a restart of the agent. If new files cannot be used, the server
 continues to use the previous certificate. Each change of the files then causes one log line.

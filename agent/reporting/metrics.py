@@ -108,7 +108,7 @@ class Metrics:
         self._parser.observe(seconds)
 
     def watch_restarted(self, what: str) -> None:
-        """Count a watch that broke, or that a new list replaced."""
+        """Count a watch that failed or was replaced by a new list."""
         self._api.watch_restarts.labels(what).inc()
 
     def events_dropped(self, number: int) -> None:

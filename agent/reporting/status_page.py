@@ -108,7 +108,7 @@ def _summary(view: StatusView) -> str:
 
 
 def _body(report: Report) -> Iterator[str]:
-    """Yield the sections about a report, beginning with problems."""
+    """Yield the sections of a report, beginning with problems."""
     rows = sorted(report.profiles, key=lambda row: row.state not in BAD_STATES)[:ROWS]
     findings = _findings(report, rows)
     yield "<h2>Problems</h2>"

@@ -1,4 +1,4 @@
-"""Writes a report as a table for people.
+"""Writes a report as a human-readable table.
 
 No control character in a name or message reaches the terminal. Each line fits into the terminal,
 unless it contains a name that is longer than a line. agent.reporting.json_report writes reports for

@@ -60,7 +60,7 @@ class _Collected:
     files: dict[str, _CachedFile] = field(default_factory=dict)
     """The files that need not be read again in the next read, by key."""
     skipped: list[str] = field(default_factory=list)
-    """The files whose names are not names of profiles."""
+    """The files whose names are not valid profile names."""
     size: int = 0
     directories: int = 0
     names: int = 0
@@ -373,8 +373,8 @@ def _stat(name: str, fd: int) -> os.stat_result:
 
 
 def _open(name: str, flags: int, fd: int) -> int:
-    """Open a name from the listing. Raises OSError. Raises _ChangedError if the name was
-    replaced.
+    """Open the file with this name from the listing. Raises OSError. Raises _ChangedError if the
+    file was replaced.
     """
     try:
         return os.open(name, flags, dir_fd=fd)

@@ -21,7 +21,7 @@ SCHEMES: Final = ("dir", "manifest", "configmap", "configmaps")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectorySpec:
-    """A directory of this machine."""
+    """A directory on this machine."""
 
     path: str
 

@@ -125,7 +125,7 @@ def parse(content: bytes) -> list[object]:
 
 
 def _syntax_error(error: yaml.MarkedYAMLError) -> str:
-    """Return the place and the reason of a syntax error, on one line."""
+    """Return the location and the cause of a syntax error, on one line."""
     mark = error.problem_mark or error.context_mark
     place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
     reason = ", ".join(filter(None, (error.context, error.problem))) or type(error).__name__

@@ -195,7 +195,7 @@ class CompileQueue:
         """Record the end of a run.
 
         Returns:
-            The final result of the text; None if the text waits for another run, or if it was
+            The final result for the text; None if the text waits for another run, or if it was
             removed during the run.
         """
         if self._running.get(task.key) is not task:

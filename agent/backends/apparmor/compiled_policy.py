@@ -82,7 +82,8 @@ def names(policy: bytes) -> frozenset[str]:
 
 
 def rewrap(blobs: Iterable[bytes], included_names: Collection[str], filler: bytes) -> bytes:
-    """Return a policy with the selected profiles of the given policies, in different bytes.
+    """Return a policy that contains the selected profiles of the given policies, but differs in its
+    bytes.
 
     Each profile gets its own version header. This header contains the same version as before and,
     after the NUL that ends the name in the header, a filler of at least 8 bytes. The kernel

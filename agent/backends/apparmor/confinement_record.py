@@ -1,4 +1,5 @@
-"""Stores which threads run under which profiles, for the next process of the agent.
+"""Stores which threads run under which profiles, so that the agent still knows this after a
+restart.
 
 A record is only valid for one boot, because PIDs and directory numbers start again at the next
 boot. The record is written without fsync, because it is useless after a crash of the machine.

@@ -73,10 +73,11 @@ class ExpansionError(Exception):
 
 
 class IncludeFiles(Protocol):
-    """The files that include rules can add."""
+    """The files that can be added by `include` rules."""
 
     def find(self, name: str) -> Sequence[IncludedFile] | None:
-        """Return the files that a name adds, in the order in which the parser reads them.
+        """Return the files that an include of this name adds, in the order in which the parser
+        reads them.
 
         A directory adds all of its files. The result is None if the name does not exist. Raises
         IncludeFileError.

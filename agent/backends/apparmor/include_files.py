@@ -42,7 +42,8 @@ class IncludeDirectories:
         return " or ".join(self._directories)
 
     def find(self, name: str) -> Sequence[IncludedFile] | None:
-        """Return the files that a name adds; None if no directory contains the name.
+        """Return the files that an include of this name adds; None if no directory contains the
+        name.
 
         Raises IncludeFileError.
         """

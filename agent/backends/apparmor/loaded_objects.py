@@ -45,7 +45,7 @@ class _Line(msgspec.Struct, omit_defaults=True):
     """The names that are about to be loaded, with the evidence of their content."""
 
     revision: int = -1
-    """The policy revision right before the load of the names in `loading`."""
+    """The policy revision right before the profiles named in `loading` were loaded."""
 
 
 class LoadedObjects:

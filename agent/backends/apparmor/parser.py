@@ -96,7 +96,7 @@ class ParserLimits:
 
 
 class Parser:
-    """The apparmor_parser of this machine, with the include directories that the parser reads."""
+    """The apparmor_parser on this machine, with the include directories that the parser reads."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ class ParserMemory:
     """The memory that running parsers may use. The caller must hold a lock."""
 
     def __init__(self, free_memory: Callable[[], int]) -> None:
-        """Create a budget without running parsers.
+        """Create a budget while no parser is running.
 
         Args:
             free_memory: returns the memory that new parsers may use now, without the memory that

@@ -136,7 +136,8 @@ def line_reference(message: str, source: str) -> str:
     """Return `line N` if a message is about a line of the text, or "".
 
     Without INPUT_PATH, the parser does not report which file a line belongs to. The line belongs to
-    an included file if the text has fewer lines, or if the message quotes an included file.
+    an included file if the line number exceeds the length of the text, or if the message quotes an
+    included file.
     """
     match = _LINE.search(message)
     if match is None or match["file"] or REPLACED in message:

@@ -173,9 +173,9 @@ class _Head(msgspec.Struct, forbid_unknown_fields=True):
     """The READER_VERSION of compiled_policy that read the declared profiles."""
     declared: tuple[tuple[str, str, bool, list[str]], ...]
     unstoppable: tuple[str, ...] = ()
-    """The names of the declared profiles that do not receive the signals of a runtime."""
+    """The names of the declared profiles that block signals from a container runtime."""
     memory: bool = False
-    """Whether the exceeded limit is the limit of memory."""
+    """Whether the exceeded limit is the memory limit."""
 
 
 def _encode(result: ParserResult) -> bytes:

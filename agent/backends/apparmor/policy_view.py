@@ -2,8 +2,9 @@
 
 The kernel does not list its profiles atomically. Therefore, an observation is only valid if the
 policy revision is the same before and after it. Each write of the agent increments the revision by
-one; a larger difference shows that another program also changed the policy. `policy_writer` writes,
-`profile_files` reads the directory of one profile, and `directory_index` avoids complete walks.
+one; a larger difference shows that another program also changed the policy. `policy_writer` writes
+policy, `profile_files` reads the directory of one profile, and `directory_index` avoids complete
+walks of the directory tree.
 """
 
 from collections.abc import Collection, Iterator, Mapping

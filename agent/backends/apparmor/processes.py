@@ -139,10 +139,10 @@ class Processes:
         """Yield each PID with a label of its process, until a listing shows no new process.
 
         After /proc was listed, a process may fork and then end or leave its profile before the scan
-        reads it. Only the child then runs under the profile, and the child may do the same. The
-        scan therefore lists /proc again until every listed process has been read. PIDs usually
-        increase along a chain of forks, so the newest process is read first. PIDs are reused, so
-        the scan compares the start times at its end.
+        reads it. Only the child then runs under the profile, and the child may in turn fork and
+        leave the profile. The scan therefore lists /proc again until every listed process has been
+        read. PIDs usually increase along a chain of forks, so the newest process is read first.
+        PIDs are reused, so the scan compares the start times at its end.
         """
         seen: dict[str, bytes] = {}
         for _ in range(LISTINGS):

@@ -38,7 +38,7 @@ _MAX_CHARACTERS: Final = 1 << 18
 
 
 def errors(content: bytes) -> tuple[Finding, ...]:
-    """Return the errors that forbid passing a text to the parser."""
+    """Return the errors that prevent a text from being passed to the parser."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:

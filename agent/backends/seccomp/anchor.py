@@ -2,10 +2,10 @@
 
 For each ABI, libseccomp sorts the calls that have rules by the number of comparisons, and then by
 call number. The instructions of the first call load the call number, but a call that the ABI lacks
-has no instructions. If the ABI lacks the first call, the filter never loads the number, and no rule
-for the ABI applies (_gen_bpf_syscalls in gen_bpf.c, in every version up to 2.6.1). x86_64 and x32
-share one list if a profile has both. If a profile has only one of these two ABIs, the filter loads
-the number elsewhere.
+has no instructions. If the ABI lacks the first call, the filter never loads the call number, and no
+rule for the ABI applies (_gen_bpf_syscalls in gen_bpf.c, in every version up to 2.6.1). x86_64 and
+x32 share one list if a profile lists both ABIs. If a profile lists only one of them, other
+instructions of the filter load the call number.
 
 If a rule without conditions names a call of the ABI, this call is the first in the list. `anchored`
 adds such a rule if the rule does not change the meaning of the profile. `findings` rejects an
@@ -32,7 +32,9 @@ _X32: Final = "SCMP_ARCH_X32"
 
 @dataclass(slots=True)
 class _Calls:
-    """The properties of one ABI's call list that determine whether the filter loads the number."""
+    """The properties of one ABI's call list that determine whether the filter loads the call
+    number.
+    """
 
     missing: Rule | None = None  # whether a rule names a call that the ABI lacks
     has_comparisons: bool = False  # whether a call of the ABI has a rule with conditions

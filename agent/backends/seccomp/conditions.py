@@ -124,7 +124,7 @@ def _later(rule: Rule, index: int) -> frozenset[int]:
 
 
 def _distant_bounds(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
-    """Reject an upper bound together with a bound whose upper 32 bits differ.
+    """Reject a combination of an upper bound and another bound if their upper 32 bits differ.
 
     The tree compares the upper halves of both bounds on the same level, and libseccomp drops the
     second comparison.

@@ -32,13 +32,13 @@ class Direction(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A case of one call for which two profiles return different results."""
+    """A set of arguments of one system call for which two profiles return different results."""
 
     abi: str
     call: str
     conditions: tuple[Condition, ...]
-    """The conditions on the arguments of the case. A case without conditions contains all arguments
-    that belong to no other case.
+    """The conditions on the arguments. An empty tuple stands for all arguments that belong to no
+    other case.
     """
     before: Answer
     after: Answer
@@ -54,7 +54,7 @@ class Difference:
 
     @property
     def arguments(self) -> str:
-        """The conditions of the case as text."""
+        """The conditions on the arguments, as text."""
         return " and ".join(map(_shown, self.conditions))
 
 

@@ -9,8 +9,8 @@ does not have.
 
 libseccomp may therefore allow an operation that the profile denies. `closed` adds a rule that
 denies the multiplexing call if only 32-bit programs can use the call. Every other profile with this
-problem is rejected, and so is a profile whose rules libseccomp cannot combine in one filter. A
-profile that itself allows the multiplexing call only causes a warning.
+problem is rejected, and so is a profile whose rules libseccomp cannot combine in one filter. If a
+profile itself allows the multiplexing call, it only causes a warning.
 """
 
 from collections.abc import Iterator, Mapping

@@ -20,7 +20,9 @@ _MOST_STEPS: Final = 5000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Words:
-    """A set of argument values: an interval with fixed bits, without some excluded words."""
+    """A set of argument values: an interval in which some bits are fixed, minus a set of excluded
+    values.
+    """
 
     lowest: int = 0
     highest: int = LARGEST
@@ -29,7 +31,7 @@ class Words:
     excluded: frozenset[int] = frozenset()
 
     def __and__(self, other: "Words") -> "Words":
-        """Return the words that are in both sets."""
+        """Return the values that are in both sets."""
         if (self.value ^ other.value) & self.mask & other.mask:
             return NONE
         return Words(

@@ -140,7 +140,7 @@ def resolve(document: Document, node: Node) -> Resolved:
 
 
 def _first_ones(rules: Collection[Rule], default: Answer) -> list[Rule]:
-    """Return the rules without calls that an earlier rule already decides.
+    """Return the rules, and omit each call that an earlier rule already decides.
 
     In every runtime, the first rule without conditions has priority. For example, a rule of
     Podman's default profile allows a call for all pods, and a later rule denies the call for some

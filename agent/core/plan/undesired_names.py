@@ -115,8 +115,8 @@ class UndesiredNamePlanner:
             reason = self._reason_to_release(entry, name, evidence[name])
             hold = None if reason is not None else self._hold(entry, name, decided.holds)
             if self.has_pending_keys and reason in (None, Reason.ADOPTED, Reason.FOREIGN):
-                # The pending key may provide this profile under a new key. A foreign object loses
-                # its label now, but the entry stays, because the new key may repair it.
+                # The profile may have moved to the pending key. A foreign object loses its label
+                # now, but the entry stays, because the pending key may repair the object.
                 hold = Hold(
                     id=entry.id,
                     reason=Reason.PENDING,

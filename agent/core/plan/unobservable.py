@@ -52,7 +52,7 @@ def _hold_rejected(
     observed: Unobservable | Unsupported,
     state: ProfileState,
 ) -> Hold:
-    """Hold a rejected key, whose last good version has an unknown state."""
+    """Hold a rejected key if the state of its last good version is unknown."""
     findings = desired.rejections[id_].findings
     installed = entries[id_].installed if id_ in entries else None
     if installed is None:
