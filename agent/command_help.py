@@ -38,8 +38,8 @@ _NARROW: Final = 70
 _TERM_COLUMNS: Final = 24
 _OVERVIEW_EXAMPLES: Final = ("run", "check", "status")  # More lines would not fit on a screen.
 _COMMON_STATUSES: Final = {
-    2: "The command line, the environment or the configuration file has a mistake. Nothing was "
-    "changed.",
+    2: "The command line, the environment or the configuration file contains an error. Nothing "
+    "was changed.",
     70: "The agent has a bug. The message explains how to report the bug.",
     130: "The process was interrupted, for example with Ctrl-C.",
 }
@@ -154,7 +154,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         positional="PATH",
         is_repeatable=True,
         options=(_INCLUDE, _ARCH, _KERNEL),
-        needs={"PATH": "at least one PATH is needed: profile-loader check profiles"},
+        needs={"PATH": "at least one PATH is required: profile-loader check profiles"},
     ),
     "convert": Command(
         summary="Print a seccomp profile in the form that all runtimes read alike.",
@@ -175,7 +175,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
             _ARCH,
             _KERNEL,
         ),
-        needs={"FILE": "a FILE is needed: profile-loader convert profile.json"},
+        needs={"FILE": "a FILE is required: profile-loader convert profile.json"},
     ),
     "diff": Command(
         summary="Show the system calls that two seccomp profiles handle differently.",
@@ -259,7 +259,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
             ),
             _INCLUDE,
         ),
-        needs={"PATH": "a PATH is needed: the directory with the profiles"},
+        needs={"PATH": "a PATH is required: the directory with the profiles"},
     ),
     "unlabel": Command(
         summary="Remove the agent's labels from the Node, before an uninstall.",
@@ -269,7 +269,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
             0: "The Node has no label of the agent.",
             3: "The API server did not carry out the request.",
         },
-        needs={"node-name": "--node-name is needed: the name of the Node object"},
+        needs={"node-name": "--node-name is required: the name of the Node object"},
     ),
 }
 CONFIG: Final = Option(

@@ -138,8 +138,8 @@ class Config:
     label_limit: int = _option(
         whole_number(MAX_LIMIT),
         200,
-        "The largest number of labels on the Node. The admission policy allows at most "
-        f"{MAX_LIMIT}.",
+        "The maximum number of labels that the agent sets on the Node. The admission policy "
+        f"allows at most {MAX_LIMIT} labels.",
         group=_CLUSTER,
     )
     startup_taint: str = _option(
@@ -309,8 +309,9 @@ class Config:
     log_level: Literal["auto", "debug", "info", "warning", "error"] = _option(
         choice("auto", "debug", "info", "warning", "error"),
         "auto",
-        "The lowest level that is logged. auto: info for the daemon, and warning for commands that "
-        "end. With another value, these commands also log the findings that their result contains.",
+        "The lowest level that is logged. auto: info for the daemon, and warning for one-shot "
+        "commands. With another value, these commands also log the findings that their result "
+        "contains.",
         commands=_INSTALL,
         group=_OUTPUT,
     )

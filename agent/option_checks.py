@@ -62,8 +62,8 @@ def _render_mistakes(values: Mapping[str, object]) -> list[str]:
     if "inline" in values and not {"name", "namespace"} & values.keys():
         return mistakes  # The output is one profile.
     needs = {
-        "name": "--name is needed: the name of the ConfigMap",
-        "namespace": "--namespace is needed: the namespace of the ConfigMap",
+        "name": "--name is required: the name of the ConfigMap",
+        "namespace": "--namespace is required: the namespace of the ConfigMap",
     }
     return mistakes + [message for option, message in needs.items() if option not in values]
 

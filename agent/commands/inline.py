@@ -83,6 +83,6 @@ def _not_expanded(error: ExpansionError) -> Finding:
     return Finding(
         code=FindingCode.INCLUDE_REFUSED,
         location=str(error.origin),
-        message=f"The includes of the text cannot be expanded: {error}.",
+        message=f"The includes in the text cannot be expanded: {error}.",
         hint=error.hint,
     )

@@ -63,7 +63,7 @@ class LabelAbsence:
         return {name: round(now - since, 6) for name, since in self.absent_since.items()}
 
     def removal_times(self, grace_seconds: float) -> list[float]:
-        """Return the end of the grace time of each absent label."""
+        """Return the end of the grace period of each absent label."""
         return [since + grace_seconds for since in self.absent_since.values()]
 
 

@@ -243,6 +243,6 @@ def unlisted_keys(origin: str, count: int) -> Finding:
         code=FindingCode.LIMIT_EXCEEDED,
         location=origin,
         message=f"{count} more keys are not installed, because all profile sets together exceed a "
-        "limit. Last good versions stay.",
+        "limit. The last good versions stay installed.",
         hint=_FEWER,
     )

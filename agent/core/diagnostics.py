@@ -36,12 +36,12 @@ def pods_unknown(name: str) -> Finding:
 
 
 def label_pending(name: str) -> Finding:
-    """Report that a removal waits for the removal of the label and for the grace time."""
+    """Report that a removal waits for the removal of the label and for the grace period."""
     return Finding(
         code=FindingCode.LABEL_PENDING,
         location=name,
-        message=f'"{name}" is no longer desired. It stays on the node for the grace time, which '
-        "begins when the Node no longer has the label of the profile.",
+        message=f'"{name}" is no longer desired. The profile stays on the node for the grace '
+        "period, which begins when its label is removed from the Node.",
     )
 
 
@@ -77,8 +77,8 @@ def use_unknown(name: str, use: UnknownUse, capabilities: Capabilities) -> Findi
     return Finding(
         code=FindingCode.USE_UNKNOWN,
         location=name,
-        message=f'"{name}" is no longer desired, but its use is not known: {use.reason}. '
-        "It stays on the node.",
+        message=f'"{name}" is no longer desired, but the agent cannot determine whether it is '
+        f"in use: {use.reason}. The profile stays on the node.",
         hint=f"{hint}." if capabilities.removal_unconfines else f"{hint}, or pass --prune=always.",
     )
 
@@ -106,5 +106,5 @@ def _name_conflict(name: str, owner: KeyId, why: str) -> Finding:
         location=name,
         message=f'The name "{name}" belongs to the last good version of {owner}, {why}. '
         "That version stays, and this key is not installed.",
-        hint="Correct or delete the other key; the name is free afterwards.",
+        hint="Correct or delete the other key; the name then becomes available.",
     )

@@ -165,7 +165,7 @@ class FindingCode(StrEnum):
     LABEL_LIMIT = "label_limit", Severity.WARNING
     """The Node would have more labels than --label-limit."""
     LABEL_PENDING = "label_pending", Severity.NOTICE
-    """The profile stays until its label has been removed and the grace time has passed."""
+    """The profile stays until its label has been removed and the grace period has passed."""
     # state
     LEDGER_DAMAGED = "ledger_damaged", Severity.ERROR
     LEDGER_NEWER = "ledger_newer", Severity.ERROR

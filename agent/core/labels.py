@@ -112,7 +112,7 @@ def labels_for(
         report: the report of a pass.
         domain: the domain of the label keys.
         digest: whether to add labels that contain the digest of the source.
-        limit: the largest number of labels.
+        limit: the maximum number of labels.
         present: the agent's labels that are on the Node now; they have priority over new labels.
     """
     collisions = _collisions(report, domain)

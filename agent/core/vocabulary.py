@@ -135,7 +135,7 @@ class Reason(StrEnum):
 
     PRUNE_NEVER = "prune=never"
     LABEL_PENDING = "label_pending"
-    """The Node may still have the profile's label, or the grace time has not passed."""
+    """The Node may still have the profile's label, or the grace period has not passed."""
 
     IN_USE = "in_use"
     USE_UNKNOWN = "use_unknown"

@@ -1,6 +1,6 @@
 """Reads and writes files of the host under one root directory.
 
-All paths are resolved under this root. No symbolic link in a path leads out of the root, and a
+All paths are resolved under this root. No symbolic link in a path points outside the root, and a
 write never follows a link in the last component. Even after a crash, a file has either its old
 content or its new content. This module converts each OSError into a HostError. commands.py starts
 programs.

@@ -206,8 +206,8 @@ class FileLedger:
                 Finding(
                     code=FindingCode.LEDGER_DAMAGED,
                     location=path,
-                    message="The entry is incomplete, or users other than root may write it. It "
-                    "counts as absent, and nothing is removed for it.",
+                    message="The entry is incomplete, or users other than root may write it. The "
+                    "entry counts as absent, and none of its profiles are removed.",
                     hint="Delete the file once its profile is installed or no longer desired.",
                 )
             )
@@ -296,8 +296,8 @@ def _too_large(directory: str) -> Finding:
         location=directory,
         message=f"The ledger has more than {READ_ENTRIES} entries or {READ_BYTES} bytes. It is not "
         "read, and nothing is changed.",
-        hint="Remove what deleted profile sets left on the node; the runbook describes how "
-        "(limit_exceeded).",
+        hint="Remove the profiles that deleted profile sets left on the node; the runbook "
+        "describes how (limit_exceeded).",
     )
 
 

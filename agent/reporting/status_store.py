@@ -124,7 +124,7 @@ class StatusStore:
         """Return why the agent is not alive, or ""; the result only depends on the heartbeat."""
         silent = self._heartbeat.silent_seconds()
         return (
-            f"no heartbeat of the main loop for {silent:.0f} s" if silent > self._patience else ""
+            f"no heartbeat from the main loop for {silent:.0f} s" if silent > self._patience else ""
         )
 
     def ready(self) -> str:

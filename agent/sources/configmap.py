@@ -271,7 +271,7 @@ def _too_many(profile_set: str) -> Unreadable:
 def _failure(store: Store[ConfigMapEntry]) -> str:
     match store.status:
         case 401 | 403:
-            return f"the API server denies reading it: {store.reason}"
+            return f"the API server denied the read request: {store.reason}"
         case 0:
             return f"the API server sent no usable response: {store.reason}"
         case _:

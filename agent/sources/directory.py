@@ -328,7 +328,7 @@ class _Walk:
             self.collected.reject(key, _not_regular(key, reason))
             return
         if os.path.commonpath([top, target]) != top:
-            reason = "is a link that leads out of the source"
+            reason = "is a link that points outside the source"
             self.collected.reject(key, _not_regular(key, reason))
             return
         if not Path(target).is_file():
@@ -360,7 +360,9 @@ def _generation(fd: int) -> str | None:
             return None
         raise
     if "/" in target or target in ("", ".", ".."):
-        raise OSError(errno.EINVAL, f"its link leads out of the volume, to {target!r}", _DATA)
+        raise OSError(
+            errno.EINVAL, f"its symbolic link points outside the volume, to {target!r}", _DATA
+        )
     return target
 
 

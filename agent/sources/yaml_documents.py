@@ -51,7 +51,7 @@ class _Loader(_Base):  # type: ignore[misc, valid-type] # the C loader where PyY
 
 def _mapping(loader: yaml.SafeLoader, node: yaml.Node) -> dict[Hashable, object]:
     if not isinstance(node, yaml.MappingNode):
-        raise _rejected(node, "a value is not of the type of its tag")
+        raise _rejected(node, "a value does not match its tag")
     seen: set[str] = set()
     for key, _ in node.value:
         if key.tag == f"{_TAG}merge":  # construct_mapping resolves merge keys.
@@ -74,14 +74,14 @@ def _not_a_string(loader: yaml.SafeLoader, node: yaml.Node) -> object:
 
 def _text(_: yaml.SafeLoader, node: yaml.Node) -> str:
     if not isinstance(node, yaml.ScalarNode):
-        raise _rejected(node, "a value is not of the type of its tag")
+        raise _rejected(node, "a value does not match its tag")
     return str(node.value)
 
 
 def _boolean(loader: yaml.SafeLoader, node: yaml.Node) -> bool:
     value = yaml.SafeLoader.bool_values.get(_text(loader, node).lower())
     if value is None:
-        raise _rejected(node, "a value is not of the type of its tag")
+        raise _rejected(node, "a value does not match its tag")
     return value
 
 

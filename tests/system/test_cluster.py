@@ -213,7 +213,7 @@ def test_a_change_is_on_the_node_and_on_its_label_within_a_second(agent):
         seconds["changed"].append(agent.took(lambda old=old: path.read_bytes() != old))
         agent.config_map({"a.json": profile(10 + number)})
         seconds["removed"].append(agent.took(lambda: agent.labels() == READY))
-    assert agent.files() == ["a.json", "b.json"]  # b.json stays during the grace time.
+    assert agent.files() == ["a.json", "b.json"]  # b.json stays during the grace period.
     medians = {what: round(statistics.median(took), 2) for what, took in seconds.items()}
     print(f"a key on its label: {medians}, CPUs were short for {since.short():.0%} of the time")
     assert max(medians.values()) < since.within(AT_ONCE_SECONDS), seconds
@@ -801,7 +801,7 @@ def test_a_forbidden_configmap_is_reported_and_removes_nothing(agent):
     reported = {problem["code"]: problem["what"] for problem in json.loads(done.stdout)["problems"]}
     assert (done.returncode, agent.files(), agent.labels()) == (3, ["a.json"], READY)
     assert sorted(reported) == ["node_unreachable", "source_unreadable"]
-    assert "the API server denies reading it: 403 Forbidden" in reported["source_unreadable"]
+    assert "the API server denied the read request: 403 Forbidden" in reported["source_unreadable"]
 
 
 def test_an_idle_agent_has_few_connections_and_sends_no_request(agent):

@@ -62,15 +62,15 @@ def test_the_first_directory_that_contains_a_name_decides(top, tmp_path):
 def test_a_link_out_of_the_directory_is_refused(top, target, name):
     """No file outside the include directories becomes part of a text."""
     (top / "link").symlink_to(target)
-    with pytest.raises(IncludeFileError, match="leads out of the include directory") as refused:
+    with pytest.raises(IncludeFileError, match="points outside the include directory") as refused:
         files(top).find(name)
     assert refused.value.hint == "Replace the link with a copy of the file."
 
 
 def test_a_file_in_a_directory_may_not_be_a_link_out_of_it(top):
-    """A file of an included directory may not be a link that leads out of the directory."""
+    """A file of an included directory may not be a link that points outside the directory."""
     (top / "tunables/home.d/z").symlink_to("../../../secret")
-    with pytest.raises(IncludeFileError, match="leads out of the include directory"):
+    with pytest.raises(IncludeFileError, match="points outside the include directory"):
         files(top).find("tunables/home.d")
 
 

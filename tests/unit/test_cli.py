@@ -130,13 +130,13 @@ NAME_RULE = (
         ((*RUN, "--kinds=selinux"), ['--kinds: "selinux" must be one of: apparmor, seccomp.']),
         ((*RUN, "--kinds=,"), ["--kinds: at least one value is needed"]),
         ((*RUN, "--take-over=a\nb"), ["--take-over: 'a\\nb' contains control characters"]),
-        (("check",), ["at least one PATH is needed: profile-loader check profiles"]),
+        (("check",), ["at least one PATH is required: profile-loader check profiles"]),
         (
             ("render",),
             [
-                "a PATH is needed: the directory with the profiles",
-                "--name is needed: the name of the ConfigMap",
-                "--namespace is needed: the namespace of the ConfigMap",
+                "a PATH is required: the directory with the profiles",
+                "--name is required: the name of the ConfigMap",
+                "--namespace is required: the namespace of the ConfigMap",
             ],
         ),
         (
@@ -149,7 +149,7 @@ NAME_RULE = (
         ),
         (
             ("render", "d", "--name=n", "--inline", "--include=/etc/apparmor.d"),
-            ["--namespace is needed: the namespace of the ConfigMap"],
+            ["--namespace is required: the namespace of the ConfigMap"],
         ),
         (
             ("render", "d", "e", "--name=n", "--namespace=n"),
@@ -303,7 +303,7 @@ def test_a_configmap_source_must_have_a_valid_name(text):
 def test_unlabel_reads_the_node_from_every_place_of_options(argv, places):
     """`unlabel` reads the name of the Node from flags, variables and the configuration file."""
     assert parse("unlabel", *argv, **places).config.node_name == "n1"
-    assert mistakes("unlabel") == ["--node-name is needed: the name of the Node object"]
+    assert mistakes("unlabel") == ["--node-name is required: the name of the Node object"]
 
 
 def test_a_flag_without_a_value_hides_no_other_mistake():

@@ -76,8 +76,8 @@ def test_a_configmap_that_does_not_exist_is_missing():
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
-        (401, "the API server denies reading it: because"),
-        (403, "the API server denies reading it: because"),
+        (401, "the API server denied the read request: because"),
+        (403, "the API server denied the read request: because"),
         (404, "the API server responded with an error: because"),
         (429, "the API server responded with an error: because"),
         (500, "the API server responded with an error: because"),
@@ -101,7 +101,8 @@ def test_a_selector_without_a_confirmed_list_is_unreadable(spec, profile_set, st
     """Without a confirmed list, a selector is unreadable and does not count as empty."""
     assert read(spec, store) == (
         Unreadable(
-            profile_set=profile_set, reason="the API server denies reading it: 403 Forbidden: no"
+            profile_set=profile_set,
+            reason="the API server denied the read request: 403 Forbidden: no",
         ),
     )
 
@@ -356,7 +357,7 @@ def test_a_set_of_the_ledger_is_unreadable_before_the_first_list():
     """If the first list is missing after a reboot, a set of the ledger is not missing."""
     assert source(SEVERAL, FORBIDDEN).explain_absence("configmap ns/web") == Unreadable(
         profile_set="configmap ns/web",
-        reason="the API server denies reading it: 403 Forbidden: no",
+        reason="the API server denied the read request: 403 Forbidden: no",
     )
 
 

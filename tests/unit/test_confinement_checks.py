@@ -27,7 +27,7 @@ def world(tmp_path, tracker):
 
 
 def withdraw_a_used_profile(world):
-    """Remove a profile in use from the source, and let its grace time pass."""
+    """Remove a profile in use from the source, and let its grace period pass."""
     del world.source.keys["old"]
     world.node.used.add("old")
     world.run_pass()

@@ -112,7 +112,7 @@ def test_a_volume_that_keeps_changing_is_unreadable(top):
 
 
 def test_a_generation_outside_the_volume_is_unreadable(top, tmp_path):
-    """If the link `..data` leads out of the volume, it is not followed."""
+    """If the link `..data` points outside the volume, it is not followed."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out/a.json").write_bytes(b"{}")
     (top / "..data").symlink_to("../out")

@@ -16,8 +16,8 @@ def world(tmp_path):
     return converged_world(tmp_path)
 
 
-def test_a_profile_is_removed_a_grace_time_after_its_label(world):
-    """The label is removed first, and the profile is removed after the grace time."""
+def test_a_profile_is_removed_a_grace_period_after_its_label(world):
+    """The label is removed first, and the profile is removed after the grace period."""
     del world.source.keys["old"]
     world.controller.run_pass()
     assert (world.labels(), world.loaded(), world.reason()) == (ALL, ALL, "label_pending")
@@ -94,8 +94,8 @@ def test_a_label_that_was_never_seen_absent_counts_as_present_during_an_outage(w
     assert world.loaded() == ALL
 
 
-def test_a_label_that_returns_starts_the_grace_time_again(world):
-    """If another client sets a label again, the grace time starts again."""
+def test_a_label_that_returns_starts_the_grace_period_again(world):
+    """If another client sets a label again, the grace period starts again."""
     del world.source.keys["old"]
     world.run_pass()
     world.controller.run_pass()
@@ -115,7 +115,7 @@ def test_a_label_that_returns_starts_the_grace_time_again(world):
 
 
 def test_a_profile_that_is_desired_again_gets_its_label_back(world):
-    """If a profile is desired again, it gets its label back, and a later grace time starts at
+    """If a profile is desired again, it gets its label back, and a later grace period starts at
     zero.
     """
     del world.source.keys["old"]
@@ -185,8 +185,8 @@ def test_an_unavailable_source_removes_no_label_and_no_profile(world, keys):
     assert world.server.requests() == []
 
 
-def test_without_labels_a_removal_waits_for_the_grace_time_alone(tmp_path):
-    """Without labels, a removal still waits for the grace time."""
+def test_without_labels_a_removal_waits_for_the_grace_period_alone(tmp_path):
+    """Without labels, a removal still waits for the grace period."""
     world = DaemonWorld(tmp_path, is_published=False)
     world.controller.run_pass()
     del world.source.keys["old"]

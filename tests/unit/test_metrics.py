@@ -311,7 +311,7 @@ def test_health_depends_only_on_the_heartbeat_of_the_loop():
     store = store_of(heartbeat=Heartbeat(lambda: now[0]))
     assert store.health() == ""
     now[0] += 100.0
-    assert store.health() == "no heartbeat of the main loop for 100 s"
+    assert store.health() == "no heartbeat from the main loop for 100 s"
 
 
 def test_a_pass_that_repeats_a_report_has_no_row_on_the_page():

@@ -553,8 +553,8 @@ def test_prune_never_holds_undesired_profiles():
         ({("apparmor", "web"): 60.0}, Remove),
     ],
 )
-def test_a_removal_waits_for_the_label_and_the_grace_time(absent_seconds, expected):
-    """A profile is removed when its label is confirmed as absent and the grace time has passed."""
+def test_a_removal_waits_for_the_label_and_the_grace_period(absent_seconds, expected):
+    """A profile is removed when its label is known to be absent and the grace period is over."""
     observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     (action,) = decide(
         desired(),

@@ -141,7 +141,7 @@ def test_config_maps_can_have_inlined_profiles(tmp_path):
     }
     assert result.mistakes == (
         (
-            '"bad.profile": line 1: The includes of the text cannot be expanded: '
+            '"bad.profile": line 1: The includes in the text cannot be expanded: '
             f"{include} does not contain absent. Pass a directory that contains the file with "
             "another --include."
         ),

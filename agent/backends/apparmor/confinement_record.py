@@ -70,7 +70,7 @@ class ConfinementRecord:
                 location=f"{self.state_dir}/{FILE}",
                 message=f"The record of confined threads cannot be written ({error}). After a "
                 "restart the agent does not know which threads lost their confinement.",
-                hint="Free space in the state directory, and check its permissions.",
+                hint="Free up space in the state directory, and check its permissions.",
             )
             return
         self.problem = None

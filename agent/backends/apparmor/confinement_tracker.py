@@ -139,8 +139,9 @@ class ConfinementTracker:
         return Finding(
             code=FindingCode.CONFINEMENT_LOST,
             location=name,
-            message=f'{len(pids)} process(es) that ran under "{name}" run without it since it was '
-            f"removed: pid {listed}. A profile that is loaded again does not confine them again.",
+            message=f'{len(pids)} process(es) that ran under "{name}" have been running without '
+            f"this profile since it was removed: pid {listed}. A profile that is loaded "
+            "again does not confine them again.",
             hint="Restart those pods or containers.",
         )
 

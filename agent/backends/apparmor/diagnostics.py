@@ -13,8 +13,8 @@ from agent.core.model import KeyId, Unchecked
 from agent.host.filesystem import HostError
 
 UNREADABLE_INCLUDE = (
-    "The file exists, and the parser may not open it. Replace a link that leads out of the include "
-    "directory with a copy of its file, and make the file readable."
+    "The file exists, and the parser may not open it. Replace a link that points outside the "
+    "include directory with a copy of its file, and make the file readable."
 )
 _SIMPLIFY = "Simplify the rules (alternations, or many ** in one rule)"
 

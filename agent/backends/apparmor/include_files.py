@@ -97,7 +97,7 @@ def _inside(directory: str, name: str) -> Path:
     root, path = Path(directory).resolve(), Path(directory, name).resolve()
     if not path.is_relative_to(root):
         raise IncludeFileError(
-            f"{Path(directory, name)} is a link that leads out of the include directory", _COPY
+            f"{Path(directory, name)} is a link that points outside the include directory", _COPY
         )
     return path
 

@@ -140,7 +140,7 @@ class LoadedObjects:
                 message=f"The record of loaded profiles cannot be written ({error}). After a "
                 "restart of the agent, the profiles that it has loaded since then count as "
                 "foreign.",
-                hint="Free space in the state directory, and check its permissions.",
+                hint="Free up space in the state directory, and check its permissions.",
             )
             return
         self._problem = None

@@ -130,7 +130,10 @@ class PolicyChanges:
         self.record_checked(profile.version)
         result = _verified(profile.id, declared, loaded)
         if isinstance(result, Installed) and not self._is_proven(loaded):
-            reason = "other programs change policy at the same time, and it shows no content"
+            reason = (
+                "other programs change policy at the same time, and the kernel does not show the "
+                "content of policies"
+            )
             return Failed(finding=diagnostics.verify_failed(profile.id, reason))
         return result
 
@@ -386,5 +389,5 @@ def _declared(body: bytes, names: frozenset[str]) -> tuple[compiled_policy.Decla
     """
     declared = compiled_policy.read(body)
     if sorted(each.name for each in declared) != sorted(names):
-        raise compiled_policy.PolicyError("it declares other names than were checked")
+        raise compiled_policy.PolicyError("it declares names that were not checked")
     return declared

@@ -94,7 +94,7 @@ class Processes:
         except UnprovenError as error:
             reason = str(error)
         except (HostError, OSError, ValueError, IndexError) as error:
-            reason, users = f"the processes of the host cannot be read ({error})", {}
+            reason, users = f"the host's processes cannot be read ({error})", {}
         unused = UnknownUse(reason=reason) if reason else Unused()
         return {
             name: InUse(pids=tuple(sorted(users[name]))) if users.get(name) else unused

@@ -117,8 +117,8 @@ def _newer_variants(document: Document, floor: releases.RuntimeFloor) -> Iterato
         if not syscalls.known(newer, floor):
             hint = (
                 f"{releases.since(newer)} If no node has an older libseccomp, add {newer} to the "
-                f"rule and pass {releases.floor_hint(newer)}. Otherwise only a default action that "
-                "denies can deny the call on all nodes."
+                f"rule and pass {releases.floor_hint(newer)}. Otherwise, the call is denied on all "
+                "nodes only if the default action denies it."
             )
         yield Finding(
             code=FindingCode.NEWER_CALL_ALLOWED, location="syscalls", message=message, hint=hint

@@ -57,9 +57,8 @@ def anchored(document: Document, abis: Collection[str]) -> tuple[Document, tuple
         errno_ret=_ENOSYS,
     )
     message = (
-        f"A rule for {ANCHOR} was added, a call that fails with ENOSYS on every kernel. Without "
-        "a rule that has no conditions, libseccomp would drop the conditional rules of an "
-        "architecture."
+        f"A rule for {ANCHOR} was added, a call that fails with ENOSYS on every kernel. Without an "
+        "unconditional rule, libseccomp would drop the conditional rules of an architecture."
     )
     notice = Finding(code=FindingCode.RULE_ADDED, location="syscalls", message=message)
     return replace(document, rules=(*document.rules, rule)), (notice,)

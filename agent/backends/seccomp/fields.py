@@ -294,8 +294,8 @@ def _capabilities(document: Document) -> Iterator[Finding]:
         message=f"{count} on the pod's capabilities. containerd ignores that, and applies such a "
         "rule to every container.",
         hint="Run `profile-loader convert FILE --caps CAP_A,CAP_B` with the capabilities of the "
-        "pods that use the profile, and install its output. On nodes that run CRI-O only, "
-        "--seccomp-format docker accepts the profile as it is.",
+        "pods that use the profile, and install its output. On nodes that run only CRI-O, "
+        "--seccomp-format docker accepts the profile as is.",
     )
 
 
@@ -342,8 +342,8 @@ def _unknown_name(name: str, where: str, floor: releases.RuntimeFloor) -> Findin
     if fact := releases.since(name):
         hint = (
             f"{fact} If no node has an older libseccomp, state a newer floor: "
-            f"{releases.floor_hint(name)}. Otherwise only a default action that denies can deny "
-            "this call on all nodes."
+            f"{releases.floor_hint(name)}. Otherwise, this call is denied on all nodes only if the "
+            "default action denies it."
         )
     elif syscalls.exists(name):
         hint = (

@@ -32,7 +32,7 @@ current key provides is never removed. `agent.executor` carries out the actions.
 | read        | may conflict  | -             | absent                | Hold (pending)             |
 | read        | not desired   | installed     | present, unused       | Remove                     |
 | read        | not desired   | installed     | used, or use unknown  | Hold (in_use, use_unknown) |
-| read        | not desired   | installed     | label or grace time   | Hold (label_pending)       |
+| read        | not desired   | installed     | label or grace period | Hold (label_pending)       |
 | read        | not desired   | installed     | other content         | Release (foreign)          |
 | read        | not desired   | installed     | foreign, same content | Release (foreign)          |
 | read        | other pending | any           | present               | Hold (pending)             |

@@ -46,7 +46,7 @@ class RemovalChecks:
         return self._hold_for_pods(id_, name) or self._hold_for_use(id_, name)
 
     def _may_have_label(self, name: str) -> bool:
-        """Return whether the profile has a label, or had one within the grace time."""
+        """Return whether the profile has a label, or had one within the grace period."""
         options = self.context.options
         if options.label_absent_seconds is None:
             return False
@@ -67,7 +67,7 @@ class RemovalChecks:
 
     def _hold_for_use(self, id_: KeyId, name: str) -> Hold | None:
         """Return the Hold of a name that a process uses or may use."""
-        unknown = UnknownUse(reason="its use was not checked")
+        unknown = UnknownUse(reason="the use of the profile was not checked")
         use = self.context.observation.uses.get(name, unknown)
         match use:
             case Unused():
