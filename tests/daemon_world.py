@@ -30,7 +30,7 @@ RESYNC_SECONDS = 300.0
 
 
 class Clock:
-    """A clock that only moves when a test moves it."""
+    """A clock that only advances when a test advances it."""
 
     def __init__(self):
         self.now = 1000.0

@@ -112,7 +112,9 @@ def test_an_invalid_byte_anywhere_in_an_entry_is_damage(files):
     ],
 )
 def test_a_malformed_entry_is_damaged_or_newer(files, content, code):
-    """An entry with deep nesting is damaged, and only the schema of a newer entry is read."""
+    """A deeply nested entry counts as damaged. If an entry has a newer schema, only its schema
+    version is read.
+    """
     ledger, path = files
     path.write_bytes(content)
     result = ledger.entries()
@@ -266,7 +268,7 @@ def test_temporary_files_are_not_entries(files):
 
 
 def test_damaged_content_is_missing(files, tmp_path):
-    """If a content file does not match its digest, the content is missing and can be stored
+    """If a content file does not match its digest, the content counts as missing and can be stored
     again.
     """
     ledger, _ = files

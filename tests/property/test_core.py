@@ -408,8 +408,8 @@ def test_a_kill_at_any_step_ends_in_the_same_state(history, foreign, step):
     """If the agent is killed at any step, the next passes reach the same state as without the kill.
 
     Adopted profiles that are restored after a reboot are the only exception. After a kill, the
-    agent cannot know whether it or another program loaded such a profile. The profile then stays
-    adopted, and is never removed.
+    agent cannot know whether it or another program loaded such a profile. After a kill, such a
+    profile stays adopted, and is never removed.
     """
     node = Node(loaded=dict(foreign))
     for snapshot, changes in history[:-1]:

@@ -232,7 +232,7 @@ class Cluster:
 
     @property
     def ca(self):
-        """The path of the certificate of the certificate authority."""
+        """The path of the CA certificate."""
         return self.folder / "ca.crt"
 
     def get(self, path, token="admin"):  # noqa: S107 - of this test server only

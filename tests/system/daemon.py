@@ -209,11 +209,11 @@ class Daemon:
         return None
 
     def number(self, name="a.json"):
-        """Return the number of an installed profile, or None if its file is missing."""
+        """Return the version number in an installed profile, or None if its file is missing."""
         return number_of(self.file(name))
 
     def files(self):
-        """Return the number of each profile in the seccomp directory, by its path."""
+        """Return the version number in each profile in the seccomp directory, by its path."""
         return {
             str(path.relative_to(self.seccomp)): self.number(path.relative_to(self.seccomp))
             for path in sorted(self.seccomp.rglob("*"))
@@ -249,7 +249,9 @@ class Daemon:
     # --- waiting ----------------------------------------------------------------------------------
 
     def until(self, condition, seconds=20.0):
-        """Wait until a condition is true. A bug of the agent ends the wait at once."""
+        """Wait until a condition is true. If the agent logs an internal error, the wait fails
+        immediately.
+        """
 
         def checked():
             assert BUG not in self.said(), self.said()[-6000:]

@@ -1,11 +1,12 @@
 """Runs the agent so that a rare situation occurs at its end: `python -m` this module.
 
 Python's audit events (PEP 578) show the progress of the agent without a hook in the agent. The
-environment variable SWALLOWED contains the name of an event. After SIGTERM has a handler, the first
-event with that name in the main thread sends SIGTERM inside a destructor. Python ignores exceptions
-that a handler raises in a destructor. Python also ignores exceptions in callbacks of weak
-references, and an import creates hundreds of these callbacks (importlib._bootstrap). If the
-environment variable TALKING is set, a thread writes log lines without end.
+environment variable SWALLOWED contains the name of an event. Once a SIGTERM handler is installed,
+the first audit event with that name in the main thread runs a destructor that sends SIGTERM to this
+process. Python ignores exceptions that a handler raises in a destructor. Python also ignores
+exceptions in callbacks of weak references, and an import creates hundreds of these callbacks
+(importlib._bootstrap). If the environment variable TALKING is set, a thread writes log lines
+without end.
 """
 
 import logging

@@ -25,7 +25,7 @@ def locked(folder):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{folder.name}: another process is at it; this one waits", flush=True)
+            print(f"{folder.name}: another process is already building it; waiting", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

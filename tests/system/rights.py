@@ -4,7 +4,8 @@ This module does not define any right of the agent. The user, the capabilities, 
 file system, profiles, mounts, namespaces and limits come from the pod that kustomize builds. If the
 pod does not set a field, the field gets the default that containerd uses for the kubelet (its
 packages pkg/oci and internal/cri). The seccomp profile of CRI-O and Podman from Debian's package
-serves as RuntimeDefault. This module evaluates the conditions of the profile as these runtimes do.
+serves as RuntimeDefault. This module evaluates the conditions of the seccomp profile in the same
+way as CRI-O and Podman.
 """
 
 import copy

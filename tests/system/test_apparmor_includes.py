@@ -70,7 +70,9 @@ def test_words_in_comments_and_children_of_includes_are_accepted(tmp_path, conte
 
 
 def test_no_accepted_text_of_a_short_search_opens_a_canary(tmp_path):
-    """A short search with a fixed seed finds no accepted text that opens a canary."""
+    """A short search with a fixed seed finds no accepted text that makes the parser open a canary
+    file.
+    """
     command = {"host": [apparmor_backend(Host(tmp_path)).inspector.parser.path]}
     counts, failures = include_search.search(
         include_search.random_numbers(13), command, tmp_path, passing=2000

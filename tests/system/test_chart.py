@@ -75,7 +75,7 @@ def test_every_component_has_a_values_file():
 
 
 def test_another_namespace_equals_the_settings():
-    """The namespace of the release has the effect of the setting `namespace`."""
+    """The namespace of the Helm release has the same effect as the setting `namespace`."""
     setting = {"name": "profile-loader-settings", "behavior": "merge"}
     generator = {**setting, "literals": ["namespace=security", "label-domain=new.example"]}
     built = kustomize.text("pod-aware", "settings", configMapGenerator=[generator])

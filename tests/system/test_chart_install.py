@@ -125,7 +125,9 @@ def may_list_pods(agent):
 
 
 def test_the_life_of_a_release(cluster, chart, tmp_path):
-    """In every step, the labels stay, and the policy limits the renamed account."""
+    """After every step in the life of a release, the labels are still set, and the policy restricts
+    the renamed account.
+    """
     helm(
         cluster, "install", charts.RELEASE, chart, *WAIT,
         "--set", f"serviceAccount.name={ACCOUNT}",

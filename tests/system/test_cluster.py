@@ -501,7 +501,7 @@ def test_unlabel_removes_all_own_labels_and_no_other(agent):
 
 
 def test_unlabel_of_a_missing_node_creates_none(agent):
-    """If the name of a Node is misspelt, this is reported."""
+    """A misspelt Node name is reported."""
     agent.node()
     command = [
         sys.executable, "-m", "agent", "unlabel",

@@ -1,4 +1,6 @@
-"""The Kustomize components can be combined, also with the settings of a user's kustomization."""
+"""Tests that the Kustomize components can be combined with each other and with the settings of a
+user's kustomization.
+"""
 
 import itertools
 import json
@@ -87,7 +89,7 @@ def may_list_pods(objects):
 
 
 def is_privileged(objects):
-    """Return whether the agent is privileged, without contradictory fields."""
+    """Return whether the agent is privileged and no other field contradicts this."""
     security = agent(objects)["securityContext"]
     return (
         security["privileged"] is True
@@ -98,7 +100,7 @@ def is_privileged(objects):
 
 
 def removes_a_taint(objects):
-    """Return whether agent and policy have the same startup taint."""
+    """Return whether the agent and the admission policy use the same startup taint."""
     taint = variable(objects, "PROFILE_LOADER_STARTUP_TAINT")
     return taint == "profile-loader.io/startup" and policy_variable(
         objects, "startupTaint"
@@ -154,7 +156,9 @@ def is_in(objects, namespace):
 
 
 def test_every_component_has_an_effect_to_check():
-    """Each component has a check in this file, and no component has its effect in the base."""
+    """This file has a check for each component, and each check except the one for `settings` fails
+    for the base alone.
+    """
     assert sorted(EFFECTS) == kustomize.COMPONENTS
     base = kustomize.objects()
     present = {name for name, effect in EFFECTS.items() if has(effect, base)}
@@ -286,7 +290,9 @@ def test_common_labels_do_not_hide_the_profiles():
 
 
 def test_every_object_has_the_recommended_labels():
-    """The labels name the program, its version, its instance and the whole that it is part of."""
+    """The labels contain the program, its version, its instance and the application that it is part
+    of.
+    """
     expected = {
         "app.kubernetes.io/name": "profile-loader",
         "app.kubernetes.io/instance": "profile-loader",

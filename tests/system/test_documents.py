@@ -46,7 +46,7 @@ NOT_RUN = {  # These are the reasons, by page and first line of a block.
         "pod=$(kubectl -n profile-loader get pods --field-selector spec.nodeName=node-a -o name)",
     ): "it needs a kubelet and does not exit; node/test_base.py runs status in the agent's pod",
 }
-# These commands are in the PATH of the operator: the wheel under test, and the real kubectl.
+# The operator's PATH contains these commands: the wheel under test, and the real kubectl and helm.
 COMMANDS = {
     "profile-loader": 'exec "{python}" -m agent "$@"',
     "kubectl": 'exec {kubectl} --kubeconfig "$KUBECONFIG" "$@"',

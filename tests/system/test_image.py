@@ -20,7 +20,7 @@ PEAK = "print([l.split()[1] for l in open('/proc/self/status') if l.startswith('
 
 
 def parts(root):
-    """Return the size in bytes of each part of the image; the last one is the sum."""
+    """Return the size of each part of the image in bytes; the last value is the total."""
     sizes = dict.fromkeys(
         (
             "bytecode of all Python code",
@@ -138,7 +138,7 @@ def test_every_module_of_the_agent_is_imported_from_bytecode(built):
         "    if one.name != 'agent.__main__': importlib.import_module(one.name)\n" + PEAK
     )
     done = built.execute(PYTHON, "-I", "-v", "-c", code)
-    # -v writes paths of bytecode in quotes, and paths of source without
+    # `python -v` prints bytecode paths in quotes, and source paths without quotes
     # (importlib/_bootstrap_external).
     came = re.findall(r"^# code object from (.+)$", done.stderr, re.MULTILINE)
     assert [one for one in came if one.endswith(".py")] == []

@@ -74,13 +74,17 @@ def test_one_process_at_a_time_uses_a_folder(tmp_path):
     command = [sys.executable, "-c", LOOK, str(tmp_path / "folder")]
     with kept.locked(tmp_path / "folder"):
         other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert other.stdout.readline() == "folder: another process is at it; this one waits\n"
+        assert (
+            other.stdout.readline() == "folder: another process is already building it; waiting\n"
+        )
         assert other.poll() is None
     assert (other.communicate()[0], other.returncode) == ("in\n", 0)
 
 
 def test_long_work_is_announced_before_it_begins_and_reported_while_it_runs(capsys):
-    """The output contains the result that is built, its usual duration, and the progress."""
+    """The output shows which file is being built, how long the build usually takes, and its
+    progress.
+    """
     progress_requested = threading.Event()
 
     def progress():

@@ -96,7 +96,7 @@ def test_an_authority_without_key_usage_is_accepted(folder, port):
 
 @pytest.mark.parametrize("trusted", ["wrong", None])
 def test_a_server_without_a_trusted_authority_is_rejected(folder, port, trusted):
-    """If a server has a certificate of another authority, the client sends it no token."""
+    """If a server has a certificate from another authority, the client sends it no token."""
     trust = {"certificate-authority": str(folder / f"{trusted}.crt")} if trusted else {}
     with pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
         get(folder, f"https://127.0.0.1:{port}", **trust)

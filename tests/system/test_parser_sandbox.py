@@ -1,7 +1,7 @@
 """Tests of the files that the real apparmor_parser can open under the real Landlock.
 
-The parser reads the texts without the source checks, so the tests only cover the sandbox. Compiling
-a text needs no AppArmor kernel.
+The texts bypass the source checks, so these tests cover only the sandbox. Compiling a text needs no
+AppArmor kernel.
 """
 
 import errno

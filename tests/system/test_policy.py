@@ -58,8 +58,8 @@ def api(cluster, token, folder):
 def agent(cluster, tmp_path_factory):
     """The client of an agent whose pod runs on the Node `own`."""
     own = api(cluster, cluster.agent_token("own"), tmp_path_factory.mktemp("own"))
-    # The policy becomes effective a moment after it was created. Each attempt sets another value of
-    # the label, because an unchanged Node is always allowed.
+    # The policy becomes effective a moment after it was created. Each attempt sets a different
+    # label value, because the policy always allows an unchanged Node.
     tries = itertools.count()
     until(lambda: denial(lambda: labels(own, "own", early=str(next(tries)))), "the policy to hold")
     cluster.kubectl("label", "node", "own", "early-")

@@ -159,8 +159,8 @@ def test_a_renamed_agent_is_limited(cluster, folder, how):
 
 
 def test_other_accounts_are_not_limited(cluster, folder):
-    """The policy does not limit administrators and accounts with another role that patches
-    Nodes.
+    """The policy does not restrict administrators, or accounts with another role that allows them
+    to patch Nodes.
     """
     applied(cluster, folder / "base")
     limited(api(cluster, token_of(cluster)))

@@ -116,7 +116,9 @@ class WatchedConfigMaps:
         self.on_restart()
 
     def park_if_ended(self):
-        """Block the thread of the reflector forever, because this thread never ends by itself."""
+        """Block the reflector's thread forever at the end of a test, because the thread cannot be
+        stopped.
+        """
         if self.has_ended:
             threading.Event().wait()
 
@@ -885,7 +887,7 @@ def test_a_reflector_is_not_live_before_its_watch_has_started(tmp_path):
 
 
 def test_a_reflector_is_not_live_between_two_watches_and_reports_no_change(tmp_path, monkeypatch):
-    """If a watch ends at its time limit, this is not a change of the store."""
+    """A watch that ends at its time limit does not count as a change of the store."""
     monkeypatch.setattr(reflector_module, "SHORT_WATCH_SECONDS", 0.0)
     monkeypatch.setattr(reflector_module, "EARLY_SECONDS", math.inf)
     with ScriptedServer(LIST, response(200, b""), response(200, b""), None) as server:

@@ -89,9 +89,9 @@ FOUND = {
         "node": ["changed", "fresh", "gone", "lost", "used", "changed: replaced", "new.json"],
     },
     "security writable": NO_APPARMOR,
-    # No new profile is installed, since the ledger could not record it. Recorded profiles are
-    # removed or restored, but the ledger cannot record a removal. The report also states that the
-    # record of confined threads cannot be written.
+    # No new profile is installed, since the ledger could not record it. The agent still removes and
+    # restores recorded profiles, but the ledger keeps the entries of removed profiles. The report
+    # also states that the record of confined threads cannot be written.
     "state writable": {
         "status": 1,
         "problems": ["write_failed"],

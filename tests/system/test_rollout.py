@@ -1,4 +1,5 @@
-"""Tests the rollout by pool and the rollback of docs/how-to.md with agents on two nodes.
+"""Tests the pool-by-pool rollout and the rollback that docs/how-to.md describes, with agents on two
+nodes.
 
 The blocks of the page run one by one, against a real API server. After each block, the test waits
 until the agents have installed the version that the page describes.

@@ -185,7 +185,7 @@ def kernel_answers(program, vectors):
 
 
 def install(program):
-    """Filter this process, with PR_SET_NO_NEW_PRIVS and PR_SET_SECCOMP of prctl(2)."""
+    """Install the filter in this process with prctl(2), after PR_SET_NO_NEW_PRIVS."""
     instructions = ctypes.create_string_buffer(
         b"".join(struct.pack("<HBBI", *one) for one in program)
     )

@@ -52,7 +52,9 @@ def agent_pod(node):
 
 
 def label(cluster, node, key, *, user="kubelet"):
-    """Label a Node as a user, and return the error of the API server, or ""."""
+    """Set a label on a Node with a user's credentials, and return the error from the API server, or
+    "".
+    """
     result = cluster.kubectl(
         "label", "node", node, f"{key}=installed", "--overwrite", user=user, check=False
     )
@@ -116,7 +118,9 @@ def test_in_another_domain_a_kubelet_can_forge_the_label(cluster):
 
 
 def test_an_api_server_of_another_authority_gets_no_request(cluster, tmp_path):
-    """If a server has another authority, the client sends it neither a request nor a token."""
+    """If the server's certificate comes from another authority, the client sends neither a request
+    nor a token.
+    """
     with pytest.raises(errors.UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
         api(cluster, tmp_path, authority(tmp_path)).get("/api/v1/nodes/node-b")
     assert api(cluster, tmp_path, cluster.ca).get("/api/v1/nodes/node-b")["kind"] == "Node"

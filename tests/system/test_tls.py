@@ -65,7 +65,7 @@ def client(folder, name=""):
 
 
 def test_an_idle_connection_delays_no_handshake(folder, pages):
-    """Idle connections and half a handshake do not delay the next handshake."""
+    """Idle connections and an incomplete handshake do not delay the next handshake."""
     cert, key = str(folder / "server.pem"), str(folder / "server.key")
     server = HttpServer("127.0.0.1:0", pages, certificates=Certificates(cert, key, ""))
     server.start()

@@ -2,7 +2,7 @@
 
 from tests.system import vm
 
-LIMIT_SECONDS = 300  # A guest takes about ten seconds.
+LIMIT_SECONDS = 300  # Starting a guest takes about ten seconds.
 KERNEL = "/sys/kernel/security/apparmor"
 
 

@@ -52,7 +52,7 @@ SECCOMP = {
     "architectures": filled(deny('"architectures":['), '"x"', "]}"),
     "unknown fields": filled(deny(""), '"k{}":0'.format, "}"),
     "empty lines before YAML": b"\n" * (SIZE - 8) + b"kind: X\n",
-    "a key twice among very many": filled('{"a":1,"a":2,', '"k{}":0'.format, "}"),
+    "one duplicate among very many keys": filled('{"a":1,"a":2,', '"k{}":0'.format, "}"),
 }
 APPARMOR = {
     "quotes that never end": "\u201c".encode() + b'"' + b"a" * (SIZE - 4),

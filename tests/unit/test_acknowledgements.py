@@ -53,7 +53,7 @@ def test_only_warnings_are_marked():
 
 
 def test_an_unfinished_check_is_returned_unchanged():
-    """Only an accepted profile has a digest, so other results do not change."""
+    """Only the result of an accepted profile has a digest, so all other results stay unchanged."""
     pending = Pending(id=ID, source=b"")
     assert acknowledge(pending, {("not_enforcing", DIGEST)}) is pending
 

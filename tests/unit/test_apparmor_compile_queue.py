@@ -136,7 +136,7 @@ def test_slow_texts_pause_between_their_runs():
 
 
 def test_the_run_of_a_slow_text_is_cancelled_for_a_new_text():
-    """If a run is cancelled for a new text, the level of the slow text does not change."""
+    """If a slow run is cancelled in favor of a new text, the slow text keeps its queue level."""
     queue = queue_of("a:slow")
     queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME), 0.0)
     slow = queue.take(0.0)

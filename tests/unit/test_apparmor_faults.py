@@ -88,7 +88,7 @@ def test_a_kernel_without_apparmor_is_unsupported(tmp_path):
 
 
 def test_apparmor_without_its_files_is_unobservable(tmp_path):
-    """If AppArmor is enabled but its files are missing, the kind is unobservable."""
+    """If AppArmor is enabled but its files are missing, the profile kind cannot be observed."""
     write(tmp_path, "/sys/module/apparmor/parameters/enabled", "Y\n")
     write(tmp_path, "/sys/kernel/security/.keep")
     assert isinstance(apparmor_backend(Host(tmp_path)).observe(["x"], []), Unobservable)
@@ -104,7 +104,7 @@ def test_files_on_another_file_system_than_securityfs_are_not_trusted(tmp_path):
 
 
 def test_without_the_right_to_load_the_node_is_unobservable(tmp_path):
-    """If the agent lacks the right to load policy, the kind is unobservable."""
+    """If the agent lacks the right to load policy, the profile kind cannot be observed."""
     probes = kernel_access.Probes(filesystem=PROBES.filesystem, rights=lambda: "no right")
     assert isinstance(
         apparmor_backend(node(tmp_path), probes=probes).observe(["x"], []), Unobservable
@@ -112,8 +112,8 @@ def test_without_the_right_to_load_the_node_is_unobservable(tmp_path):
 
 
 def test_a_child_policy_namespace_is_unobservable(tmp_path):
-    """In a child policy namespace (LXD), the host's policy is not visible, so the kind is
-    unobservable.
+    """In a child policy namespace (LXD), the host's policy is not visible, so the profile kind
+    cannot be observed.
     """
     host = node(tmp_path)
     write(tmp_path, f"{kernel_access.ROOT}/.ns_level", "1\n")
@@ -188,7 +188,7 @@ def test_a_node_without_profiles_reports_whether_content_can_be_verified(
 
 
 def test_policy_that_never_stops_changing_is_unobservable(tmp_path):
-    """If the policy revision changes during every attempt, the kind is unobservable."""
+    """If the policy revision changes during every attempt, the profile kind cannot be observed."""
     host = node(tmp_path)
 
     class ChangingView(PolicyView):

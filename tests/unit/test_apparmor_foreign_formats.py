@@ -1,4 +1,6 @@
-"""A text of another format under the name of an AppArmor profile gets one exact message."""
+"""If a key for an AppArmor profile contains a text in another format, one specific message is
+reported.
+"""
 
 import pytest
 
@@ -22,7 +24,9 @@ RESOURCE = b"# why\n---\napiVersion: x/v1beta1\nkind: SeccompProfile\nspec: {}\n
     ],
 )
 def test_another_format_is_one_error_with_the_next_step(text, message, hint):
-    """The parser does not read a text in another format, and the text has no other error."""
+    """A text in another format is not passed to the parser, and no other error is reported for the
+    text.
+    """
     (error,) = source_checks.errors(text)
     assert (error.code, error.location) == ("not_a_profile", "line 1")
     assert message in error.message

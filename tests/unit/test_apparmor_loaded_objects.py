@@ -49,7 +49,9 @@ def test_a_loaded_object_is_own_in_the_next_process_too(host):
 
 
 def test_the_record_of_another_boot_is_ignored_and_replaced(host):
-    """A record of another boot is ignored, because the kernel numbers directories again."""
+    """A record from another boot is ignored, because the kernel reuses directory numbers after a
+    reboot.
+    """
     objects(host).record({"web": "web.1"})
     host.path(BOOT).write_text("second\n")
     after = objects(host)
@@ -85,7 +87,9 @@ def test_an_interrupted_load_counts_if_it_was_the_only_change_of_policy(host, re
     ids=["other content", "no content shown", "not loaded"],
 )
 def test_an_interrupted_load_counts_if_the_kernel_shows_the_expected_content(host, profiles, own):
-    """After an interrupted load, the object only counts if it has the expected content."""
+    """After an interrupted load, the object counts as agent-owned only if it has the expected
+    content.
+    """
     objects(host).begin(EXPECTED, 6)
     assert objects(host).own({"web": "web.1"}, 7, profiles) == own
 

@@ -141,7 +141,7 @@ def test_without_memory_no_parser_starts(tmp_path):
 
 
 def test_a_parser_ends_when_the_memory_runs_out(tmp_path):
-    """A parser ends if the agent needs more memory while the parser runs."""
+    """A running parser is killed if the agent needs more memory."""
     text = f"touch {tmp_path}/started; exec sleep 600"
     backend = script_backend(
         tmp_path, text, free_memory=lambda: 0 if (tmp_path / "started").exists() else 64 * MIB

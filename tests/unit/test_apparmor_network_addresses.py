@@ -29,7 +29,7 @@ NO_CONDITIONS = (
 
 
 def test_features_show_whether_addresses_are_mediated():
-    """The kernel's files and a features file both show the feature."""
+    """The kernel's files and a features file both show whether addresses are mediated."""
     assert all(map(network_addresses.are_mediated, WITH_ADDRESSES))
     assert not any(map(network_addresses.are_mediated, WITHOUT_ADDRESSES))
 

@@ -212,7 +212,7 @@ def test_a_profile_without_hashes_does_not_hide_the_hashes_of_others(tmp_path):
 
 
 def test_a_name_longer_than_one_read_is_read_completely(kernel):
-    """A name that is longer than one read is read completely."""
+    """A name that does not fit into one read is still read completely."""
     name = "n" * 5000
     kernel.load_foreign("long.4", name, sha1="dd")
     assert kernel.observe(name) == {name: observed("dd")}

@@ -242,7 +242,7 @@ def test_a_thread_whose_creator_left_the_profile_is_found(tmp_path):
 
 
 def test_an_endless_chain_of_threads_is_no_proof(tmp_path):
-    """The number of listings for one process has a limit."""
+    """The threads of one process are listed a limited number of times."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "unconfined")

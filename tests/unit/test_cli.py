@@ -327,7 +327,7 @@ def test_a_blank_variable_does_not_empty_a_list(name, value):
 
 
 def test_a_blank_config_variable_is_a_mistake():
-    """If the variable for the configuration file is blank, this is a mistake."""
+    """A blank environment variable for the configuration file is an error."""
     environ = {"PROFILE_LOADER_CONFIG": ""}
     assert mistakes(*RUN, environ=environ) == ["--config: the path must not be empty"]
 

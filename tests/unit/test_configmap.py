@@ -60,7 +60,7 @@ def test_each_configmap_is_a_separate_profile_set():
 
 
 def test_a_configmap_without_profiles_is_emptied_unless_an_annotation_allows_it():
-    """An empty ConfigMap is only a valid profile set with the annotation."""
+    """An empty ConfigMap is a valid profile set only if it has the annotation that allows this."""
     emptied, allowed = config_map(data={}), config_map(data={}, allow_empty="true")
     assert isinstance(read(ONE, stored(emptied))[0], Emptied)
     assert read(ONE, stored(allowed)) == (expected_snapshot("web", allow_empty=True),)

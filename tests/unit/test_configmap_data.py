@@ -114,7 +114,7 @@ def test_a_key_with_an_invalid_name_is_rejected_alone(key, shown):
 
 
 def test_a_key_that_is_too_large_is_rejected_alone():
-    """A key that is larger than a whole ConfigMap may be is rejected alone."""
+    """If one key exceeds the maximum size of a ConfigMap, only this key is rejected."""
     most = "{" + " " * (limits.KEY_BYTES - 1)
     result = read(document({"a.json": most, "b.json": most + " "}))
     assert result.source_keys == (blob("a.json", most.encode()),)

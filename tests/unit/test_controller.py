@@ -179,7 +179,7 @@ def test_a_failure_is_retried_less_and_less_often(world):
 
 
 def test_a_new_failure_is_retried_soon_however_long_another_one_has_lasted(tmp_path):
-    """A new failure is retried soon, even if another failure has lasted long."""
+    """A new failure is retried soon, even if another failure has persisted for a long time."""
     world = converged_world(tmp_path, resync_seconds=100.0)
     world.other_source.keys = Unreadable(profile_set="dir /p", reason="no")
     for _ in range(9):
@@ -218,7 +218,7 @@ def test_a_damaged_ledger_entry_is_reported_until_the_next_pass(world):
 
 
 def test_new_findings_of_the_publisher_are_delivered_once_without_a_pass(world):
-    """The begin and the end of a problem are each delivered once, without a pass."""
+    """The start and the end of a problem are each reported once, without a pass."""
     world.controller.run_pass()
     world.sink.received.clear()
     world.publisher.findings = UNREACHABLE_NODE

@@ -131,7 +131,7 @@ def test_two_versions_of_a_generated_configmap_get_their_own_hint():
 
 
 def test_other_conflicts_get_the_hint_to_rename():
-    """Only names that differ in their hash are versions of one ConfigMap."""
+    """Two names are versions of one ConfigMap only if they are equal apart from the hash suffix."""
     for origins in (
         ("configmap a/web", "configmap a/api"),
         ("configmap a/web-8b5m2tg7dk", "configmap a/api-8b5m2tg7dk"),

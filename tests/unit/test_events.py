@@ -248,7 +248,7 @@ def body(note="said", node=NAME, at=1_700_000_000.25, number=1):
 
 
 def test_an_event_is_about_the_node_in_the_namespace_default():
-    """`kubectl describe node` finds the Events; their times have six fraction digits."""
+    """`kubectl describe node` finds the Events; their times have six fractional digits."""
     result = body()
     name = result["metadata"]["name"]
     assert re.fullmatch(rf"{NAME}\.[0-9a-f]{{16}}", name)

@@ -383,7 +383,7 @@ def test_an_adopted_profile_whose_body_is_compiled_again_is_pending():
 
 
 def test_different_bytes_of_a_new_check_are_not_recorded_for_the_planned_version():
-    """If a new check returns other bytes, the next full pass plans with them."""
+    """If a new check returns different bytes, the next full pass uses the new bytes."""
     node, old, new = Node(), inspected(), inspected(b"a:y")
     node.loaded = {"a": body(old)}
     attributes = {"result": new, "body": lambda _, profile: body(new) if profile == new else None}

@@ -32,7 +32,9 @@ def test_the_rest_of_an_adopted_key_stays_adopted():
 
 @pytest.mark.parametrize("step", range(12))
 def test_an_adopted_profile_stays_foreign_after_a_kill(step):
-    """If the process ends between the releases of two names, the adopted profile stays foreign."""
+    """If the agent exits after it has released only one of two adopted names, the other profile
+    still counts as foreign.
+    """
     node = node_with_adopted_profiles()
     snapshots = [read({"two": b"a:y"}, "dir /q")]
     with contextlib.suppress(Killed):

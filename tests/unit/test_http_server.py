@@ -265,7 +265,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
 def test_an_ambiguous_or_malformed_head_is_rejected(server, content):
-    """An ambiguous or malformed head causes the status 400."""
+    """An ambiguous or malformed request head results in status 400."""
     assert status(send(server, content)) == 400
 
 

@@ -198,7 +198,7 @@ def test_without_labels_a_removal_waits_for_the_grace_period_alone(tmp_path):
 
 
 def test_a_profile_that_a_pod_names_stays(world):
-    """A profile stays while the current list of pods references it."""
+    """A profile stays installed while a pod in the current list references it."""
     world.cluster.pods = {("apparmor", "old"): ("ns/pod",)}
     del world.source.keys["old"]
     for _ in range(3):

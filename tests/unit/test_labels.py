@@ -209,7 +209,7 @@ def test_the_support_of_the_node_keeps_its_label_when_an_observation_fails():
 
 
 def test_labels_of_names_precede_labels_of_digests():
-    """A label for the digest needs the label of the profile."""
+    """The digest label is set only if the profile label is set too."""
     rows = [row(name, source_digest="0123456789abcdef") for name in ("a", "b")]
     computed = labels_of(report(*rows, sets=()), digest=True, limit=3)
     assert list(computed.labels) == [
@@ -270,7 +270,7 @@ def test_names_with_the_same_label_key_have_no_label(state):
 
 @pytest.mark.usefixtures("equal_digests")
 def test_a_desired_name_without_a_row_can_collide():
-    """A desired name can cause a collision even if no row contains it."""
+    """A desired name can cause a label collision even if no row of the report contains the name."""
     built = report(row("web server"), row("", "rejected"), sets=())
     rejected = replace(built, desired_names={"seccomp": frozenset(["web server", "web?server"])})
     assert list(labels_of(built).labels) == [f"seccomp.{D}/web.server-{'0' * 20}"]

@@ -68,7 +68,7 @@ def test_the_table_of_a_check_contains_the_notice(tmp_path, capsys):
 
 
 def test_oneshot_reports_skipped_inputs(tmp_path, capsys):
-    """One notice contains the reasons of one profile set."""
+    """Each profile set gets one notice, which lists why keys were skipped."""
     (tmp_path / "source").mkdir()
     (tmp_path / "source/README.md").write_text("x")
     (tmp_path / "source/good.json").write_text(PROFILE)

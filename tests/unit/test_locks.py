@@ -209,7 +209,7 @@ def test_a_requirement_is_judged_in_every_environment(requirements, expected):
 
 
 def test_extras_bring_their_own_requirements():
-    """The extra of a requirement applies to the requirements of its distribution."""
+    """An extra in a requirement selects the optional dependencies of that distribution."""
     requirements = {"alpha": ["delta; extra == 'more'"]}
     found = findings(pins(LOCK), ["alpha[more]"], requirer(requirements))
     assert len(found) == len(PYTHON_VERSIONS) * len(MACHINES)

@@ -38,8 +38,8 @@ def read_until(reader, last):
 
 
 def test_a_blocked_log_blocks_no_caller_and_its_lines_are_counted(pipe):
-    """Lines beyond the limit are dropped. The other lines arrive in order when the log is read
-    again.
+    """Lines beyond the limit are dropped. The lines within the limit arrive in order when the log
+    is read again.
     """
     reader, descriptor = pipe
     writer = LogWriter(descriptor, limit_bytes=10_000)

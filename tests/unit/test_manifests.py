@@ -29,7 +29,9 @@ def test_the_unit_runs_restore_before_the_kubelet():
 
 
 def test_the_user_data_installs_what_it_writes():
-    """The user data writes one directory, and its pass only reads that directory."""
+    """The cloud-init user data writes profiles to one directory, and the pass that it starts reads
+    only that directory.
+    """
     text = USER_DATA.read_text()
     assert text.startswith("#cloud-config\n")
     data = yaml.safe_load(text)

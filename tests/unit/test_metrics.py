@@ -159,7 +159,7 @@ def test_a_node_without_a_kind_is_converged_if_that_is_allowed():
 
 
 def test_a_finding_about_a_whole_kind_counts_once():
-    """A finding about a whole kind counts once."""
+    """A finding about a whole profile kind is counted once."""
     none = Finding(
         code=FindingCode.KIND_UNSUPPORTED, location="kernel", message="No AppArmor here."
     )

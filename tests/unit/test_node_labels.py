@@ -303,7 +303,9 @@ def test_a_rejected_value_does_not_leave_the_previous_one():
 
 @pytest.mark.parametrize("count", [1, 2, 3, 40, 200])
 def test_many_rejected_labels_are_found_within_a_few_attempts(count):
-    """Each attempt sends a limited number of requests, and sets the labels of the other groups."""
+    """Each attempt sends a limited number of requests, and still sets the labels of all groups
+    without a rejected label.
+    """
     server = ApiServer()
     own = own_node(server)
     refused = {key(number): "installed" for number in range(0, 200, 200 // count)}

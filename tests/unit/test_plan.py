@@ -440,7 +440,7 @@ def test_a_new_name_waits_for_a_pending_key_that_may_declare_it():
 
 
 def test_a_name_of_a_pending_key_cannot_move_yet():
-    """A name of a pending key cannot move to another key before the check ends."""
+    """A profile name in a pending key cannot move to another key before the check ends."""
     actions = decide(
         desired(profile(key("a.profile"), "v2"), pending=[key()]),
         entry(),
@@ -596,8 +596,8 @@ def test_a_name_that_an_unreadable_source_may_desire_keeps_its_label():
 
 
 def test_unreferenced_files_are_unused_and_unreferenced_policy_may_be_in_use():
-    """A reference by a pod holds both kinds; a missing reference only proves the disuse of
-    files.
+    """A profile of either kind is held while a pod references it. Without a reference, only a
+    seccomp file is known to be unused.
     """
     observation = Observation(profiles={"web": fact()}, uses={"web": UnknownUse(reason="a file")})
     seccomp = entry(key(kind="seccomp"))
@@ -1047,7 +1047,9 @@ def test_a_duplicate_key_releases_its_names_to_the_first_key():
     ],
 )
 def test_an_unobservable_or_unsupported_kind_is_held(observed, state):
-    """All keys and related entries are held, and rejected keys stay rejected."""
+    """If a profile kind is unobservable or unsupported, all its keys and ledger entries are held,
+    and rejected keys stay rejected.
+    """
     desired_keys = desired(profile(), rejected=[key("bad")], unchecked=[key("later")])
     far = entry(key("far", origin="dir /elsewhere"))
     actions = decide(desired_keys, entry(key("deleted")), far, observation=observed)

@@ -24,7 +24,7 @@ BAD = (Finding(code=FindingCode.NOT_JSON, location="line 1", message="The key is
 
 
 class Clock:
-    """A clock that only a test moves."""
+    """A clock that only advances when a test advances it."""
 
     def __init__(self):
         self.now = 1000.0
@@ -92,7 +92,7 @@ def publish(world, *rows, **more):
 
 
 def test_the_labels_of_a_report_are_set_on_the_node(world):
-    """The labels of a report are set on the Node; an equal report sends no request."""
+    """The labels of a report are set on the Node; an identical report causes no request."""
     publish(world, row())
     assert world.server.labels == {A: "installed", READY: "ready"}
     assert world.publisher.labels_on_node() == {A, READY}
@@ -335,7 +335,7 @@ def test_an_event_that_is_rejected_is_dropped_and_counted(world):
 
 @pytest.mark.parametrize("error", [DOWN, StatusError(429, "TooManyRequests", "slow", 30.0)])
 def test_an_event_that_could_not_be_sent_waits_and_causes_no_finding(world, clock, error):
-    """If an Event could not be sent, it waits, and no finding is reported."""
+    """If an Event cannot be sent, it stays queued, and no finding is reported."""
     publish(world, row())
     world.server.requests()
     many = [row(f"{index}.json", "rejected", findings=BAD) for index in range(20)]

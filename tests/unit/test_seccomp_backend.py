@@ -196,7 +196,7 @@ def test_the_prefix_of_the_profile_set_overrides_the_prefix_of_the_backend(tmp_p
 
 
 def test_an_installed_file_has_the_canonical_form_and_is_observed(backend, tmp_path):
-    """The evidence that is observed for an installed file equals the evidence of its version."""
+    """The evidence read from an installed file equals the evidence computed for its version."""
     profile = accepted(backend, AUDIT, prefix="p/")
     token = f"bytes:{digest(backend.body(profile))}"
     result = install(backend, profile, replaceable=())

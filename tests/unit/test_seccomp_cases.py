@@ -294,7 +294,9 @@ def test_a_condition_that_native_programs_evade_is_rejected(more, machine):
 
 
 def test_no_rule_is_added_where_the_author_allows_the_multiplexing_call():
-    """The profile has a warning instead, because 32-bit programs can evade the condition."""
+    """No rule is added. The profile gets a warning, because 32-bit programs can bypass the
+    condition.
+    """
     tree = profile(rule("socket", args=[(0, "EQ", 1)]), rule("socketcall"))
     assert {"condition_surprising"} <= codes(tree)
     assert "rule_added" not in codes(tree)

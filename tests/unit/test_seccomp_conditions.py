@@ -346,7 +346,7 @@ def test_a_comparison_that_two_calls_share_is_rejected_on_32_bit_abis(architectu
 
 
 def test_two_calls_with_the_same_rules_are_accepted():
-    """If all rules of two calls are the same, the calls are accepted."""
+    """If two calls have the same rules, the calls are accepted."""
     common = [{**rule("setuid", *args), "names": ["setuid", "setgid"]} for args in ((BOUND,), LONG)]
     assert check(profile(*common, architectures=BOTH))[1] == []
 
@@ -395,7 +395,7 @@ def test_contradicting_socket_rules_are_accepted_without_32_bit_abis(rules):
 
 
 def test_contradicting_socket_rules_are_accepted_after_a_rule_for_socketcall():
-    """After a rule without conditions for socketcall, contradicting socket rules are accepted."""
+    """After a rule without conditions for socketcall, contradictory socket rules are accepted."""
     rules = (rule("socketcall"), *CONTRADICTIONS[0])
     assert check(profile(*rules, architectures=BOTH))[1] == []
 

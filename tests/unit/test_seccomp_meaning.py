@@ -84,7 +84,7 @@ def test_capabilities_select_rules(capabilities, answer):
     ("kernel", "answer"), [((4, 7), EPERM), ((4, 8), ALLOW), ((4, 19), ALLOW), ((5, 0), ALLOW)]
 )
 def test_the_kernel_selects_rules(kernel, answer):
-    """A minKernel is compared as numbers, and not as text."""
+    """A minKernel is compared numerically, not as text."""
     profile = of(rule("ptrace", includes={"minKernel": "4.8"}), kernel=kernel)
     assert profile.answers(ABIS[0], "ptrace", (0,) * 6) == {answer}
 

@@ -1,4 +1,6 @@
-"""Tests of exact decisions about conditions, which are compared with single values."""
+"""Tests of the exact analysis of argument conditions. The results are compared with an evaluation
+of single argument values.
+"""
 
 import itertools
 import random

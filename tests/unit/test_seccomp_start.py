@@ -14,7 +14,7 @@ EVERY = frozenset().union(
     *(one.calls(no_new_privs=False) | one.replaceable | one.replacements for one in start.MEASURED)
 )
 PROGRAM = {"arch_prctl"}
-NEWEST = "futex_waitv"  # a later call than any call that a runtime needs
+NEWEST = "futex_waitv"  # newer than all system calls that runtimes need
 
 
 def warning(allowed, floor=""):

@@ -46,7 +46,7 @@ def test_a_burst_that_does_not_end_is_discarded_for_a_limited_time():
 
 
 def test_a_wait_ends_even_if_a_reason_came_right_before_it():
-    """A wait ends even if a reason arrived right before it."""
+    """A wait returns even if a wake reason arrived just before the wait began."""
 
     def wait():
         wake_queue = WakeQueue()

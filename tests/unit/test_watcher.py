@@ -254,7 +254,8 @@ def test_each_thread_of_the_watcher_has_a_class_of_watchdog(watch, tmp_path):
 
 
 def test_without_watches_each_period_wakes_the_agent(tmp_path, monkeypatch):
-    """The signature of a directory does not cover its subdirectories; a missing path wakes nothing.
+    """The signature of a directory does not cover its subdirectories. A missing path does not wake
+    the agent.
 
     A poll after a pass does not wake the agent, because passes would then never end.
     """

@@ -53,7 +53,7 @@ def test_a_text_over_the_limits_is_rejected(text, why):
 
 
 SLOW = {
-    "a number of base 60": "a: " + "1:" * 400_000 + "1",
+    "a number in base 60": "a: " + "1:" * 400_000 + "1",
     "a long number": "a: " + "1" * 1_000_000,
     "a number with underscores": "a: 1" + "_1" * 400_000,
 }
@@ -100,7 +100,7 @@ def test_any_text_is_parsed_or_rejected(text):
 
 
 def test_a_manifest_over_the_limits_is_unreadable(tmp_path):
-    """A manifest over the limits is unreadable, so no profile is removed."""
+    """A manifest that exceeds the limits counts as unreadable, so no profile is removed."""
     path = tmp_path / "m.yaml"
     path.write_text("[" * 200_000)
     (snapshot,) = ManifestSource(str(path)).read()

@@ -49,7 +49,9 @@ def register(setting):
 
 
 def held(name):
-    """Return the hash and the mode of the profile that the kernel has under a name without `//`."""
+    """Return the hash and the mode of a loaded profile. The name must not contain `//` (a child
+    profile).
+    """
     for path in (SECURITY / "policy/profiles").glob(f"{name}.*"):
         try:
             content = next(path.glob("sha*")).read_text().strip()

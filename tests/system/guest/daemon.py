@@ -35,7 +35,7 @@ from scenarios import (
 )
 
 LOG = Path("/tmp/daemon.log")  # noqa: S108 - no other user in the guest
-REPAIRS = int(os.environ.get("REPAIRS", "10"))  # A manual run uses 50 repairs.
+REPAIRS = int(os.environ.get("REPAIRS", "10"))  # A manual run makes 50 repairs.
 LOOK_SECONDS = 10.0  # The agent observes confined processes at this interval.
 HTTP = "127.0.0.1:9808"
 SOURCE = scenarios.SOURCE

@@ -241,7 +241,9 @@ def state(pid):
 
 @contextlib.contextmanager
 def program(code, *arguments, label=""):
-    """Run a Python program, if requested under a label, and yield its process when it is ready."""
+    """Run a Python program, optionally under an AppArmor label, and yield its process when the
+    program is ready.
+    """
     start = (
         "import os, sys\n"
         "if sys.argv[1]: open('/proc/self/attr/exec', 'w').write('exec ' + sys.argv[1])\n"
@@ -536,9 +538,11 @@ def a_chain_of_threads_keeps_its_profile():
 
 
 def a_chain_whose_members_leave_the_profile_is_never_unused():
-    """While each process or thread starts a successor and leaves the profile, it is not removed."""
+    """A profile is not removed while its processes or threads start successors before they leave
+    the profile.
+    """
     installed(text("chain"))
-    # Reading many processes takes long, so this scenario makes fewer attempts.
+    # Reading many processes takes a long time, so this scenario makes fewer attempts.
     for code, label, looks in ((LEAVING_FORKS, "chain", 3), (LEAVING_THREADS, "", CHAINS)):
         processes = kind().processes
         assert processes.shows_pending_exec() is SHOWS_PENDING_EXEC

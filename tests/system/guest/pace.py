@@ -1,6 +1,6 @@
 """Scales time limits for a busy machine, on the host and inside the virtual machine.
 
-All limits in tests are in seconds of an idle machine. The module measures a fixed piece of work
+All time limits in tests are given for an idle machine. The module measures a fixed piece of work
 when a process sets its first limit, and again whenever a limit is about to expire. If the work
 takes four times as long as on an idle machine, each limit is four times as long. A guest cannot see
 how busy its host is, so the work is measured by the clock and not by CPU time.
@@ -63,7 +63,9 @@ PACE = Pace(_work, IDLE_SECONDS, _clock)
 
 
 class Limit:
-    """A time limit in seconds of an idle machine, which begins when the object is created."""
+    """A time limit that starts when the object is created. It is given in seconds for an idle
+    machine.
+    """
 
     def __init__(self, seconds, pace=PACE):
         self.limit, self.pace = seconds, pace
@@ -88,12 +90,14 @@ class Limit:
 
 
 def scaled(seconds):
-    """Return the limit on this machine for a limit in seconds of an idle machine."""
+    """Scale a time limit for an idle machine to the current speed of this machine."""
     return seconds * PACE.measured()
 
 
 def in_time(taken, seconds, pace=PACE):
-    """Return whether a duration is within a limit, at the pace of this machine."""
+    """Return whether a duration is within a limit, after scaling the limit to the speed of this
+    machine.
+    """
     return taken < seconds * pace.measured() or taken < seconds * pace.measure()
 
 

@@ -1,4 +1,4 @@
-"""Runs pods of the manifests with runc in the virtual machine, and prepares the node.
+"""Prepares the node, and runs the pods from the manifests with runc in the virtual machine.
 
 The OCI configurations /job/bundles/NAME.json come from tests/system/rights.py on the host. /image
 contains the file system of the image. If the environment variable TRACE contains a command line of
@@ -95,7 +95,7 @@ class Container:
     def wait_for(self, condition, what):
         """Wait until a condition is true.
 
-        If the container ends before that, the test fails at once.
+        If the container exits before the condition is true, the test fails immediately.
         """
 
         def described():

@@ -273,7 +273,7 @@ SCENARIOS = {
 
 
 def main():
-    """Run all or the named scenarios, and the passes without one of the rights."""
+    """Run all scenarios or only the named ones, and then run passes that each lack one right."""
     node()
     CALLS.mkdir()
     wanted = sys.argv[1:]

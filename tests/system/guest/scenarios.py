@@ -445,7 +445,7 @@ def a_kill_at_any_step_ends_in_the_same_state():
             seconds = time.monotonic() - begin
             print(json.dumps({"note": f"{step} kills in {seconds:.0f} s"}), flush=True)
     assert 5 < step < limit, step
-    print(json.dumps({"note": f"killed at each of {step} effects"}))
+    print(json.dumps({"note": f"killed at each of {step} side effects"}))
 
 
 def a_reboot_is_restored_without_any_source():

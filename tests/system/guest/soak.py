@@ -388,7 +388,9 @@ class Soak:
                 self.could[name] = found.get(name, {None})
 
     def _versions(self):
-        """Return the loaded version of each name, or {None} for a version of another program."""
+        """Return the loaded version of each name, or {None} for a version that another program
+        loaded.
+        """
         found = {}
         for name, hash_ in hashes().items():
             if name not in self.foreign:
@@ -453,7 +455,9 @@ class Soak:
                 raise Broken(f"{name} was removed: {line!r}")
 
     def _watch(self):
-        """Check continuously that only the edits of this program unconfine processes."""
+        """Check continuously that processes lose their confinement only through changes that this
+        test makes.
+        """
         while not self.stop.wait(0.02):
             for one in list(self.processes):
                 label = one.label()

@@ -126,7 +126,9 @@ def a_part_of_a_stack_is_known_where_the_label_is_longer_than_a_page():
 
 
 def a_profile_that_was_removed_and_loaded_again_is_noticed():
-    """A loss is reported after a removal between two observations, and while no agent runs."""
+    """Lost confinement is reported even if the profile was removed between two observations, or
+    while no agent was running.
+    """
     for away in (False, True):
         fresh()
         with program(SLEEP, label="web") as child:

@@ -30,7 +30,7 @@ table ip node {
     chain post { type nat hook postrouting priority 100; ip saddr 10.88.0.0/16 ip daddr != 10.88.0.0/16 masquerade; }
 }
 """  # noqa: E501 - a line a rule
-# This reads each label 20 times per second; the pause does not fork a process.
+# The loop reads each label 20 times per second. It pauses without forking a process.
 WATCH = """(
 declare -A seen
 mkfifo {folder}/pause; exec 9<> {folder}/pause

@@ -34,7 +34,7 @@ def test_the_pods_of_the_tutorials_do_what_the_tutorials_say(lab, node):
 
         lab.until_running("chmod-prevented")
         refused = "chmod: /tmp: Operation not permitted\n"
-        until(lambda: node.log("chmod-prevented") == refused, "its chmod is refused")
+        until(lambda: node.log("chmod-prevented") == refused, "chmod is denied in the pod")
 
         def response_of(name):
             address = lab.until_running(name)["status"]["podIP"]

@@ -92,7 +92,9 @@ def _names(draw: random.Random) -> list[str]:
 
 
 def _shared_rules(draw: random.Random, action: str, values: list[int]) -> list[dict[str, Any]]:
-    """Return rules for two calls together, and more rules for one or both of them."""
+    """Return rules that list two system calls together, and more rules for one or both of these
+    calls.
+    """
     first, second = draw.sample((*COMMON, "accept", "bind"), 2)
     groups = [[first, second]] * draw.randint(1, 3) + [[second]] * draw.randint(1, 2)
     groups += [[first]] * draw.randint(0, 1)

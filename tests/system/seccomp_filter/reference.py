@@ -95,7 +95,9 @@ def predicate(condition: Mapping[str, Any]) -> Callable[[int], bool]:
 
 
 class Reference:
-    """The rules of a profile for the names of one library, one runtime and one type of node."""
+    """The rules of a profile that apply with the call names of one libseccomp version, one runtime
+    and one type of node.
+    """
 
     def __init__(
         self, library: Library, profile: Profile, runtime: Runtime, native: str = "SCMP_ARCH_X86_64"

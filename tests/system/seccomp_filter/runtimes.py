@@ -15,7 +15,8 @@ from typing import Any
 from tests.system.seccomp_filter.libraries import Library
 
 Profile = Mapping[str, Any]
-Instruction = tuple[int, int, int, int]  # the code, the skips if true and if false, and the operand
+# the code, the jump offsets for true and false, and the operand
+Instruction = tuple[int, int, int, int]
 
 EPERM, ENOSYS = 1, 38
 # the values of enum scmp_compare, from 1 on

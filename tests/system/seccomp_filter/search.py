@@ -190,7 +190,7 @@ def _judge_in_child(bodies: Sequence[tuple[str, str]], machine: str, writer: int
 
 
 def written(content: bytes, machine: str) -> str:
-    """Return the written form that a rejected profile would have."""
+    """Return the file content that the agent would write if it did not reject the profile."""
     document, _ = syntax.read(content)
     if document is None:
         return ""
