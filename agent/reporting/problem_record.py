@@ -124,9 +124,9 @@ def _stored(report: Report) -> _Stored:
         rows=[
             _StoredRow(
                 kind=row.kind,
-                origin=row.profile_set,
-                key=row.key,
-                name=row.name,
+                origin=_encodable(row.profile_set),
+                key=_encodable(row.key),
+                name=_encodable(row.name),
                 state=row.state.value,
                 findings=_stored_findings(row.findings),
             )
@@ -140,10 +140,18 @@ def _stored_findings(findings: Iterable[Finding]) -> list[_StoredFinding]:
     errors = [item for item in findings if item.severity == Severity.ERROR]
     return [
         _StoredFinding(
-            code=item.code.value, location=item.location, message=item.message, hint=item.hint
+            code=item.code.value,
+            location=_encodable(item.location),
+            message=_encodable(item.message),
+            hint=_encodable(item.hint),
         )
         for item in errors[:MOST_FINDINGS]
     ]
+
+
+def _encodable(text: str) -> str:
+    """Escape the bytes of a file name or a profile name that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _row(stored: _StoredRow) -> ProfileStatus:

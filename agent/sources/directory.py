@@ -264,7 +264,7 @@ class _Walk:
             self.collected.skipped.append(key)
             return
         if not name.isprintable():
-            shown = "".join(part if part.isprintable() else ascii(part)[1:-1] for part in key)
+            shown = _printable(key)
             self.collected.reject(shown, limits.unsafe(shown, "contains unprintable characters"))
         elif stat.S_ISDIR(mode):
             self._read_subdirectory(fd, name, key)
@@ -324,7 +324,8 @@ class _Walk:
         top = os.path.realpath(f"/proc/self/fd/{self._top}")
         target = os.path.realpath(f"/proc/self/fd/{fd}/{name}")
         if not os.path.lexists(target):
-            reason = f'is a link, and its target "{os.readlink(name, dir_fd=fd)}" does not exist'
+            shown = _printable(os.readlink(name, dir_fd=fd))
+            reason = f'is a link, and its target "{shown}" does not exist'
             self.collected.reject(key, _not_regular(key, reason))
             return
         if os.path.commonpath([top, target]) != top:
@@ -384,6 +385,11 @@ def _open(name: str, flags: int, fd: int) -> int:
         if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
             raise _ChangedError from error
         raise
+
+
+def _printable(text: str) -> str:
+    """Escape the characters of a path that are unprintable or not UTF-8."""
+    return "".join(part if part.isprintable() else ascii(part)[1:-1] for part in text)
 
 
 def _not_regular(key: str, reason: str) -> Finding:

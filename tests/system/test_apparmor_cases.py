@@ -34,6 +34,7 @@ BASE = "include <tunables/global>\nprofile web {\n  include <abstractions/base>\
 CONFLICT = "has merged rule /bin/a with conflicting x modifiers"
 SIGNAL = "  signal (receive) peer=unconfined,\n"
 WEB = f"profile web {{\n  file,\n{SIGNAL}"
+LONG = "a" * 300  # A file name has at most 255 bytes.
 REJECTED = {
     "conflicting modes": Case(
         text=f"{WEB}  /bin/a ix,\n  /bin/a px,\n}}\n",
@@ -90,6 +91,13 @@ REJECTED = {
         message="Could not open 'abstractions/missing'",
         hint="does not contain abstractions/missing. Put the included rules into the text: run "
         "`profile-loader render key --inline --include ",
+    ),
+    "an include with a name that no file can have": Case(
+        text=f"{WEB}  include <abstractions/{LONG}>\n}}\n",
+        code="parser_rejected",
+        location="line 4",
+        message=f"Could not open 'abstractions/{LONG}'",
+        hint=f"does not contain abstractions/{LONG}. Put the included rules into the text: run ",
     ),
     "a missing abi": Case(
         text=f"abi <abi/9.0>,\n{WEB}}}\n",

@@ -241,6 +241,7 @@ def test_the_shipped_profiles_cause_no_warning_about_their_purpose(run):
         ),
         (("--source=bad.yaml",), 3, "bad.yaml: line 2, column 1: "),
         (("--source=dangling",), 1, 'is a link, and its target "/nowhere" does not exist'),
+        (("--source=dangling",), 1, 'is a link, and its target "/\\udcff" does not exist'),
         (
             ("--source=large",),
             1,
@@ -299,6 +300,7 @@ def wrong_inputs(top):
     (top / "bad.yaml").write_text("a: [\n")
     (top / "oneshot.yaml").write_text("oneshot: true\n")
     (top / "dangling/a.json").symlink_to("/nowhere")
+    (top / "dangling/b.json").symlink_to("/\udcff")  # a name that is not UTF-8
     (top / "large/large.json").write_text(" " * 3_000_000)
     for number in range(6):
         (top / f"shipped/{number}.profile").write_text(f"profile p{number} {{ }}\n")

@@ -153,7 +153,8 @@ class Parser:
     def has_include(self, path: str) -> bool:
         """Return whether the include directory contains a file that the parser could not open."""
         is_inside = not path.startswith("/") and ".." not in path.split("/")
-        return is_inside and Path(self.include_dir, path).exists()
+        # Path.exists raises OSError for a name that is too long.
+        return is_inside and os.path.lexists(os.path.join(self.include_dir, path))
 
     def policy_features(self, abi_path: str) -> bytes:
         """Return the features that a text is compiled for, as far as the text decides.
