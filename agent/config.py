@@ -92,14 +92,14 @@ class Config:
     prune: Literal["unused", "always", "never"] = _option(
         choice("unused", "always", "never"),
         "unused",
-        "When to remove a profile that no source provides any more. unused: after a proof that no "
-        "process uses the profile. always: seccomp files without this proof, AppArmor profiles as "
-        "with unused. never: keep all profiles.",
+        "When to remove a profile that no source provides any more. unused: remove the profile "
+        "once the agent has proved that no process uses it. always: remove seccomp files without "
+        "this proof; AppArmor profiles still need it. never: keep all profiles.",
     )
     take_over: tuple[str, ...] = _option(
         LIST.named("NAME"),
         (),
-        "The name of a profile that may be replaced although another program installed it. Can be "
+        "The name of a profile that may be replaced even if another program installed it. Can be "
         "repeated.",
     )
     dry_run: bool = _option(
@@ -178,7 +178,8 @@ class Config:
     https_address: str = _option(
         ADDRESS,
         "off",
-        "The address of the same server over TLS. This option needs --tls-cert.",
+        "The address on which the HTTP server accepts TLS connections. This option needs "
+        "--tls-cert.",
         group=_DAEMON,
     )
     tls_cert: str = _option(
@@ -281,7 +282,7 @@ class Config:
     allow_unsupported: bool = _option(
         FLAG,
         False,
-        "Exit with status 0 although the node does not support a kind of profile.",
+        "Exit with status 0 even if the node does not support a kind of profile.",
         commands=_JUDGE,
         group=_CHECKS,
     )
