@@ -6,10 +6,12 @@ the node; agent.core.desired combines the results.
 """
 
 import itertools
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from agent.core import desired, model, ports
+from agent.core import desired, diagnostics, model, ports
 from agent.core.acknowledgements import SHIPPED, Acknowledgements, acknowledge
 from agent.core.admission import AdmissionBudget, Size
 from agent.core.model import Inspected, KeyId, LedgerEntry, Profile, ProfileKind, Rejection
@@ -116,7 +118,7 @@ class Inspector:
         if rejected is not None and not self._budget.fits(rejected[1].id, rejected[0]):
             return rejected[1]
         inspected = self._results.get(key) or acknowledge(
-            self.backends[kind].inspect(source_key), self.acknowledged
+            self._checked(kind, source_key), self.acknowledged
         )
         admitted = self._budget.admitted(inspected)
         if isinstance(inspected, Profile) and isinstance(admitted, Rejection):
@@ -127,3 +129,22 @@ class Inspector:
             self._rejected.pop(key, None)
             self._results[key] = admitted
         return admitted
+
+    def _checked(self, kind: ProfileKind, source_key: model.SourceKey) -> Inspected:
+        """Return the result of the backend, or a rejection if the check raises an exception.
+
+        A defect in a check must not affect other keys, because anyone who can write a ConfigMap
+        could then end the agents of all nodes.
+        """
+        try:
+            return self.backends[kind].inspect(source_key)
+        except Exception as error:  # noqa: BLE001 - see above
+            id_ = KeyId(kind=kind, profile_set=source_key.profile_set, key=source_key.key)
+            finding = diagnostics.check_failed(id_, type(error).__name__, _lines(error))
+            return Rejection(id=id_, findings=(finding,))
+
+
+def _lines(error: Exception) -> str:
+    """Return the last lines of code in the traceback of an exception."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return ", ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames[-3:])

@@ -45,6 +45,24 @@ def label_pending(name: str) -> Finding:
     )
 
 
+def check_failed(id_: KeyId, error: str, location: str) -> Finding:
+    """Report a defect of the agent that prevented the check of a key.
+
+    Args:
+        id_: The key.
+        error: The type of the exception.
+        location: The lines of code that raised it.
+    """
+    return Finding(
+        code=FindingCode.CHECK_FAILED,
+        location=id_.key,
+        message=f"The check of this key failed because of a defect in profile-loader ({error}). "
+        "The last good version stays installed.",
+        hint="Report the defect, with the detail of this finding from the log or the JSON report.",
+        detail=f"{error} at {location}",
+    )
+
+
 def foreign_profile(name: str, id_: KeyId, observed: ObservedProfile) -> Finding:
     """Report that the node already has a foreign profile with the desired name."""
     content = (

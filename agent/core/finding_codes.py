@@ -44,6 +44,8 @@ class FindingCode(StrEnum):
     INPUT_SKIPPED = "input_skipped", Severity.NOTICE
     """Files, keys or resources are not read as profiles."""
     # both kinds
+    CHECK_FAILED = "check_failed", Severity.ERROR
+    """A defect in the agent prevented the check of a key."""
     NOT_UTF8 = "not_utf8", Severity.ERROR
     NAME_CONFLICT = "name_conflict", Severity.ERROR
     """Two keys provide the same name with different content."""

@@ -323,17 +323,15 @@ class _Walk:
         """Read a link to a regular file in this directory, and reject every other link."""
         top = os.path.realpath(f"/proc/self/fd/{self._top}")
         target = os.path.realpath(f"/proc/self/fd/{fd}/{name}")
+        reason = ""
         if not os.path.lexists(target):
             shown = _printable(os.readlink(name, dir_fd=fd))
             reason = f'is a link, and its target "{shown}" does not exist'
-            self.collected.reject(key, _not_regular(key, reason))
-            return
-        if os.path.commonpath([top, target]) != top:
-            reason = "is a link that points outside the source"
-            self.collected.reject(key, _not_regular(key, reason))
-            return
-        if not Path(target).is_file():
+        elif os.path.commonpath([top, target]) != top:
+            reason = "is a link that leads out of the source"
+        elif not Path(target).is_file():
             reason = "is a link, and its target is not a regular file"
+        if reason:
             self.collected.reject(key, _not_regular(key, reason))
             return
         parts = PurePosixPath(os.path.relpath(target, top)).parts

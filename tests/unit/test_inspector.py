@@ -1,0 +1,37 @@
+"""Tests of agent.inspector, which asks the backends about every key."""
+
+from agent.host.filesystem import Host
+from agent.host.ledger import FileLedger
+from tests.unit.test_admission import OneSet, RecordingKind
+from tests.world import build_reconciler
+
+
+class DefectiveKind(RecordingKind):
+    """A fake kind whose check of some texts raises an exception."""
+
+    def inspect(self, source_key):
+        if source_key.content == b"defect":
+            raise KeyError("a:2")
+        return super().inspect(source_key)
+
+
+def test_a_defect_in_the_check_of_one_key_does_not_affect_other_keys(tmp_path):
+    """The key is rejected, its last good version stays, and the finding contains no text of it."""
+    (tmp_path / "state").mkdir()
+    kind, source = DefectiveKind(), OneSet()
+    reconciler = build_reconciler([source], kind, FileLedger(Host(str(tmp_path)), "/state"))
+    source.provide(a=b"a:1")
+    reconciler.run()
+    source.provide(a=b"defect", b=b"b:1")
+    report = reconciler.run()
+    assert [(row.key, row.name, row.state) for row in report.profiles] == [
+        ("a.aa", "a", "outdated"),
+        ("b.aa", "b", "installed"),
+    ]
+    (finding,) = report.profiles[0].findings
+    assert (finding.code, finding.location) == ("check_failed", "a.aa")
+    assert finding.message == (
+        "The check of this key failed because of a defect in profile-loader (KeyError). "
+        "The last good version stays installed."
+    )
+    assert finding.detail.startswith("KeyError at inspector.py:")
