@@ -125,8 +125,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
             'profile-loader --source configmaps:profile-loader --node-name "$NODE_NAME"',
         ),
         statuses={
-            0: "Every profile of the sources is installed and verified. A removal that waits for "
-            "the processes of a profile does not count.",
+            0: "Every profile from the sources is installed and verified. A removal that waits "
+            "for processes to end does not count.",
             1: "A profile was rejected, is foreign, failed or is not supported, or a source "
             "provides no profiles any more.",
             3: "A source is missing or cannot be read, or the API server did not carry out a "

@@ -234,7 +234,7 @@ class Config:
     allow_attachments: bool = _option(
         FLAG,
         False,
-        "Accept AppArmor profiles that attach to paths. Such a profile also confines programs of "
+        "Accept AppArmor profiles that attach to paths. Such a profile also confines programs on "
         "the host.",
         commands=_JUDGE,
         group=_CHECKS,
@@ -249,8 +249,8 @@ class Config:
     allow_unknown_syscalls: bool = _option(
         FLAG,
         False,
-        "Accept names of system calls that the libseccomp of --runtime-floor does not know, in "
-        "profiles whose default action allows calls.",
+        "Accept names of system calls that the libseccomp version in --runtime-floor does not "
+        "know, in profiles whose default action allows calls.",
         commands=_JUDGE,
         group=_CHECKS,
     )

@@ -49,7 +49,7 @@ class WrongNodeError(Exception):
 def node_metadata(item: Json) -> NodeMetadata:
     """Return the part of a Node to store, without its conditions and heartbeats.
 
-    Raises UnreachableError if the metadata has a wrong type, because unreadable labels must not
+    Raises UnreachableError if the metadata has the wrong type, because unreadable labels must not
     count as missing labels.
     """
     metadata = item.get("metadata") or {}

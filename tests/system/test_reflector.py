@@ -309,7 +309,7 @@ def test_a_closed_port_is_unreachable(tmp_path):
 
 
 def test_an_unusable_kubeconfig_is_an_error(tmp_path):
-    """A missing file, other content and a wrong type of the address each raise NoClusterError."""
+    """A missing file, other content and an address of the wrong type each raise NoClusterError."""
     (tmp_path / "bad").write_text("{]")
     (tmp_path / "text").write_text("hello")
     for path in (tmp_path / "bad", tmp_path / "text", config(tmp_path, 5)):
@@ -584,7 +584,7 @@ def test_an_error_event_ends_the_watch_with_its_status(tmp_path):
 
 @pytest.mark.parametrize("code", ["no number", 10**9, 7, 410.5, None, []])
 def test_an_error_event_without_a_valid_code_has_status_500(tmp_path, code):
-    """If the code of an event has a wrong type or range, the thread of the reflector continues."""
+    """If the code of an event has the wrong type or range, the reflector's thread continues."""
     event = {"type": "ERROR", "object": {"code": code, "message": "odd"}}
     with ScriptedServer(response(200, event)) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))

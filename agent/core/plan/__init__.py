@@ -30,8 +30,8 @@ current key provides is never removed. `agent.executor` carries out the actions.
 | read        | pending       | installed     | same content          | Hold (pending)             |
 | read        | pending       | installed     | absent or other       | Restore last good version  |
 | read        | may conflict  | -             | absent                | Hold (pending)             |
-| read        | not desired   | installed     | present, unused       | Remove                     |
-| read        | not desired   | installed     | used, or use unknown  | Hold (in_use, use_unknown) |
+| read        | not desired   | installed     | present, not in use   | Remove                     |
+| read        | not desired   | installed     | in use, or unknown    | Hold (in_use, use_unknown) |
 | read        | not desired   | installed     | label or grace period | Hold (label_pending)       |
 | read        | not desired   | installed     | other content         | Release (foreign)          |
 | read        | not desired   | installed     | foreign, same content | Release (foreign)          |
