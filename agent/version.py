@@ -1,4 +1,11 @@
-"""Reads the version of the installed package."""
+"""Reads the version and the revision of the installed package."""
+
+from pathlib import Path
+from typing import Final
+
+UNKNOWN_REVISION: Final = "unknown"
+_REVISION_FILE: Final = Path(__file__).with_name("revision.txt")
+"""The build of the image writes this file. A checkout does not have the file."""
 
 
 def version() -> str:
@@ -7,3 +14,11 @@ def version() -> str:
     from importlib import metadata
 
     return metadata.version("profile-loader")
+
+
+def revision(path: Path = _REVISION_FILE) -> str:
+    """Return the commit from which the package was built, or "unknown"."""
+    try:
+        return path.read_text(encoding="utf-8").strip() or UNKNOWN_REVISION
+    except FileNotFoundError:
+        return UNKNOWN_REVISION

@@ -19,7 +19,7 @@ from agent.core.report import ProfileStatus, Report
 from agent.core.vocabulary import INSTALLS, ON_NODE, ActionName, ProfileState
 from agent.reporting import table
 from agent.reporting.log_writer import LogWriter, QueueHandler
-from agent.version import version
+from agent.version import revision, version
 
 
 def configure(
@@ -106,8 +106,9 @@ def log(report: Report, *, with_findings: bool = True) -> None:
 
 
 def log_start(**options: object) -> None:
-    """Log that the daemon has started, with its version and its most important options."""
-    structlog.stdlib.get_logger("agent").info("agent_started", version=version(), **options)
+    """Log the start of the daemon, with its version, revision and most important options."""
+    logger = structlog.stdlib.get_logger("agent")
+    logger.info("agent_started", version=version(), revision=revision(), **options)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

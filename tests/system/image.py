@@ -25,6 +25,7 @@ CACHE = kept.CACHE / "image"
 RECIPE = 3  # This version is part of every cache key. Increase the version when the build changes.
 SUITE = "trixie"
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
+REVISION = "0123456789abcdef0123456789abcdef01234567"  # `profile-loader --version` prints it.
 # the name of the image in the documents and in manifests/base
 NAME = f"docker.io/library/profile-loader:{VERSION}"
 INPUTS = (
@@ -152,7 +153,7 @@ def make(folder, *, pack):
     run("commit", "-q", "--rm", made, "localhost/base")
     run(
         "bud", "-q", "--isolation", "chroot", "--timestamp", "0",
-        "--build-arg", "BASE=localhost/base",
+        "--build-arg", "BASE=localhost/base", "--build-arg", f"REVISION={REVISION}",
         "--volume", f"{wheels()}:/media:ro", "--volume", f"{pip}:/etc/pip.conf:ro",
         "-t", NAME, str(context),
     )  # fmt: skip
@@ -259,7 +260,7 @@ def _sources():
     for path in sorted(package.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             found.append((str(path.relative_to(package)), vm.sha256(path)))  # noqa: PERF401 - clearer
-    return _key(RECIPE, NAME, found)
+    return _key(RECIPE, NAME, REVISION, found)
 
 
 @contextmanager

@@ -79,11 +79,12 @@ def test_it_is_configured_as_documented(built):
             about + "description": "Installs AppArmor and seccomp profiles on Kubernetes nodes",
             about + "licenses": "Apache-2.0",
             about + "version": image.VERSION,
-            about + "revision": "unknown",
+            about + "revision": image.REVISION,
             about + "base.name": "localhost/base",
         },
     }
-    assert built.run("--version").stdout == f"profile-loader {image.VERSION}\n"
+    expected = f"profile-loader {image.VERSION} (revision {image.REVISION})\n"
+    assert built.run("--version").stdout == expected
 
 
 def test_it_checks_the_shipped_profiles_with_its_own_parser(built):

@@ -98,8 +98,8 @@ def test_quiet_and_verbose_exclude_each_other(run):
 
 
 def test_the_daemon_logs_that_it_starts_and_stops(tmp_path):
-    """The first line of the log contains the version, the sources, the addresses and the
-    backends.
+    """The first line of the log contains the version, the revision, the sources, the addresses
+    and the backends.
     """
     (tmp_path / "root").mkdir()
     (tmp_path / "audit.json").write_text(AUDIT)
@@ -117,6 +117,7 @@ def test_the_daemon_logs_that_it_starts_and_stops(tmp_path):
     assert lines[0]["event"] == "agent_started"
     assert {name: lines[0][name] for name in started} == started
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", lines[0]["version"])
+    assert lines[0]["revision"] == "unknown"
     assert (rest[-1]["event"], rest[-1]["signal"]) == ("agent_stopped", "SIGTERM")
     assert process.returncode == 0
 
