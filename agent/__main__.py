@@ -149,11 +149,31 @@ def _render(command: cli.Render) -> int:
         )
     else:
         rendered = render.inline(command.path, command.include)
-    streams.write(rendered.text)
+    if not command.compared_file:
+        streams.write(rendered.text)
     streams.warn(rendered.mistakes)
     if not rendered.read:
         return UNREADABLE
-    return FAILED if rendered.mistakes else 0
+    if rendered.mistakes:
+        return FAILED
+    return _compare(command.compared_file, rendered.text) if command.compared_file else 0
+
+
+def _compare(path: str, text: str) -> int:
+    """Print the differences between a file and the rendered text, and return the exit status."""
+    from agent.commands import render
+    from agent.reporting import table
+
+    try:
+        differences = render.differences(path, text)
+    except OSError as error:
+        streams.warn([f"{path}: {error.strerror}"])
+        return UNREADABLE
+    if not differences:
+        return 0
+    streams.write("".join(f"{table.clean(line)}\n" for line in differences))
+    streams.warn([f"{path} differs from the output. Write the output to this file again."])
+    return FAILED
 
 
 def _lacks_directory(include: Sequence[str]) -> bool:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from agent import command_help, option_checks
+from agent import command_help, option_checks, version
 from agent.command_help import COMMANDS, FLAG_ONLY_OPTIONS, options_of
 from agent.config import OPTIONS, Config
 from agent.config_loader import RawValues, read
@@ -93,6 +93,8 @@ class Render:
     domain: str
     include: tuple[str, ...] = ()
     """The directories whose files replace the include rules; empty to keep the rules."""
+    compared_file: str = ""
+    """The file that must equal the output; empty to print the output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,9 +154,7 @@ def parse(
 
 
 def _version() -> str:
-    from importlib import metadata
-
-    return f"profile-loader {metadata.version('profile-loader')}\n"
+    return f"profile-loader {version.version()} (revision {version.revision()})\n"
 
 
 def _checked(
@@ -290,6 +290,7 @@ def _parsed(
                 namespace=str(values.get("namespace", "")),
                 domain=config.label_domain,
                 include=_include(values),
+                compared_file=str(values.get("check", "")),
             )
         case _:
             return Run(config=config, oneshot=bool(values.get("oneshot")))

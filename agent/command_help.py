@@ -47,6 +47,7 @@ _PENDING_CHANGES: Final = {
     5: "With --dry-run and --detailed-exitcode: changes are pending, and no other status applies."
 }
 _LOCKED: Final = {4: "Another agent holds the lock of the state directory. Nothing was changed."}
+_SECCOMP_COMMANDS: Final = ("check", "convert", "diff")
 
 
 def _own_option(name: str, value: ValueType[object], help_: str, *commands: str) -> Option:
@@ -73,17 +74,13 @@ _ARCH: Final = _own_option(
     "arch",
     MACHINE,
     "The machine to check for, as `uname -m` prints it.",
-    "check",
-    "convert",
-    "diff",
+    *_SECCOMP_COMMANDS,
 )
 _KERNEL: Final = _own_option(
     "kernel",
     KERNEL,
     "The Linux version for which conditions on the kernel are resolved, such as 6.1.",
-    "check",
-    "convert",
-    "diff",
+    *_SECCOMP_COMMANDS,
 )
 _INCLUDE: Final = _own_option(
     "include",
@@ -170,11 +167,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
             3: "The file is missing or cannot be read.",
         },
         positional="FILE",
-        options=(
-            _CAPS,
-            _ARCH,
-            _KERNEL,
-        ),
+        options=(_CAPS, _ARCH, _KERNEL),
         needs={"FILE": "a FILE is required: profile-loader convert profile.json"},
     ),
     "diff": Command(
@@ -240,11 +233,12 @@ COMMANDS: Final[Mapping[str, Command]] = {
         examples=(
             "profile-loader render profiles --name web --namespace web | kubectl apply -f -",
             "profile-loader render web.profile --inline --include /etc/apparmor.d > new.profile",
+            "profile-loader render profiles --name web --namespace web --check web.yaml",
         ),
         statuses={
-            0: "Every profile is part of the output.",
-            1: "A file cannot be part of the output, or no profile was found.",
-            3: "The directory or file is missing or cannot be read.",
+            0: "Every profile is part of the output, and the file of --check equals the output.",
+            1: "A file cannot be rendered, no profile was found, or the file of --check differs.",
+            3: "The directory or a file is missing or cannot be read.",
         },
         positional="PATH",
         options=(
@@ -258,6 +252,12 @@ COMMANDS: Final[Mapping[str, Command]] = {
                 "render",
             ),
             _INCLUDE,
+            _own_option(
+                "check",
+                TEXT.named("FILE"),
+                "Compare FILE with the output, and print the differences instead of the output.",
+                "render",
+            ),
         ),
         needs={"PATH": "a PATH is required: the directory with the profiles"},
     ),
@@ -316,7 +316,10 @@ def command_page(command: str) -> str:
     groups: dict[str, dict[str, str]] = {}
     for option in options_of(command):
         groups.setdefault(option.group, {})[option.flag] = _explanation(option)
-    groups["General"] |= {"--version": "Print the version.", "-h, --help": "Print this help."}
+    groups["General"] |= {
+        "--version": "Print the version and the revision.",
+        "-h, --help": "Print this help.",
+    }
     statuses = {str(status): text for status, text in statuses_of(command).items()}
     return _page(
         _paragraph(f"Usage: profile-loader {command} {declared.usage}", indent="    "),

@@ -5,6 +5,7 @@ the annotation seccomp-prefix. For the same directory, the result is always the 
 """
 
 import base64
+import difflib
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -107,6 +108,19 @@ def render(
             maps.append(_config_map(f"{name}{number}", namespace, domain, prefix, part))
     text = yaml.dump_all(maps, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
     return Rendered(text=text, mistakes=tuple(mistakes))
+
+
+def differences(path: str, text: str) -> list[str]:
+    """Return the lines of a unified diff from a file to a text; empty if both are equal.
+
+    Raises OSError.
+    """
+    content = Path(path).read_bytes()
+    if content == text.encode():
+        return []
+    lines = (content.decode("utf-8", "backslashreplace").split("\n"), text.split("\n"))
+    diff = difflib.unified_diff(*lines, fromfile=path, tofile="output of render", lineterm="")
+    return list(diff) or [f"{path} contains bytes that are not valid UTF-8"]
 
 
 def _inlined(

@@ -2,10 +2,11 @@
 
 import dataclasses
 import re
+from importlib import metadata
 
 import pytest
 
-from agent import cli
+from agent import cli, version
 from agent.command_help import COMMANDS, options_of
 from agent.config import OPTIONS, Config
 
@@ -434,8 +435,18 @@ def test_the_help_of_a_command_lists_its_options_and_no_others(command):
 
 
 def test_the_version_is_that_of_the_distribution():
-    """--version prints the name and the version."""
-    assert parse("--version").text.startswith("profile-loader 0.")
+    """--version prints the name, the version, and the revision, which a checkout does not know."""
+    expected = f"profile-loader {metadata.version('profile-loader')} (revision unknown)\n"
+    assert parse("--version").text == expected
+
+
+def test_the_build_of_the_image_writes_the_revision(tmp_path):
+    """The revision is the content of a file; without content, the revision is unknown."""
+    path = tmp_path / "revision.txt"
+    path.write_text("0123abc\n")
+    assert version.revision(path) == "0123abc"
+    path.write_text("\n")
+    assert version.revision(path) == version.UNKNOWN_REVISION
 
 
 def test_a_client_authority_needs_tls():

@@ -453,6 +453,39 @@ def test_render_prints_config_maps(top, capsys):
     assert main(["render", f"{top}/absent", *arguments]) == 3
 
 
+def test_render_compares_a_file_with_its_output(top, capsys):
+    """`render --check` prints a diff and exits with status 1 if the file differs, or 3 if it is
+    missing.
+    """
+    render = ["render", f"{top}/source", "--name=n", "--namespace=ns"]
+    assert main(render) == 0
+    text = capsys.readouterr().out
+    committed = top / "n.yaml"
+    assert main([*render, f"--check={committed}"]) == 3
+    assert capsys.readouterr() == ("", f"profile-loader: {committed}: No such file or directory\n")
+    committed.write_text(text)
+    assert main([*render, f"--check={committed}"]) == 0
+    assert capsys.readouterr() == ("", "")
+    committed.write_text(text.replace("name: n\n", "name: \x1bold\n"))
+    assert main([*render, f"--check={committed}"]) == 1
+    output, messages = capsys.readouterr()
+    assert "-  name: \\x1bold\n+  name: n\n" in output
+    assert messages == (
+        f"profile-loader: {committed} differs from the output. Write the output to this file "
+        "again.\n"
+    )
+    assert committed.read_text() == text.replace("name: n\n", "name: \x1bold\n")
+
+
+def test_render_does_not_compare_an_incomplete_output(top, capsys):
+    """If a file cannot be part of the output, `render --check` reports only this file."""
+    (top / "source/a b.json").write_text("{}")
+    arguments = ["--name=n", "--namespace=ns", f"--check={top}/absent"]
+    assert main(["render", f"{top}/source", *arguments]) == 1
+    output, messages = capsys.readouterr()
+    assert (output, '"a b.json"' in messages) == ("", True)
+
+
 def test_render_prints_one_profile_without_include_rules(top, capsys):
     """The exit status for a file that cannot be rendered is 1, and 3 for a missing directory."""
     (top / "web").write_text("profile web {\n  include if exists <local/web>\n  file,\n}\n")

@@ -85,6 +85,46 @@ def test_a_file_that_no_config_map_can_contain_is_a_mistake(tmp_path):
     assert len(mistakes) == 2
 
 
+def test_a_file_that_equals_the_output_has_no_differences(tmp_path):
+    """The comparison is exact: a byte order mark and other line endings are differences."""
+    (tmp_path / "web.json").write_text("{}")
+    text, _ = rendered(tmp_path)
+    committed = tmp_path / "web.yaml"
+    for content, is_equal in (
+        (text.encode(), True),
+        (text.replace("\n", "\r\n").encode(), False),
+        (b"\xef\xbb\xbf" + text.encode(), False),
+        (text.encode() + b"\xff", False),
+        (b"", False),
+    ):
+        committed.write_bytes(content)
+        assert (render.differences(str(committed), text) == []) == is_equal
+
+
+def test_differences_are_a_unified_diff(tmp_path):
+    """The diff leads from the file to the output."""
+    committed = tmp_path / "web.yaml"
+    committed.write_text("a\nold\n")
+    assert render.differences(str(committed), "a\nnew\n") == [
+        f"--- {committed}",
+        "+++ output of render",
+        "@@ -1,3 +1,3 @@",
+        " a",
+        "-old",
+        "+new",
+        " ",
+    ]
+
+
+def test_bytes_that_look_like_their_escape_sequence_are_a_difference(tmp_path):
+    """If the lines of the diff would be equal, one line gives the reason."""
+    committed = tmp_path / "web.yaml"
+    committed.write_bytes(b"\xff")
+    assert render.differences(str(committed), "\\xff") == [
+        f"{committed} contains bytes that are not valid UTF-8"
+    ]
+
+
 def test_a_directory_that_cannot_be_read_is_reported(tmp_path):
     """If a directory is missing, the message differs from that for an empty directory."""
     absent = f"{tmp_path}/absent"
