@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 
-from tests.system import kustomize
+from tests.system import image, kustomize
 from tests.system.cluster import Cluster
 
 POLICY = ("ValidatingAdmissionPolicy", "profile-loader")
@@ -296,7 +296,7 @@ def test_every_object_has_the_recommended_labels():
     expected = {
         "app.kubernetes.io/name": "profile-loader",
         "app.kubernetes.io/instance": "profile-loader",
-        "app.kubernetes.io/version": "0.1.0",
+        "app.kubernetes.io/version": image.VERSION,
         "app.kubernetes.io/part-of": "profile-loader",
     }
     objects = kustomize.objects()

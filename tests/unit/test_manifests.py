@@ -60,7 +60,9 @@ IMAGE = f"docker.io/library/profile-loader:{VERSION}"
 
 
 def test_the_manifests_name_the_image_of_this_version():
-    """The base has the plain name with the version as tag, and the version as label."""
+    """The base has the plain name with the version as tag, and the version as label. The chart
+    and the Containerfile have the same version.
+    """
     kustomization = yaml.safe_load(Path("manifests/base/kustomization.yaml").read_text())
     assert "images" not in kustomization
     assert kustomization["labels"][0]["pairs"]["app.kubernetes.io/version"] == VERSION
@@ -77,6 +79,13 @@ def test_the_manifests_name_the_image_of_this_version():
     # An init container has the plain name alone, because it gets the image of the agent.
     assert images == {"profile-loader", f"profile-loader:{VERSION}"}
     assert f"\nARG VERSION={VERSION}\n" in Path("Containerfile").read_text()
+
+
+def test_the_newest_section_of_the_changelog_is_that_of_this_version():
+    """The heading of the section is the version, and its date or the words "not yet released"."""
+    headings = re.findall(r"^## (.*)$", Path("CHANGELOG.md").read_text(), re.MULTILINE)
+    pattern = rf"{re.escape(VERSION)} (\(not yet released\)|- \d{{4}}-\d\d-\d\d)"
+    assert re.fullmatch(pattern, headings[0])
 
 
 def test_the_documents_use_the_image_name_of_the_manifests():
