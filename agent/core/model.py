@@ -199,7 +199,14 @@ class ObservedProfile:
     """The profile that is on the node under one name."""
 
     evidence: Evidence
-    """The evidence of the content; empty if the content cannot be compared."""
+    """The evidence of the exact content; empty if the content cannot be compared."""
+
+    equivalent_evidence: Evidence = frozenset()
+    """The evidence of every content with the same meaning; empty for kinds without it.
+
+    Another program can write a different content with the same meaning. Therefore, this evidence
+    does not prove that the agent installed the profile.
+    """
 
     mode: str = ""
     """The mode of the profile; empty for kinds without modes."""

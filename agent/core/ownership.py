@@ -11,13 +11,22 @@ from agent.core.vocabulary import Provenance
 
 
 def has_same_content(evidence: Evidence, observed: ObservedProfile, mode: str = "") -> bool:
-    """Return whether an observed profile has the content that some evidence identifies.
+    """Return whether an observed profile has the content that some evidence identifies, or
+    another content with the same meaning.
 
     If a mode is passed and the kind has modes, the observed profile must also have this mode.
     """
-    return bool(evidence & observed.evidence) and (
+    return not evidence.isdisjoint(observed.evidence | observed.equivalent_evidence) and (
         not mode or not observed.mode or mode == observed.mode
     )
+
+
+def has_exact_content(evidence: Evidence, observed: ObservedProfile) -> bool:
+    """Return whether an observed profile has exactly the content that some evidence identifies.
+
+    Only the exact content can prove that the agent wrote a profile.
+    """
+    return not evidence.isdisjoint(observed.evidence)
 
 
 def owned_names(entry: LedgerEntry) -> dict[str, Evidence]:
@@ -63,7 +72,7 @@ def is_staged(version: Version | None, name: str, observed: ObservedProfile) -> 
     """Return whether an observed profile comes from an unfinished installation of a version."""
     if version is None or name not in version.names or observed.is_agent_object is False:
         return False
-    return observed.is_agent_object is True or has_same_content(
+    return observed.is_agent_object is True or has_exact_content(
         version.evidence.get(name, frozenset()), observed
     )
 
@@ -86,7 +95,7 @@ def is_proven_staged(entry: LedgerEntry, name: str, observed: ObservedProfile) -
     """Return whether an observed profile provably comes from an unfinished installation by this
     agent. Only such a profile may be removed without an installed version.
     """
-    return observed.is_agent_object is not False and has_same_content(
+    return observed.is_agent_object is not False and has_exact_content(
         staged_evidence(entry, name, observed), observed
     )
 

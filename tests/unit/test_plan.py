@@ -745,6 +745,7 @@ def test_an_undesired_staged_version_is_held_like_an_installed_version(use, opti
         fact("other", is_agent_object=True),
         fact("v1", is_agent_object=False),
         fact("object", is_agent_object=False, is_readable=False),
+        fact("other", equivalent_evidence=frozenset({"raw:v1"})),
     ],
 )
 def test_a_staged_version_that_is_not_proven_to_be_agent_owned_is_released(observed):
@@ -779,7 +780,10 @@ def test_an_adopted_profile_is_removed_only_if_the_agent_replaced_it(content, ac
     """The staged version shows whether the agent replaced the adopted profile before the kill."""
     stored = entry(content="v1", provenance="adopted", staged=version("v2"))
     observation = Observation(profiles={"web": fact(content)}, uses={"web": Unused()})
-    assert summary(decide(desired(), stored, observation=observation)) == [action]
+    (decided,) = decide(desired(), stored, observation=observation)
+    assert summary([decided]) == [action]
+    if isinstance(decided, Remove):
+        assert decided.evidence == {"web": frozenset({"raw:v2"})}
 
 
 def test_a_name_that_only_an_unfinished_update_added_is_removed():

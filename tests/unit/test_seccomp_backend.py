@@ -18,6 +18,7 @@ from agent.core.model import (
     Unobservable,
     digest,
 )
+from agent.core.ownership import has_same_content
 from agent.core.ports import Failed, Installed, Removed, StillInUse
 from agent.host.filesystem import Host
 from tests.inspection import install
@@ -205,7 +206,10 @@ def test_an_installed_file_has_the_canonical_form_and_is_observed(backend, tmp_p
     observation = backend.observe(["p/a.json", "absent"], ["p/a.json", "absent"])
     assert isinstance(observation, Observation)
     assert observation.profiles == {
-        "p/a.json": ObservedProfile(evidence=profile.version.evidence["p/a.json"])
+        "p/a.json": ObservedProfile(
+            evidence=frozenset({token}),
+            equivalent_evidence=profile.version.evidence["p/a.json"] - {token},
+        )
     }
     assert {name: type(use) for name, use in observation.uses.items()} == {"p/a.json": UnknownUse}
 
@@ -241,11 +245,8 @@ def write_foreign_file(tmp_path, content):
 
 def is_equal(backend, content):
     """Return whether the file in the directory equals a profile."""
-    observation = backend.observe(["a.json"], [])
-    return bool(
-        observation.profiles["a.json"].evidence
-        & accepted(backend, content).version.evidence["a.json"]
-    )
+    observed = backend.observe(["a.json"], []).profiles["a.json"]
+    return has_same_content(accepted(backend, content).version.evidence["a.json"], observed)
 
 
 ALLOW = "SCMP_ACT_ALLOW"
@@ -423,6 +424,17 @@ def test_remove_checks_the_content_before_it_removes_a_file(backend, tmp_path):
     assert (tmp_path / "seccomp/a.json").exists()
     assert backend.remove(["a.json"], evidence, require_unused=False) == Removed()
     assert not (tmp_path / "seccomp/a.json").exists()
+
+
+def test_a_file_with_the_same_meaning_is_not_removed(backend, tmp_path):
+    """Only the exact content proves that the agent wrote the file."""
+    path = write_foreign_file(tmp_path, CHMOD)
+    evidence = accepted(backend, CHMOD).version.evidence
+    assert is_equal(backend, CHMOD)
+    result = backend.remove(["a.json"], evidence, require_unused=False)
+    assert isinstance(result, Failed)
+    assert result.finding.code == "foreign_name"
+    assert path.exists()
 
 
 def test_a_link_in_place_of_an_agent_owned_file_is_not_removed(backend, tmp_path):

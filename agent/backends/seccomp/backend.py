@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from agent.backends.seccomp import decoding, fields, inspection, releases, resolve
+from agent.backends.seccomp import decoding, fields, file_evidence, inspection, releases, resolve
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import (
@@ -173,7 +173,7 @@ class SeccompBackend:
             names=(path,),
             source_digest=digest(blob.content),
             body_digest=body_digest,
-            evidence={path: frozenset({f"bytes:{body_digest}", f"canonical:{body_digest}"})},
+            evidence={path: file_evidence.expected(body_digest)},
             context=self._kernel_context if checked.depends_on_kernel else "",
         )
         return Profile(
@@ -218,13 +218,13 @@ class SeccompBackend:
                 continue
             read_ns = self._clock_ns()
             try:
-                evidence = self._evidence(name)
+                fact = self._observed_file(name)
             except HostError as error:
                 if error.errno not in _NOT_COMPARABLE:
                     return _unobservable(f"{self._directory}/{name}", error)
-                evidence = frozenset()
-            if evidence is not None:
-                facts[name] = ObservedProfile(evidence=evidence)
+                fact = ObservedProfile(evidence=frozenset())
+            if fact is not None:
+                facts[name] = fact
                 self._cache(name, signature, read_ns, facts[name])
         uses: dict[str, Use] = {
             name: UnknownUse(reason=_USE_UNKNOWN) for name in removal_candidates if name in facts
@@ -272,19 +272,15 @@ class SeccompBackend:
         self._files.clear()
         self._observation = None
 
-    def _evidence(self, name: str) -> Evidence | None:
-        """Return the evidence for the content of a file, or None if the file is absent. Raises
-        HostError.
-        """
+    def _observed_file(self, name: str) -> ObservedProfile | None:
+        """Return the observation of a file, or None if the file is absent. Raises HostError."""
         content = self._host.read_regular(self._directory, name, limit=decoding.MOST_BYTES)
         if content is None:
             return None
         if self._host.is_loose(f"{self._directory}/{name}"):
-            return frozenset()  # Other users can change the file at any time.
-        tokens = {f"bytes:{digest(content)}"}
-        if form := inspection.canonical_form(content, self._options):
-            tokens.add(f"canonical:{digest(form)}")
-        return frozenset(tokens)
+            # Other users can change the file at any time.
+            return ObservedProfile(evidence=frozenset())
+        return file_evidence.observed(content, self._options)
 
     # --- change ----------------------------------------------------------------------------------
 
@@ -316,35 +312,34 @@ class SeccompBackend:
         if content != body:
             message = "The profile was written, but the file has other content."
             return _failed(FindingCode.VERIFY_FAILED, where, message)
-        token = f"bytes:{digest(body)}"
+        fact = file_evidence.installed(body)
         # The cached signature prevents the agent's own write from triggering a pass.
-        evidence = frozenset({token, f"canonical:{digest(body)}"})
-        if not self._cache(path, signature, read_ns, ObservedProfile(evidence=evidence)):
+        if not self._cache(path, signature, read_ns, fact):
             # Another process changed the file, so the next pass reads it again.
             self._observation = None
-        return Installed(evidence={path: frozenset({token})}, modes={})
+        return Installed(evidence={path: fact.evidence}, modes={})
 
     def remove(
         self, names: Collection[str], evidence: Mapping[str, Evidence], *, require_unused: bool
     ) -> Removed | StillInUse | Failed:
         """Remove files after a final check of their content.
 
-        With `require_unused`, the backend removes no file, because it cannot prove that the file is
-        unused.
+        A file with the same meaning but another content is foreign. With `require_unused`, the
+        backend removes no file, because it cannot prove that the file is unused.
         """
         present = []
         for name in names:
             where = f"{self._directory}/{name}"
             try:
-                actual = self._evidence(name)
+                observed = self._observed_file(name)
             except HostError as error:
                 if error.errno in _NOT_COMPARABLE:
                     return _foreign(where)
                 message = f"The profile could not be read before its removal: {error}."
                 return _failed(FindingCode.REMOVE_FAILED, where, message)
-            if actual is None:
+            if observed is None:
                 continue
-            if not actual & evidence.get(name, frozenset()):
+            if observed.evidence.isdisjoint(evidence.get(name, frozenset())):
                 return _foreign(where)
             present.append(name)
         if require_unused and present:

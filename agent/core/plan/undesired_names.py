@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from agent.core.actions import Action, Hold, Release, Remove
 from agent.core.model import Evidence, LedgerEntry, Read
 from agent.core.ownership import (
+    has_exact_content,
     has_same_content,
     is_installed_by_agent,
     is_proven_staged,
@@ -100,6 +101,9 @@ class UndesiredNamePlanner:
         if entry.staged is None or is_waiting:
             return names
         for name in entry.staged.names:
+            if not is_installed_by_agent(entry, name):
+                # The evidence of an adopted profile identifies what another program installed.
+                names[name] = frozenset()
             names.setdefault(name, frozenset())
             observed = self.context.observed(name)
             if observed is not None:
@@ -149,7 +153,7 @@ class UndesiredNamePlanner:
         if not is_installed_by_agent(entry, name):
             return Reason.ADOPTED
         is_agent_owned = (
-            has_same_content(evidence, observed) and observed.is_agent_object is not False
+            has_exact_content(evidence, observed) and observed.is_agent_object is not False
         )
         return None if is_agent_owned else Reason.FOREIGN
 

@@ -1,0 +1,149 @@
+"""Tests of the seccomp files on the node after a kill before or after the write of a file."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from agent.backends.seccomp.backend import SeccompBackend
+from agent.core.model import Read, SourceKey
+from agent.core.plan import PlanOptions
+from agent.host.filesystem import Host
+from agent.host.ledger import FileLedger
+from tests.world import Killed, build_reconciler
+
+PROFILE_SET = "configmap ns/web"
+PROFILE = {
+    "defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_ERRNO"}],
+}
+SAME_MEANING = json.dumps(PROFILE, indent=8).encode()
+
+
+class KilledBackend(SeccompBackend):
+    """A backend whose process is killed before it writes a file."""
+
+    def install(self, profile, body, *, replaceable, foreign=()):
+        raise Killed
+
+
+class WritingBackend(SeccompBackend):
+    """A backend whose process is killed after it wrote a file."""
+
+    def install(self, profile, body, *, replaceable, foreign=()):
+        super().install(profile, body, replaceable=replaceable, foreign=foreign)
+        raise Killed
+
+
+class OneSource:
+    """A source with one profile set."""
+
+    def __init__(self, snapshot):
+        self.snapshot = snapshot
+
+    def read(self):
+        return (self.snapshot,)
+
+    def explain_absence(self, profile_set):
+        return None
+
+    def invalidate(self):
+        pass
+
+
+def snapshot_of(content, key="a.json", name="a.json"):
+    """Return the snapshot of a ConfigMap with one key."""
+    if not isinstance(content, bytes):
+        content = json.dumps(content).encode()
+    key = SourceKey(profile_set=PROFILE_SET, key=key, content=content, name=name)
+    return Read(profile_set=PROFILE_SET, revision=repr(key), source_keys=(key,))
+
+
+WITHOUT_KEY = snapshot_of({"defaultAction": "SCMP_ACT_LOG"}, "b.json", "b.json")
+
+
+class SeccompNode:
+    """A directory with the state and the seccomp files of a node."""
+
+    def __init__(self, root):
+        self.root = root
+        self.path = Path(root, "seccomp/a.json")
+        for directory in ("state", "seccomp"):
+            Path(root, directory).mkdir()
+
+    def run(self, snapshot, backend=SeccompBackend):
+        """Run one pass with a new process, and return its actions by key."""
+        host = Host(str(self.root))
+        reconciler = build_reconciler(
+            [OneSource(snapshot)],
+            backend(host=host, directory="/seccomp", machine="x86_64"),
+            FileLedger(host, "/state"),
+            PlanOptions(prune="always"),
+        )
+        return {row.key: (row.action, row.reason) for row in reconciler.run().profiles}
+
+    def write(self, content):
+        """Write the file as an administrator would."""
+        self.path.write_bytes(content)
+        os.utime(self.path, (1, 1))
+
+
+@pytest.fixture
+def node(tmp_path):
+    return SeccompNode(tmp_path)
+
+
+@pytest.fixture
+def killed_node(node):
+    """Return a node with a file of an administrator, which another process wrote after the kill."""
+    with pytest.raises(Killed):
+        node.run(snapshot_of(PROFILE), KilledBackend)
+    node.write(SAME_MEANING)
+    return node
+
+
+def test_a_foreign_file_with_the_meaning_of_an_unfinished_installation_is_not_removed(killed_node):
+    """The agent never wrote the file, although the file has the meaning of the staged profile."""
+    assert killed_node.run(WITHOUT_KEY)["a.json"] == ("release", "foreign")
+    assert killed_node.path.read_bytes() == SAME_MEANING
+
+
+@pytest.mark.parametrize("key", ["a.json", "renamed.json"])
+def test_a_foreign_file_with_the_meaning_of_an_unfinished_installation_is_adopted(killed_node, key):
+    """The file is adopted by the key, or by a renamed key, and stays when the key is deleted."""
+    assert killed_node.run(snapshot_of(PROFILE, key))[key][0] == "adopt"
+    assert killed_node.path.read_bytes() == SAME_MEANING
+    killed_node.run(WITHOUT_KEY)
+    assert killed_node.path.read_bytes() == SAME_MEANING
+
+
+@pytest.mark.parametrize("key", ["a.json", "renamed.json"])
+def test_an_update_does_not_replace_a_file_that_an_unfinished_installation_did_not_write(
+    killed_node, key
+):
+    """A changed profile of the key, or of a renamed key, does not replace the foreign file."""
+    update = snapshot_of(PROFILE | {"defaultAction": "SCMP_ACT_LOG"}, key)
+    assert killed_node.run(update)[key] == ("hold", "foreign")
+    assert killed_node.path.read_bytes() == SAME_MEANING
+
+
+def test_an_adopted_file_is_not_removed_after_an_unfinished_restoration(node):
+    """An adopted file goes missing, the agent is killed, and the administrator restores it."""
+    node.write(SAME_MEANING)
+    node.run(snapshot_of(PROFILE))
+    node.path.unlink()
+    with pytest.raises(Killed):
+        node.run(snapshot_of(PROFILE), KilledBackend)
+    node.write(SAME_MEANING)
+    node.run(WITHOUT_KEY)
+    assert node.path.read_bytes() == SAME_MEANING
+
+
+def test_a_file_that_an_unfinished_installation_wrote_is_removed(node):
+    """The exact content proves that the agent wrote the file before it was killed."""
+    with pytest.raises(Killed):
+        node.run(snapshot_of(PROFILE), WritingBackend)
+    assert node.path.exists()
+    node.run(WITHOUT_KEY)
+    assert not node.path.exists()
