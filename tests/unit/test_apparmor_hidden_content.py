@@ -1,5 +1,6 @@
 """Tests of installations on a kernel that shows no content while other programs change policy."""
 
+import errno
 import os
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from agent.backends.apparmor import kernel_access
 from agent.core.model import KeyId, ObservedProfile, Profile, Version, digest
 from agent.core.ports import Failed, Installed
-from agent.host.filesystem import Host
+from agent.host.filesystem import Host, HostError
 from tests.property.test_apparmor_policy import profile as compiled
 from tests.unit.test_apparmor_faults import apparmor_backend, loaded, node, write
 
@@ -29,9 +30,14 @@ class Kernel(Host):
 
     revision = 5
 
+    accepts = 99
+    """The number of writes that the kernel accepts; it rejects every later write."""
+
     def write_kernel(self, path, content):
         assert content == BODY
         self.writes.append(path.rpartition("/")[2])
+        if len(self.writes) > self.accepts:
+            raise HostError(path, OSError(errno.ENOMEM, "no memory"))
         loaded(self.root, DIRECTORY, "web")
         mode = self.path(f"{kernel_access.ROOT}/policy/profiles/{DIRECTORY}/mode")
         os.utime(mode, ns=(1, len(self.writes)))
@@ -83,6 +89,27 @@ def test_a_load_that_is_always_disturbed_is_verified_by_the_next_pass(host):
     assert observed(host).is_agent_object is True
     host.disturbed = 0
     assert isinstance(apparmor_backend(host).install(PROFILE, BODY, replaceable=["web"]), Installed)
+
+
+def test_a_loaded_policy_whose_repeated_load_is_rejected_is_not_verified(host):
+    """If the kernel rejects a repeated load, the first load still counts as loaded.
+
+    With another code, the ledger would lose the record of the loaded profile.
+    """
+    host.disturbed, host.accepts = 1, 1
+    failed = apparmor_backend(host).install(PROFILE, BODY, replaceable=())
+    assert isinstance(failed, Failed)
+    assert (failed.finding.code, host.writes) == ("verify_failed", [".load", ".replace"])
+    assert "ENOMEM" in failed.finding.message
+    assert observed(host).is_agent_object is True
+
+
+def test_a_rejected_first_load_is_reported_as_rejected(host):
+    """If the kernel rejects the first load, the finding has the code `kernel_refused`."""
+    host.accepts = 0
+    failed = apparmor_backend(host).install(PROFILE, BODY, replaceable=())
+    assert isinstance(failed, Failed)
+    assert (failed.finding.code, host.writes) == ("kernel_refused", [".load"])
 
 
 def test_a_foreign_object_stays_foreign_when_the_agent_replaces_it(host):

@@ -148,7 +148,12 @@ class PolicyChanges:
             if isinstance(loaded, Failed) or self._is_proven(loaded):
                 break
             # This agent owns the profiles that its previous write loaded.
-            loaded = self._load_once(load, replaceable | (load.own.keys() & loaded.keys()))
+            repeated = self._load_once(load, replaceable | (load.own.keys() & loaded.keys()))
+            if isinstance(repeated, Failed):
+                # An earlier write loaded the policy, so the staged version must stay in the ledger.
+                reason = f"the write was repeated, which failed ({repeated.finding.message})"
+                return Failed(finding=diagnostics.verify_failed(load.id, reason))
+            loaded = repeated
         return loaded
 
     def _load_once(
