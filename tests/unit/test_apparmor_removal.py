@@ -1,6 +1,9 @@
 """Tests of the final checks of a removal, on a kernel and processes that consist of files."""
 
 import shutil
+from dataclasses import replace
+
+import pytest
 
 from agent.backends.apparmor import compiled_policy, kernel_access
 from agent.backends.apparmor.confinement_tracker import ConfinementTracker
@@ -18,6 +21,7 @@ from tests.unit.test_apparmor_faults import PROBES, loaded, node, write
 from tests.unit.test_apparmor_hidden_content import BODY, DIRECTORY, PROFILE
 from tests.unit.test_apparmor_processes import own_of, thread
 
+TOP = f"{kernel_access.ROOT}/policy/profiles"
 STATE = "/var/lib/profile-loader"
 USER = 20
 
@@ -34,7 +38,7 @@ class Kernel(Host):
 
     def write_kernel(self, path, content):
         if path.endswith("/.remove"):
-            shutil.rmtree(self.path(f"{kernel_access.ROOT}/policy/profiles/{DIRECTORY}"))
+            shutil.rmtree(self.path(f"{TOP}/{DIRECTORY}"))
         else:
             loaded(self.root, DIRECTORY, "web")
         self.revision += 1
@@ -49,6 +53,20 @@ class Kernel(Host):
         return names
 
 
+class Clock:
+    """A clock that only advances when the agent waits."""
+
+    seconds = 0.0
+
+    def time(self):
+        """Return the current time."""
+        return self.seconds
+
+    def pause(self, seconds):
+        """Advance the clock at once."""
+        self.seconds += seconds
+
+
 def policy_changes(host):
     """Return the changes of an agent that sees every process and every pending exec."""
     own = own_of(host.root)
@@ -56,16 +74,18 @@ def policy_changes(host):
     (host.root / "proc/1/ns").mkdir()
     (host.root / "proc/1/ns/pid").symlink_to("pid:[4026531836]")
     write(host.root, "/proc/sys/kernel/random/boot_id", "b-o-o-t\n")
-    release = RawDataRelease(host, PROBES)
+    clock = Clock()
+    probes = replace(PROBES, clock=clock.time, pause=clock.pause)
+    release = RawDataRelease(host, probes)
     view = PolicyView(host, release)
     writer = PolicyWriter(host, view, release)
     return PolicyChanges(
-        access=kernel_access.KernelAccess(host, PROBES),
+        access=kernel_access.KernelAccess(host, probes),
         view=view,
         writer=writer,
         processes=Processes(host, own=own, shows_pending_exec=lambda _: True),
         objects=LoadedObjects(host, STATE, may_write=True),
-        references=PolicyReferences(host, view, writer, PROBES),
+        references=PolicyReferences(host, view, writer, probes),
         tracker=ConfinementTracker(host, state_dir=STATE, find_directories=view.directories),
     )
 
@@ -93,6 +113,9 @@ def test_a_process_that_starts_before_the_last_listing_keeps_its_profile(tmp_pat
 class KernelWithRawData(Kernel):
     """A kernel that shows hashes, and the raw data of each policy version that is referenced."""
 
+    learning = ""
+    """The name of a learning profile; if it is empty, the kernel has no learning profile."""
+
     number = 0
     """The number of loads so far."""
 
@@ -103,6 +126,7 @@ class KernelWithRawData(Kernel):
         super().write_kernel(path, content)
         if path.endswith("/.remove"):
             return
+        self.list_profiles()
         top = self.path(f"{kernel_access.ROOT}/policy")
         if self.number and self.number != self.keeps:
             shutil.rmtree(top / f"raw_data/{self.number}")
@@ -119,15 +143,46 @@ class KernelWithRawData(Kernel):
                 name = "sha256" if kind == "own" else "raw_sha256"
                 (top / f"profiles/{DIRECTORY}/{name}").write_text(f"{value}\n")
 
+    def list_profiles(self):
+        """Write the file that lists all profiles, including learning profiles."""
+        lines = "".join(f"{name} (enforce)\n" for name in ("web", self.learning) if name)
+        write(self.root, f"{kernel_access.ROOT}/profiles", lines)
 
-def removal_with_raw_data(root, keeps=0):
-    """Remove a profile that no thread in /proc uses; return the result and the kernel."""
+
+class ChangingKernel(KernelWithRawData):
+    """A kernel whose list of profiles changes once while the agent reads it."""
+
+    walks = 0
+    """How often the directory with all profiles was listed."""
+
+    changes_at = 0
+    """The number of the listing that differs; 0: no listing differs."""
+
+    vanishes = False
+    """Whether the listing contains a directory that is missing, or else lacks the profile."""
+
+    def names(self, path):
+        names = super().names(path)
+        if path == TOP:
+            self.walks += 1
+            if self.walks == self.changes_at:
+                return [*names, "vanished.9"] if self.vanishes else []
+        return names
+
+
+def removal_with_raw_data(root, kernel=KernelWithRawData, **attributes):
+    """Remove a profile that no thread in /proc uses; return the result and the kernel.
+
+    The attributes of the kernel apply from the removal on.
+    """
     node(root, revision="5\n")
-    host = KernelWithRawData(root)
-    host.keeps = keeps
+    host = kernel(root)
     changes = policy_changes(host)
     installed = changes.install(PROFILE, BODY, replaceable=())
     assert isinstance(installed, Installed)
+    for name, value in attributes.items():
+        setattr(host, name, value)
+    host.list_profiles()
     return changes.remove(["web"], installed.evidence, require_unused=True), host
 
 
@@ -143,4 +198,30 @@ def test_a_profile_with_a_hidden_reference_stays(tmp_path):
     assert isinstance(result, StillInUse)
     assert isinstance(result.uses["web"], UnknownUse)
     assert "an earlier version" not in result.uses["web"].reason
-    assert host.path(f"{kernel_access.ROOT}/policy/profiles/{DIRECTORY}").exists()
+    assert host.path(f"{TOP}/{DIRECTORY}").exists()
+
+
+def test_a_profile_with_a_learning_profile_stays(tmp_path):
+    """The kernel keeps no raw data of a learning profile, which an execve may have chosen."""
+    result, host = removal_with_raw_data(tmp_path, learning="web//null-/bin/sleep")
+    assert isinstance(result, StillInUse)
+    assert isinstance(result.uses["web"], UnknownUse)
+    assert '"web//null-/bin/sleep"' in result.uses["web"].reason
+    assert host.path(f"{TOP}/{DIRECTORY}").exists()
+
+
+@pytest.mark.parametrize("vanishes", [True, False])
+def test_a_change_by_another_program_does_not_prevent_the_proof(tmp_path, vanishes):
+    """If another program changes the list of profiles at any time, the proof is still required."""
+    _, host = removal_with_raw_data(tmp_path / "0", keeps=1, kernel=ChangingKernel)
+    walks = host.walks
+    assert walks > 2
+    for number in range(1, walks + 1):
+        _, host = removal_with_raw_data(
+            tmp_path / str(number),
+            keeps=1,
+            kernel=ChangingKernel,
+            vanishes=vanishes,
+            changes_at=number,
+        )
+        assert host.path(f"{TOP}/{DIRECTORY}").exists(), number

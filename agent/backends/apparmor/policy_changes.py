@@ -273,7 +273,7 @@ class PolicyChanges:
             uses = self._uses(own)
             if uses:
                 return StillInUse(uses=uses)
-            if self._needs_reference_proof(own, evidence):
+            if self._needs_reference_proof(own):
                 uses = self._unproven(own, evidence)
                 if uses:
                     return StillInUse(uses=uses)
@@ -301,17 +301,16 @@ class PolicyChanges:
         """Return the profiles under which a thread runs, or may run, according to /proc."""
         return _not_unused(self.processes.uses(sorted(loaded)))
 
-    def _needs_reference_proof(
-        self, loaded: Mapping[str, ObservedProfile], evidence: Mapping[str, Evidence]
-    ) -> bool:
+    def _needs_reference_proof(self, loaded: Mapping[str, ObservedProfile]) -> bool:
         """Return whether a removal also needs the proof that nothing references the profiles.
 
         If the kernel shows pending execs, but no raw data or hashes, the proof is impossible. In
-        this case, the threads in /proc alone decide.
+        this case, the threads in /proc alone decide. The observed evidence decides, because no
+        program changed policy while it was read.
         """
-        if not loaded or not self.processes.shows_pending_exec():
+        if not self.processes.shows_pending_exec():
             return bool(loaded)
-        return _have_own_hashes(loaded, evidence) and self.references.has_raw_data(loaded)
+        return any(map(_has_raw_data_and_hash, loaded.values()))
 
     def _unproven(
         self, loaded: Mapping[str, ObservedProfile], evidence: Mapping[str, Evidence]
@@ -322,11 +321,9 @@ class PolicyChanges:
         # The proof of disuse writes different bytes. Only the hash of a single profile stays the
         # same if the content is the same.
         if not _have_own_hashes(loaded, evidence):
-            unknown = UnknownUse(reason=f"{prefix}shows no hash of a single profile")
+            unknown = UnknownUse(reason=f"{prefix}the expected hash of a single profile is missing")
             return dict.fromkeys(loaded, unknown)
-        unproven = self.references.why_unproven(
-            loaded.keys(), hides_pending_exec=hides_pending_exec
-        )
+        unproven = self.references.why_unproven(loaded.keys())
         if unproven:
             return dict.fromkeys(loaded, UnknownUse(reason=f"{prefix}{unproven}"))
         return self._uses(loaded)
@@ -350,6 +347,11 @@ class PolicyChanges:
 
 def _not_unused(uses: Mapping[str, Use]) -> dict[str, InUse | UnknownUse]:
     return {name: use for name, use in uses.items() if not isinstance(use, Unused)}
+
+
+def _has_raw_data_and_hash(profile: ObservedProfile) -> bool:
+    """Return whether the kernel shows the hash of a single profile, and that of its raw data."""
+    return {token.partition(":")[0] for token in profile.evidence} >= {"own", "raw"}
 
 
 def _have_own_hashes(

@@ -11,8 +11,8 @@ finds these threads in /proc.
 If raw data of an earlier version remain, the profile may still be referenced. The proof fails for
 profiles with hats or children on Linux 6.1 and 7.2, which never release their first version. In
 complain mode the kernel creates learning profiles (`NAME//null-PROGRAM`). A replacement moves a
-learning profile to the new version, and a learning profile has no raw data. So if the kernel hides
-pending execs, the proof fails for a profile that has a learning profile.
+learning profile to the new version, and a learning profile has no raw data. So the proof fails for
+a profile that has a learning profile.
 """
 
 import secrets
@@ -23,7 +23,6 @@ from agent.backends.apparmor import compiled_policy
 from agent.backends.apparmor.kernel_access import ROOT, Probes
 from agent.backends.apparmor.policy_view import PolicyView
 from agent.backends.apparmor.policy_writer import PolicyWriter
-from agent.backends.apparmor.profile_files import ABSENCE_ERRNOS
 from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import Signature
 
@@ -31,6 +30,7 @@ from agent.host.stat_signature import Signature
 _LIST: Final = f"{ROOT}/profiles"
 _RAW_DATA: Final = f"{ROOT}/policy/raw_data"
 _HOLDERS: Final = "a process, a pending or unfinished exec, a zombie, io_uring or an open file"
+_CHANGED: Final = "the loaded profiles changed during the check"
 RELEASE_SECONDS: Final = 1.0
 """The longest wait in seconds. In an emulated machine, the kernel needed 4 to 32 ms."""
 
@@ -53,30 +53,18 @@ class PolicyReferences:
         The names are None if the layout of the entry is not known.
         """
 
-    def has_raw_data(self, names: Collection[str]) -> bool:
-        """Return whether the kernel has the raw data of all given loaded profiles.
-
-        After an error other than a missing file, the result is True, and the proof fails.
-        """
-        try:
-            return self.view.raw_data_entries(names).keys() == frozenset(names)
-        except HostError as error:
-            return error.errno not in ABSENCE_ERRNOS
-
-    def why_unproven(self, names: Collection[str], *, hides_pending_exec: bool) -> str:
+    def why_unproven(self, names: Collection[str]) -> str:
         """Return why one of the profiles may still be referenced, or "" if none is referenced.
 
         Replace the profiles with the same policy in different bytes.
 
         Args:
             names: loaded profiles of the agent, with all their hats and children.
-            hides_pending_exec: whether /proc hides the pending exec of another thread.
         """
         try:
             wanted = frozenset(names)
-            if not hides_pending_exec:
-                return self._why_unproven(wanted)
-            # A process may have a hidden pending exec of a learning profile.
+            # /proc does not show every reference to a learning profile, and a process can make the
+            # kernel create one during the proof.
             return (
                 self._learning_profile(wanted)
                 or self._why_unproven(wanted)
@@ -90,7 +78,7 @@ class PolicyReferences:
     def _why_unproven(self, names: frozenset[str]) -> str:
         earlier = self.view.raw_data_entries(names)
         if earlier.keys() != names:
-            return "the loaded profiles changed during the check"
+            return _CHANGED
         if not set(earlier.values()) >= self._declaring(names):
             return f"{_HOLDERS} still holds an earlier version of it"
         reason = self._shared(names, frozenset(earlier.values()))
@@ -106,15 +94,18 @@ class PolicyReferences:
         return self._wait(names, policy)
 
     def _learning_profile(self, names: frozenset[str]) -> str:
-        """Return a learning profile of the given names that may be referenced, or ""."""
+        """Return why a learning profile of the given names may be referenced, or ""."""
+        revision = self.view.revision()
         content = self.host.read(_LIST).decode("utf-8", "surrogateescape")
+        if self.view.revision() != revision:
+            return _CHANGED  # The kernel may have left out a name between two reads of the list.
         loaded = {line.rpartition(" (")[0] for line in content.split("\n")}
         learning = [
             name for name in loaded - names if not names.isdisjoint(compiled_policy.ancestors(name))
         ]
         if not learning:
             return ""
-        return f'a pending exec may hold the learning profile "{min(learning)}"'
+        return f'a process may still enter the learning profile "{min(learning)}"'
 
     def _shared(self, names: frozenset[str], entries: frozenset[str]) -> str:
         """Return another loaded profile that keeps the raw data, or "".
@@ -136,7 +127,7 @@ class PolicyReferences:
         """
         new = set(self.view.raw_data_entries(names).values())
         if len(new) != 1 or self.host.read(f"{_RAW_DATA}/{min(new)}/raw_data") != policy:
-            return "the loaded profiles changed during the check"
+            return _CHANGED
         end = self.probes.clock() + RELEASE_SECONDS
         while self._declaring(names) != new:
             if self.probes.clock() >= end:
