@@ -177,7 +177,7 @@ def _compare(path: str, text: str) -> int:
 
 
 def _lacks_directory(include: Sequence[str]) -> bool:
-    """Report each include directory that does not exist; return whether there is one."""
+    """Report each include directory that does not exist; return whether any is missing."""
     from agent.commands import inline
 
     missing = inline.missing_directories(include)

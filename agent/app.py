@@ -45,7 +45,7 @@ BACKEND_PACKAGES: Final[Mapping[ProfileKind, str]] = {
 """The package of each kind, in the order in which a pass handles the kinds."""
 
 STALLED_SECONDS: Final = 60.0
-"""After this time without a heartbeat of the main loop, the liveness probe fails."""
+"""After this time without a heartbeat from the main loop, the liveness probe fails."""
 
 
 class StartupError(Exception):
@@ -60,7 +60,7 @@ class BackendFactory(Protocol):
 
 
 def host(config: Config) -> Host:
-    """Return the file system of the host under --host-root.
+    """Return the host's file system under --host-root.
 
     Raises:
         StartupError: --host-root is not a directory.
@@ -205,7 +205,7 @@ def build_reconciler(
 
 
 def acknowledgements(config: Config) -> Acknowledgements:
-    """Return the acknowledgements that the operator or this package gives."""
+    """Return the acknowledgements that the operator or this package declares."""
     return SHIPPED | {parse_acknowledgement(text) for text in config.acknowledge_warning}
 
 
@@ -288,7 +288,7 @@ def _watchers(parts: Mapping[ProfileKind, BackendParts]) -> list[Watcher]:
 def _daemon_backends(
     config: Config, wake_queue: WakeQueue, metrics: "Metrics"
 ) -> dict[ProfileKind, BackendParts]:
-    """Return the backends, which wake the controller after a check and after a change of policy."""
+    """Return the backends, which wake the controller after each check and each policy change."""
     return backend_parts(
         config,
         check_completed=lambda: wake_queue.put(WakeReason.COMPILED),
@@ -346,7 +346,7 @@ def _status_store(
 def _watched_paths(
     config: Config, parts: Mapping[ProfileKind, BackendParts], sources: Sequence[ports.Source]
 ) -> dict[Path, WakeReason]:
-    """Return the files and directories to watch, with a wake reason for each of them."""
+    """Return the files and directories to watch, with a wake reason for each path."""
     reasons = {host(config).path(config.state_dir) / "entries": WakeReason.FILES}
     reasons |= {path: WakeReason.FILES for part in parts.values() for path in part.watched_paths}
     reasons |= {

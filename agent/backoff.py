@@ -54,7 +54,7 @@ class Backoff:
         )
 
     def reset(self) -> None:
-        """Reset the count of failures, so that the next delay is the initial delay."""
+        """Reset the failure count, so that the next delay is the initial delay."""
         self.failures = 0
 
 

@@ -1,7 +1,7 @@
 """Parses the command line into one value that describes the command to run.
 
 This module does not run a command or print anything. If the command line is invalid, the result
-lists every mistake and how to correct it. agent.config declares the options of all commands, and
+lists every error and how to correct it. agent.config declares the options of all commands, and
 agent.command_help writes the help texts.
 """
 
@@ -42,7 +42,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Convert:
-    """Print a seccomp profile that all runtimes read alike."""
+    """Print a seccomp profile in the form that all runtimes read alike."""
 
     config: Config
     path: str
@@ -77,7 +77,7 @@ class Status:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restore:
-    """Reinstall the profiles of the ledger."""
+    """Reinstall the profiles in the ledger."""
 
     config: Config
 
@@ -126,7 +126,7 @@ class _Arguments:
     """Raw values by option name, in the form that agent.config_loader expects."""
     positional: list[str] = field(default_factory=list)
     unfinished: set[str] = field(default_factory=set)
-    """The options that were passed with a mistake. These options are not reported as missing."""
+    """The options that were passed incorrectly. These options are not reported as missing."""
     mistakes: list[str] = field(default_factory=list)
 
 
@@ -228,7 +228,7 @@ def _read_flag(result: _Arguments, option: Option, value: str | None, words: lis
 
 
 def _add(result: _Arguments, option: Option, value: str) -> None:
-    """Record the value of a flag. If the flag already has a different value, record a mistake."""
+    """Record the value of a flag. If the flag already has a different value, record an error."""
     if option.value.is_list:
         values = result.flags.setdefault(option.name, [])
         if isinstance(values, list):

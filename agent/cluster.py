@@ -1,8 +1,8 @@
 """The connections to the API server, and the last known state of its objects.
 
 Only commands that need the API server import this module, because the API client uses much memory.
-Building the connections sends no request. Requests are only sent by the method `list` of a
-reflector, or by the reflector's thread.
+Building the connections sends no request. Only a reflector's method `list` and the reflector's
+thread send requests.
 """
 
 import time
@@ -78,7 +78,7 @@ class ClusterConnections:
         return found
 
     def source(self, spec: ConfigMapSpec) -> ConfigMapSource:
-        """Return the source of some ConfigMaps, which reads the copy of their reflector."""
+        """Return a source for some ConfigMaps, which reads the copy in their reflector."""
         reflector = self.config_maps[spec]
         return ConfigMapSource(spec, store=lambda: reflector.store, node_labels=self.node_labels)
 

@@ -132,7 +132,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
             **_PENDING_CHANGES,
         },
         options=(_own_option("oneshot", FLAG, "Run one pass and exit.", "run"),),
-        needs={"source": "at least one --source is needed, for example --source profiles"},
+        needs={"source": "at least one --source is required, for example --source profiles"},
     ),
     "check": Command(
         summary="Check profiles without changing the node.",
@@ -179,10 +179,10 @@ COMMANDS: Final[Mapping[str, Command]] = {
             "profile-loader diff --baseline containerd web.json --format json",
         ),
         statuses={
-            0: "The profiles have the same meaning; with --fail-if, the second one is not more "
-            "permissive.",
-            1: "The profiles differ; with --fail-if, the second one is more permissive. Or a file "
-            "contains no profile.",
+            0: "The profiles have the same meaning; with --fail-if, the second profile is not "
+            "more permissive.",
+            1: "The profiles differ; with --fail-if, the second profile is more permissive. Or a "
+            "file contains no profile.",
             3: "A file is missing or cannot be read.",
         },
         positional="FILE",
@@ -200,7 +200,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
                 "Exit with status 1 only if the second profile allows more.",
                 "diff",
             ),
-            _own_option("format", choice("table", "json"), "The form of the output.", "diff"),
+            _own_option("format", choice("table", "json"), "The output format.", "diff"),
             _CAPS,
             _ARCH,
             _KERNEL,
@@ -266,7 +266,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         usage="--node-name NODE [options]",
         examples=('profile-loader unlabel --node-name "$NODE_NAME"',),
         statuses={
-            0: "The Node has no label of the agent.",
+            0: "The Node has no labels from the agent.",
             3: "The API server did not carry out the request.",
         },
         needs={"node-name": "--node-name is required: the name of the Node object"},

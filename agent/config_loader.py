@@ -1,7 +1,7 @@
 """Reads the values of options from flags, environment variables and the configuration file.
 
 The caller passes the arguments, the environment and the parsed file as parameters. The module
-returns every mistake, so that the operator can correct all mistakes at once.
+returns every error, so that the operator can correct all errors at once.
 """
 
 import re
@@ -31,7 +31,9 @@ class RawValues:
     """The path of the configuration file, for messages."""
 
     def of(self, option: Option) -> Iterator[tuple[str, object]]:
-        """Yield each place that sets an option, with the raw value, in the order of priority."""
+        """Yield the name of each setting of an option, with the raw value, in the order of
+        priority.
+        """
         if option.name in self.flags:
             yield f"--{option.name}", self.flags[option.name]
         if option.is_flag_only:
@@ -48,7 +50,7 @@ class RawValues:
 
 
 def read(options: Iterable[Option], raw: RawValues) -> tuple[dict[str, object], list[str]]:
-    """Return the value of each option that is set, by option name, and a list of all mistakes."""
+    """Return the value of each option that is set, by option name, and a list of all errors."""
     known = {option.name: option for option in options}
     mistakes = [*_unknown_variables(known.values(), raw), *_unknown_keys(known, raw)]
     values: dict[str, object] = {}
@@ -58,7 +60,7 @@ def read(options: Iterable[Option], raw: RawValues) -> tuple[dict[str, object], 
                 values[option.name] = option.value.read(value)
             except ValueError as error:
                 mistakes.append(f"{place}: {error}")
-            break  # The following places have a lower priority.
+            break  # All later settings have a lower priority.
     return values, mistakes
 
 

@@ -54,7 +54,7 @@ def suggestion(text: str, known: Iterable[str]) -> str:
     """Return a sentence that suggests the most similar known word; return "" if no word is
     similar.
     """
-    import difflib  # To save memory, the module is imported only after a mistake.
+    import difflib  # To save memory, the module is imported only after an error.
 
     words = {_without_prefix(word): word for word in known}
     close = difflib.get_close_matches(_without_prefix(text), list(words), n=1)
@@ -232,7 +232,7 @@ def choices(*words: str) -> ValueType[frozenset[str]]:
         values = [part.strip() if isinstance(part, str) else part for part in parts]
         selected = frozenset(one_word.read(value) for value in values if value != "")
         if not selected:
-            raise InvalidValueError("at least one value is needed")
+            raise InvalidValueError("at least one value is required")
         return selected
 
     return ValueType(read=read, metavar=",".join(words))

@@ -2,9 +2,9 @@
 
 The controller is level-triggered: a wake reason only states that a pass may be needed. If a wake
 reason is lost, the pass is delayed by at most one resync interval. Only the main thread changes the
-node; other threads only add wake reasons to the wake queue. The process can end at any moment
-without an effect on the node. Objects in agent.control manage deadlines, fights over profiles,
-label absence and reports.
+node; other threads only add wake reasons to the wake queue. The process can exit at any moment
+without affecting the node. Objects in agent.control manage deadlines, fights over profiles, label
+absence and reports.
 """
 
 from collections.abc import Mapping, Sequence

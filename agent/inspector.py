@@ -134,7 +134,7 @@ class Inspector:
         """Return the result of the backend, or a rejection if the check raises an exception.
 
         A defect in a check must not affect other keys, because anyone who can write a ConfigMap
-        could then end the agents of all nodes.
+        could then end the agents on all nodes.
         """
         try:
             return self.backends[kind].inspect(source_key)

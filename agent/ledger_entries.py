@@ -163,7 +163,7 @@ def retired_names(before: LedgerEntry, version: Version) -> dict[str, Evidence]:
 
 
 def without_names(version: Version | None, names: Collection[str]) -> Version | None:
-    """Return a version without some of its names, or None if no name is left."""
+    """Return a version without the given names, or None if no name is left."""
     if version is None or set(version.names).isdisjoint(names):
         return version
     left = tuple(name for name in version.names if name not in names)

@@ -39,7 +39,7 @@ def restore(config: Config, progress: Progress) -> Report:
 
 
 def run_once(config: Config, progress: Progress) -> Report:
-    """Install the profiles of the sources. With --node-name, also label the Node."""
+    """Install the profiles from the sources. With --node-name, also label the Node."""
     ledger = app.ledger(config)
     connections = app.connect(config, installed_key_count=ledger.installed_keys.count)
     parts = app.backend_parts(config)
@@ -69,7 +69,7 @@ def run_once(config: Config, progress: Progress) -> Report:
 
 
 def _list_all(connections: "ClusterConnections") -> None:
-    """Read all objects of the API server once. If a request fails, the copies record the failure,
+    """Read all objects from the API server once. If a request fails, the copies record the failure,
     and the report shows it.
     """
     from agent.kube.errors import KubeError

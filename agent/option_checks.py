@@ -13,7 +13,7 @@ from agent.sources import source_spec
 def mistakes(
     command: str, config: Config, values: Mapping[str, object], positional: Sequence[str]
 ) -> list[str]:
-    """Return the mistakes that concern combinations of options."""
+    """Return the errors that concern combinations of options."""
     return _output_mistakes(config) + _command_mistakes(command, config, values, positional)
 
 
@@ -29,7 +29,7 @@ def _output_mistakes(config: Config) -> list[str]:
 def _command_mistakes(
     command: str, config: Config, values: Mapping[str, object], positional: Sequence[str]
 ) -> list[str]:
-    """Return the mistakes that concern the options and arguments of one command."""
+    """Return the errors that concern the options and arguments of one command."""
     match command:
         case "run":
             daemon = [] if "oneshot" in values else _daemon_mistakes(config)
@@ -101,7 +101,7 @@ def _daemon_mistakes(config: Config) -> list[str]:
 
 
 def _cluster_mistakes(config: Config) -> list[str]:
-    """Return a mistake for each option that is set without another option that it requires."""
+    """Return an error for each option that is set without another option that it requires."""
     mistakes = []
     if config.https_address != "off" and not config.tls_cert:
         mistakes.append("--https-address needs --tls-cert")

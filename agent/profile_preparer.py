@@ -92,7 +92,7 @@ def _checked_again(inspected: Inspected, version: Version) -> Profile | Pending 
     """Inspect the source again; return the new profile if it has the same names as before."""
     match inspected:
         case Profile():
-            # The file name of the source can differ from the key, and the ledger only stores the
+            # The file name of the source can differ from the key, and the ledger stores only the
             # key.
             same_names = inspected.version.names == version.names
             return inspected if same_names else _damaged(inspected.id)
@@ -112,5 +112,5 @@ def _damaged(id_: KeyId) -> Finding:
         location=str(id_),
         message="The last good version is incomplete in the state directory, so it cannot be "
         "restored.",
-        hint="Make its source readable; the next pass installs the profile from there.",
+        hint="Make its source readable; the next pass then installs the profile from the source.",
     )

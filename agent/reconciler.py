@@ -28,13 +28,14 @@ _ReadSnapshots = Callable[[_LedgerContent], Sequence[model.Snapshot]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemovalConditions:
-    """Facts about the cluster that determine when a profile may be removed."""
+    """The conditions in the cluster that determine when a profile may be removed."""
 
     label_absent_seconds: Mapping[tuple[ProfileKind, str], float] | None = None
-    """How long the label of each name is known to be absent; None if removals ignore labels."""
+    """How long the label of each name has been known to be absent; None if removals ignore labels.
+    """
 
     pods_by_profile: Mapping[tuple[ProfileKind, str], tuple[str, ...]] | None = None
-    """Which pods of this node reference each profile; None if the pods are unknown."""
+    """Which pods on this node reference each profile; None if the pods are unknown."""
 
 
 class Reconciler:
@@ -185,7 +186,7 @@ class Reconciler:
             backend.invalidate()
 
     def _read_sources(self, ledger: _LedgerContent) -> list[model.Snapshot]:
-        """Return every profile set of the sources, and the state of each profile set that is
+        """Return every profile set from the sources, and the state of each profile set that is
         missing.
         """
         snapshots = [

@@ -1,7 +1,7 @@
 """Access to the state directory: the lock of the agent, and the check of the directory's owner.
 
 Only one agent may change a node, so each command that changes the node holds the lock. agent.host
-contains the lock itself, and agent.host.ledger the files of the directory.
+implements the lock itself, and agent.host.ledger the files in the directory.
 """
 
 import contextlib
@@ -56,8 +56,8 @@ def lock(config: Config) -> Iterator[bool]:
                 raise _not_permitted(config) from error
             if error.errno not in _NOT_WRITABLE:
                 raise app.StartupError(
-                    f"The lock in {place} cannot be opened: {error}. Remove the file that is in "
-                    "its place, or pass another --state-dir"
+                    f"The lock in {place} cannot be opened: {error}. Remove the file at this path, "
+                    "or pass another --state-dir"
                 ) from error
             # Without this permission, each installation fails later with its own finding.
             streams.warn(

@@ -31,10 +31,10 @@ class WakeReason(StrEnum):
     """Files that the agent installed or recorded on the node."""
 
     NODE = "node"
-    """The Node object of this node."""
+    """The Node object for this node."""
 
     PODS = "pods"
-    """The pods of this node."""
+    """The pods on this node."""
 
     LABELS = "labels"
     """The labels on the Node that the publisher knows, or the publisher's findings."""
@@ -57,7 +57,7 @@ class WakeQueue:
 
     def __init__(self) -> None:
         # This class does not use SimpleQueue: in CPython 3.11 and 3.12, SimpleQueue.get with a
-        # time-out can wait forever if a busy machine suspends its thread inside _queuemodule.c.
+        # timeout can wait forever if a busy machine suspends its thread inside _queuemodule.c.
         self._queue: queue.Queue[WakeReason] = queue.Queue()
 
     def put(self, reason: WakeReason) -> None:

@@ -1,6 +1,6 @@
 """Checks profiles without changing the node, for CI jobs and pre-commit hooks.
 
-The command uses the AppArmor parser and its include files of this machine, and writes nothing.
+The command uses the AppArmor parser and include files on this machine, and writes nothing.
 """
 
 import itertools
@@ -147,7 +147,7 @@ def _seccomp(config: Config, target: CheckTarget) -> SeccompBackend:
 
 
 class _Inspectors:
-    """The inspection of each kind of key."""
+    """The inspection for each kind of key."""
 
     def __init__(
         self, apparmor: Inspector, seccomp: SeccompBackend, include: Sequence[str]
@@ -231,7 +231,7 @@ def _read_source(path: str) -> tuple[Snapshot, ...]:
         reason = f'{path} is a link, and its target "{Path(path).readlink()}" does not exist'
         return (Missing(profile_set=path, reason=reason),)
     spec = source_spec.parse_source(path)
-    # The command-line parser has already rejected ConfigMaps of the API server.
+    # The command-line parser has already rejected ConfigMaps from the API server.
     if isinstance(spec, source_spec.ConfigMapSpec):
         return ()
     if not isinstance(spec, source_spec.DirectorySpec):

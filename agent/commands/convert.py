@@ -1,8 +1,8 @@
-"""Converts a seccomp profile of any runtime into a form that all runtimes read the same way.
+"""Converts a seccomp profile for any runtime into a form that all runtimes read the same way.
 
-The input is a profile of Docker, Podman or CRI-O, a SeccompProfile resource (JSON or YAML), or
-the config.json of an OCI runtime. Conditions are resolved for one architecture, one kernel version
-and one capability set. The command reads only the input file, and does not change the node.
+The input is a profile for Docker, Podman or CRI-O, a SeccompProfile resource (JSON or YAML), or the
+config.json of an OCI runtime. Conditions are resolved for one architecture, one kernel version and
+one capability set. The command reads only the input file, and does not change the node.
 """
 
 import platform

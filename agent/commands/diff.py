@@ -1,7 +1,7 @@
 """Compares two seccomp profiles, or a profile with the default profile of a container runtime.
 
-The profiles are resolved for one architecture, one kernel version and one capability set. From the
-node, the command only reads the two files.
+The profiles are resolved for one architecture, one kernel version and one capability set. The
+command reads only the two files, and nothing else on the node.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Expands the include rules of AppArmor profiles, for the commands that have `--include`.
 
-The agent itself never expands a text: a key can include only files of the node.
+The agent itself never expands a text: a key can include only files on the node.
 """
 
 import re

@@ -159,10 +159,10 @@ def _mode(name: str, observed: Observed) -> str:
 
 
 def where_to_look(problems: Problems) -> str:
-    """Return the age of the recorded problems, and the places with all messages."""
+    """Return the age of the recorded problems, and where to find all messages."""
     time = datetime.fromtimestamp(problems.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     more = f" {problems.omitted} more are not recorded." if problems.omitted else ""
     return (
-        f"Rejected and failed profiles are those of the pass at {time}.{more}\n"
-        "For all messages, see the agent's log (kubectl logs, or journalctl), or the status page."
+        f"Rejected and failed profiles come from the pass at {time}.{more}\nFor all messages, see "
+        "the agent's log (kubectl logs, or journalctl), or the status page."
     )

@@ -16,7 +16,7 @@ ProfileName = tuple[ProfileKind, str]
 
 
 class LabelAbsence:
-    """Stores since when each label has been known to be absent.
+    """Stores the time since which each label has been known to be absent.
 
     Only the main thread uses this class.
     """

@@ -77,7 +77,7 @@ class Remove:
     names: tuple[str, ...]
     evidence: Mapping[str, Evidence]
     require_unused: bool
-    """Whether a name is removed only with proof that no process uses it."""
+    """Whether a name is removed only if it is proven that no process uses it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +100,6 @@ class Outcome:
     result: OutcomeResult
     findings: tuple[Finding, ...] = ()
     version: Version | None = None
-    """The version on the node after the action; None if it is not known."""
+    """The version on the node after the action; None if the version is unknown."""
 
     seconds: float = 0.0

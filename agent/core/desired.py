@@ -39,7 +39,7 @@ class Desired:
 
     A key of a handled kind is in exactly one of the mappings profiles, rejections, unchecked,
     pending and duplicates. Keys of other kinds, and keys that are not listed one by one, are in
-    none of them.
+    none of these mappings.
     """
 
     profiles: Mapping[KeyId, Profile] = field(default_factory=dict)

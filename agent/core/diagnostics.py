@@ -15,7 +15,7 @@ def referenced_by_pods(name: str, pods: tuple[str, ...]) -> Finding:
     return Finding(
         code=FindingCode.IN_USE,
         location=name,
-        message=f'"{name}" is no longer desired, but {len(pods)} pod(s) of this node reference it. '
+        message=f'"{name}" is no longer desired, but {len(pods)} pod(s) on this node reference it. '
         "It stays on the node.",
         hint="Delete those pods; the profile is removed afterwards. The log and the report list "
         f"the first {SHOWN_PODS} pods.",
@@ -28,7 +28,7 @@ def pods_unknown(name: str) -> Finding:
     return Finding(
         code=FindingCode.USE_UNKNOWN,
         location=name,
-        message=f'"{name}" is no longer desired, but the pods of this node that reference it are '
+        message=f'"{name}" is no longer desired, but the pods on this node that reference it are '
         "not known. It stays on the node.",
         hint="The agent checks again when the API server responds. Listing and watching pods must "
         "be allowed (manifests/components/pod-aware).",

@@ -30,9 +30,9 @@ class FindingCode(StrEnum):
 
     # sources
     KEY_UNSAFE = "key_unsafe", Severity.ERROR
-    """The key is not a valid path, or leaves the directory."""
+    """The key is not a valid path, or its path leads outside the directory."""
     KEY_NOT_REGULAR = "key_not_regular", Severity.ERROR
-    """The key is a device, FIFO or socket, or a link out of the directory."""
+    """The key is a device, FIFO or socket, or a link that points outside the directory."""
     KEY_TOO_LARGE = "key_too_large", Severity.ERROR
     LIMIT_EXCEEDED = "limit_exceeded", Severity.ERROR
     """The keys of all profile sets, or the ledger, exceed a limit."""
@@ -130,11 +130,11 @@ class FindingCode(StrEnum):
     SYSCALL_IGNORED = "syscall_ignored", Severity.WARNING
     """A system call is unknown, and the default action denies calls."""
     START_IMPOSSIBLE = "start_impossible", Severity.WARNING
-    """No runtime can start a container with this profile."""
+    """No runtime can start a container under this profile."""
     STOP_IMPOSSIBLE = "stop_impossible", Severity.WARNING
-    """No runtime can stop a container with this profile."""
+    """No runtime can stop a container under this profile."""
     START_LIMITED = "start_limited", Severity.WARNING
-    """One runtime cannot start a container with this profile."""
+    """At least one runtime cannot start a container under this profile."""
     CLONE3_DENIED = "clone3_denied", Severity.WARNING
     """clone3 fails with an error other than ENOSYS."""
     NOTHING_DENIED = "nothing_denied", Severity.WARNING

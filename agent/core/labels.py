@@ -44,7 +44,7 @@ _CONFIG_MAP: Final = "configmap "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """All labels of the agent, and the findings about names without a label."""
+    """All labels that the agent sets, and the findings about names without a label."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
@@ -249,7 +249,7 @@ def _keeps_label(row: ProfileStatus, domain: str, present: Mapping[str, str]) ->
 
 
 def _created_by_label(report: Report, domain: str) -> dict[str, str]:
-    """Return for each label when the oldest ConfigMap with the name was created.
+    """Return for each label when the oldest ConfigMap with that name was created.
 
     The creation time of files is empty, so that files precede all ConfigMaps. Profile sets that
     were not read are missing, because only their existing labels stay.
@@ -292,7 +292,7 @@ def _limited(
             prefix != domain,  # The labels of supported kinds come first.
             prefix.endswith(
                 f"-digest.{domain}"
-            ),  # The label with the digest is useless without the label of the name.
+            ),  # The digest label is useless without the label for the name.
             label not in present,
             label not in created_by_label,
             created_by_label.get(label, ""),

@@ -2,7 +2,7 @@
 
 Sources list the files and keys that they leave out, so that a profile with an unsuitable name does
 not go unnoticed. Names that begin with a dot are hidden files, and no source lists them. This
-module does no input or output.
+module has no input or output.
 """
 
 from collections.abc import Iterable, Sequence
@@ -79,7 +79,9 @@ def text(items: Iterable[LeftOut]) -> tuple[str, str]:
 
 
 def finding(profile_set: str, items: Sequence[LeftOut]) -> Finding | None:
-    """Return a notice about the inputs of a profile set that are left out; None without any."""
+    """Return a notice about the inputs of a profile set that are left out; None if no input is left
+    out.
+    """
     if not items:
         return None
     message, hint = text(items)

@@ -79,7 +79,7 @@ class Read:
     """The keys that were rejected before their content was read, with the reasons."""
 
     created: str = ""
-    """The creation time of the ConfigMap (RFC 3339, UTC); empty for files of the node."""
+    """The creation time of the ConfigMap (RFC 3339, UTC); empty for files on the node."""
 
     left_out: tuple[LeftOut, ...] = ()
     """The inputs that are not read as profiles."""
@@ -236,7 +236,7 @@ class InUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnknownUse:
-    """The reason why it is not known whether a process uses the name."""
+    """The reason why it is unknown whether a process uses the name."""
 
     reason: str
 
@@ -255,7 +255,7 @@ class Observation:
     """
 
     uses: Mapping[str, Use] = field(default_factory=dict)
-    """The use of each name that may be removed."""
+    """Whether each name that may be removed is in use."""
 
     findings: tuple[Finding, ...] = ()
     """Findings about the whole node."""
@@ -283,7 +283,7 @@ Observed = Observation | Unobservable | Unsupported
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """The ledger entry of one key. A staged version is not a proof of ownership."""
+    """The ledger entry of one key. A staged version does not prove ownership."""
 
     id: KeyId
     provenance: Provenance

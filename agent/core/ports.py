@@ -1,7 +1,7 @@
 """The protocols that backends, sources and the ledger implement, with their result types.
 
 This module contains no logic. The result of an expected failure is a value, such as a finding,
-`Unobservable` or `Unreadable`. Exceptions are only raised for bugs.
+`Unobservable` or `Unreadable`. Exceptions are raised only for bugs.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -105,7 +105,7 @@ class ProfileBackend(Protocol):
         """Return the properties in which this kind differs from other kinds; they never change."""
 
     def begin_pass(self) -> None:
-        """Begin a pass, and collect the results of checks in the background."""
+        """Begin a pass, and collect the results of background checks."""
 
     def wait(self, progress: Callable[[int, int], None], /) -> bool:
         """Wait until no background check is running.
@@ -142,7 +142,7 @@ class ProfileBackend(Protocol):
 
         Args:
             names: the names to observe.
-            removal_candidates: the names whose use is observed as well.
+            removal_candidates: the names for which use is observed as well.
         """
 
     def install(
@@ -190,7 +190,7 @@ class ConfinementTracker(Protocol):
     """Finds processes that lost their confinement when their profile was removed."""
 
     def observe(self, names: Collection[str]) -> None:
-        """Record every thread that currently runs under a profile of these names."""
+        """Record every thread that currently runs under a profile with one of these names."""
 
     def names_in_use(self) -> frozenset[str]:
         """Return the profiles that had at least one thread at the last observation."""
@@ -206,7 +206,7 @@ class ConfinementTracker(Protocol):
 
 
 class Source(Protocol):
-    """Provides profile sets from one place, for example from a directory."""
+    """Provides profile sets from one origin, for example from a directory."""
 
     @property
     def watched_path(self) -> Path | None:

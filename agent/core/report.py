@@ -43,7 +43,7 @@ class ProfileStatus:
     action: ActionName
     reason: Reason
     source_digest: str = ""
-    """The sha256 of the content of the key; empty if it is not known."""
+    """The sha256 of the content of the key; empty if it is unknown."""
 
     installed: str = ""
     """The sha256 of the installed file; empty for kinds that install policy."""
@@ -115,7 +115,7 @@ class Report:
     profile_sets: tuple[ProfileSetStatus, ...]
     kind_support: Mapping[ProfileKind, KindSupport]
     findings: tuple[Finding, ...] = ()
-    """The findings that belong to no row, for example about sources or the ledger."""
+    """The findings that do not belong to a row, for example about sources or the ledger."""
 
     pending: int = 0
     """The number of keys that are still being checked in the background."""

@@ -1,6 +1,6 @@
 """Builds the report of a pass from the desired keys, the observations and the outcomes.
 
-This module has no input or output. The types that it returns are in `agent.core.report`.
+This module has no input or output. The types that this module returns are in `agent.core.report`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -91,7 +91,7 @@ def build_report(result: PassResult) -> Report:
 
 
 def _pass_findings(result: PassResult) -> tuple[Finding, ...]:
-    """Return the findings that belong to no single profile."""
+    """Return the findings that do not belong to a single profile."""
     desired = result.desired
     return (
         *result.findings,
@@ -196,7 +196,7 @@ def policy_digest(version: Version | None, capabilities: Capabilities) -> str:
 def _row(
     id_: KeyId, name: str, version: Version | None, capabilities: Capabilities
 ) -> ProfileStatus:
-    """Return the row of a name without the outcome of its action, which the caller adds."""
+    """Return the row for a name without the outcome of its action, which the caller adds."""
     return ProfileStatus(
         kind=id_.kind,
         profile_set=id_.profile_set,

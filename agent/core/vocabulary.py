@@ -26,7 +26,7 @@ class ProfileState(StrEnum):
     """The desired version was rejected, and no last good version is on the node."""
 
     FOREIGN = "foreign"
-    """Another program installed a profile of this name."""
+    """Another program installed a profile with this name."""
 
     FAILED = "failed"
     """The action failed, or its result could not be verified."""
@@ -114,7 +114,7 @@ class Reason(StrEnum):
     FOREIGN = "foreign"
     REJECTED = "rejected"
     UNCHECKED = "unchecked"
-    """This node lacks the means to check the key."""
+    """This node cannot check the key, because it lacks a parser or kernel support."""
 
     UNSUPPORTED = "unsupported"
     UNOBSERVABLE = "unobservable"
@@ -212,10 +212,10 @@ class UnreadableCause(StrEnum):
 
 
 class LeftOutReason(StrEnum):
-    """Why an input of a source is not read as a profile."""
+    """The reason why an input of a source is not read as a profile."""
 
     NAME = "name"
-    """The name is not the name of a profile, such as README.md."""
+    """The name, such as README.md, is not a valid profile name."""
 
     RESOURCE = "resource"
     """The input is a Kubernetes resource other than a ConfigMap."""

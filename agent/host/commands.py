@@ -1,4 +1,4 @@
-"""Starts programs of this machine with limits, and reads their output up to a limit.
+"""Starts programs on this machine with limits, and reads their output up to a limit.
 
 No other module starts a process. A command is a list of arguments whose first argument is an
 absolute path, and it has a time limit and resource limits. A command never runs longer than the

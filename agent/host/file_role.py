@@ -9,9 +9,9 @@ class FileRole(enum.Enum):
     PROFILE = "profile"
     """Other programs read the file."""
     RECORD = "record"
-    """Only the agent reads the file, even after a crash of the machine."""
+    """Only the agent reads the file, even after a machine crash."""
     TRANSIENT = "transient"
-    """The file is not needed after a crash of the machine, which can leave any content in it."""
+    """The file is not needed after a machine crash, which can leave any content in it."""
 
     @property
     def mode(self) -> int:

@@ -1,4 +1,4 @@
-"""Reads and writes files of the host under one root directory.
+"""Reads and writes files on the host under one root directory.
 
 All paths are resolved under this root. No symbolic link in a path points outside the root, and a
 write never follows a link in the last component. Even after a crash, a file has either its old
@@ -50,10 +50,10 @@ class Host:
         self._swept: set[tuple[int, int]] = set()  # the device and inode of each swept directory
 
     def path(self, path: str | PurePosixPath) -> Path:
-        """Return the path on this machine for an absolute path of the host.
+        """Return the path on this machine for an absolute path on the host.
 
         Links are resolved as on the host itself. An absolute target begins again at the root, and
-        `..` does not lead out of the root. A link in the last component is not resolved. Raises
+        `..` does not lead outside the root. A link in the last component is not resolved. Raises
         OSError (ELOOP).
         """
         if self._is_system_root:
@@ -176,9 +176,10 @@ class Host:
         return status.st_uid not in (0, os.geteuid())
 
     def make_private(self, base: str) -> bool:
-        """Remove write permission of group and others from a directory; return whether it changed.
+        """Remove write permission for the group and for others from a directory; return whether the
+        mode changed.
 
-        The directory is only changed if the agent's own user owns it. Raises HostError.
+        The directory is changed only if the agent's own user owns it. Raises HostError.
         """
         with translated_errors(base):
             path = Path(self._directory(base))
@@ -246,7 +247,7 @@ class Host:
                 if not stat.S_ISREG(status.st_mode):
                     raise OSError(errno.EINVAL, "not a regular file")
                 if private and _is_writable_by_others(status):
-                    raise OSError(errno.EPERM, "other users can write it")
+                    raise OSError(errno.EPERM, "other users can write to it")
                 if status.st_size > limit:
                     raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
                 return reading.read_all(file, status.st_size, limit)

@@ -23,7 +23,7 @@ class InstalledKeys:
         return len(self._by_profile_set.get(profile_set, ()))
 
     def replace(self, entries: Iterable[LedgerEntry]) -> None:
-        """Replace all keys by the keys of the entries of the ledger."""
+        """Replace all keys with the keys of the ledger entries."""
         by_profile_set: dict[str, set[KeyId]] = {}
         for entry in entries:
             if entry.installed is not None:

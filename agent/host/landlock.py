@@ -1,4 +1,4 @@
-"""Runs a function in a thread that has given up access to files permanently (Landlock).
+"""Runs a function in a thread that has permanently given up access to files (Landlock).
 
 A restricted thread, and every program that it starts, can open only the listed files. Other threads
 of the agent are not affected, and the restriction needs no capability. The implementation follows

@@ -75,7 +75,7 @@ class _Schema(msgspec.Struct):
 
 
 class FileLedger:
-    """The ledger in a state directory of the host. Implements agent.core.ports.Ledger."""
+    """The ledger in a state directory on the host. Implements agent.core.ports.Ledger."""
 
     def __init__(self, host: Host, directory: str) -> None:
         self.host = host
@@ -94,7 +94,7 @@ class FileLedger:
     def entries(self) -> Mapping[KeyId, LedgerEntry] | Finding:
         """Return all complete entries, or the reason why the ledger cannot be used.
 
-        After the call, `findings` contains the damaged entries. The files are only read if the
+        After the call, `findings` contains the damaged entries. The files are read only if the
         signature of the directory or of a file has changed.
         """
         base = f"{self.directory}/{_ENTRIES}"
@@ -206,8 +206,8 @@ class FileLedger:
                 Finding(
                     code=FindingCode.LEDGER_DAMAGED,
                     location=path,
-                    message="The entry is incomplete, or users other than root may write it. The "
-                    "entry counts as absent, and none of its profiles are removed.",
+                    message="The entry is incomplete, or users other than root may write to it. "
+                    "The entry counts as absent, and none of its profiles are removed.",
                     hint="Delete the file once its profile is installed or no longer desired.",
                 )
             )

@@ -16,8 +16,7 @@ def read_all(fd: int, size: int, limit: int = sys.maxsize - 1) -> bytes:
 
     If a read requests more than the known size and returns exactly that size, it has reached the
     end. For files in /proc and for growing files, only an empty read shows the end. The first read
-    has a minimum size, because /proc/sys only returns a number to a first read that is large
-    enough.
+    has a minimum size, because /proc/sys returns a number only if the first read is large enough.
 
     Args:
         fd: the open file.

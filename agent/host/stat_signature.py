@@ -2,8 +2,8 @@
 
 Each write changes the ctime, and each replacement changes the inode (inode(7)). Only a write
 through a memory mapping may change the times later. Two writes within one clock tick of a file
-system can have the same times. Because of this, a signature is only a proof if the file was already
-old when it was read (git, racy-git.txt).
+system can have the same times. Because of this, a signature proves this only if the file was
+already old when it was read (git, racy-git.txt).
 """
 
 import os

@@ -1,7 +1,7 @@
 """Creates temporary files, which get their final name in one step when they are complete.
 
-A process locks each temporary file while it writes the file, so that another process only removes
-files that a crash left. filesystem.py decides where files are written.
+A process locks each temporary file while it writes the file, so that another process removes only
+files that were left by a crash. filesystem.py decides where files are written.
 """
 
 import contextlib

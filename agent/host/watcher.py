@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS: Final = 5.0
 WATCH_LIMIT: Final = 1000  # The limit fs.inotify.max_user_watches can be 8,192 for the whole host.
-# watchdog cannot lose more directories than this, so the release of watches ends.
+# watchdog cannot lose more directories than this, so releasing the watches ends.
 _LOST_LIMIT: Final = 10_000
 CHANGE_EVENTS: Final[list[type[FileSystemEvent]]] = [
     events.DirCreatedEvent,
@@ -293,7 +293,7 @@ def _is_within_limit(paths: Iterable[Path]) -> bool:
 
 
 def _stop(failed: BaseThread, observer: BaseObserver) -> None:
-    """Stop the threads of an observer that has a failed thread, and release its watches."""
+    """Stop the threads of an observer whose thread has failed, and release its watches."""
     with contextlib.suppress(Exception):
         for emitter in tuple(observer.emitters):
             group = emitter._inotify if isinstance(emitter, InotifyEmitter) else None  # noqa: SLF001 - watchdog has no public access

@@ -185,7 +185,7 @@ class Api:
         )
         response = self._start_watch(access, pools, request, silence_seconds)
         try:
-            if response.status != HTTPStatus.OK:  # the only success of a watch
+            if response.status != HTTPStatus.OK:  # the only status of a successful watch
                 with connections.deadline(RESPONSE_SECONDS):
                     content = responses.read(response)
                     responses.parse_response(response, content, responses.parse_object)

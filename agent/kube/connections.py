@@ -1,6 +1,6 @@
 """Opens HTTP connections to the API server with urllib3, with time limits and TLS.
 
-The time-out of a socket begins again with each byte that arrives, so each thread has a deadline for
+The timeout of a socket begins again with each byte that arrives, so each thread has a deadline for
 the whole response. This module does not read the configuration. credentials.py returns the
 `ClusterAccess` for a pool, and client.py sends the requests.
 """
@@ -82,7 +82,7 @@ def deadline(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _bounded_by_deadline(connection: socket.socket) -> Iterator[None]:
-    """Shorten the time-out of one read so that it ends at the deadline. Raises TimeoutError after
+    """Shorten the timeout of one read so that it ends at the deadline. Raises TimeoutError after
     the deadline.
     """
     configured = connection.gettimeout()
@@ -117,7 +117,7 @@ class _PlainConnection(HTTPConnection):
     """A connection without TLS, for a kubeconfig that refers to `kubectl proxy`."""
 
     def connect(self) -> None:
-        """Connect, and replace the socket by a socket that respects the deadline."""
+        """Connect, and replace the socket with a socket that respects the deadline."""
         super().connect()
         connected = self.sock
         timeout = connected.gettimeout()
@@ -139,7 +139,7 @@ class _TlsConnection(HTTPSConnection):
     """
 
     def connect(self) -> None:
-        """Connect with a new context, which reads the file with the authorities again."""
+        """Connect with a new context, which reads the CA file again."""
         self.ssl_context = create_urllib3_context(cert_reqs=resolve_cert_reqs(self.cert_reqs))
         self.ssl_context.sslsocket_class = _TlsSocket
         self.ssl_context.verify_flags &= ~ssl.VERIFY_X509_STRICT

@@ -27,7 +27,7 @@ from yaml import YAMLError
 from agent.kube.connections import ClusterAccess
 from agent.kube.errors import NoClusterError
 
-# Credentials of this age are read again. client-go uses the same age for a token file.
+# Credentials are read again when they reach this age. client-go uses the same age for a token file.
 REREAD_SECONDS: Final = 60.0
 # A request waits at most this time while another thread reads the credentials.
 WAIT_SECONDS: Final = 10.0
@@ -163,8 +163,8 @@ def _unusable(kubeconfig: str, reason: str) -> str:
 def _remove_files(previous: ClusterAccess, current: ClusterAccess) -> None:
     """Remove the temporary files that contain previous credentials.
 
-    The kubernetes package writes credentials of a kubeconfig or a plugin to files, and only removes
-    these files when the process ends.
+    The kubernetes package writes credentials from a kubeconfig or a plugin to files, and removes
+    these files only when the process ends.
     """
     unused = {previous.authority_file, previous.certificate_file, previous.key_file}
     unused -= {current.authority_file, current.certificate_file, current.key_file}

@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 
 class KubeError(Exception):
-    """A request to the API server failed. The text of the error is the reason, for people."""
+    """A request to the API server failed. The text of the error is a human-readable reason."""
 
     status = 0
     """The HTTP status; 0 without a response."""

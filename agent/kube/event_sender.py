@@ -33,7 +33,7 @@ class EventSender:
 
     @property
     def has_events(self) -> bool:
-        """Whether an Event waits to be sent."""
+        """Whether an Event is waiting to be sent."""
         return self.outbox.oldest() is not None
 
     def add(self, report: Report) -> None:

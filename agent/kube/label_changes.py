@@ -13,7 +13,7 @@ def in_parts(
 ) -> list[tuple[Change, ...]]:
     """Return the changes from the observed to the desired labels, in several parts.
 
-    The first part removes labels that are not true, including labels with another value. The other
+    The first part removes outdated labels, including labels whose value has changed. The other
     parts add labels. These parts are grouped by prefix and value, because the admission policy of
     another release may allow other prefixes and values. Additions in the set of exclusions are
     omitted.

@@ -2,9 +2,9 @@
 
 Every client that may patch a Node can also write its managedFields. A server-side apply removes
 each field that managedFields attributes to its field manager but that the apply does not contain.
-These could be taints and foreign labels. The admission policy prevents anyone with the agent's
-token from forging entries, but it does not restrict an administrator. Therefore, the agent releases
-forged fields before an apply, without changing their values.
+With forged entries, these fields could be taints and foreign labels. The admission policy prevents
+anyone with the agent's token from forging entries, but it does not restrict an administrator.
+Therefore, the agent releases forged fields before an apply, without changing their values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ def _entries(metadata: Mapping[str, object]) -> Sequence[tuple[int, Json]]:
 def _own_fields(fields: Json) -> Json:
     """Return the labels of a FieldsV1 set that have the format of the agent's labels (KEP-555).
 
-    Labels of any domain are returned, because an apply must still be able to remove the labels of a
+    Labels in any domain are returned, because an apply must still be able to remove the labels of a
     previous domain.
     """
     metadata = fields.get("f:metadata")

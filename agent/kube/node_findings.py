@@ -63,8 +63,8 @@ def contended(node: str) -> Finding:
     return Finding(
         code=FindingCode.LABEL_FOUGHT,
         location=f"node {node}",
-        message="Another client removes the agent's labels again and again. The agent restores "
-        "them less and less often.",
+        message="Another client repeatedly removes the agent's labels. The agent restores them "
+        "less and less often.",
         hint="`kubectl get node --show-managed-fields -o yaml` shows the other field manager.",
     )
 
@@ -75,7 +75,7 @@ def foreign_label(key: str, node: str) -> Finding:
         code=FindingCode.LABEL_FOREIGN,
         location=key,
         message="The label has the agent's prefix, and another field manager owns it. The agent "
-        "leaves it unchanged, and it describes no profile of this node.",
+        "leaves it unchanged, and it describes no profile on this node.",
         hint=f"kubectl label node {node} {key}-",
     )
 
@@ -89,5 +89,6 @@ def refused_labels(changes: Collection[Change], reason: str, node: str) -> Findi
         location=f"node {node}",
         message=f"The API server rejects {len(keys)} of the agent's labels: "
         f"{', '.join(keys[:_SHOWN_KEYS])}{more}: {reason}. All other labels are correct.",
-        hint="Apply the admission policy of this release. The agent then tries again by itself.",
+        hint="Apply the admission policy of this release. The agent then tries again "
+        "automatically.",
     )

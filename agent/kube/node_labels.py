@@ -1,10 +1,10 @@
 """Sets the labels of the agent's own Node, and removes the startup taint.
 
-The agent only changes its own Node, which has the configured name, the boot ID of this kernel, and
+The agent changes only its own Node, which has the configured name, the boot ID of this kernel, and
 the uid that the token is bound to. All labels are set in one server-side apply, and only if they
-differ from the labels on the Node. The agent never changes a label of another field manager. If the
-API server rejects a label, the other labels are not affected. The agent then removes the labels
-that are no longer true, and sets all accepted labels.
+differ from the labels on the Node. The agent never changes a label that another field manager owns.
+If the API server rejects a label, the other labels are not affected. The agent then removes the
+outdated labels, and sets all accepted labels.
 """
 
 from collections import deque
@@ -38,7 +38,7 @@ class NodeLabeler:
     """Labels one Node. Only one thread may use this object."""
 
     def __init__(self, api: Api, options: NodeOptions, boot_id: Callable[[], str]) -> None:
-        """Create a labeler that has sent no request.
+        """Create a labeler that has not sent any requests yet.
 
         Args:
             api: the client.
@@ -191,7 +191,7 @@ class NodeLabeler:
         return response
 
     def remove_startup_taint(self, node: NodeMetadata, report: Report) -> None:
-        """Remove the startup taint when each accepted profile is installed.
+        """Remove the startup taint when every accepted profile is installed.
 
         Raises WrongNodeError and KubeError.
         """

@@ -31,7 +31,7 @@ class NodeOptions:
     name: str
     domain: str = labels.DOMAIN
     digest: bool = False
-    """Whether to set labels with the digest of each profile too."""
+    """Whether to also set labels with the digest of each profile."""
     limit: int = labels.DEFAULT_LIMIT
     taint: str = ""
     """The key of the startup taint; empty if no startup taint is used."""

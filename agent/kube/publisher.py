@@ -1,8 +1,9 @@
 """Publishes reports to the API server in a separate thread: labels, startup taint and Events.
 
-The main loop never waits for this thread, which takes the newest report from a mailbox with one
-place. Labels are published before Events. After each consecutive failure the thread waits longer. A
-new report does not shorten this wait, so that an overloaded API server receives few requests.
+The main loop never waits for this thread, which takes the newest report from a mailbox that holds
+one report. Labels are published before Events. After each consecutive failure the thread waits
+longer. A new report does not shorten this wait, so that an overloaded API server receives few
+requests.
 """
 
 import threading
@@ -36,7 +37,7 @@ class _Shared:
     report_number: int = 0
     """The number of reports that were posted."""
     pending_labels: frozenset[str] = frozenset()
-    """The labels that a posted report implies, and that may soon be on the Node."""
+    """The labels that result from a posted report, and that may soon be on the Node."""
     node: NodeMetadata | None = None
     """The Node from the last response or from the last event of the watch, whichever is newer."""
     node_number: int = 0
@@ -102,8 +103,8 @@ class Publisher:
     def labels_on_node(self) -> frozenset[str] | None:
         """Return the labels with the agent's prefixes that are, or may soon be, on the Node.
 
-        The result includes labels of other field managers, because these labels also claim that a
-        profile is installed. If the labels are unknown, the result is None.
+        The result includes labels that other field managers own, because these labels also claim
+        that a profile is installed. If the labels are unknown, the result is None.
         """
         with self._lock:
             node = self._node()

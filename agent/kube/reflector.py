@@ -1,4 +1,4 @@
-"""Keeps a copy of some objects of the API server, which a thread updates by list and watch.
+"""Keeps a copy of some objects from the API server, which a thread updates by list and watch.
 
 Whenever the copy may be wrong, the reflector lists the objects again. An event only reports a
 change, but a list shows the current state. The copy may be wrong after a broken connection, because

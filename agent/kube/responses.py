@@ -1,6 +1,6 @@
-"""Parses responses of the API server as JSON, within limits.
+"""Parses responses from the API server as JSON, within limits.
 
-A response is untrusted input: all sizes are limited, and anything that is not a response of the
+A response is untrusted input: all sizes are limited, and anything that is not a response from the
 Kubernetes API causes an `UnreachableError`. client.py sends the requests.
 """
 
@@ -16,7 +16,7 @@ import urllib3
 from agent.kube.errors import StatusError, TooLargeError, UnreachableError
 
 # Reading and parsing a response takes about 3.3 bytes of memory per byte. A response with 40 MB of
-# ConfigMaps took 178 MiB (measured), but the container of the agent only has 256 MiB.
+# ConfigMaps took 178 MiB (measured), but the agent's container has only 256 MiB.
 RESPONSE_BYTES: Final = 16 << 20
 RETRY_AFTER_SECONDS: Final = 60.0  # the longest wait that a Retry-After header can request
 _CHUNK: Final = 1 << 16

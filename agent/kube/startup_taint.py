@@ -17,7 +17,7 @@ from agent.core.vocabulary import (
 from agent.kube.label_changes import JsonPatch
 from agent.kube.responses import Json
 
-# A rejected key must not keep the taint on new nodes for ever.
+# A rejected key must not keep the taint on new nodes forever.
 _SETTLED: Final = ON_NODE | {
     ProfileState.REJECTED,
     ProfileState.REMOVED,
@@ -31,7 +31,7 @@ def is_removable(report: Report) -> bool:
     If the node does not support a kind, this kind does not keep the taint; if a kind could not be
     observed, it keeps the taint. If a whole profile set is rejected because of its node selector or
     its size, the set is treated like a rejected key, because waiting would not help. An emptied
-    profile set only counts as complete if its profiles were installed earlier, because a ConfigMap
+    profile set counts as complete only if its profiles were installed earlier, because a ConfigMap
     may be filled later on a new node.
     """
     if report.pending:
@@ -56,8 +56,8 @@ def is_removable(report: Report) -> bool:
 def removal_patch(node: Json, key: str) -> JsonPatch:
     """Return the JSON patch that removes all effects of a taint, or [] if the taint is absent.
 
-    The admission policy requires all effects in one request. The patch begins at the
-    end of the list, so that no removal changes the indexes of the next ones.
+    The admission policy requires all effects in one request. The patch begins at the end of the
+    list, so that no removal changes the indexes of the later removals.
     """
     spec = node.get("spec")
     taints = spec.get("taints") if isinstance(spec, dict) else None

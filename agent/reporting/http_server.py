@@ -193,7 +193,7 @@ class HttpServer:
         return {descriptor for descriptor, _ in events}
 
     def _guarded(self, connection: _Connection, act: Callable[[_Connection], None]) -> None:
-        """Handle the events of one connection; an error only ends this connection."""
+        """Handle the events of one connection; an error ends only this connection."""
         try:
             act(connection)
         except ssl.SSLWantReadError:
@@ -357,7 +357,7 @@ class HttpServer:
     # --- the end of a connection ------------------------------------------------------------------
 
     def _finish(self, connection: _Connection) -> None:
-        """Close a connection when the kernel of its client has acknowledged every byte."""
+        """Close a connection when the client's kernel has acknowledged every byte."""
         if connection.unsent:
             self._send(connection)
         if not connection.is_shut:

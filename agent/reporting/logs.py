@@ -1,7 +1,7 @@
-"""Writes the log to standard error, one line per event, as JSON or for people.
+"""Writes the log to standard error, one line per event, as JSON or in a human-readable form.
 
-Log lines of libraries have the same format. No line contains the text of a profile, the environment
-or the local variables of a traceback.
+Log lines from libraries have the same format. No line contains the text of a profile, the
+environment or the local variables of a traceback.
 """
 
 import logging
@@ -25,7 +25,7 @@ from agent.version import revision, version
 def configure(
     form: Literal["auto", "json", "console"], level: str, writer: LogWriter | None = None
 ) -> None:
-    """Make structlog and the logging module of Python write the same format.
+    """Make structlog and Python's logging module write the same format.
 
     Args:
         form: the format of the lines; auto means console on a terminal, and otherwise json.

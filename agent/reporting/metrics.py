@@ -92,7 +92,7 @@ class Metrics:
             self._report.show_pass(report, at, is_converged=converged)
 
     def show_report(self, report: Report) -> None:
-        """Show a report with other findings than the last pass, without counting a pass."""
+        """Show a report whose findings differ from the last pass, without counting a pass."""
         converged = is_converged(report, allow_unsupported=self._allow_unsupported)
         with self._lock:
             self._report.show(report, is_converged=converged)

@@ -62,14 +62,15 @@ class Problems:
 
     rows: tuple[ProfileStatus, ...] = ()
     omitted: int = 0
-    """The number of rejected or failed profiles that exceed the limit of the record."""
+    """The number of rejected or failed profiles that are not recorded, because the record is full.
+    """
 
     at: float = 0.0
     """When the record was written, in Unix seconds."""
 
 
 class ProblemRecord:
-    """The record in a state directory of the host. Implements agent.control's ReportSink."""
+    """The record in a state directory on the host. Implements agent.control's ReportSink."""
 
     def __init__(self, host: Host, directory: str) -> None:
         self._host = host
@@ -85,7 +86,7 @@ class ProblemRecord:
             self._last = self._read()
         if self._last is not None and stored == _without_time(self._last):
             return
-        # A full disk or a read-only file system has findings of its own.
+        # A full disk or a read-only file system has its own findings.
         with contextlib.suppress(HostError):
             if stored.rows:
                 content = msgspec.json.encode(msgspec.structs.replace(stored, at=at))

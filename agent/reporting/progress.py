@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, Self, TextIO
 
 SHORT_PAUSE_SECONDS: Final = 0.5
-"""The time before the first line on a terminal, and the least time between two updates."""
+"""The time before the first line on a terminal, and the minimum time between two updates."""
 
 LONG_PAUSE_SECONDS: Final = 10.0
 """The same times if standard error is not a terminal."""
@@ -33,7 +33,7 @@ class Progress:
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start the measurement of the time.
+        """Start measuring the time.
 
         Args:
             stream: the stream to write to, usually standard error.

@@ -137,7 +137,9 @@ class ReportCollector(Collector):
 
 
 def finding_counts(report: Report) -> Counter[FindingCode]:
-    """Return the number of findings for each code. A finding about a whole kind counts once."""
+    """Return the number of findings for each code. A finding about a whole profile kind is counted
+    once.
+    """
     of_kinds = [one.finding for one in report.kind_support.values() if one.finding is not None]
     of_profiles = [
         finding for row in report.profiles for finding in row.findings if finding not in of_kinds

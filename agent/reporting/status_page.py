@@ -1,4 +1,4 @@
-"""Renders the status page as HTML for people, without scripts.
+"""Renders the status page as HTML without scripts.
 
 Text from profiles, names and errors is always escaped. The page is readable at widths of 400 px and
 1,400 px, in light and dark mode, and with a screen reader. The size of the page is limited. Every

@@ -1,7 +1,7 @@
 """Stores the last report, and provides its content to the HTTP servers.
 
 A page or a scrape is rendered on request, at most once per report, and is shared by all
-connections. The threads of the servers only read the last report, and never access the node.
+connections. The server threads only read the last report, and never access the node.
 """
 
 import threading
@@ -45,7 +45,7 @@ class _Scrape:
 class StatusStore:
     """Provides the pages that agent.reporting.http_server serves.
 
-    The main thread calls `on_report`. The threads of the servers call all other methods.
+    The main thread calls `on_report`. The server threads call all other methods.
     """
 
     def __init__(  # noqa: PLR0913 - what the pages show
@@ -121,7 +121,7 @@ class StatusStore:
             return content_type, scrape.content
 
     def health(self) -> str:
-        """Return why the agent is not alive, or ""; the result only depends on the heartbeat."""
+        """Return why the agent is not alive, or ""; the result depends only on the heartbeat."""
         silent = self._heartbeat.silent_seconds()
         return (
             f"no heartbeat from the main loop for {silent:.0f} s" if silent > self._patience else ""

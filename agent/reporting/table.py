@@ -57,7 +57,7 @@ def table(
     nothing: str = "Nothing to do",
     has_colors: bool = False,
 ) -> str:
-    """Return a report as lines for people.
+    """Return a report as human-readable lines.
 
     Args:
         report: the report.

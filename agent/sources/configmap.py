@@ -75,7 +75,7 @@ class ConfigMapBounds:
         self.config_map_limit = config_map_limit
 
     def within(self, objects: Mapping[str, ConfigMapEntry]) -> Mapping[str, ConfigMapEntry]:
-        """Return the ConfigMaps that fit, and the next ones without their content."""
+        """Return the ConfigMaps that fit, and the next ConfigMaps without their content."""
         if self._is_within(objects.values()):
             return objects
         ranked = self._ranked(objects)
@@ -175,7 +175,7 @@ class ConfigMapSource:
         self.store = store
         """Returns the store of the reflector."""
         self.node_labels = node_labels
-        """Returns the labels of the agent's own Node; None if the labels are not known."""
+        """Returns the labels of the agent's own Node; None if the labels are unknown."""
         # The reflector wakes the agent, so no file of the source has to be watched.
         self.watched_path = None
         self._snapshots: dict[str, tuple[ConfigMapData, Snapshot]] = {}

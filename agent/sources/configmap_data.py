@@ -36,10 +36,10 @@ class ConfigMapData:
     rejected: tuple[tuple[str, Finding], ...]
     """The keys that were rejected before their content was read, with the reasons."""
     skipped: tuple[str, ...] = ()
-    """The keys whose names are not names of profiles."""
+    """The keys whose names are not valid profile names."""
     allow_empty: bool
     node_selector: selector.Selector
-    """The nodes that the ConfigMap is for; an empty selector matches all nodes."""
+    """Selects the nodes that the ConfigMap is for; an empty selector matches all nodes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ def _annotations(metadata: Mapping[str, object], full_name: str, domain: str) ->
         or not isinstance(nodes, str)
         or allow_empty not in ("true", "false")
     ):
-        raise MalformedError(f"ConfigMap {full_name} has an annotation with a wrong value")
+        raise MalformedError(f"ConfigMap {full_name} has an annotation with an invalid value")
     try:
         node_selector = selector.parse(nodes)
     except ValueError as error:

@@ -98,7 +98,7 @@ _Inputs = tuple[list[SourceKey], list[tuple[str, Finding]], tuple[LeftOut, ...]]
 
 
 class DirectorySource:
-    """The profiles in a directory of this machine. Implements agent.core.ports.Source."""
+    """The profiles in a directory on this machine. Implements agent.core.ports.Source."""
 
     def __init__(
         self,
@@ -131,9 +131,7 @@ class DirectorySource:
         self._last = None
 
     def explain_absence(self, _profile_set: str, /) -> Snapshot | None:
-        """Return None, because this source only has one profile set, and `read` always returns
-        it.
-        """
+        """Return None, because `read` always returns the only profile set of this source."""
         return None
 
     def read(self) -> tuple[Snapshot, ...]:
@@ -395,5 +393,5 @@ def _not_regular(key: str, reason: str) -> Finding:
         code=FindingCode.KEY_NOT_REGULAR,
         location=key,
         message=f'"{key}" {reason}. It is not read.',
-        hint="Replace it by a regular file with the profile.",
+        hint="Replace it with a regular file that contains the profile.",
     )

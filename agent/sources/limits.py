@@ -63,7 +63,7 @@ def skipped_by_name(names: Iterable[str]) -> tuple[LeftOut, ...]:
     visible = [name for name in names if not PurePosixPath(name).name.startswith(".")]
     hint = _PROFILE_NAMES
     if any(name.endswith(MANIFESTS) for name in visible):
-        hint += " A manifest of ConfigMaps is a source of its own: use its path."
+        hint += " A manifest with ConfigMaps is a separate source: use its path."
     return left_out.of(LeftOutReason.NAME, visible, hint)
 
 

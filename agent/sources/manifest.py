@@ -28,14 +28,14 @@ class _Collected:
     rejected: list[tuple[str, Finding]] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
     skipped: list[str] = field(default_factory=list)
-    """The keys whose names are not names of profiles."""
+    """The keys whose names are not valid profile names."""
     resources: list[str] = field(default_factory=list)
     """The resources that are not ConfigMaps."""
     allow_empty: bool = False
 
 
 class ManifestSource:
-    """The ConfigMaps of one file of this machine. Implements agent.core.ports.Source."""
+    """The ConfigMaps in one file on this machine. Implements agent.core.ports.Source."""
 
     def __init__(self, path: str, domain: str = DOMAIN) -> None:
         self.path = path
@@ -45,9 +45,7 @@ class ManifestSource:
         self.watched_path = Path(path).absolute()
 
     def explain_absence(self, _profile_set: str, /) -> Snapshot | None:
-        """Return None, because this source only has one profile set, and `read` always returns
-        it.
-        """
+        """Return None, because `read` always returns the only profile set of this source."""
         return None
 
     def invalidate(self) -> None:
@@ -122,7 +120,7 @@ def _described(document: Mapping[object, object]) -> str:
 
 
 def _skipped_resources(resources: Sequence[str]) -> tuple[LeftOut, ...]:
-    hint = "Only profiles in data or binaryData of a ConfigMap are installed."
+    hint = "Only profiles in the fields data and binaryData of a ConfigMap are installed."
     if any(resource.startswith("SeccompProfile") for resource in resources):
         hint = (
             "The seccomp profile of a SeccompProfile is in its spec: run `profile-loader convert "

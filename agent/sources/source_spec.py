@@ -28,20 +28,20 @@ class DirectorySpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestSpec:
-    """A YAML file of this machine that contains ConfigMaps."""
+    """A YAML file on this machine that contains ConfigMaps."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigMapSpec:
-    """ConfigMaps of one namespace, selected by a single name or by a label selector."""
+    """ConfigMaps in one namespace, selected by a single name or by a label selector."""
 
     namespace: str
     name: str = ""
     """The name of a single ConfigMap; empty for a selector."""
     selector: str = ""
-    """A label selector; empty for all ConfigMaps of the namespace."""
+    """A label selector; empty for all ConfigMaps in the namespace."""
 
     @property
     def path(self) -> str:

@@ -1,6 +1,6 @@
 """Parses the documents of a YAML text within limits.
 
-The result only consists of strings, lists, mappings with string keys, booleans and None. Numbers
+The result consists only of strings, lists, mappings with string keys, booleans and None. Numbers
 and dates are not converted, because PyYAML needs minutes for some short texts (base-60 integers,
 keys with equal hashes). The parser either returns documents or raises InvalidYamlError. The
 composer of libyaml is recursive C code, so the nesting depth is checked before it runs. The content
@@ -40,7 +40,7 @@ class NotAString:
 
 
 class _Loader(_Base):  # type: ignore[misc, valid-type] # the C loader where PyYAML has it
-    """A YAML loader that only supports a few types.
+    """A YAML loader that supports only a few types.
 
     Duplicate keys are rejected, because only the last value would have an effect.
     """

@@ -81,9 +81,9 @@ def test_a_loop_and_an_index_outside_of_a_table_are_errors():
     with pytest.raises(DfaError, match="loop"):
         loop.match(2, b"b")
     far = PolicyDfa(blob(machine(base=(0, 99, 0))))
-    with pytest.raises(DfaError, match="outside of its table"):
+    with pytest.raises(DfaError, match="outside its table"):
         far.match(1, b"b")
-    with pytest.raises(DfaError, match="outside of the permissions"):
+    with pytest.raises(DfaError, match="outside the permissions"):
         policy_dfa.permissions(PolicyDfa(blob(machine())), 2, [0])
 
 

@@ -113,7 +113,7 @@ def test_every_mistake_is_reported_at_once_with_a_suggestion():
         'f: take-over: "5" must be a list',
         '--parser-timeout: "never" must be a time such as 30s, more than 0 and at most 60m',
         'PROFILE_LOADER_ALLOW_EMPTY: "maybe" must be true or false',
-        "at least one --source is needed, for example --source profiles",
+        "at least one --source is required, for example --source profiles",
     ]
 
 
@@ -129,7 +129,7 @@ NAME_RULE = (
         (("chekc",), ['there is no command "chekc". Did you mean check?']),
         ((*RUN, "extra"), ['unexpected argument "extra"']),
         ((*RUN, "--kinds=selinux"), ['--kinds: "selinux" must be one of: apparmor, seccomp.']),
-        ((*RUN, "--kinds=,"), ["--kinds: at least one value is needed"]),
+        ((*RUN, "--kinds=,"), ["--kinds: at least one value is required"]),
         ((*RUN, "--take-over=a\nb"), ["--take-over: 'a\\nb' contains control characters"]),
         (("check",), ["at least one PATH is required: profile-loader check profiles"]),
         (

@@ -460,7 +460,7 @@ def test_status_shows_what_the_last_pass_rejected(run, tmp_path):
         "seccomp  bad.json    rejected   bad_value",
     ]
     assert "error: bad_value: bad.json at defaultAction" in done.stdout
-    assert re.search(r"those of the pass at \d{4}-\d\d-\d\d .* UTC\.", done.stdout)
+    assert re.search(r"come from the pass at \d{4}-\d\d-\d\d .* UTC\.", done.stdout)
     assert "see the agent's log (kubectl logs, or journalctl)" in done.stdout
 
 

@@ -70,7 +70,7 @@ def test_a_foreign_label_with_the_agents_prefix_stays_and_is_reported():
             code=FindingCode.LABEL_FOREIGN,
             location=B,
             message="The label has the agent's prefix, and another field manager owns it. The "
-            "agent leaves it unchanged, and it describes no profile of this node.",
+            "agent leaves it unchanged, and it describes no profile on this node.",
             hint=f"kubectl label node {NAME} {B}-",
         ),
     )
@@ -251,8 +251,8 @@ def test_a_rejected_label_does_not_affect_the_others():
             message=f"The API server rejects 1 of the agent's labels: {READY}: 403 Forbidden: "
             "denied: "
             f"{READY}. All other labels are correct.",
-            hint="Apply the admission policy of this release. The agent then tries again by "
-            "itself.",
+            hint="Apply the admission policy of this release. The agent then tries again "
+            "automatically.",
         ),
     )
 

@@ -165,7 +165,7 @@ def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys
     notes = [one.note for one in events.transitions(before, found)]
     public = [store.status().decode(), store.metrics("")[1].decode(), *notes]
     assert ["secret/pod-a" in text for text in public] == [False] * 3
-    assert ["4 pod(s) of this node reference it" in text for text in public] == [True, False, True]
+    assert ["4 pod(s) on this node reference it" in text for text in public] == [True, False, True]
     logs.configure("json", "info")
     logs.log(found)
     private = [

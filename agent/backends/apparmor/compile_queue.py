@@ -9,12 +9,12 @@ An endless stream of new texts must not starve a slow text. If a slow text has b
 MAX_WAIT_SECONDS, it gets one run that no other text cancels. These reserved runs use at most a
 quarter of the time, so that a new text waits for at most one of them.
 
-A text is only rejected if the parser itself used too much CPU time or memory, or produced too much
+A text is rejected only if the parser itself used too much CPU time or memory, or produced too much
 output, in a run with the longest slice and with all of the memory that the parser may use. If a run
-ended at its wall-clock limit, by a signal or for lack of memory in the container, it proves nothing
-about the text: another process, such as the kernel's OOM killer, may have ended the parser. After a
-run that proves nothing, the daemon compiles the text again later; a command reports that the text
-has no result.
+ended at its wall-clock limit, by a signal or because the container ran out of memory, it proves
+nothing about the text: another process, such as the kernel's OOM killer, may have ended the parser.
+After a run that proves nothing about the text, the daemon compiles the text again later; a command
+reports that the text has no result.
 """
 
 import math
@@ -179,7 +179,7 @@ class CompileQueue:
         """Return whether the current run of a text must be ended.
 
         A run is ended if its text was removed, or if its text is slow while another text that is
-        not slow is waiting. A reserved run is only ended if its text was removed.
+        not slow is waiting. A reserved run is ended only if its text was removed.
         """
         if self._running.get(task.key) is not task:
             return True
@@ -204,7 +204,7 @@ class CompileQueue:
         match run.outcome:
             case ParserResult() if not (run.outcome.error and task.is_quick):
                 return run.outcome
-            case ParserResult():  # Only a full run can decide that a text contains an error.
+            case ParserResult():  # Only a full run can prove that a text contains an error.
                 task.is_quick = False
             case RunFailure.CANCELLED:
                 pass
@@ -233,7 +233,7 @@ class CompileQueue:
         return None
 
     def _end_run(self, task: CompileTask, run: ParserRun, now: float) -> None:
-        """Update the times that decide about later runs."""
+        """Update the times that determine later runs."""
         del self._running[task.key]
         self._used_seconds[task.origin] += run.seconds
         if task.has_reserved_run:

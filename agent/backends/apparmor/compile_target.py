@@ -1,6 +1,6 @@
 """Determines what texts are compiled for: the kernel's features, the parser and its includes.
 
-A compiled policy is only valid for one combination of kernel features and parser inputs, which is
+A compiled policy is valid only for one combination of kernel features and parser inputs, which is
 called the context. The first part of a context identifies the features of the kernel; the second
 part identifies the parser, its configuration and every file that a text may include.
 """

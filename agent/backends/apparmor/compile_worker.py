@@ -89,7 +89,7 @@ class CompileWorker:
             return task.failure if task is not None else None
 
     def retain(self, keys: Collection[str]) -> None:
-        """Remove every queued text whose key is not among the given keys, even while it is
+        """Remove every queued text whose key is not among the given keys, even while it is being
         compiled.
         """
         with self._changed:
@@ -186,8 +186,8 @@ class CompileWorker:
         return run
 
     def _next(self) -> tuple[CompileTask | None, int]:
-        """Wait for a text that may run now. Return the text with its memory limit, or None to
-        stop.
+        """Wait for a text that may run now. Return the text with its memory limit, or None if the
+        thread must stop.
         """
         while not self._is_stopped:
             is_blocked = self._outcomes.are_too_large

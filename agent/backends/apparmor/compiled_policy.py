@@ -24,7 +24,7 @@ _NAME, _STRING, _BLOB, _STRUCT, _STRUCT_END, _LIST, _LIST_END, _ARRAY, _ARRAY_EN
 _INTEGER_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}  # the size in bytes of an integer with this tag
 _ENDS = {_STRUCT: _STRUCT_END, _LIST: _LIST_END, _ARRAY: _ARRAY_END}
 _MAX_DEPTH = 16
-# These fields are between the name and the flags of a profile, and do not belong to an attachment.
+# These fields come between the name and the flags of a profile, and are not part of an attachment.
 # Each entry of the permissions has a reserved number, the allowed permissions, and twelve more
 # numbers (policy_unpack.c: unpack_perm).
 _NUMBERS_PER_ENTRY = 14
@@ -64,7 +64,7 @@ class _Element:
 
 @functools.lru_cache(maxsize=1)  # Several callers read the same policy one after another.
 def read(policy: bytes) -> tuple[DeclaredProfile, ...]:
-    """Return the profiles of a policy in their order. Raises PolicyError.
+    """Return the profiles in a policy, in their order. Raises PolicyError.
 
     A profile in a policy namespace has the name `:namespace:name`.
     """

@@ -1,8 +1,8 @@
 """Stores which threads run under which profiles, so that the agent still knows this after a
 restart.
 
-A record is only valid for one boot, because PIDs and directory numbers start again at the next
-boot. The record is written without fsync, because it is useless after a crash of the machine.
+A record is valid only for one boot, because PIDs and directory numbers start again at the next
+boot. The record is written without fsync, because it is useless after a machine crash.
 """
 
 import json

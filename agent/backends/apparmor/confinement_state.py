@@ -1,6 +1,6 @@
 """The threads that ran under agent-owned profiles, and the threads that lost their confinement.
 
-This module only keeps the state. `confinement_tracker` reads the threads and decides which of them
+This module only stores the state. `confinement_tracker` reads the threads and decides which of them
 lost their confinement, and `confinement_record` stores the state for the next process.
 """
 

@@ -1,10 +1,10 @@
 """Finds the threads that lost their confinement because a profile was removed.
 
-After a profile is removed and loaded again, the kernel does not confine its earlier threads again
-(docs/security.md). The tracker reports these unconfined threads until they end. The tracker
-remembers the threads of the last two observations, because a profile may be removed during the last
-one. `confinement_record` preserves this information when the agent restarts. The tracker misses
-threads that began after the last observation, which is at most 10 seconds old.
+After a profile is removed and loaded again, the kernel does not re-confine the threads that ran
+under it (docs/security.md). The tracker reports these unconfined threads until they end. The
+tracker remembers the threads of the last two observations, because a profile may be removed during
+the last one. `confinement_record` preserves this information when the agent restarts. The tracker
+misses threads that began after the last observation, which is at most 10 seconds old.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -142,7 +142,7 @@ class ConfinementTracker:
             message=f'{len(pids)} process(es) that ran under "{name}" have been running without '
             f"this profile since it was removed: pid {listed}. A profile that is loaded "
             "again does not confine them again.",
-            hint="Restart those pods or containers.",
+            hint="Restart the affected pods or containers.",
         )
 
 
@@ -150,7 +150,7 @@ def _lost_profile(before: str, now: str, removed: frozenset[str]) -> str:
     """Return the removed profile that the label contained before but no longer contains, or "".
 
     A thread that changed to another profile, as its policy allows, has not lost its confinement.
-    After a thread lost its confinement, its label only contains `unconfined` and profiles of the
+    After a thread lost its confinement, its label contains only `unconfined` and profiles from the
     previous label.
     """
     left = frozenset(parts(now)) - {UNCONFINED}

@@ -17,7 +17,7 @@ from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding, limit_findings
 
 _INCLUDE: Final = re.compile(r"#?include\s+(?:if\s+exists\s+)?[<\"]?([^>\"\s]+)")
-# These include files of AppArmor contain no rules for starting a program.
+# These AppArmor include files contain no rules that allow a program to start.
 _WITHOUT_PROGRAMS: Final = re.compile(r"tunables/.*|abstractions/(?:base|nameservice)")
 _DENY_RULE: Final = re.compile(r"\bdeny\b[^,\n]*")
 _FILE_RULE: Final = re.compile(r"(?:^|[\s{},])(?:\"?(?:/|@\{)|(?:file|all)(?=[\s,]))")
@@ -25,7 +25,7 @@ _CONFINING_MODES: Final = frozenset({"enforce", "kill"})
 
 
 def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding, ...]:
-    """Return the warnings about the profiles of a text that a pod can use."""
+    """Return the warnings about those profiles in a text that a pod can use."""
     profiles = [profile for profile in declared if compiled_policy.parent(profile.name) is None]
     confining = [profile for profile in profiles if profile.mode in _CONFINING_MODES]
     cannot_start = confining == profiles != [] and _has_no_file_rule(source)

@@ -135,7 +135,7 @@ def kernel_refused(id_: KeyId, error: HostError) -> Finding:
 
 
 def kernel_jammed(id_: KeyId) -> Finding:
-    """Return the error about remains of a failed load that block later loads (Linux 6.1 to 7.2)."""
+    """Return the error about data from a failed load that block later loads (Linux 6.1 to 7.2)."""
     return Finding(
         code=FindingCode.KERNEL_JAMMED,
         location=id_.key,
@@ -147,12 +147,12 @@ def kernel_jammed(id_: KeyId) -> Finding:
 
 
 def foreign_name(id_: KeyId, names: list[str]) -> Finding:
-    """Return the error about a profile name that another program has loaded."""
+    """Return the error about a profile name under which another program has loaded a profile."""
     return Finding(
         code=FindingCode.FOREIGN_NAME,
         location=names[0],
         message=f'Another program has loaded the profile "{names[0]}" that key "{id_.key}" '
-        "declares. The loaded profile is left alone.",
+        "declares. The loaded profile stays unchanged.",
         hint="Rename the profile in the key, or let the agent replace the loaded one with "
         "--take-over.",
     )
@@ -186,7 +186,7 @@ def content_unverifiable() -> Finding:
         location="/sys/module/apparmor/parameters",
         message="The content of AppArmor profiles cannot be verified on this node, because the "
         "kernel shows neither hashes nor the loaded policy. A profile counts as unchanged while "
-        "its mode is right and no other program has replaced it or loaded it again.",
+        "its mode is correct and no other program has replaced it or loaded it again.",
         hint="Boot without apparmor.hash_policy=0, or without apparmor.export_binary=0.",
     )
 

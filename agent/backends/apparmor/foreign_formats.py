@@ -1,7 +1,7 @@
 """Recognises texts of other formats, which people store under the name of an AppArmor profile.
 
 The parser would report a syntax error in the first line of such a text, which does not explain the
-mistake. No AppArmor text begins like the recognised formats, so no valid text is rejected.
+error. No AppArmor text begins like the recognised formats, so no valid text is rejected.
 """
 
 import re

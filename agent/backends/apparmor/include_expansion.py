@@ -22,7 +22,7 @@ _REST_OF_LINE_BLANK: Final = re.compile(r"[ \t]*(?:\r?\n|\Z)")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The place that a line of an expanded text comes from."""
+    """The origin of a line in an expanded text."""
 
     file: str
     """The path of the included file in the include directory; empty for the text itself."""
@@ -53,7 +53,7 @@ class Expanded:
 
 
 class IncludeFileError(Exception):
-    """An included file exists and cannot be used."""
+    """An included file exists but cannot be used."""
 
     def __init__(self, reason: str, hint: str) -> None:
         super().__init__(reason)
@@ -67,7 +67,7 @@ class ExpansionError(Exception):
     def __init__(self, reason: str, *, origin: Origin, hint: str) -> None:
         super().__init__(reason)
         self.origin = origin
-        """The place of the rule that cannot be expanded."""
+        """The location of the rule that cannot be expanded."""
         self.hint = hint
         """The next step."""
 
@@ -79,8 +79,8 @@ class IncludeFiles(Protocol):
         """Return the files that an include of this name adds, in the order in which the parser
         reads them.
 
-        A directory adds all of its files. The result is None if the name does not exist. Raises
-        IncludeFileError.
+        If the name is a directory, the include adds all files in it. The result is None if no such
+        file exists. Raises IncludeFileError.
         """
 
     def directories(self) -> str:

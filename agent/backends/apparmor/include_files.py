@@ -1,7 +1,7 @@
 """Reads the files of include directories for the expansion of a text.
 
 This module opens only regular files inside the include directories that the user names, and follows
-no link out of them. include_expansion.py decides which files a text needs.
+no link that points outside them. include_expansion.py decides which files a text needs.
 """
 
 from collections.abc import Sequence
@@ -30,10 +30,10 @@ _COPY: Final = "Replace the link with a copy of the file."
 
 
 class IncludeDirectories:
-    """The files of some include directories. Implements include_expansion.IncludeFiles."""
+    """The files in the given include directories. Implements include_expansion.IncludeFiles."""
 
     def __init__(self, directories: Sequence[str], *, max_bytes: int) -> None:
-        """Read the files of directories. The first directory that contains a name decides."""
+        """Read files in the given directories. The first directory with the name is used."""
         self._directories = tuple(directories)
         self._max_bytes = max_bytes
 
@@ -59,7 +59,7 @@ class IncludeDirectories:
         return None
 
     def _files(self, directory: str, name: str) -> Sequence[IncludedFile]:
-        """Return the files of a directory.
+        """Return the files in a directory.
 
         The parser puts the files on a stack in the order of their names, so it reads the last file
         first (parser_lex.l: include_dir_cb).

@@ -1,4 +1,4 @@
-"""Finds the rules of a profile text that matter when its includes are expanded.
+"""Finds the rules in a profile text that matter when its includes are expanded.
 
 This module is pure. All versions of the parser that can read a text must agree about these rules.
 """
@@ -64,7 +64,7 @@ class AmbiguousTextError(Exception):
 
 
 def rules(text: str) -> Sequence[TextRule]:
-    """Return the rules of a text in their order. Raises AmbiguousTextError."""
+    """Return the rules in a text, in their order. Raises AmbiguousTextError."""
     readings: list[tuple[TextRule, ...]] = []
     unread = 0
     for dialect in DIALECTS:
@@ -96,7 +96,8 @@ def _line(text: str, position: int) -> int:
 
 
 def _read(text: str, dialect: Dialect) -> tuple[tuple[TextRule, ...] | None, int]:
-    """Return the rules that one version of the parser reads, and the end of the readable part.
+    """Return the rules that one version of the parser reads, and the position at which the readable
+    part ends.
 
     The first result is None if this version cannot read the whole text, or if the text ends inside
     a rule.

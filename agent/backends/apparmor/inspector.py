@@ -147,7 +147,7 @@ class Inspector:
         return Sandbox(finding=diagnostics.parser_not_sandboxed(reason) if reason else None)
 
     def _text_errors(self, content: bytes) -> tuple[Finding, ...]:
-        """Return the errors that forbid passing a text to the parser.
+        """Return the errors that prevent a text from being passed to the parser.
 
         If the check cannot decide whether a text is safe, the sandbox protects the node. Without a
         sandbox, such a text is rejected.

@@ -1,4 +1,4 @@
-"""Determines whether the AppArmor policy of this host can be observed and changed.
+"""Determines whether the AppArmor policy on this host can be observed and changed.
 
 A kernel without AppArmor, an unreadable policy, and a missing permission are different results.
 This module neither reads nor changes profiles; `policy_view` and `policy_writer` do.
@@ -85,7 +85,7 @@ class KernelAccess:
         self.host = host
         self.probes = probes
         self.is_open = False
-        """Whether nothing prevented the access to policy at the last call of `barrier`."""
+        """Whether nothing prevented access to the policy when `barrier` was last called."""
 
     def unsupported_reason(self) -> str:
         """Return why the host root has no AppArmor, or "" if AppArmor exists or may exist."""
@@ -151,7 +151,7 @@ class KernelAccess:
             return False
 
     def features(self) -> bytes:
-        """Return the content of all files that show the features of the kernel.
+        """Return the content of all files that show the kernel's features.
 
         Raises:
             HostError: a file cannot be read.

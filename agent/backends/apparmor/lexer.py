@@ -49,7 +49,7 @@ def _candidates(dialect: Dialect, state: State, character: str) -> tuple[_Candid
 
 
 def tokens(text: str, dialect: Dialect) -> Iterator[Token]:
-    """Yield the tokens of a text, except for tokens of the kind TokenKind.OTHER. The last token
+    """Yield the tokens in a text, except for tokens of the kind TokenKind.OTHER. The last token
     contains the rest of the text that was not read.
     """
     states = [State.INITIAL]

@@ -1,7 +1,7 @@
 """The lexers of apparmor_parser as data: one Dialect for each version that changed the lexer.
 
 The tables follow parser_lex.l of apparmor 3.0 to 6.0~alpha1. If a version is not listed, its lexer
-is that of the preceding listed version. tests/include_search.py compares the tables with real
+is the lexer of the preceding listed version. tests/include_search.py compares the tables with real
 parsers.
 """
 

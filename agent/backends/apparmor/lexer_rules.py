@@ -65,7 +65,8 @@ class TokenKind(enum.Enum):
     OTHER = enum.auto()
     """Any other token, which the lexer does not return."""
     REST = enum.auto()
-    """The part of the text that the lexer does not read. The token is empty for a readable text."""
+    """The part of the text that the lexer does not read. For a readable text, this token is empty.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,4 +106,4 @@ class Dialect:
     table: Table
     """The rules of each state, in the order of the parser's own lexer."""
     keywords: Mapping[str, State]
-    """The words that begin a rule with a state of its own."""
+    """The words that begin a rule with its own state."""

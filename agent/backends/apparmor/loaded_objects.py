@@ -4,12 +4,12 @@ The kernel shows each loaded profile in a separate directory. A replaced profile
 directory, and a profile that is loaded again gets a directory with a new number. The kernel never
 uses the same number twice in one boot (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir,
 __aafs_profile_migrate_dents). Therefore, the boot ID and the directory together identify the
-object. Both values distinguish a profile of the agent from a profile with the same bytes that
-another program loaded.
+object. Together, the two values distinguish the agent's profile from a profile with the same bytes
+that another program loaded.
 
 The record is a file of JSON lines in the state directory. Each line is appended without fsync,
-because the record must survive the end of the process, but is useless after a crash of the machine.
-A profile that is not in the record counts as foreign, so the loss of the record never causes a
+because the record must survive the end of the process, but is useless after a machine crash. A
+profile that is not in the record counts as foreign, so the loss of the record never causes a
 removal.
 """
 

@@ -1,9 +1,9 @@
 """Limits the memory of the parser, so that the agent always has enough memory.
 
-With memory.oom.group, which the kubelet sets since 1.28 under cgroup v2, the kernel ends the whole
-container when one process exceeds the limit. Without memory.oom.group, the kernel ends the largest
-process, which may be the agent. The parser's own limit is therefore lower than the memory that the
-container has left, and no parser runs if less than LEAST_PARSER_BYTES are left.
+With memory.oom.group, which the kubelet has set since 1.28 under cgroup v2, the kernel ends the
+whole container when one process exceeds the limit. Without memory.oom.group, the kernel ends the
+largest process, which may be the agent. The parser's own limit is therefore lower than the memory
+that the container has left, and no parser runs if less than LEAST_PARSER_BYTES are left.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ _UNLIMITED_V1: Final = 1 << 62
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Files:
-    """The files of one memory cgroup."""
+    """The files in one memory cgroup."""
 
     limit: Path
     usage: Path
@@ -74,7 +74,7 @@ def _files(own: Path, root: Path) -> _Files:
     """Return the files of this process's memory cgroup. Raises OSError and ValueError.
 
     The memory controller belongs either to a version 1 hierarchy or to the version 2 hierarchy. In
-    a cgroup namespace or in a container, a version 1 path may be a path of the host. If the path
+    a cgroup namespace or in a container, a version 1 path may be a path on the host. If the path
     does not exist, the files at the mount point are used.
     """
     paths = {}

@@ -60,7 +60,7 @@ class RunFailure(enum.Enum):
     CANCELLED = "cancelled"
     NOT_STARTED = "not_started"
     NO_MEMORY = "no_memory"
-    """The container had less memory left than a decision about the text needs."""
+    """The container had too little memory left for a decision about the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +197,7 @@ class Parser:
     def input_digest(self) -> str:
         """Return a digest of the parser, its configuration and every file that it may include.
 
-        The files are only read again after a stat signature has changed. If the parser has no
+        The files are read again only after a stat signature has changed. If the parser has no
         sandbox, a policy may depend on other files too, so the digest differs from the digest with
         a sandbox. Raises ParserError.
         """

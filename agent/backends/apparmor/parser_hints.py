@@ -71,7 +71,7 @@ def missing_file(message: str) -> MissingFile | None:
 def missing_file_hint(
     missing: MissingFile, key: str, *, include_dir: str, parser_version: str, abis: Sequence[str]
 ) -> str:
-    """Return the next step for a text that needs a file which the node lacks.
+    """Return the next step for a text that needs a file that the node lacks.
 
     Args:
         missing: the file that the parser could not open.

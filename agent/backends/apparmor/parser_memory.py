@@ -38,9 +38,9 @@ class ParserMemory:
         """Return how many bytes one more parser may use, or 0 if it must wait for a running parser.
 
         Each running parser may use all of the memory that is reserved for it. The current free
-        memory already lacks the memory that running parsers use, so the reservations are subtracted
-        from the free memory at the time when no parser ran. Only a parser that runs alone may use
-        less than the minimum.
+        memory does not include the memory that running parsers use, so the reservations are
+        subtracted from the free memory at the time when no parser ran. Only a parser that runs
+        alone may use less than the minimum.
         """
         free = self._free_memory()
         if not self._reserved:

@@ -1,9 +1,9 @@
 """Selects the parts of apparmor_parser's output that the agent shows, without included text.
 
-The parser quotes words of the file that it reads, which may be a file of the host. A word is only
-shown if it is in the text of the key, if it is one of the parser's own words (words in the program
-file), or if it is the path of a file in the include directory. All other words are replaced. This
-module is pure; parser_hints.py has the hints for known messages.
+The parser quotes words from the file that it reads, which may be a file on the host. A word is
+shown only if it is in the text of the key, if it is one of the parser's own words (words in the
+program file), or if it is the path of a file in the include directory. All other words are
+replaced. This module is pure; parser_hints.py has the hints for known messages.
 """
 
 import re
@@ -13,7 +13,7 @@ from typing import Final
 
 from agent.backends.apparmor.profile_text import without_comments
 
-REPLACED: Final = "(a word of an included file)"
+REPLACED: Final = "(a word from an included file)"
 # This is the path of standard input. If the parser gets this path as an argument, it reports which
 # file a line belongs to.
 INPUT_PATH: Final = "/proc/self/fd/0"
@@ -168,7 +168,7 @@ def _located(line: str) -> str:
 
 
 def _shown(line: str, quotable: QuotableWords) -> str:
-    """Return the line with all words of included files replaced."""
+    """Return the line with all words from included files replaced."""
     source = quotable.source.decode("utf-8", "replace")
     pieces: list[str] = []
     is_line_number = False
@@ -196,7 +196,7 @@ def _printable(character: str) -> str:
 
 def _is_quotable(word: str, source: str, quotable: QuotableWords) -> bool:
     """Return whether a word may be shown."""
-    # A word that only contains bytes that are not UTF-8 may be shown.
+    # A word that contains only bytes that are not UTF-8 may be shown.
     if not word.strip("\ufffd") or word in quotable.words:
         return True
     if word.removeprefix("@{").removesuffix("}") in STANDARD_VARIABLES:

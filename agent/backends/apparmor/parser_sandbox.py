@@ -160,9 +160,9 @@ def allowed_access(
     Args:
         parser: the path of the parser.
         library_files: the dynamic loader, if the parser has one, and then the libraries.
-        included: the include directories. Only the administrator of the host can create links in
-            these directories, so the parser may follow them. As an exception, it may not follow a
-            link to a parent of an include directory, because the parent contains many other files.
+        included: the include directories. Only the host's administrator can create links in these
+            directories, so the parser may follow them. As an exception, it may not follow a link to
+            a parent of an include directory, because the parent contains many other files.
         others: the configuration files and the features files.
     """
     roots = [f"{os.path.realpath(root)}/" for root in included.roots]

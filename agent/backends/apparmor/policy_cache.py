@@ -46,14 +46,14 @@ class ParserResult:
     exceeded_limit: str = ""
     """A description of the limit that the text exceeded."""
     is_memory_exceeded: bool = False
-    """Whether this limit is the limit of memory."""
+    """Whether this limit is the memory limit."""
 
 
 class PolicyCache:
     """Stores parser results in memory and in STATE_DIR/cache.
 
     If a full pass does not use a result, the next full pass removes the result from memory. Files
-    are only removed from the disk if the cache is too large, beginning with the least recently used
+    are removed from the disk only if the cache is too large, beginning with the least recently used
     file.
     """
 
@@ -76,7 +76,7 @@ class PolicyCache:
             return self.memory[key]
         result = self._read(key)
         if result is not None:
-            # An inspection only needs the policy if the declared profiles are not stored.
+            # An inspection needs the policy only if the declared profiles are not stored.
             self._keep(key, replace(result, policy=b"") if result.declared else result)
         return result
 

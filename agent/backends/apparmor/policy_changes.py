@@ -4,7 +4,7 @@ New profiles are written to `.load`, which rejects names that are already loaded
 profile is never replaced. Agent-owned profiles are written to `.replace`. A profile is never
 removed and loaded again, because the removal would unconfine its processes permanently. One write
 changes either all profiles of a key or none of them. A removal requires a check of content and use,
-and only removes the given names.
+and removes only the given names.
 """
 
 import errno
@@ -305,8 +305,9 @@ class PolicyChanges:
         """Return whether a removal also needs the proof that nothing references the profiles.
 
         If the kernel shows pending execs, but no raw data or hashes, the proof is impossible. In
-        this case, the threads in /proc alone decide. The observed evidence decides, because no
-        program changed policy while it was read.
+        this case, the decision depends only on the threads in /proc. Only the observed evidence
+        shows whether the proof is possible, because no program changed policy while the evidence
+        was read.
         """
         if not self.processes.shows_pending_exec():
             return bool(loaded)
@@ -391,8 +392,8 @@ def _verified(
 
 
 def _declared(body: bytes, names: frozenset[str]) -> tuple[compiled_policy.DeclaredProfile, ...]:
-    """Return the profiles of a compiled policy. Raises PolicyError if the policy contains other
-    names than the expected ones.
+    """Return the profiles of a compiled policy. Raises PolicyError if the policy does not contain
+    exactly the expected names.
     """
     declared = compiled_policy.read(body)
     if sorted(each.name for each in declared) != sorted(names):

@@ -37,7 +37,7 @@ class _Table:
 
 
 class PolicyDfa:
-    """A state machine of a compiled policy."""
+    """A state machine in a compiled policy."""
 
     def __init__(self, blob: bytes) -> None:
         """Read the tables. Raises DfaError."""
@@ -77,13 +77,13 @@ class PolicyDfa:
     def _read(self, table_id: int, index: int) -> int:
         table = self._tables[table_id]
         if index >= table.length:
-            raise DfaError("an index is outside of its table")
+            raise DfaError("an index is outside its table")
         position = table.offset + index * table.width
         return int.from_bytes(self._blob[position : position + table.width], "big")
 
 
 def _tables(blob: bytes) -> Mapping[int, _Table]:
-    """Return the tables of a blob by their number."""
+    """Return the tables in a blob by their number."""
     try:
         header_size, size = struct.unpack_from(">II", blob, 4)
         tables: dict[int, _Table] = {}
@@ -113,5 +113,5 @@ def permissions(dfa: PolicyDfa, state: int, table: Sequence[int] | None) -> int:
     if table is None:
         return accepted
     if accepted >= len(table):
-        raise DfaError("an index is outside of the permissions")
+        raise DfaError("an index is outside the permissions")
     return table[accepted]

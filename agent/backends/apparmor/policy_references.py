@@ -4,9 +4,9 @@
 that io_uring has stored. Linux 6.1 does not show the pending exec of another thread either. The
 kernel keeps the raw data of a policy version (an entry of policy/raw_data) while anything
 references a profile of that version, such as a zombie or a file that a confined process opened. For
-the proof, the agent replaces the profile with the same policy in different bytes. When the raw data
-of every earlier version are gone, only threads with the new version can remain, and `processes`
-finds these threads in /proc.
+the proof, the agent replaces the profile with a copy of the same policy whose bytes differ. When
+the raw data of every earlier version are gone, only threads with the new version can remain, and
+`processes` finds these threads in /proc.
 
 If raw data of an earlier version remain, the profile may still be referenced. The proof fails for
 profiles with hats or children on Linux 6.1 and 7.2, which never release their first version. In
@@ -56,7 +56,7 @@ class PolicyReferences:
     def why_unproven(self, names: Collection[str]) -> str:
         """Return why one of the profiles may still be referenced, or "" if none is referenced.
 
-        Replace the profiles with the same policy in different bytes.
+        Replace the profiles with a copy of the same policy whose bytes differ.
 
         Args:
             names: loaded profiles of the agent, with all their hats and children.

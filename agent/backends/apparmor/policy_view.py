@@ -1,6 +1,6 @@
-"""Reads the loaded policy of the kernel from securityfs.
+"""Reads the kernel's loaded policy from securityfs.
 
-The kernel does not list its profiles atomically. Therefore, an observation is only valid if the
+The kernel does not list its profiles atomically. Therefore, an observation is valid only if the
 policy revision is the same before and after it. Each write of the agent increments the revision by
 one; a larger difference shows that another program also changed the policy. `policy_writer` writes
 policy, `profile_files` reads the directory of one profile, and `directory_index` avoids complete

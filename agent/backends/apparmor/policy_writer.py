@@ -36,7 +36,7 @@ def meaning(error: HostError) -> str:
 
 
 class PolicyWriter:
-    """The files of securityfs that change the policy of one kernel."""
+    """The files in securityfs that change the policy of one kernel."""
 
     def __init__(self, host: Host, view: PolicyView, release: RawDataRelease) -> None:
         self.host = host

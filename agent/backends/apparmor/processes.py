@@ -1,6 +1,6 @@
 """Reads the profiles of all threads on the host, to prove that a profile is not in use.
 
-The module reads every thread of the host in two complete scans. Each scan lists processes and
+The module reads every thread on the host in two complete scans. Each scan lists processes and
 threads again until no new process or thread appears. If a living thread cannot be read, or if
 threads start faster than the scan can read them, the result is UnknownUse. A thread in a hat or
 child also uses the parents of that profile. A thread with a stacked label uses each profile in the

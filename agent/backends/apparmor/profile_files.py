@@ -148,7 +148,7 @@ class ProfileFiles:
     def _evidence(self, directory: str) -> Evidence:
         """Return the hashes that the kernel shows for a profile.
 
-        For every profile the same files are read, so that no directory has to be listed.
+        The same files are read for every profile, so that no directory has to be listed.
         """
         if self._hash_files:
             try:

@@ -2,8 +2,8 @@
 
 When the same bytes are loaded again, some kernels of 2026 (6.1.176, but not 6.1.192) reuse raw data
 that they are freeing: aa_replace_profiles in security/apparmor/policy.c increments the reference
-count even if it is zero. A kernel with this fault logs a warning, and may crash. While another
-profile of the same load or a process references the raw data, the kernel does not free them, and
+count even if it is zero. A kernel with this fault logs a warning, and may crash. While a process,
+or another profile from the same load, references the raw data, the kernel does not free them, and
 reusing them is safe.
 """
 

@@ -57,12 +57,12 @@ def errors(content: bytes) -> tuple[Finding, ...]:
 
 
 def undecided_includes(content: bytes) -> tuple[Finding, ...]:
-    """Return errors for include rules of an accepted text about which this module cannot decide.
+    """Return errors for those include rules in an accepted text that this module cannot decide.
 
     An include rule is undecided for one of two reasons. The text may be too long to be split into
     tokens for every dialect. An included file may also end in an assignment without a line break;
     the parser then reads the rest of the including line as values of the assigned variable. A text
-    with an undecided rule is only safe if a sandbox prevents the parser from opening files outside
+    with an undecided rule is safe only if a sandbox prevents the parser from opening files outside
     the include directory.
     """
     return limit_findings(_undecided_includes(content.decode("utf-8", "replace")))
@@ -102,7 +102,7 @@ def _include_refused(location: str, message: str, hint: str) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class _IncludeRules:
-    """The suspicious include and abi rules of a text, by the position of their paths."""
+    """The suspicious include and abi rules in a text, by the positions of their paths."""
 
     rejected: Mapping[int, tuple[str, str]]
     """The keyword and the path of each rule that may open a file outside the include directory."""
@@ -151,7 +151,7 @@ def _is_harmless(text: str) -> bool:
 
 
 def outside_reason(path: str) -> str:
-    """Return why a path may lead out of the include directory, or "" if it does not."""
+    """Return why a path may point outside the include directory, or "" if it does not."""
     name = path.removeprefix("<").removesuffix(">").strip().strip('"')
     if "\\" in name:
         return "contains a backslash"

@@ -24,7 +24,7 @@ _LABEL_BYTES: Final = 1 << 20
 
 
 class Thread(NamedTuple):
-    """A thread of the host. Thread IDs are reused, but a thread ID together with the start time is
+    """A thread on the host. Thread IDs are reused, but a thread ID together with the start time is
     unique.
     """
 

@@ -34,8 +34,8 @@ DENY_NAMES: Final = (
 )
 _MAX_NAME_BYTES: Final = 200
 _FLAGS: Final = re.compile(r"(?:flags|xattrs)\s*=")
-# A key may contain at most this number of profiles. For each profile, the kernel loads a profile
-# and the node gets a label.
+# A key may contain at most this number of profiles. Each profile needs kernel memory, and adds a
+# label to the Node.
 MAX_NAMES: Final = 1000
 
 
@@ -52,7 +52,7 @@ class ValidationRules:
 def errors(
     declared: Sequence[DeclaredProfile], source: str, rules: ValidationRules
 ) -> tuple[Finding, ...]:
-    """Return the errors that forbid loading a compiled policy."""
+    """Return the errors that prevent a compiled policy from being loaded."""
     if len(declared) > MAX_NAMES:
         return (
             Finding(
@@ -167,7 +167,7 @@ def _confinement_errors(
         yield Finding(
             code=FindingCode.ATTACHMENT_REFUSED,
             location=location,
-            message=f'Profile "{shown}" has an attachment: it would confine every process of the '
+            message=f'Profile "{shown}" has an attachment: it would confine every process on the '
             "host that runs the attached program.",
             hint=f"{change}: profile NAME {{. Or set --allow-attachments.",
         )

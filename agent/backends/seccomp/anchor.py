@@ -7,9 +7,9 @@ rule for the ABI applies (_gen_bpf_syscalls in gen_bpf.c, in every version up to
 x32 share one list if a profile lists both ABIs. If a profile lists only one of them, other
 instructions of the filter load the call number.
 
-If a rule without conditions names a call of the ABI, this call is the first in the list. `anchored`
-adds such a rule if the rule does not change the meaning of the profile. `findings` rejects an
-affected profile to which no such rule can be added.
+If a rule without conditions names one of the ABI's calls, this call is the first in the list.
+`anchored` adds such a rule if the rule does not change the meaning of the profile. `findings`
+rejects an affected profile to which no such rule can be added.
 """
 
 import itertools
@@ -57,8 +57,8 @@ def anchored(document: Document, abis: Collection[str]) -> tuple[Document, tuple
         errno_ret=_ENOSYS,
     )
     message = (
-        f"A rule for {ANCHOR} was added, a call that fails with ENOSYS on every kernel. Without an "
-        "unconditional rule, libseccomp would drop the conditional rules of an architecture."
+        f"A rule for {ANCHOR}, a call that fails with ENOSYS on every kernel, was added. Without "
+        "an unconditional rule, libseccomp would drop the conditional rules of an architecture."
     )
     notice = Finding(code=FindingCode.RULE_ADDED, location="syscalls", message=message)
     return replace(document, rules=(*document.rules, rule)), (notice,)

@@ -1,7 +1,7 @@
 """Checks, observes, installs and removes the seccomp files of a node.
 
 The backend writes the canonical form of a checked profile, and never the original bytes. The
-backend cannot observe whether a file is in use: a runtime only reads the file at the start of a
+backend cannot observe whether a file is in use: a runtime reads the file only at the start of a
 container, and the running container does not show the path. If a file differs from the ledger,
 another program wrote it, and the backend does not change it. The module `inspection` checks
 profiles.

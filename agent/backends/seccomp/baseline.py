@@ -25,7 +25,7 @@ CAPABILITIES: Final = frozenset(
         *("SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
     )
 )
-# The conditions of the default profiles only contain the kernel version 4.8.
+# The only kernel version in the conditions of the default profiles is 4.8.
 _RECENT_KERNEL: Final = (6, 0)
 
 

@@ -1,7 +1,7 @@
 """Creates the canonical form of a profile, which every runtime reads in the same way.
 
 The agent writes profiles only in this form. The canonical forms of equal documents have equal
-bytes. The canonical form only contains fields of runtime-spec's LinuxSeccomp. With
+bytes. The canonical form contains only fields from runtime-spec's LinuxSeccomp. With
 `--seccomp-format docker`, it also contains includes.caps and excludes.caps, which CRI-O compares
 with the bounding set. The order of the rules stays the same. The canonical form of a canonical
 profile has the same bytes as that profile.

@@ -123,6 +123,6 @@ def _overlaps(name: str, conditional: list[Rule]) -> Iterator[Finding]:
                 code=FindingCode.FAILS_OPEN,
                 location=rule.where,
                 message=f"This rule and {other.where} both match {name[:60]} where {shown}, and "
-                "have different actions. libseccomp may apply the more permissive one.",
+                "have different actions. libseccomp may apply the more permissive rule.",
                 hint="Change the conditions so that the rules cannot match the same arguments.",
             )

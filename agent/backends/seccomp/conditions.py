@@ -1,9 +1,9 @@
 """Rejects conditions that libseccomp compiles incorrectly, although their meaning is clear.
 
-libseccomp merges all rules of one call into a decision tree, and compares a 64-bit argument in two
+libseccomp merges all rules for one call into a decision tree, and compares a 64-bit argument in two
 halves (_db_tree_add and _db_tree_prune in db.c). For some combinations of rules, a branch of this
 tree is lost. This module rejects the combinations that tests/system/seccomp_filter found in
-libseccomp 2.5.1 to 2.6.1. The module also warns about comparisons that a program can evade by
+libseccomp 2.5.1 to 2.6.1. The module also warns about comparisons that a program can bypass by
 setting higher bits. Two rules that never apply to the same pod are never part of the same filter,
 so the module does not compare them.
 """
@@ -32,7 +32,8 @@ _RANGES: Final = _UPPER_BOUNDS | {"SCMP_CMP_GT", "SCMP_CMP_GE"}
 
 
 def findings(document: Document, native: str) -> Iterator[Finding]:
-    """Return findings about conditions that libseccomp compiles incorrectly or a program can evade.
+    """Return findings about conditions that libseccomp compiles incorrectly or that a program can
+    bypass.
 
     Args:
         document: the profile.
@@ -192,7 +193,7 @@ def _shared_comparisons(
     """Reject a comparison in the rules of two calls if another argument may be loaded before it.
 
     libseccomp writes equal instructions of two calls only once. Several jumps lead to these
-    instructions. To decide whether the argument must be loaded again, libseccomp only considers one
+    instructions. To decide whether the argument must be loaded again, libseccomp considers only one
     of these jumps (_gen_bpf_build_bpf in gen_bpf.c). If libseccomp considers the wrong jump, the
     comparison uses the wrong argument for the call that has more conditions on its path. On 64-bit
     ABIs, the filter always compares the lower half first.
@@ -234,7 +235,7 @@ def _meaning(rule: Rule) -> tuple[frozenset[Condition], Answer]:
 
 
 def _suffixes(rules: Sequence[Rule]) -> set[tuple[tuple[Condition, ...], Answer]]:
-    """Return the last conditions of each rule, in the order of their arguments.
+    """Return the last conditions in each rule, in the order of their arguments.
 
     Two calls share the instructions of a condition only if equal conditions follow.
     """
@@ -285,7 +286,7 @@ def _too_wide(rule: Rule, abi: str) -> Iterator[Finding]:
 
 
 def _high_bits(rule: Rule, default: Answer) -> Iterator[Finding]:
-    """Warn if a program can evade a comparison by setting bits that the kernel ignores."""
+    """Warn if a program can bypass a comparison by setting bits that the kernel ignores."""
     denies = rule.answer.strictness > default.strictness
     evaded = "SCMP_CMP_EQ" if denies else "SCMP_CMP_NE"
     for number, arg in enumerate(rule.args):
@@ -294,6 +295,6 @@ def _high_bits(rule: Rule, default: Answer) -> Iterator[Finding]:
                 code=FindingCode.CONDITION_SURPRISING,
                 location=f"{rule.where}.args[{number}]",
                 message="The filter compares 64 bits. If the kernel uses only an int, a program "
-                "can evade this condition by setting higher bits.",
+                "can bypass this condition by setting higher bits.",
                 hint="SCMP_CMP_MASKED_EQ with mask 4294967295 compares the lower 32 bits.",
             )

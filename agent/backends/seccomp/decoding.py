@@ -33,7 +33,7 @@ def decode(content: bytes, pairs: "wrapped.PairsHook | None" = None) -> tuple[Js
             location=f"line {error.lineno}",
             message=message,
             hint=wrapped.yaml_hint(text)
-            or "Correct the JSON; `python3 -m json.tool FILE` reports the same place.",
+            or "Correct the JSON; `python3 -m json.tool FILE` reports the same location.",
         )
     except RecursionError:
         return _whole(

@@ -22,7 +22,7 @@ STRICTNESS: Final = {
     "SCMP_ACT_KILL_THREAD": 5,
     "SCMP_ACT_KILL_PROCESS": 6,
 }
-# The fields of a profile that some runtime reads.
+# The fields of a profile that at least one runtime reads.
 LISTENER_FIELDS: Final = ("listenerPath", "listenerMetadata")
 FIELDS: Final = frozenset(
     {
@@ -142,7 +142,7 @@ class Document:
 
     @property
     def effective_rules(self) -> tuple[Rule, ...]:
-        """The rules that differ from the default action. runc and crun only pass these rules to
+        """The rules that differ from the default action. runc and crun pass only these rules to
         libseccomp.
         """
         default = self.default

@@ -2,7 +2,7 @@
 
 A value is rejected if containerd, CRI-O, cri-dockerd, runc or crun rejects it, hangs, crashes, or
 enforces less than the profile states. The checks cover the whole profile, so that one run reports
-all mistakes. The module `comparisons` compares rules with each other.
+all errors. The module `comparisons` compares rules with each other.
 """
 
 import re
@@ -60,7 +60,7 @@ class Options:
 
     @property
     def node(self) -> resolve.Node:
-        """The properties of the node that conditions in a profile depend on."""
+        """The properties of the node on which conditions in a profile depend."""
         return resolve.Node(
             machine=self.machine, kernel=self.kernel, capabilities=self.capabilities
         )
@@ -178,8 +178,8 @@ def _architectures(document: Document, options: Options) -> Iterator[Finding]:
     if not unknown and listed & _BIG_ENDIAN and listed - _BIG_ENDIAN:
         yield _bad(
             "architectures",
-            f"The list mixes byte orders, which libseccomp rejects. A filter is for one node, and "
-            f"the architecture of this node is {native}.",
+            "The list mixes byte orders, which libseccomp rejects. A filter is for one node, and "
+            f"this node's architecture is {native}.",
             "Replace architectures by archMap, with one entry for each native architecture; the "
             "agent uses the entry of its node.",
         )

@@ -1,7 +1,7 @@
 """Checks one seccomp profile, and returns its canonical form or the errors.
 
 If a profile is rejected, the result contains only errors, because further warnings would distract
-from the mistake. The checks are in `syntax`, `fields` and `comparisons`, and the checks for faults
+from the errors. The checks are in `syntax`, `fields` and `comparisons`, and the checks for faults
 of libseccomp are in `multiplex`, `anchor` and `conditions`.
 """
 
@@ -26,8 +26,8 @@ from agent.backends.seccomp.document import Document
 from agent.core.finding_codes import FindingCode, Severity
 from agent.core.findings import MAX_FINDINGS, Finding, limit_findings
 
-# If a file causes one of these notices, some runtime reads the file differently from its canonical
-# form.
+# If a file causes one of these notices, at least one runtime reads the file differently from its
+# canonical form.
 _READ_DIFFERENTLY: Final = frozenset(
     {
         *(

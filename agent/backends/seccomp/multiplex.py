@@ -10,7 +10,7 @@ does not have.
 libseccomp may therefore allow an operation that the profile denies. `closed` adds a rule that
 denies the multiplexing call if only 32-bit programs can use the call. Every other profile with this
 problem is rejected, and so is a profile whose rules libseccomp cannot combine in one filter. If a
-profile itself allows the multiplexing call, it only causes a warning.
+profile itself allows the multiplexing call, the result is only a warning.
 """
 
 from collections.abc import Iterator, Mapping
@@ -55,7 +55,8 @@ _EPERM: Final = 1
 
 
 def closed(document: Document, native: str) -> tuple[Document, tuple[Finding, ...]]:
-    """Deny each multiplexing call that would evade a condition, and return notices.
+    """Deny each multiplexing call through which a program could bypass a condition, and return
+    notices.
 
     The document is unchanged if a rule contains the multiplexing call, because the author decided
     about the call. The document is also unchanged if the node's own ABI has multiplexing calls,
@@ -90,7 +91,7 @@ def closed(document: Document, native: str) -> tuple[Document, tuple[Finding, ..
         )
         hint = (
             f"If 32-bit programs need {through}(2), add a rule that allows it, and accept that "
-            "such programs can evade the condition."
+            "such programs can bypass the condition."
         )
         notices.append(
             Finding(code=FindingCode.RULE_ADDED, location="syscalls", message=message, hint=hint)

@@ -1,9 +1,9 @@
 """Decides exactly whether argument conditions can be true together, and whether one implies
 another.
 
-A filter compares unsigned words of 64 bits, and each condition is about one argument. All
-conditions on one argument select an interval, restrict some bits, and exclude single words. The
-module computes the smallest word of the selected set directly, without approximation.
+A filter compares unsigned 64-bit words, and each condition is about one argument. All conditions on
+one argument select an interval, restrict some bits, and exclude single values. The module computes
+the smallest word of the selected set directly, without approximation.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,6 +1,6 @@
 """The releases of libseccomp, runc and crun that a profile must work with.
 
-A `RuntimeFloor` states the oldest release on any node of the cluster. The tables only contain facts
+A `RuntimeFloor` states the oldest release on any node of the cluster. The tables contain only facts
 that depend on the release: which release first had each newer system call, and which release first
 accepted each flag of a filter. The module `syscalls` lists the calls that every supported release
 knows.
@@ -48,7 +48,7 @@ def parse(text: str) -> RuntimeFloor:
     If the text does not name a program, the program keeps its default.
 
     Raises:
-        ValueError: the text contains a mistake.
+        ValueError: the text is invalid.
     """
     stated: dict[str, Version] = {}
     lowest = {"libseccomp": LOWEST.libseccomp, "runc": LOWEST.runc, "crun": LOWEST.crun}

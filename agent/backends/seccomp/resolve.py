@@ -1,7 +1,7 @@
 """Resolves the conditions of a profile that depend on the node, and normalises its fields.
 
 containerd ignores archMap, includes, excludes and the names of error numbers. Conditions on
-architectures and kernel versions only depend on the node, so this module resolves them, and returns
+architectures and kernel versions depend only on the node, so this module resolves them, and returns
 one notice for each type of condition. Conditions on capabilities depend on the pod, and stay in the
 profile unless the caller passes a capability set. The module `canonical` writes the resolved
 profile, and `meaning` interprets it.
@@ -45,7 +45,7 @@ Kernel = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """The properties of a node and a pod that conditions in a profile depend on."""
+    """The properties of a node and a pod on which conditions in a profile depend."""
 
     machine: str  # the machine name in the form of `uname -m`
     kernel: Kernel

@@ -28,7 +28,7 @@ class Measured:
     release: releases.Version
     with_no_new_privs: frozenset[str]
     without: frozenset[str]
-    """The calls that a container without no_new_privs needs in addition."""
+    """The additional calls that a container without no_new_privs needs."""
     replaceable: frozenset[str] = frozenset()
     """The calls that the runtime replaces by other calls if they are denied."""
     replacements: frozenset[str] = frozenset()

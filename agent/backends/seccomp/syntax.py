@@ -1,4 +1,4 @@
-"""Reads the bytes of a seccomp profile strictly, and collects all mistakes.
+"""Reads the bytes of a seccomp profile strictly, and collects all errors.
 
 `decoding` decodes the JSON. Go ignores the case of keys and uses the last of several duplicate
 keys. Because of this, duplicate and unknown keys are errors. As in Go, null means that a field is
@@ -59,7 +59,7 @@ def shown(value: Json) -> str:
 
 
 class _Walk:
-    """Walks over the decoded JSON and collects the mistakes."""
+    """Walks over the decoded JSON and collects the errors."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
@@ -69,7 +69,7 @@ class _Walk:
 
     @property
     def is_full(self) -> bool:
-        """Whether the limit of mistakes has been reached, so that no more mistakes are reported."""
+        """Whether the error limit has been reached, so that no more errors are reported."""
         return len(self.findings) > MAX_FINDINGS
 
     def report(self, code: FindingCode, where: str, message: str, hint: str = "") -> None:

@@ -40,7 +40,7 @@ _NOT_IN_2_5_4: Final = _words(
 )
 
 # Debian's package 2.5.4-1+deb12u1 knows these names from a newer table. libseccomp 2.5.4 without
-# Debian's changes only contains the system calls of Linux 5.17 (see its CHANGELOG), and other
+# Debian's changes contains only the system calls of Linux 5.17 (see its CHANGELOG), and other
 # distributions ship it unchanged.
 _ONLY_IN_DEBIANS_2_5_4: Final = frozenset(
     ["cachestat", "fchmodat2", "futex_requeue", "futex_wait", "futex_wake", "map_shadow_stack"]
@@ -67,7 +67,7 @@ KNOWN: Final = (
 INERT: Final = frozenset({"chmodat"})
 
 # Each of these newer calls has the effect of an older call. The number is the Linux release that
-# added the newer call (source: man pages). If a profile only denies the older call, a program can
+# added the newer call (source: man pages). If a profile denies only the older call, a program can
 # use the newer call for the same effect.
 NEWER_VARIANTS: Final[dict[str, tuple[str, frozenset[str]]]] = {
     "clone3": ("5.3", frozenset({"clone"})),

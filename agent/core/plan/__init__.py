@@ -51,8 +51,8 @@ current key provides is never removed. `agent.executor` carries out the actions.
 | any         | any           | any           | unobservable          | Hold                       |
 
 Profile set: a set that is missing, empty or unreadable was "not read"; a set that no configured
-source provides is "unrelated". Desired: the accepted version of a key is "desired". A key is
-"rejected" also if it conflicts with another key, or if this node cannot check it. A version "may
+source provides is "unrelated". Desired: the accepted version of a key is "desired". A key is also
+"rejected" if it conflicts with another key, or if this node cannot check it. A version "may
 conflict" if a pending key may declare a name that the version adds. Ledger: the installed version
 in the ledger entry of the key. A "staged" version belongs to an installation that did not finish;
 "other staged" means a staged version in the entry of another key. A staged version that is not

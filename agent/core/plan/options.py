@@ -16,7 +16,7 @@ class PlanOptions:
     """Names of foreign profiles that may be replaced."""
 
     grace_seconds: float = 0.0
-    """How many seconds a removal waits after the profile's label was removed from the Node."""
+    """How many seconds a removal waits after the profile's label has been removed from the Node."""
 
     label_absent_seconds: Mapping[tuple[ProfileKind, str], float] | None = None
     """How long each profile has verifiably had no label.
@@ -25,7 +25,7 @@ class PlanOptions:
     """
 
     pods_by_profile: Mapping[tuple[ProfileKind, str], tuple[str, ...]] | None = None
-    """The pods of this node that reference each profile. None if the pods are not known."""
+    """The pods on this node that reference each profile; None if the pods are unknown."""
 
     pod_aware: bool = False
-    """Whether removals wait while the pods of this node are not known."""
+    """Whether removals wait while the pods on this node are unknown."""

@@ -21,7 +21,7 @@ class RemovalChecks:
 
     @property
     def requires_proof_of_disuse(self) -> bool:
-        """Return whether a removal needs a proof that no process of the node uses the profile.
+        """Return whether a removal needs a proof that no process on the node uses the profile.
 
         If a removal of the kind would unconfine processes, it always needs this proof. For other
         kinds, the list of pods or `--prune=always` is enough.
@@ -32,7 +32,7 @@ class RemovalChecks:
         return options.prune != PruneMode.ALWAYS and options.pods_by_profile is None
 
     def hold(self, id_: KeyId, name: str) -> Hold | None:
-        """Return the Hold of a name that must stay, or None if it may be removed."""
+        """Return the Hold for a name that must stay, or None if the name may be removed."""
         if self.has_unreadable_source:
             # The unreadable source may desire the profile, so the agent also keeps the label of the
             # profile.
@@ -54,7 +54,7 @@ class RemovalChecks:
         return absent is None or absent < options.grace_seconds
 
     def _hold_for_pods(self, id_: KeyId, name: str) -> Hold | None:
-        """Return the Hold of a name that a pod of this node references or may reference."""
+        """Return the Hold for a name that a pod on this node references or may reference."""
         options = self.context.options
         if options.pods_by_profile is None:
             if not options.pod_aware:
@@ -66,7 +66,7 @@ class RemovalChecks:
         return _hold(id_, name, Reason.IN_USE, diagnostics.referenced_by_pods(name, pods))
 
     def _hold_for_use(self, id_: KeyId, name: str) -> Hold | None:
-        """Return the Hold of a name that a process uses or may use."""
+        """Return the Hold for a name that a process uses or may use."""
         unknown = UnknownUse(reason="the use of the profile was not checked")
         use = self.context.observation.uses.get(name, unknown)
         match use:

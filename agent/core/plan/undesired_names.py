@@ -2,7 +2,7 @@
 
 An undesired name is removed only if four conditions are met: this agent installed it, its content
 is unchanged, no key needs it, and no process uses it. All other undesired names are held, or are
-released without a change of the node. The same rules apply to the names of an installation that did
+released without changing the node. The same rules apply to the names of an installation that did
 not finish.
 """
 
@@ -158,7 +158,7 @@ class UndesiredNamePlanner:
         return None if is_agent_owned else Reason.FOREIGN
 
     def _hold(self, entry: LedgerEntry, name: str, holds: Mapping[str, Hold]) -> Hold | None:
-        """Return the Hold of a name that must stay on the node; return None if the name may be
+        """Return the Hold for a name that must stay on the node; return None if the name may be
         removed.
         """
         reason = None
