@@ -305,9 +305,8 @@ class PolicyChanges:
         """Return whether a removal also needs the proof that nothing references the profiles.
 
         If the kernel shows pending execs, but no raw data or hashes, the proof is impossible. In
-        this case, the decision depends only on the threads in /proc. Only the observed evidence
-        shows whether the proof is possible, because no program changed policy while the evidence
-        was read.
+        this case, only the threads in /proc decide. The result comes from the observed evidence,
+        because no program changed policy while it was read.
         """
         if not self.processes.shows_pending_exec():
             return bool(loaded)
