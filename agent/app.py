@@ -19,7 +19,7 @@ from agent.config import Config
 from agent.core import plan, ports
 from agent.core.acknowledgements import SHIPPED, Acknowledgements
 from agent.core.acknowledgements import parse as parse_acknowledgement
-from agent.core.model import ProfileKind
+from agent.core.model import InstalledSize, ProfileKind
 from agent.core.vocabulary import PruneMode
 from agent.heartbeat import Heartbeat
 from agent.host.filesystem import Host
@@ -125,7 +125,7 @@ def confinement_trackers(
 def connect(
     config: Config,
     *,
-    installed_key_count: Callable[[str], int] = lambda _: 0,
+    installed_size: Callable[[str], InstalledSize] = lambda _: InstalledSize(),
     changed: Callable[[WakeReason], None] = lambda _: None,
     request_ended: Callable[[str, str, float], None] = lambda *_: None,
     watch_restarted: Callable[[str], None] = lambda _: None,
@@ -134,7 +134,7 @@ def connect(
 
     Args:
         config: the options of this run.
-        installed_key_count: returns how many keys of a profile set have an installed version.
+        installed_size: returns the size of the installed keys of a profile set.
             Another thread calls this function.
         changed: called from another thread after objects of the API server have changed.
         request_ended: called with the verb, the result and the seconds of each request.
@@ -153,7 +153,7 @@ def connect(
     callbacks = cluster.ClusterCallbacks(
         changed=changed, request_ended=request_ended, watch_restarted=watch_restarted
     )
-    return cluster.connect(config, host(config), config_maps, installed_key_count, callbacks)
+    return cluster.connect(config, host(config), config_maps, installed_size, callbacks)
 
 
 def open_sources(config: Config, connections: "ClusterConnections | None") -> list[ports.Source]:
@@ -310,7 +310,7 @@ def _connect_daemon(
     publisher: Publisher | None = None
     connections = connect(
         config,
-        installed_key_count=installed_keys.count,
+        installed_size=installed_keys.size,
         changed=changed,
         request_ended=metrics.request,
         watch_restarted=metrics.watch_restarted,

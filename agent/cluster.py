@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from agent.config import Config
 from agent.core.labels import is_agent_label
-from agent.core.model import ProfileKind
+from agent.core.model import InstalledSize, ProfileKind
 from agent.core.pod_references import ProfileReferences, referenced_profiles
 from agent.host.filesystem import Host, HostError
 from agent.kube.client import Api
@@ -147,7 +147,7 @@ def connect(
     config: Config,
     host: Host,
     config_maps: list[ConfigMapSpec],
-    installed_key_count: Callable[[str], int],
+    installed_size: Callable[[str], InstalledSize],
     callbacks: ClusterCallbacks,
 ) -> ClusterConnections:
     """Return the connections that the options require.
@@ -156,7 +156,7 @@ def connect(
         config: the options of this run.
         host: the file system of the host.
         config_maps: the sources to read.
-        installed_key_count: see ConfigMapBounds.
+        installed_size: see ConfigMapBounds.
         callbacks: the functions to call.
 
     Raises:
@@ -171,7 +171,7 @@ def connect(
             on_change=lambda: callbacks.changed(WakeReason.SOURCE),
             on_restart=lambda: callbacks.watch_restarted("configmaps"),
             backoff=new_backoff(),
-            bounds=configmap.ConfigMapBounds(installed_key_count=installed_key_count),
+            bounds=configmap.ConfigMapBounds(installed_size=installed_size),
         )
         for spec in config_maps
     }

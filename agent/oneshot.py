@@ -41,7 +41,7 @@ def restore(config: Config, progress: Progress) -> Report:
 def run_once(config: Config, progress: Progress) -> Report:
     """Install the profiles from the sources. With --node-name, also label the Node."""
     ledger = app.ledger(config)
-    connections = app.connect(config, installed_key_count=ledger.installed_keys.count)
+    connections = app.connect(config, installed_size=ledger.installed_keys.size)
     parts = app.backend_parts(config)
     passes = app.build_reconciler(
         replace(config, removal_grace=0.0),

@@ -302,3 +302,12 @@ class LedgerEntry:
 
     prefix: str = ""
     """The prefix of the source key, which a new inspection of the stored source needs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstalledSize:
+    """The size of the keys of one profile set that have an installed version."""
+
+    key_count: int = 0
+    content_bytes: int = 0
+    """The size of the names and of the installed contents of these keys."""

@@ -301,7 +301,8 @@ _HINTS: Final = {
     ),
     FindingCode.SOURCE_UNREADABLE: "Make the source readable. Nothing is removed until then.",
     FindingCode.SOURCE_OVER_LIMIT: (
-        "Delete ConfigMaps, or make them smaller. Installed ConfigMaps are read first."
+        "Delete ConfigMaps, or make them smaller. Installed ConfigMaps that grew least are read "
+        "first."
     ),
     FindingCode.SOURCE_EMPTIED: "If this is intended, pass --allow-empty to remove its profiles.",
 }

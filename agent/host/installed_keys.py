@@ -1,45 +1,69 @@
-"""Counts the keys that have an installed version, for threads that must not read the ledger.
+"""Measures the keys that have an installed version, for threads that must not read the ledger.
 
-`agent.host.ledger` updates the counts with each read and write of an entry. Sources use the counts
-to decide which ConfigMaps have room.
+`agent.host.ledger` updates the sizes with each read and write of an entry. Sources use the sizes to
+decide which ConfigMaps have room.
 """
 
 from collections.abc import Iterable
 
-from agent.core.model import KeyId, LedgerEntry
+from agent.core.model import InstalledSize, KeyId, LedgerEntry, Version
+from agent.host.filesystem import Host
 
 
 class InstalledKeys:
     """The keys with an installed version in the ledger, by profile set.
 
-    Only the main thread changes the keys. Any thread may call `count`.
+    Only the main thread changes the keys. Any thread may call `size`.
     """
 
-    def __init__(self) -> None:
-        self._by_profile_set: dict[str, set[KeyId]] = {}
+    def __init__(self, host: Host, sources: str) -> None:
+        """Create an empty record.
 
-    def count(self, profile_set: str) -> int:
-        """Return how many keys of a profile set have an installed version."""
-        return len(self._by_profile_set.get(profile_set, ()))
+        Args:
+            host: the file system of the host.
+            sources: the directory of the stored sources, whose names are their digests.
+        """
+        self._host = host
+        self._sources = sources
+        self._bytes_by_key: dict[KeyId, int] = {}
+        self._by_profile_set: dict[str, InstalledSize] = {}
+
+    def size(self, profile_set: str) -> InstalledSize:
+        """Return the size of the keys of a profile set that have an installed version."""
+        return self._by_profile_set.get(profile_set, InstalledSize())
 
     def replace(self, entries: Iterable[LedgerEntry]) -> None:
         """Replace all keys with the keys of the ledger entries."""
-        by_profile_set: dict[str, set[KeyId]] = {}
-        for entry in entries:
-            if entry.installed is not None:
-                by_profile_set.setdefault(entry.id.profile_set, set()).add(entry.id)
-        self._by_profile_set = by_profile_set
+        by_key = {entry.id: entry for entry in entries}
+        for id_ in self._bytes_by_key.keys() - by_key.keys():
+            self.remove(id_)
+        for entry in by_key.values():
+            self.record(entry)
 
     def record(self, entry: LedgerEntry) -> None:
         """Record a new or a changed entry."""
-        if entry.installed is None:
-            self.remove(entry.id)
-        else:
-            self._by_profile_set.setdefault(entry.id.profile_set, set()).add(entry.id)
+        size = None if entry.installed is None else self._size(entry.id, entry.installed)
+        self._update(entry.id, size)
 
     def remove(self, id_: KeyId) -> None:
         """Record that an entry was deleted."""
-        keys = self._by_profile_set.get(id_.profile_set, set())
-        keys.discard(id_)
-        if not keys:
+        self._update(id_, None)
+
+    def _size(self, id_: KeyId, version: Version) -> int:
+        """Return the size of the name and of the content; an unknown content counts as empty."""
+        signature = self._host.signature(f"{self._sources}/{version.source_digest}")
+        return len(id_.key) + (signature[2] if signature is not None else 0)
+
+    def _update(self, id_: KeyId, size: int | None) -> None:
+        """Change the size of one key; None means that the key has no installed version."""
+        before = self._bytes_by_key.pop(id_, None)
+        total = self.size(id_.profile_set)
+        count = total.key_count + (size is not None) - (before is not None)
+        content_bytes = total.content_bytes + (size or 0) - (before or 0)
+        if size is not None:
+            self._bytes_by_key[id_] = size
+        if count:
+            updated = InstalledSize(key_count=count, content_bytes=content_bytes)
+            self._by_profile_set[id_.profile_set] = updated
+        else:
             self._by_profile_set.pop(id_.profile_set, None)

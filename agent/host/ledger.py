@@ -81,7 +81,7 @@ class FileLedger:
         self.host = host
         self.directory = directory
         self.findings: list[Finding] = []
-        self.installed_keys = InstalledKeys()
+        self.installed_keys = InstalledKeys(host, f"{directory}/{_BODIES}")
         self.revision = 0
         """The number of times that the entries were read. Equal revisions mean equal entries."""
 

@@ -4,14 +4,14 @@ Each ConfigMap is a separate profile set. The result of a read distinguishes mis
 malformed and unconfirmed ConfigMaps. This module sends no request: a read uses the store of a
 reflector. If the node selector of a ConfigMap does not match, the ConfigMap provides no profiles on
 this node; if the labels of the Node are unknown, it is unreadable. The memory for all ConfigMaps of
-a source is limited. ConfigMaps with installed versions have priority, followed by older ConfigMaps.
+a source is limited. ConfigMaps with installed versions have priority over all others.
 """
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from agent.core import selector
-from agent.core.model import Missing, Snapshot, Unreadable
+from agent.core.model import InstalledSize, Missing, Snapshot, Unreadable
 from agent.core.vocabulary import UnreadableCause
 from agent.kube.reflector import Store
 from agent.kube.responses import Json
@@ -27,8 +27,6 @@ class ConfigMapEntry:
     profile_set: str = ""
     content: ConfigMapData | None = None
     """The content; None if the ConfigMap is malformed or over the limit."""
-    key_count: int = 0
-    """The number of profiles in the content, even if the content was dropped."""
     malformed: str = ""
     """Why the ConfigMap is malformed; empty if it is well-formed."""
     has_too_many_keys: bool = False
@@ -36,7 +34,7 @@ class ConfigMapEntry:
     created: str = ""
     """The creationTimestamp, which the API server sets."""
     size: int = 0
-    """The approximate memory for the content, in bytes."""
+    """The approximate memory for the content, in bytes, even if the content was dropped."""
 
     @property
     def is_dropped(self) -> bool:
@@ -47,30 +45,32 @@ class ConfigMapEntry:
 class ConfigMapBounds:
     """Limits the number and the size of the ConfigMaps of one source. Implements lister.Bounds.
 
-    A ConfigMap is stored if it fits together with all ConfigMaps of a higher rank. ConfigMaps in
-    which every key has an installed version have the highest rank, followed by ConfigMaps with some
-    installed versions, and then by all others. Among ConfigMaps of the same rank group, older
-    ConfigMaps have a higher rank. Therefore, neither a new ConfigMap nor an old ConfigMap with new
-    keys displaces a ConfigMap that is installed. Above the limit, only the names of ConfigMaps are
-    stored, up to the same number again.
+    A ConfigMap is stored if it fits together with all ConfigMaps of a higher rank. ConfigMaps with
+    installed versions have the highest rank. Among them, the ConfigMaps that grew least compared
+    with their installed versions are first. ConfigMaps that are equal in these respects are ordered
+    by age, with the oldest first. Therefore, an installed ConfigMap is only displaced by installed
+    ConfigMaps that did not grow more. In particular, new keys and larger contents of other
+    ConfigMaps do not displace an installed ConfigMap that did not grow. Installed versions can
+    still fill the limit, so that no ConfigMap can grow. Above the limit, only the names of
+    ConfigMaps are stored, up to the same number again.
     """
 
     def __init__(
         self,
         *,
-        installed_key_count: Callable[[str], int],
+        installed_size: Callable[[str], InstalledSize],
         byte_limit: int = limits.SOURCE_BYTES,
         config_map_limit: int = limits.SOURCE_CONFIG_MAPS,
     ) -> None:
         """Create the bounds.
 
         Args:
-            installed_key_count: returns how many keys of a profile set have an installed version.
-                The thread of the reflector calls this function.
+            installed_size: returns the size of the installed keys of a profile set. The thread of
+                the reflector calls this function.
             byte_limit: the largest size of all contents together.
             config_map_limit: the largest number of ConfigMaps with content.
         """
-        self._installed_key_count = installed_key_count
+        self._installed_size = installed_size
         self.byte_limit = byte_limit
         self.config_map_limit = config_map_limit
 
@@ -109,10 +109,13 @@ class ConfigMapBounds:
     def _ranked(self, objects: Mapping[str, ConfigMapEntry]) -> list[str]:
         """Return the names of the ConfigMaps, beginning with the highest rank."""
 
-        def rank(name: str) -> tuple[bool, bool, str, str]:
+        def rank(name: str) -> tuple[bool, int, str, str]:
             entry = objects[name]
-            count = self._installed_key_count(entry.profile_set)
-            return (count == 0, count < entry.key_count, entry.created, name)
+            installed = self._installed_size(entry.profile_set)
+            is_new = installed.key_count == 0
+            overhead = installed.key_count * limits.KEY_OVERHEAD
+            growth = entry.size - installed.content_bytes - overhead
+            return (is_new, 0 if is_new else max(0, growth), entry.created, name)
 
         return sorted(objects, key=rank)
 
@@ -154,9 +157,7 @@ def entry_for(domain: str) -> Callable[[Json], ConfigMapEntry]:
             return replace(entry, malformed=str(error), has_too_many_keys=True)
         except configmap_data.MalformedError as error:
             return replace(entry, malformed=str(error))
-        return replace(
-            entry, content=content, key_count=len(content.source_keys), size=_size(content)
-        )
+        return replace(entry, content=content, size=_size(content))
 
     return entry
 
@@ -255,7 +256,7 @@ class ConfigMapSource:
 
 def _over_limit(profile_set: str) -> Unreadable:
     reason = (
-        f"together with installed and older ConfigMaps it exceeds {limits.SOURCE_BYTES} bytes or "
+        f"together with ConfigMaps of higher priority it exceeds {limits.SOURCE_BYTES} bytes or "
         f"{limits.SOURCE_CONFIG_MAPS} ConfigMaps, the limits of a source"
     )
     return Unreadable(profile_set=profile_set, reason=reason, cause=UnreadableCause.OVER_LIMIT)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -126,27 +127,34 @@ def test_a_malformed_entry_is_damaged_or_newer(files, content, code):
     assert codes == [code]
 
 
-def test_the_installed_keys_of_each_profile_set_are_counted(tmp_path):
-    """The counts of the ledger follow each write, each deletion and each read by another ledger."""
+def test_the_installed_keys_of_each_profile_set_are_measured(tmp_path):
+    """The sizes of the ledger follow each write, each deletion and each read by another ledger."""
     ledger = FileLedger(Host(tmp_path), "/state")
+    reader = FileLedger(ledger.host, ledger.directory)
     other = KeyId(kind="apparmor", profile_set=ID.profile_set, key="other.profile")
+    ledger.store_content(b"content")
+    stored = replace(VERSION, source_digest=model.digest(b"content"))
 
-    def counts():
-        ledgers = ledger, FileLedger(ledger.host, ledger.directory)
-        ledgers[1].entries()
-        return [one.installed_keys.count(ID.profile_set) for one in ledgers]
+    def size():
+        """Return the size, if a ledger that was read before and a new ledger have the same size."""
+        ledgers = [ledger, reader, FileLedger(ledger.host, ledger.directory)]
+        for other_ledger in ledgers[1:]:
+            other_ledger.entries()
+        (only,) = {every.installed_keys.size(ID.profile_set) for every in ledgers}
+        return (only.key_count, only.content_bytes)
 
-    assert counts() == [0, 0]
+    assert size() == (0, 0)
     ledger.write(FULL)
     ledger.write(FULL)
-    ledger.write(LedgerEntry(id=other, provenance="installed", staged=VERSION))
-    assert counts() == [1, 1]
-    ledger.write(LedgerEntry(id=other, provenance="installed", installed=VERSION))
-    assert counts() == [2, 2]
+    ledger.write(LedgerEntry(id=other, provenance="installed", staged=stored))
+    assert size() == (1, len(ID.key))
+    ledger.write(LedgerEntry(id=other, provenance="installed", installed=stored))
+    assert size() == (2, len(ID.key) + len(other.key) + len(b"content"))
     ledger.write(LedgerEntry(id=ID, provenance="installed", staged=VERSION))
+    assert size() == (1, len(other.key) + len(b"content"))
     ledger.delete(other)
     ledger.delete(other)
-    assert counts() == [0, 0]
+    assert size() == (0, 0)
 
 
 @pytest.mark.parametrize("change", ["in place", "removed", "added", "replaced"])

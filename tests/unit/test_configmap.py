@@ -4,10 +4,24 @@ import gc
 
 import pytest
 
-from agent.core.model import Emptied, Missing, Read, SourceKey, Unreadable
+from agent.core.model import (
+    Emptied,
+    InstalledSize,
+    KeyId,
+    LedgerEntry,
+    Missing,
+    Read,
+    SourceKey,
+    Unreadable,
+    Version,
+    digest,
+)
+from agent.host.filesystem import Host
+from agent.host.ledger import FileLedger
 from agent.kube.reflector import Store
 from agent.sources import configmap, limits, source_spec
 from agent.sources.configmap import ConfigMapSource
+from agent.sources.limits import KEY_OVERHEAD
 from agent.sources.source_spec import ConfigMapSpec
 
 D = "example.org"
@@ -156,11 +170,15 @@ def test_an_object_without_metadata_is_malformed():
 
 
 def bounded(installed=None, **limits):
-    """Return bounds, for which `installed` is the number of installed keys of each profile set."""
-    counts = {} if installed is None else installed
-    return configmap.ConfigMapBounds(
-        installed_key_count=lambda profile_set: counts.get(profile_set, 0), **limits
-    )
+    """Return bounds, for which `installed` is the size of the installed key of each profile set."""
+    sizes = {} if installed is None else installed
+
+    def installed_size(profile_set):
+        if profile_set not in sizes:
+            return InstalledSize()
+        return InstalledSize(key_count=1, content_bytes=sizes[profile_set] - KEY_OVERHEAD)
+
+    return configmap.ConfigMapBounds(installed_size=installed_size, **limits)
 
 
 def aged(number, size=100, **more):
@@ -209,18 +227,19 @@ def test_without_installed_versions_the_oldest_configmaps_have_room(sizes, expec
     ("installed", "expected"),
     [
         ({}, ["m3"]),
-        ({"m3": 2}, ["m2"]),
+        ({"m3": 100}, ["m2"]),
         ({"m3": 1}, ["m2"]),
-        ({"m3": 2, "m2": 2}, ["m1"]),
-        ({"m0": 1, "m1": 1, "m2": 1, "m3": 2}, ["m2"]),
-        ({"m0": 2, "m1": 2, "m2": 2, "m3": 2}, ["m3"]),
+        ({"m3": 100, "m2": 100}, ["m1"]),
+        ({"m0": 99, "m1": 100, "m2": 100, "m3": 100}, ["m0"]),
+        ({"m0": 1, "m1": 1, "m2": 2, "m3": 99}, ["m1"]),
+        ({"m0": 200, "m1": 100, "m2": 100, "m3": 100}, ["m3"]),
     ],
 )
-def test_installed_configmaps_have_room_before_older_ones(installed, expected):
-    """Neither an old ConfigMap nor one with new keys displaces a ConfigMap that is installed."""
-    counts = {f"configmap ns/{name}": count for name, count in installed.items()}
-    bounds = bounded(counts, byte_limit=300, config_map_limit=10)
-    entries = [aged(number, key_count=2) for number in range(4)]
+def test_installed_configmaps_that_grew_least_have_room_first(installed, expected):
+    """Neither a new ConfigMap nor a larger one displaces an installed ConfigMap that grew less."""
+    sizes = {f"configmap ns/{name}": size for name, size in installed.items()}
+    bounds = bounded(sizes, byte_limit=300, config_map_limit=10)
+    entries = [aged(number) for number in range(4)]
     for order in (entries, entries[::-1]):
         kept = {}
         for name, entry in order:
@@ -228,12 +247,36 @@ def test_installed_configmaps_have_room_before_older_ones(installed, expected):
         assert (dropped(kept), bounds.has_room(kept)) == (expected, False)
 
 
+def test_older_configmaps_that_grow_do_not_stop_an_update_of_a_younger_one():
+    """20 ConfigMaps replace a small installed value by 1 MiB, and a younger one changes a word."""
+    growing = [aged(number, 1 << 20) for number in range(20)]
+    young = aged(20, 310)
+    sizes = {f"configmap ns/{name}": 300 for name, _ in (*growing, young)}
+    kept = bounded(sizes).within(dict((*growing, young)))
+    assert dropped(kept) == ["m15", "m16", "m17", "m18", "m19"]
+
+
+def test_an_installed_configmap_has_not_grown(tmp_path):
+    """The ledger and the bounds measure the same content equally, whatever its encoding."""
+    _, entry = config_map("web", {"a.json": "ä", "b.json": "{}"})
+    ledger = FileLedger(Host(str(tmp_path)), "/state")
+    for source_key in entry.content.source_keys:
+        ledger.store_content(source_key.content)
+        id_ = KeyId(kind="seccomp", profile_set=source_key.profile_set, key=source_key.key)
+        version = Version(
+            names=(source_key.key,), source_digest=digest(source_key.content), body_digest="b"
+        )
+        ledger.write(LedgerEntry(id=id_, provenance="installed", installed=version))
+    installed = ledger.installed_keys.size(entry.profile_set)
+    assert entry.size == installed.content_bytes + installed.key_count * KEY_OVERHEAD
+
+
 def test_a_configmap_whose_versions_are_known_late_gets_room():
     """A dropped ConfigMap fits as soon as its installed versions are known."""
-    counts = {}
-    bounds = bounded(counts, byte_limit=200, config_map_limit=10)
-    kept = bounds.within(dict(aged(number, key_count=1) for number in range(3)))
-    counts["configmap ns/m2"] = 1
+    sizes = {}
+    bounds = bounded(sizes, byte_limit=200, config_map_limit=10)
+    kept = bounds.within(dict(aged(number) for number in range(3)))
+    sizes["configmap ns/m2"] = 100
     assert (dropped(kept), bounds.has_room(kept)) == (["m2"], True)
 
 
