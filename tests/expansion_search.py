@@ -1,4 +1,5 @@
-"""Compares generated texts with their expanded form, as real parsers compile them.
+"""Compares the policies that real parsers compile from generated texts and from their expanded
+forms.
 
 Every text that the parser accepts with its include directory must compile to the same bytes without
 it. The texts mix include rules with profiles, hats, blocks, assignments and comments.
@@ -91,7 +92,9 @@ def compiled(command, base, text):
 
 
 def search(random_, commands, root, number):
-    """Compare some texts; return the counts and the texts that compile to different policies."""
+    """Compare a number of texts; return the counts and the texts that compile to different
+    policies.
+    """
     include_dir, bare = root / "includes", root / "bare"
     for name, content in FILES.items():
         folders = [include_dir, bare] if name == "abs/abi" else [include_dir]

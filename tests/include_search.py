@@ -3,9 +3,9 @@
 usage: python -m tests.include_search [--seed N] [--passing N] [--only-host]
 
 Each text of a generator includes its own canary file: by its absolute path, by a path that leaves
-the include directory, or relative to the working directory. The parsers of this machine, of Debian
-13 and of Debian unstable read the text. inotify reports which canaries they open. The search ends
-with status 1 if a text opens its canary but neither `source_checks.errors` nor
+the include directory, or relative to the working directory. The parsers on this machine, from
+Debian 13 and from Debian unstable read the text. inotify reports which canaries they open. The
+search ends with status 1 if a text opens its canary but neither `source_checks.errors` nor
 `source_checks.undecided_includes` reports the text.
 """
 
@@ -359,14 +359,14 @@ def search(random_, commands, root, passing):
                 counts["unsafe"] += 1
         for group, contents in groups.items():
             if group == "rejected" and batch % 8:
-                continue  # Rejected texts only show how often a rejection was necessary.
+                continue  # For rejected texts, only the number of necessary rejections is counted.
             opened = read_by(commands, canaries, contents)
             counts[group] += len(contents)
             hits = set().union(*opened.values())
             if group == "passed" and hits:
-                # inotify reports the opens of all processes. A parser opens the same files again in
-                # a second run. Another process, for example one that lists the directory, opens a
-                # file only by chance.
+                # inotify reports files that any process opens. A parser opens the same files again
+                # in a second run. Another process, for example one that lists the directory, opens
+                # a file only by chance.
                 opened = read_by(commands, canaries, contents)
                 counts["not repeated"] += len(hits - set().union(*opened.values()))
                 hits &= set().union(*opened.values())

@@ -178,7 +178,7 @@ def test_changes_of_other_processes_are_noticed(files, change):
 
 
 def test_own_writes_are_not_changes_and_those_of_other_processes_are(files):
-    """The ledger notices a write of another process even while it writes itself."""
+    """The ledger notices a write by another process even while it writes itself."""
     ledger, path = files
     other = LedgerEntry(
         id=KeyId(kind="seccomp", profile_set=ID.profile_set, key=ID.key), provenance="installed"
@@ -204,7 +204,7 @@ def test_an_entry_in_the_file_of_another_entry_is_damaged(files):
 
 
 def test_an_entry_of_a_newer_schema_stops_all_changes(files):
-    """A ledger of a newer version cannot be read, but it does not count as damaged."""
+    """A ledger from a newer version cannot be read, but does not count as damaged."""
     ledger, path = files
     newer = json.loads(path.read_text()) | {"schema": 2, "unheard": "of"}
     path.write_text(json.dumps(newer))

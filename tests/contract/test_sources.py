@@ -97,7 +97,9 @@ def test_empty_missing_and_unreadable_differ_and_have_the_same_profile_set(place
 
 
 def test_the_revision_follows_names_and_content_only(place):
-    """Equal keys have the same revision; another content or name results in another revision."""
+    """Equal keys have the same revision; different content or a different name results in another
+    revision.
+    """
     revisions = []
     for keys in ({"a.json": "1"}, {"a.json": "1"}, {"a.json": "2"}, {"b.json": "2"}):
         place.fill(**keys)

@@ -200,7 +200,7 @@ def test_no_object_of_another_program_is_removed(history, foreign, readable):
 @settings(max_examples=300)
 @given(HISTORY, FOREIGN, st.booleans())
 def test_only_recorded_content_of_another_program_is_replaced(history, foreign, readable):
-    """Foreign content is only replaced if the ledger has evidence of the same content (ADR 7)."""
+    """Foreign content is replaced only if the ledger has evidence of the same content (ADR 7)."""
     node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, changes in history:
         apply_changes(node, changes)
@@ -445,7 +445,7 @@ def test_a_kill_at_any_step_ends_in_the_same_state(history, foreign, step):
 def test_a_profile_of_an_unfinished_installation_is_removed_eventually(
     history, step, last, readable
 ):
-    """A kill at any step and a later change of the keys leave no profile of the agent on the
+    """A kill at any step and a later change of the keys leave no agent-owned profile on the
     node.
     """
     node = Node(readable=readable)

@@ -1,7 +1,7 @@
 """Runs inside the virtual machine, and tests the AppArmor backend on a real kernel.
 
 For each case, the program prints `PASS name`, or `FAIL name` with the reason. After a failure, the
-exit status is 1. The program only needs the standard library, the agent package and
+exit status is 1. The program needs only the standard library, the agent package and
 apparmor_parser.
 """
 

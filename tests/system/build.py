@@ -10,7 +10,7 @@ from tests.system import charts, cluster, vm
 
 
 def main():
-    """Build the files of the virtual machine first, because this only takes seconds."""
+    """Build the files of the virtual machine first, because this takes only seconds."""
     vm.tree()
     vm.libraries()
     vm.libraries(network=True)

@@ -59,7 +59,7 @@ def programs(*, older=False):
 
 
 def free_port():
-    """Return a port of the loopback interface on which no process listens."""
+    """Return a port on the loopback interface on which no process listens."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
@@ -317,7 +317,7 @@ class Cluster:
         return self.get(f"/api/v1/nodes/{name}")["metadata"]["uid"]
 
     def agent_token(self, node, *, account="profile-loader", pod="agent", bound=True):
-        """Return a token like that of the agent's pod on a Node."""
+        """Return a token like the one of the agent's pod on a Node."""
         if self.get(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}") is None:
             self.kubectl("-n", NAMESPACE, "create", "serviceaccount", account)
         words = ["-n", NAMESPACE, "create", "token", account]

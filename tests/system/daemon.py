@@ -1,6 +1,6 @@
 """Runs a real daemon process with its own host root.
 
-The tests only check what an operator can observe: files, /metrics, probes, the log and exit
+The tests check only what an operator can observe: files, /metrics, probes, the log and exit
 statuses.
 """
 
@@ -372,5 +372,5 @@ class OnNode(Daemon):
         }
 
     def until_labels(self, expected, seconds=20.0):
-        """Wait until the Node has exactly these labels of the agent."""
+        """Wait until the agent's labels on the Node are exactly these labels."""
         self.until(lambda: self.labels() == expected, seconds)

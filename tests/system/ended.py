@@ -43,7 +43,7 @@ class Moments:
             self.swallowed = ""
             Last()
         if self.talking and event == "import" and arguments[0] == "agent.controller":
-            self.talking = ""  # The thread only starts after logging was set up.
+            self.talking = ""  # The thread starts only after logging has been set up.
             threading.Thread(target=talk, daemon=True).start()
 
 

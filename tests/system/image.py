@@ -61,8 +61,8 @@ class Image:
     def run(self, *arguments, mounts=(), check=True):
         """Run the entry point in the same way as the DaemonSet, with a read-only file system.
 
-        The only capability is CAP_MAC_ADMIN. The mounts only exist in a mount namespace of the
-        command.
+        The only capability is CAP_MAC_ADMIN. The mounts exist only in the command's mount
+        namespace.
 
         Args:
             arguments: The arguments of the entry point.
@@ -113,7 +113,7 @@ def build():
 
 
 def again():
-    """Return the digests of a second build from the same sources, which are cached too."""
+    """Return the digests of a second build from the same sources, which are also cached."""
     digests_file = build().root.parent / "again.json"
     with kept.locked(CACHE):
         if not digests_file.exists():

@@ -1,7 +1,7 @@
 """Runs the agent, and kills it with SIGKILL right before one step: `python -m` this module.
 
 The environment variable KILLED contains the name of the step. If ARMED contains the path of a file,
-steps only count while this file exists. Python's audit events (PEP 578) show each step without a
+steps count only while this file exists. Python's audit events (PEP 578) show each step without a
 hook in the agent. The module reads the path of a directory's descriptor from /proc.
 """
 

@@ -1,4 +1,4 @@
-"""Builds manifests/base with components, in the way of a user's own kustomization."""
+"""Builds manifests/base with components, as a user's own kustomization does."""
 
 import functools
 import os

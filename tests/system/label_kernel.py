@@ -38,8 +38,8 @@ ABSENT = ["", ""]
 
 
 def text(number):
-    """Return a numbered version of the profile; each version has another mode than the previous
-    one.
+    """Return a numbered version of the profile; the mode of each version differs from the mode of
+    the previous version.
     """
     flags = "flags=(complain) " if number % 2 else ""
     return f"profile {NAME} {flags}{{\n  file,\n  signal,\n  deny /etc/secret{number} r,\n}}\n"
@@ -193,9 +193,7 @@ class Guest:
                 return output["at"]
 
     def offset(self):
-        """Return the largest possible difference between the time of the host and that of the
-        guest.
-        """
+        """Return the largest possible difference between the host's time and the guest's time."""
         result = []
         for _ in range(5):
             at = self.ask("clock", "clock")

@@ -1,4 +1,4 @@
-"""Applies the memory limit of the manifest to the processes of tests."""
+"""Applies the memory limit in the manifest to test processes."""
 
 import contextlib
 import os

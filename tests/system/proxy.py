@@ -7,7 +7,7 @@ import time
 
 
 class Proxy:
-    """A relay to one port of this machine."""
+    """A relay to one port on this machine."""
 
     def __init__(self, to):
         self.to = to

@@ -211,7 +211,7 @@ def _bytes(quantity):
 
 
 def _mount(mount, volume, places):
-    """Return the OCI mount of one volume; a hostPath is mounted from the same path of the node."""
+    """Return the OCI mount of one volume; a hostPath is mounted from the same path on the node."""
     access = "ro" if mount.get("readOnly") else "rw"
     if "emptyDir" in volume:
         size = _bytes(volume["emptyDir"]["sizeLimit"])

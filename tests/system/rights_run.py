@@ -1,6 +1,6 @@
 """Prepares containers and files for the tests of the agent's rights in the virtual machine.
 
-Each container comes from a pod of the manifests. To test a right, the tests run the container
+Each container comes from a pod in the manifests. To test a right, the tests run the container
 without it.
 """
 

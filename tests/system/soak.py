@@ -215,7 +215,7 @@ class Soak(SoakModel):
         self.record(f"{name} is back with {self.maps[name]}")
 
     def edit(self):
-        """Delete or overwrite a file of the agent, as another program would."""
+        """Delete or overwrite one of the agent's files, as another program would."""
         now = time.monotonic()
         # If a file is not desired, the agent would release it after the edit, which makes the file
         # foreign.
@@ -288,7 +288,7 @@ class Soak(SoakModel):
         self.possible.setdefault(name, set()).add(None)
 
     def relabel(self):
-        """Change a label of the agent, or a foreign label."""
+        """Change one of the agent's labels, or a foreign label."""
         change = {"note": str(self._new())}
         self.note = change["note"]
         now = time.monotonic()

@@ -1,4 +1,5 @@
-"""Tests of the findings about typical mistakes, with apparmor_parser of several releases.
+"""Tests of the findings about typical mistakes in profiles, with apparmor_parser from several
+releases.
 
 The mistakes come from public bug reports. This machine has the parser 3.0.8; the parsers of Debian
 13 (4.1) and unstable (5.0) are unpacked into a cache.
@@ -264,7 +265,7 @@ CASES = {**REJECTED, **WARNED, **ACCEPTED}
     ],
 )
 def test_a_typical_mistake_has_its_finding(tmp_path, release, case):
-    """Every release of the parser leads to a finding with the line of the mistake, its reason and
+    """With every release of the parser, the finding contains the line of the mistake, its cause and
     the next step.
     """
     options = apparmor_releases.backend_options(release, tmp_path)

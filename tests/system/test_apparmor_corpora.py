@@ -130,14 +130,14 @@ def outcomes(corpus, includes, tmp_path, *, allow_attachments):
 
 
 def test_with_attachments_allowed_every_finding_is_expected(corpus, includes, tmp_path):
-    """Each profile of the packages has exactly the findings in the list above."""
+    """Each profile in the packages has exactly the findings in the list above."""
     codes_by_key = outcomes(corpus, includes, tmp_path, allow_attachments=True)
     assert len(codes_by_key) == 141
     assert {key: set(codes) for key, codes in codes_by_key.items() if codes} == EXPECTED
 
 
 def test_by_default_a_profile_for_programs_of_the_host_is_rejected(corpus, includes, tmp_path):
-    """Profiles that would confine programs of the host are only accepted with
+    """Profiles that would confine programs on the host are accepted only with
     --allow-attachments.
     """
     codes_by_key = outcomes(corpus, includes, tmp_path, allow_attachments=False)

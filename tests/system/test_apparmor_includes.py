@@ -115,7 +115,9 @@ QUOTED = (
 
 @pytest.mark.parametrize("rule", QUOTED)
 def test_a_message_quotes_the_key_and_no_included_file(tmp_path, rule):
-    """If the parser quotes a word, it is only shown if the key itself contains it."""
+    """If the parser quotes a word, the message shows the word only if the key itself contains
+    it.
+    """
     copy_features(tmp_path)
     (tmp_path / "host").write_text(f"{rule}\n")
     backend = apparmor_backend(

@@ -145,7 +145,9 @@ def test_every_packaged_profile_compiles_to_the_same_policy(compiler):
 
 
 def test_generated_texts_compile_to_the_same_policy(tmp_path):
-    """A short search with a fixed seed finds no text with another policy."""
+    """A short search with a fixed seed finds no text whose policy changes when its includes are
+    expanded.
+    """
     commands = {name: apparmor_releases.command(name) for name in apparmor_releases.RELEASES}
     random_ = include_search.random_numbers(16)
     counts, failures = expansion_search.search(random_, commands, tmp_path, 150)

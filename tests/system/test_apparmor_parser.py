@@ -137,8 +137,8 @@ SLOW = "".join(
 
 @pytest.mark.parametrize("is_quick", [True, False])
 def test_the_cpu_limit_of_the_parser_is_reported_as_such(is_quick):
-    """If the child process of the parser was killed, the parser only reports its end (status
-    10).
+    """If the child process of the parser was killed, the parser reports only that the child has
+    ended (status 10).
     """
     made = parser.Parser("", include_dir="/etc/apparmor.d")
     run = made.run(

@@ -1,4 +1,4 @@
-"""Tests that time limits are only longer while the machine is short of CPUs."""
+"""Tests that time limits are longer only while the machine is short of CPU time."""
 
 import os
 

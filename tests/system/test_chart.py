@@ -11,7 +11,7 @@ import yaml
 from tests.system import charts, kustomize
 
 VALUES = charts.CHART.parent / "values"
-# The component `settings` only copies the values of a user's kustomization.
+# The component `settings` only copies the values in a user's kustomization.
 COMPONENTS = [name for name in kustomize.COMPONENTS if name != "settings"]
 ONLY_IN_THE_CHART = {"helm.sh/chart", "app.kubernetes.io/managed-by"}
 # Both tools add a hash to the name of this ConfigMap, but the hashes differ.

@@ -176,7 +176,7 @@ class Agent:
         return time.monotonic() - begin
 
     def soon_labels(self, expected):
-        """Wait for the labels of a change; the time limit is only longer if no CPU is idle."""
+        """Wait for the labels of a change; the time limit is longer only if no CPU is idle."""
         since = busy.Since()
         seconds = self.took(lambda: self.labels() == expected)
         assert seconds < since.within(SOON_SECONDS), (seconds, since.short())
@@ -342,7 +342,7 @@ def test_a_node_selector_limits_a_set_to_some_nodes(agent):
 
 
 def test_a_removed_or_changed_label_is_restored(agent):
-    """A wrong label only lasts for milliseconds, because the agent watches its own Node."""
+    """A wrong label lasts only for milliseconds, because the agent watches its own Node."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start()
@@ -405,7 +405,7 @@ def test_a_node_that_is_created_again_is_labelled_with_its_own_token(agent):
 
 
 def test_a_node_of_another_machine_is_not_labelled(agent):
-    """The same Node name is not sufficient: the boot ID must be that of this kernel."""
+    """The same Node name is not sufficient: the boot ID must be the boot ID of this kernel."""
     agent.node()
     agent.config_map({"a.json": profile()})
     (agent.root / "proc/sys/kernel/random/boot_id").write_text("another\n")
@@ -574,7 +574,7 @@ def test_the_startup_taint_stays_for_an_empty_set_that_was_never_installed(agent
 
 
 def test_an_invalid_node_selector_does_not_keep_the_startup_taint(agent):
-    """An invalid node selector only affects its own profile set, in the same way as a rejected
+    """An invalid node selector affects only its own profile set, in the same way as a rejected
     key.
     """
     agent.node()
@@ -603,7 +603,7 @@ def large():
 
 
 def test_many_full_configmaps_are_rejected_separately(agent):
-    """With full ConfigMaps, the oldest ones are read, and the memory stays below the pod's
+    """With full ConfigMaps, the oldest ConfigMaps are read, and the memory stays below the pod's
     limit.
     """
     agent.node()
@@ -654,7 +654,7 @@ def test_labels_and_keys_follow_a_restored_store(agent):
 
 
 def test_a_profile_that_a_pod_references_is_in_use(agent):
-    """With --pod-aware, a file stays while a pod of this Node references it."""
+    """With --pod-aware, a file stays while a pod on this Node references it."""
     agent.node()
     agent.config_map({"a.json": profile(), "b.json": profile()})
     agent.start("--pod-aware", "--removal-grace", "1s")
@@ -702,8 +702,8 @@ def test_oneshot_sets_labels_and_leaves_a_removal_to_a_later_run(agent):
 
 
 def test_oneshot_without_an_api_server_restores_profiles(agent):
-    """If the source is missing, profiles of the ledger are restored, and the exit status reports
-    it.
+    """If the source is missing, the profiles in the ledger are restored, and the exit status
+    reports it.
     """
     agent.node()
     agent.config_map({"a.json": profile()})

@@ -36,7 +36,7 @@ def volume(objects, name):
 
 
 def has_node_directory(objects, path):
-    """Return whether this directory of the node is mounted at the default seccomp directory."""
+    """Return whether this directory on the node is mounted at the default seccomp directory."""
     mounts = {item["name"]: item["mountPath"] for item in agent(objects)["volumeMounts"]}
     return (volume(objects, "seccomp")["hostPath"]["path"], mounts["seccomp"]) == (
         path,

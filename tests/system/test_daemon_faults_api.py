@@ -83,7 +83,7 @@ def test_a_kill_at_any_step_of_publishing_ends_in_the_same_state(daemon, monkeyp
 
 
 class SlowPatches(Proxy):
-    """A TLS proxy that only delays the response to each patch of a Node."""
+    """A TLS proxy that delays only the response to each patch of a Node."""
 
     def __init__(self, cluster, seconds):
         super().__init__(cluster.port)

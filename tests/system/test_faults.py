@@ -1,4 +1,4 @@
-"""Tests of a real file system that is full, read-only or unreadable."""
+"""Tests with a real file system that is full, read-only or unreadable."""
 
 import json
 import subprocess

@@ -57,7 +57,9 @@ def test_on_a_real_kernel(outcomes, scenario):
 
 
 def test_a_profile_that_the_host_loads_at_the_next_boot_is_foreign(tmp_path):
-    """A record of the previous boot is not used, because directory numbers restart at each boot."""
+    """A record from the previous boot is not used, because directory numbers restart at each
+    boot.
+    """
     for boot in ("before", "after"):
         result = vm.run(
             guest(),

@@ -1,6 +1,6 @@
 """Tests of memory, probes and repairs of a real daemon while clients flood its HTTP port.
 
-If the machine can create a control group, the daemon has the memory limit of the manifest.
+If the machine can create a control group, the daemon has the memory limit from the manifest.
 """
 
 import collections

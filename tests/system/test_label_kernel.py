@@ -30,7 +30,7 @@ def test_a_changed_profile_is_in_the_kernel_and_on_the_label_within_a_second(see
 
 
 def test_the_label_follows_the_kernel(seen):
-    """A label only exists after the kernel has the profile that the label describes."""
+    """A label exists only after the kernel has the profile that the label describes."""
     early = [pair for pair in zip(seen.kernel, seen.label, strict=True) if pair[0] >= pair[1]]
     assert early == []
 
@@ -59,7 +59,7 @@ def test_the_profiles_of_the_manifests_are_installed(seen):
 
 
 def test_without_an_api_server_a_removed_profile_is_restored(seen):
-    """Even an agent that only has its ledger restores the last good version, and the labels stay.
+    """Even an agent that has only its ledger restores the last good version, and the labels stay.
 
     A change during an outage is installed as soon as the API server responds.
     """

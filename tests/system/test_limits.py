@@ -1,7 +1,7 @@
 """Tests of attacks on the agent's memory through ConfigMaps, with a real API server.
 
-If the machine can create a control group, the agent has the memory limit of the manifest. The tests
-always measure the peak memory use of the agent.
+If the machine can create a control group, the agent has the memory limit from the manifest. The
+tests always measure the peak memory use of the agent.
 """
 
 import contextlib
@@ -66,7 +66,7 @@ class Agent:
         self.kubeconfig = cluster.write_kubeconfig("agent", "admin")
 
     def start(self, *more, is_alone=True):
-        """Start the agent; it only has the memory limit if it starts no parser.
+        """Start the agent; it has the memory limit only if it starts no parser.
 
         In a control group of version 1, the kernel would kill the largest process.
         """

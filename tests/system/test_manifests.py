@@ -124,7 +124,7 @@ def test_the_agent_writes_where_the_host_is_mounted(components):
 
 @every_selection
 def test_no_right_to_read_configmaps_where_they_are_mounted(components):
-    """The Role only exists where the agent reads its profiles from the API server."""
+    """The Role exists only where the agent reads its profiles from the API server."""
     objects = kustomize.objects(*components)
     asks = all(one.startswith("configmap") for one in parsed(objects).config.source)
     rights = {

@@ -220,7 +220,7 @@ def test_the_policy_exists_before_the_permissions(cluster, folder, first):
             enforced = time.monotonic() + ENFORCED_SECONDS
             until(lambda: time.monotonic() > enforced, "some seconds")
         applied(cluster, folder / "base")
-        until(lambda: attempts.refused_by_policy, "a refusal by the policy")
+        until(lambda: attempts.refused_by_policy, "a denial by the policy")
     print(f"{first} first: {attempts.allowed} foreign patches")
     assert attempts.allowed == 0 or first == "everything"
     order = [

@@ -1,6 +1,6 @@
 """Tests of the API client and the reflector, against a real API server and a scripted one.
 
-The scripted server is only used for responses that a real server seldom sends, such as 429, 503, or
+The scripted server is used only for responses that a real server seldom sends, such as 429, 503, or
 a watch that is not JSON.
 """
 
@@ -522,7 +522,7 @@ def test_lone_surrogates_in_a_response_are_replaced(tmp_path):
 def test_a_response_that_arrives_byte_by_byte_has_a_deadline(
     tmp_path, monkeypatch, uses_tls, is_head_slow
 ):
-    """A response has a total time limit, even if each byte arrives within the time-out."""
+    """A response has a total time limit, even if each byte arrives within the timeout."""
     monkeypatch.setattr(client, "RESPONSE_SECONDS", 1.0)
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http{'s' * uses_tls}://127.0.0.1:{listener.getsockname()[1]}"
@@ -827,7 +827,7 @@ def test_real_pages_make_the_same_list(cluster, tmp_path, monkeypatch):
 
 
 def test_a_watch_that_never_started_is_not_a_stable_watch(tmp_path, monkeypatch):
-    """If watches fail to start, the delay grows, even if each attempt takes long."""
+    """If watches fail to start, the delay grows, even if each attempt takes a long time."""
     monkeypatch.setattr(reflector_module, "STABLE_SECONDS", 0.0)
     monkeypatch.setattr(reflector_module, "SILENCE_SECONDS", 0.2)
     backoff = RecordedBackoff()

@@ -33,7 +33,7 @@ PACKAGES = (
 )
 DOCKER = f"golang-github-docker-docker-dev/{GO}/docker/docker/profiles/seccomp"
 RUNC = f"golang-github-opencontainers-runc-dev/{GO}/opencontainers/runc/tests/integration/testdata"
-# The outcomes are those under --seccomp-format oci and under --seccomp-format docker.
+# The table contains the outcomes with --seccomp-format oci and with --seccomp-format docker.
 EXPECTED = {
     # Docker's default profile in flatpak has rules that depend on capabilities and on the kernel.
     "flatpak/usr/share/doc/flatpak/examples/flatpak-docker-seccomp.json": (

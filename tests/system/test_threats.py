@@ -2,7 +2,7 @@
 
 A kubelet has the credential of one Node (system:node:NAME). The node authorizer and the
 NodeRestriction admission plugin limit this credential. These tests check that the limits of the API
-server and those of the manifests leave no gap.
+server and the limits in the manifests leave no gap.
 """
 
 import json
@@ -90,7 +90,7 @@ def test_a_kubelet_cannot_register_a_node_with_the_label(cluster):
 
 
 def test_a_kubelet_gets_no_token_of_another_nodes_agent(cluster):
-    """The API server only issues tokens to a kubelet for pods on its own Node."""
+    """The API server issues tokens to a kubelet only for pods on its own Node."""
     assert token(cluster, "node-a").stdout.count(".") == 2
     denied = token(cluster, "node-b")
     assert (denied.stdout, "forbidden" in denied.stderr) == ("", True)

@@ -4,7 +4,7 @@ A guest has the kernel, the parser and the Python of one Debian release, which i
 default. The root tree of a release is built once, and is cached in ~/.cache/profile-loader with its
 checksum. Each run uses a new disk with a copy of that tree. QEMU emulates the processor (TCG), so a
 run needs no rights on the host. If the kernel of a guest crashes, the guest is started again at
-most twice, and the result contains the number of starts. A guest only has a network if the caller
+most twice, and the result contains the number of starts. A guest has a network only if the caller
 requests it. Such a guest can connect to this machine's loopback interface, but no connection to the
 guest is possible.
 """

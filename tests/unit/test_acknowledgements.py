@@ -47,7 +47,9 @@ def test_an_acknowledgement_does_not_apply_to_another_version():
 
 
 def test_only_warnings_are_marked():
-    """An acknowledgement of another severity has no effect, and `parse` rejects it."""
+    """An acknowledgement of a finding with another severity has no effect, and `parse` rejects
+    it.
+    """
     inspected = profile(FindingCode.RULE_ADDED)
     assert acknowledged(acknowledge(inspected, {("rule_added", DIGEST)})) == [False]
 
@@ -84,7 +86,7 @@ def test_other_texts_are_no_acknowledgements(text, answer):
 
 
 def test_the_built_in_acknowledgements_are_valid_and_about_shipped_profiles():
-    """If a shipped profile changes, somebody must decide about its warnings again."""
+    """If a shipped profile changes, its warnings must be acknowledged again."""
     files = [path for path in PROFILES.rglob("*") if path.is_file()]
     digests = {model.digest(path.read_bytes()) for path in files}
     assert {digest for _, digest in SHIPPED} <= digests

@@ -144,7 +144,9 @@ def test_a_full_ledger_admits_no_new_key():
 
 
 def test_a_full_ledger_admits_no_new_name():
-    """If the ledger is full, a new version of an installed key may only have names of its entry."""
+    """If the ledger is full, a new version of an installed key may have only names that its entry
+    owns.
+    """
     budget = AdmissionBudget(limits=Limits(ledger_names=3), entries=by_key(entry("old", "a", "b")))
     assert not is_limited(budget.admitted(profile("old", "a", "b")))
     assert not is_limited(budget.admitted(profile("1", "c")))

@@ -234,7 +234,7 @@ def full_pass(backend, number):
 
 
 def test_old_versions_of_a_text_are_removed_from_memory_and_disk(tmp_path, monkeypatch):
-    """Results that the last full pass did not use are only stored on disk, within the limits."""
+    """Results that the last full pass did not use are stored only on disk, within the limits."""
     monkeypatch.setattr(policy_cache, "MAX_DISK_ENTRIES", 10)
     backend = script_backend(tmp_path, "cat > /dev/null")
     for number in range(30):

@@ -49,7 +49,7 @@ def test_a_text_is_queued_once():
 
 
 def test_the_profile_set_that_used_the_least_time_goes_first():
-    """Even if one profile set has a thousand texts, another profile set only waits for one of
+    """Even if one profile set has a thousand texts, another profile set waits for only one of
     them.
     """
     queue = queue_of("big:1", "big:2", "big:3", "small:1")
@@ -99,7 +99,7 @@ def test_only_a_full_run_rejects_a_text():
 
 
 def test_an_empty_policy_is_a_result():
-    """For a text that only contains comments, the result is an empty policy."""
+    """For a text that contains only comments, the result is an empty policy."""
     queue = queue_of("a:1")
     assert (
         queue.record_run(queue.take(0.0), ParserRun(outcome=ParserResult()), 0.0) == ParserResult()
@@ -195,7 +195,7 @@ def test_a_command_does_not_repeat_inconclusive_runs():
 
 
 def test_two_full_runs_never_share_the_memory():
-    """A text is only rejected for its memory use after a run that could use all of the memory."""
+    """A text is rejected for its memory use only after a run that could use all of the memory."""
     queue = queue_of("a:1", "a:2")
     for _ in range(2):
         queue.record_run(queue.take(0.0), limited(RunFailure.MEMORY), 0.0)

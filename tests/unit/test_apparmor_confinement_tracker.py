@@ -229,7 +229,7 @@ def test_the_names_in_use_are_those_of_the_last_observation(tracker, node):
 
 
 def test_names_of_other_programs_are_not_tracked(node):
-    """The tracker only records processes under profiles of the agent."""
+    """The tracker records only processes under agent-owned profiles."""
     node.thread(10, "cri-containerd.apparmor.d (enforce)")
     tracker = observed(node, ["web"])
     node.thread(10, "unconfined")
@@ -366,7 +366,7 @@ def test_a_label_longer_than_a_page_is_read_completely(node):
 
 
 def test_the_record_of_another_boot_is_ignored(tracker, node):
-    """A record of another boot is ignored, because the kernel uses the same IDs again."""
+    """A record from another boot is ignored, because the kernel uses the same IDs again."""
     node.thread(12, "unconfined")
     node.boot("two")
     again = node.tracker()
@@ -375,7 +375,7 @@ def test_the_record_of_another_boot_is_ignored(tracker, node):
 
 
 def test_an_unchanged_observation_writes_nothing(tracker, node):
-    """The record is only written if its content has changed."""
+    """The record is written only if its content has changed."""
     before = node.record().stat()
     tracker.record_removals([])
     tracker.observe(NAMES)

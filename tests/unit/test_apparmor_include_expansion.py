@@ -190,7 +190,7 @@ REFUSED = {
         "the path is absolute",
         "include <abstractions/base>",
     ),
-    "a path out of the directory": (
+    "a path that leaves the directory": (
         "include <../shadow>\n",
         Origin("", 1),
         "the path leaves its directory with ..",
@@ -237,7 +237,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("text", "origin", "reason", "hint"), REFUSED.values(), ids=REFUSED)
 def test_a_text_that_cannot_be_expanded_has_a_reason(text, origin, reason, hint):
-    """The reason contains the place of the include rule, and the next step."""
+    """The message contains the location of the include rule, and the next step."""
     with pytest.raises(ExpansionError, match=r".") as refused:
         expand(text)
     assert refused.value.origin == origin

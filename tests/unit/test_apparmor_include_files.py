@@ -21,7 +21,7 @@ def top(tmp_path):
 
 
 def files(*directories):
-    """Return the files of some directories."""
+    """Return the files in the given directories."""
     return IncludeDirectories([str(directory) for directory in directories], max_bytes=1000)
 
 
@@ -45,7 +45,7 @@ def test_a_directory_has_its_profiles_in_the_order_of_the_parser(top):
 
 
 def test_the_first_directory_that_contains_a_name_decides(top, tmp_path):
-    """A later include directory only adds names that are missing from the earlier directories."""
+    """A later include directory adds only names that are missing from the earlier directories."""
     more = tmp_path / "more"
     more.mkdir()
     (more / "base").write_text("/b r,\n")
@@ -68,7 +68,7 @@ def test_a_link_out_of_the_directory_is_refused(top, target, name):
 
 
 def test_a_file_in_a_directory_may_not_be_a_link_out_of_it(top):
-    """A file of an included directory may not be a link that points outside the directory."""
+    """A file in an included directory may not be a link that points outside the directory."""
     (top / "tunables/home.d/z").symlink_to("../../../secret")
     with pytest.raises(IncludeFileError, match="points outside the include directory"):
         files(top).find("tunables/home.d")

@@ -36,7 +36,7 @@ def record(host):
 
 
 def test_a_loaded_object_is_own_in_the_next_process_too(host):
-    """Another process recognises an object of the agent by its name and its directory."""
+    """Another process recognises an agent-owned object by its name and its directory."""
     own_objects = objects(host)
     own_objects.record({"web": "web.1", "web//HAT": "web.1/profiles/HAT.2"})
     own_objects.record({"other": "other.3"})

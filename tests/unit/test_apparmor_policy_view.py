@@ -94,7 +94,7 @@ def kernel(tmp_path):
 
 
 def test_a_new_profile_is_found_without_reading_the_others(kernel):
-    """The index only searches directories that it does not contain yet."""
+    """The index searches only directories that it does not contain yet."""
     kernel.load("new.2", "new", sha1="bb")
     assert kernel.observe("new", "absent") == {"new": observed("bb")}
     assert [path for path in kernel.host.paths if "old.1" in path or path == TOP] == []

@@ -89,7 +89,9 @@ class Changing(Host):
     ],
 )
 def test_a_label_is_in_use_with_its_parents_and_its_stacked_parts(tmp_path, label, used):
-    """A hat counts as a use of its parents, and a stack as a use of each part of it."""
+    """A hat counts as a use of its parents, and a stacked label counts as a use of each of its
+    parts.
+    """
     host = host_of(tmp_path)
     thread(tmp_path, 20, 20, "unconfined")
     thread(tmp_path, 20, 21, label, file="attr/current")
@@ -109,7 +111,7 @@ def test_a_pending_exec_counts_where_the_kernel_shows_it(tmp_path, shown):
 
 
 def test_the_kernel_is_tested_for_pending_execs_once(tmp_path):
-    """The agent only tests once whether the kernel shows pending execs."""
+    """The agent tests only once whether the kernel shows pending execs."""
     answers = iter([True, False])
     look = processes.Processes(
         Host(tmp_path), own=Path("/proc/self"), shows_pending_exec=lambda _: next(answers)

@@ -1,4 +1,4 @@
-"""Tests of the final checks of a removal, on a kernel and processes that consist of files."""
+"""Tests of the final checks before a removal, on a kernel and processes that consist of files."""
 
 import shutil
 from dataclasses import replace

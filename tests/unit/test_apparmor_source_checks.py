@@ -280,7 +280,7 @@ def test_a_byte_order_mark_is_reported_as_such():
 
 
 def test_each_character_is_reported_once():
-    """Each character is only reported once, even if a word processor wrote hundreds of them."""
+    """Each character is reported only once, even if a word processor wrote hundreds of them."""
     content = "profile x {\n" + "  /a\u00a0r,\n" * 100 + "  /b\u200b r,\n}\n"
     findings = source_checks.errors(content.encode())
     assert places(findings) == [("text_unsafe", "line 2"), ("text_unsafe", "line 102")]

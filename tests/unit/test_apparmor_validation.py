@@ -83,14 +83,14 @@ def test_a_child_needs_its_nearest_parent_in_the_same_key():
 
 
 def test_an_attachment_is_rejected_unless_allowed():
-    """An attachment, or a path as the name, would confine processes of the host."""
+    """An attachment, or a path as the name, would confine processes on the host."""
     profiles = [declared("/usr/bin/x"), declared("x", attached=True)]
     assert codes(*profiles) == ["attachment_refused", "attachment_refused"]
     assert codes(*profiles, allow_attachments=True) == []
 
 
 def test_the_attachment_of_a_child_is_accepted():
-    """The attachment of a child only applies within its parent, so it is accepted."""
+    """The attachment of a child applies only within its parent, so it is accepted."""
     profiles = [declared("x"), declared("x///bin/ls", attached=True)]
     assert codes(*profiles) == []
 

@@ -1,4 +1,4 @@
-"""Tests of the command line parser, which returns checked options or every mistake."""
+"""Tests of the command line parser, which returns checked options or a list of all errors."""
 
 import dataclasses
 import re
@@ -25,7 +25,7 @@ def parse(*argv, environ=None, file=None):
 
 
 def mistakes(*argv, **places):
-    """Return the mistakes that are reported for wrong arguments."""
+    """Return the errors that are reported for invalid arguments."""
     parsed = parse(*argv, **places)
     assert isinstance(parsed, cli.Usage), parsed
     assert parsed.status == 2
@@ -68,7 +68,7 @@ def test_each_type_of_option_is_read_from_flags():
 
 
 def test_a_flag_has_priority_over_a_variable_and_a_variable_over_the_file():
-    """If several places set an option, the place with the highest priority counts."""
+    """If an option is set several times, the setting with the highest priority applies."""
     parsed = parse(
         "--oneshot",
         "--prune=never",
@@ -195,7 +195,7 @@ NAME_RULE = (
     ],
 )
 def test_a_wrong_call_reports_what_is_wrong(argv, expected):
-    """Each message about a wrong argument contains the argument."""
+    """Each message about an invalid argument contains the argument."""
     assert mistakes(*argv) == expected
 
 
@@ -207,7 +207,7 @@ def test_an_unknown_scheme_of_a_source_is_a_mistake(argv):
 
 
 def test_the_same_value_twice_is_no_mistake():
-    """If a flag is repeated with the same value, this is not a mistake."""
+    """Repeating a flag with the same value is not an error."""
     assert parse(*RUN, "--prune=never", "--prune=never").config.prune == "never"
 
 
@@ -229,7 +229,7 @@ def test_variables_of_a_service_with_the_same_name_are_ignored():
 
 
 def test_an_unknown_machine_is_a_mistake():
-    """`check --arch` only accepts machines whose system calls are known."""
+    """`check --arch` accepts only machines whose system calls are known."""
     (mistake,) = mistakes("check", "p", "--arch=x86-64")
     assert mistake.startswith('--arch: "x86-64" must be one of: aarch64, ')
     assert mistake.endswith("Did you mean x86_64?")
@@ -259,7 +259,9 @@ def test_oneshot_can_only_be_passed_as_a_flag():
 
 
 def test_options_that_contradict_each_other_are_reported():
-    """A dry run as a daemon is a mistake, and so is an option without the option that it needs."""
+    """A dry run as a daemon is an error, and so is an option without the option that it
+    requires.
+    """
     assert mistakes("--source=/p", "--dry-run", "--startup-taint=fresh", "--tls-key=k") == [
         "--dry-run needs --oneshot. A daemon that changes nothing has no purpose.",
         "--tls-cert and --tls-key need --https-address",
@@ -288,7 +290,7 @@ def test_a_mistake_refers_to_the_help_of_its_command():
     ["configmap:ns", "configmap:ns/", "configmap:NS/a", "configmaps:/", "configmaps:ns?a in b"],
 )
 def test_a_configmap_source_must_have_a_valid_name(text):
-    """An invalid ConfigMap name is a mistake, before any request is sent to the API server."""
+    """An invalid ConfigMap name is reported before any request is sent to the API server."""
     (mistake,) = mistakes("--oneshot", "--source", text)
     assert mistake.startswith(f'--source: "{text}"')
 
@@ -308,7 +310,7 @@ def test_unlabel_reads_the_node_from_every_place_of_options(argv, places):
 
 
 def test_a_flag_without_a_value_hides_no_other_mistake():
-    """Missing and superfluous values are reported together with all other mistakes."""
+    """Missing and superfluous values are reported together with all other errors."""
     assert mistakes("--onshot", "--dry-run=yes", "--source", "--prune") == [
         "--onshot is unknown. Did you mean --oneshot?",
         "--dry-run takes no value. Pass --dry-run alone.",
@@ -335,7 +337,7 @@ def test_a_blank_config_variable_is_a_mistake():
 
 @pytest.mark.parametrize("prefix", ["../x", "/abs", "a//b", "./a", "/"])
 def test_a_seccomp_prefix_must_stay_in_the_seccomp_directory(prefix):
-    """A seccomp prefix that leaves the seccomp directory is a mistake."""
+    """A seccomp prefix that leaves the seccomp directory is an error."""
     assert mistakes(*RUN, f"--seccomp-prefix={prefix}") == [
         f'--seccomp-prefix: "{prefix}" must be a relative path without empty parts, "." and ".."'
     ]
@@ -450,7 +452,7 @@ def test_the_build_of_the_image_writes_the_revision(tmp_path):
 
 
 def test_a_client_authority_needs_tls():
-    """A client authority needs TLS, because plain HTTP would accept all clients."""
+    """A client CA needs TLS, because plain HTTP would accept all clients."""
     message = (
         "--tls-client-ca needs --https-address. Clients of --http-address show no certificate."
     )
@@ -464,7 +466,7 @@ def test_a_client_authority_needs_tls():
 
 @pytest.mark.parametrize(("text", "is_valid"), [("800", True), ("801", False), ("x", False)])
 def test_the_label_limit_is_below_the_cost_limit_of_the_policy(text, is_valid):
-    """A label limit above the cost limit of the admission policy is a mistake."""
+    """A label limit above the cost limit of the admission policy is an error."""
     argv = (*RUN, f"--label-limit={text}")
     if is_valid:
         assert parse(*argv).config.label_limit == int(text)

@@ -256,7 +256,9 @@ def test_the_shipped_profiles_cause_no_warning_about_their_purpose(run):
     ],
 )
 def test_a_wrong_input_of_a_run_is_explained(run, tmp_path, arguments, status, answer):
-    """The message contains the place, the reason and the next step, and no wording of a library."""
+    """The message contains the location, the cause and the next step, and no library's own
+    wording.
+    """
     wrong_inputs(tmp_path)
     done = run(*ONESHOT, *arguments)
     text = words(done.stdout + done.stderr)
@@ -284,7 +286,7 @@ def test_a_wrong_input_of_a_run_is_explained(run, tmp_path, arguments, status, a
     ],
 )
 def test_a_wrong_input_of_a_check_is_explained(run, tmp_path, arguments, status, answer):
-    """The message contains the place, the reason and the next step."""
+    """The message contains the location, the cause and the next step."""
     wrong_inputs(tmp_path)
     done = run("check", *arguments)
     text = words(done.stdout + done.stderr)

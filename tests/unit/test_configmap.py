@@ -128,7 +128,7 @@ def test_a_selector_is_unreadable_before_the_first_list():
 
 
 def test_a_selector_without_matches_is_a_missing_source():
-    """If a selector is misspelt, this is reported like a misspelt name, and the startup taint
+    """A misspelt selector is reported in the same way as a misspelt name, and the startup taint
     stays.
     """
     assert read(SEVERAL, Store(objects={})) == (
@@ -392,12 +392,14 @@ def keys_in_memory(profile_set):
     ],
 )
 def test_a_deleted_set_is_missing_only_for_its_own_source(spec, profile_set, expected):
-    """A deleted set is only missing for its own source, and not for other sources."""
+    """A deleted set counts as missing only for its own source, and not for other sources."""
     assert source(spec, stored(config_map())).explain_absence(profile_set) == expected
 
 
 def test_a_set_of_the_ledger_is_unreadable_before_the_first_list():
-    """If the first list is missing after a reboot, a set of the ledger is not missing."""
+    """If the first list is missing after a reboot, a set in the ledger does not count as
+    missing.
+    """
     assert source(SEVERAL, FORBIDDEN).explain_absence("configmap ns/web") == Unreadable(
         profile_set="configmap ns/web",
         reason="the API server denied the read request: 403 Forbidden: no",

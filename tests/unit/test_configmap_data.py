@@ -72,7 +72,7 @@ def test_keys_that_are_not_profiles_are_ignored():
 
 
 def test_annotations_set_prefix_allow_empty_and_node_selector():
-    """The agent only reads annotations with its own domain."""
+    """The agent reads only annotations with its own domain."""
     result = document(
         {"a.json": PLAIN.decode()},
         annotations={"seccomp-prefix": "team/", "allow-empty": "true", "node-selector": "pool=a"},

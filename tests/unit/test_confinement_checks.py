@@ -56,7 +56,7 @@ def test_lost_confinement_becomes_an_event(world, tracker):
 
 
 def test_on_an_unchanged_node_passes_observe_processes_only_at_each_resync(world, tracker):
-    """Observations are rare, because each of them reads every process of the node."""
+    """Observations are rare, because each observation reads every process on the node."""
     world.run_pass()
     assert tracker.calls == []
     world.clock.now += RESYNC_SECONDS

@@ -36,7 +36,7 @@ def test_a_change_of_the_nodes_other_labels_calls_for_a_pass(world):
 
 
 def test_changed_pods_call_for_a_pass_only_while_a_removal_waits(world):
-    """Changed pods only cause a pass while a removal waits."""
+    """Changed pods cause a pass only while a removal is waiting."""
     assert not world.calls_for_pass(WakeReason.PODS)
     world.source.keys = Unreadable(profile_set=SET, reason="403")
     world.run_pass()
@@ -233,7 +233,7 @@ def test_new_findings_of_the_publisher_are_delivered_once_without_a_pass(world):
 
 
 def test_nothing_is_delivered_before_the_first_pass(tmp_path):
-    """Findings of the publisher are only delivered after the first pass."""
+    """The publisher's findings are delivered only after the first pass."""
     world = DaemonWorld(tmp_path)
     world.publisher.findings = UNREACHABLE_NODE
     world.controller.reports.refresh()

@@ -99,7 +99,7 @@ def test_an_architecture_that_one_filter_lacks_is_a_difference(tmp_path, capsys)
 
 @pytest.mark.parametrize(("rules", "status"), [([rule("mount")], 1), ([], 0)])
 def test_fail_if_more_permissive_ignores_restrictions(tmp_path, capsys, rules, status):
-    """With --fail-if-more-permissive, the command only fails if the new profile allows more."""
+    """With --fail-if-more-permissive, the command fails only if the new profile allows more."""
     first, second = profile(rule("bpf")), profile(*rules)
     assert compared(tmp_path, capsys, first, second, "--fail-if=more-permissive")[0] == status
 

@@ -91,7 +91,7 @@ def test_a_mounted_volume_is_read_from_its_current_generation(top):
 
 
 def test_a_volume_with_a_new_generation_during_the_read_is_read_again(top):
-    """No read contains keys of two generations."""
+    """No read contains keys from two generations."""
     volume(top, "..1", a=b"old", b=b"old")
     generations = ["..2"]
 
@@ -128,7 +128,9 @@ def test_a_link_to_a_file_in_the_directory_is_read(top):
 
 
 def test_keys_that_are_not_regular_files_are_rejected(top, tmp_path):
-    """Links out of the directory, dangling links, FIFOs and sockets do not block the read."""
+    """Links that point outside the directory, dangling links, FIFOs and sockets do not block the
+    read.
+    """
     (tmp_path / "secret.json").write_bytes(b"{}")
     (top / "good.json").write_bytes(b"{}")
     (top / "out.json").symlink_to("../secret.json")

@@ -86,7 +86,7 @@ def test_the_generated_pages_are_current(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_links_have_a_target(page):
-    """Each relative link of a page leads to an existing file, and to a heading of that file."""
+    """Each relative link on a page leads to an existing file, and to a heading of that file."""
     links = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text())
     dead = []
     for path, heading in links:
@@ -244,7 +244,7 @@ def test_answers_to_common_questions_need_at_most_two_files():
     rows = table(text, "question")
     files = [re.findall(r"`([^`]+)`", row[2]) for row in rows]
     assert {len(paths) for paths in files} == {1, 2}
-    # The tests can run beside an installed agent, without its directory in the checkout.
+    # The tests can run next to an installed agent, without its directory in the checkout.
     package = Path(agent.__file__).parent.parent
     missing = [
         path

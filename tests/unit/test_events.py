@@ -157,7 +157,7 @@ def test_the_first_report_of_a_process_reports_problems():
 
 @pytest.mark.parametrize("after", [row(), row(state="released", desired=False)])
 def test_a_problem_that_ends_is_no_event(after):
-    """The end of a problem causes no Event of its own."""
+    """The end of a problem does not cause an Event."""
     assert event_of(after, row(state="failed", findings=BAD)) == ()
 
 
@@ -276,7 +276,7 @@ def test_an_event_is_about_the_node_in_the_namespace_default():
     ],
 )
 def test_the_time_of_an_event_has_six_fraction_digits(at, expected):
-    """A whole second also has six fraction digits, and rounding up reaches the next second."""
+    """A whole second also has six fractional digits, and rounding up reaches the next second."""
     assert body(at=at)["eventTime"] == expected
 
 

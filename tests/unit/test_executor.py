@@ -369,7 +369,7 @@ def test_a_profile_whose_body_is_compiled_again_is_pending():
 
 
 def test_an_adopted_profile_whose_body_is_compiled_again_is_pending():
-    """The ledger only records an adopted profile together with its body."""
+    """The ledger records an adopted profile only together with its body."""
     node, profile = Node(), inspected()
     node.loaded = {"a": body(profile)}
     (outcome,) = act(node, adopting(profile), kind=pending_kind(profile))
@@ -427,7 +427,7 @@ def test_keeping_an_unchanged_profile_writes_nothing():
 
 
 def test_an_adopted_version_is_recorded_with_its_own_mode():
-    """An adopted version is recorded with its own mode, and not with that of the previous
+    """An adopted version is recorded with its own mode, and not with the mode of the previous
     version.
     """
     node, old, new = Node(), inspected(), inspected(b"a:y")
@@ -514,7 +514,7 @@ def test_the_rest_of_a_partly_removed_key_stays_agent_owned():
 
 
 def test_a_release_deletes_only_its_own_names_from_the_entry():
-    """A release only deletes its own names from the entry, and the installed version stays."""
+    """A release deletes only its own names from the entry, and the installed version stays."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile, retired={"b": token(b"b")})}
     release = Release(id=profile.id, reason="absent", names=("b",))

@@ -32,7 +32,7 @@ def checked(name, seconds=SECONDS):
 
 @pytest.mark.parametrize("name", hostile.SECCOMP)
 def test_a_hostile_seccomp_key_is_rejected_quickly(name):
-    """The check of a hostile seccomp key takes little time and memory, and reports mistakes."""
+    """The check of a hostile seccomp key takes little time and memory, and reports errors."""
     assert 0 < checked(name) <= MAX_FINDINGS + 1
 
 

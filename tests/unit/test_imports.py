@@ -1,4 +1,4 @@
-"""Each command only imports the libraries that it needs, because imports take memory and time."""
+"""Each command imports only the libraries that it needs, because imports take memory and time."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Tests of agent.inspector, which asks the backends about every key."""
+"""Tests of agent.inspector, which lets the backends inspect every key."""
 
 from agent.host.filesystem import Host
 from agent.host.ledger import FileLedger

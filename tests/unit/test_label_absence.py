@@ -34,7 +34,7 @@ def test_a_profile_is_removed_a_grace_period_after_its_label(world):
 
 def test_a_due_removal_is_not_delayed_by_rounding(tmp_path):
     """A removal is not delayed, although (start + grace) - start may be less than the grace
-    time.
+    period.
     """
     world = converged_world(tmp_path, resync_seconds=1e9)
     del world.source.keys["old"]

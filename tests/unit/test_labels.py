@@ -68,7 +68,9 @@ def test_a_name_that_is_not_valid_in_a_label_key_is_shortened_and_hashed(text, e
 
 
 def test_verified_profiles_are_labelled():
-    """Labels show verified profiles of both kinds, the profile set, and the support of the node."""
+    """The labels show verified profiles of both kinds, the profile set, and the kinds that the node
+    supports.
+    """
     computed = labels_of(
         report(
             row(),

@@ -108,7 +108,7 @@ def test_other_threads_are_not_restricted(files):
 
 @needs_landlock
 def test_no_new_privileges_is_set_in_the_restricted_thread_only(files):
-    """no_new_privs is only set in the restricted thread."""
+    """no_new_privs is set only in the restricted thread."""
 
     def flag():
         with open("/proc/thread-self/status") as file:
@@ -132,7 +132,7 @@ def run(command, sandbox, *, cpu_seconds=30):
 
 @needs_landlock
 def test_a_program_and_the_programs_that_it_starts_are_restricted(files):
-    """A command in a sandbox can only read listed files, and cannot start another program."""
+    """A command in a sandbox can read only listed files, and cannot start another program."""
     programs = [SHELL, interpreter(SHELL)]
     sandbox = Access(read=[*LIBRARIES, f"{files}/tree"], execute=programs)
     reading = f'read -r word < {files}/tree/below/file; echo "$word"'

@@ -1,7 +1,7 @@
 """Tests that each lock file pins all distributions that its environment needs.
 
 pip installs the lock files with --no-deps and --require-hashes. A missing pin would therefore cause
-an import error, maybe only on one Python version. These tests read the metadata of the installed
+an import error, perhaps on only one Python version. These tests read the metadata of the installed
 distributions, and find a missing pin for every supported Python version and machine.
 """
 

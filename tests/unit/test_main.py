@@ -79,7 +79,7 @@ def test_a_dry_run_changes_nothing(run, top):
 
 
 def test_a_foreign_file_stays_until_it_is_taken_over(run, top):
-    """The agent only replaces a file of another program with --take-over."""
+    """The agent replaces another program's file only with --take-over."""
     path = top / "root" / SECCOMP / "audit.json"
     path.parent.mkdir(parents=True)
     path.write_text(DENY)
@@ -139,7 +139,7 @@ def test_profiles_of_a_missing_source_are_restored(run, top):
 
 
 def test_an_emptied_source_removes_nothing_unless_allowed(run, top):
-    """If a source is emptied, its profiles are only removed with --allow-empty."""
+    """If a source is emptied, its profiles are removed only with --allow-empty."""
     run()
     (top / "source/audit.json").unlink()
     status, report = run("--prune=always")
@@ -215,7 +215,7 @@ def test_removed_content_of_the_ledger_is_stored_again(run, top):
 
 
 def test_restore_needs_no_source_and_removes_nothing(run, top):
-    """`restore` reinstalls the profiles of the ledger without a source, and removes nothing."""
+    """`restore` reinstalls the profiles in the ledger without a source, and removes nothing."""
     run()
     (top / "root" / SECCOMP / "audit.json").unlink()
     status, report = run("--output=json", command=("restore",), source=False)
@@ -512,7 +512,7 @@ def test_a_file_in_place_of_the_state_directory_is_a_usage_error(run, top, capsy
 
 
 def test_foreign_files_in_the_state_directory_stay(run, top):
-    """The agent only removes content that it stored itself and no longer needs."""
+    """The agent removes only content that it stored itself and no longer needs."""
     run()
     bodies = top / "root" / STATE / "bodies"
     (bodies / "mine.txt").write_text("")
@@ -581,6 +581,6 @@ def test_a_usage_error_exits_with_2_and_help_with_0(capsys):
     [("prune: never\n", 0), ("prune: [", 2), ("a: 1\n---\nb: 2\n", 2), ("!!bool foo", 2)],
 )
 def test_a_configuration_file_is_read(run, top, text, status):
-    """If the configuration file is malformed, this is a usage error."""
+    """A malformed configuration file is a usage error."""
     (top / "config.yaml").write_text(text)
     assert run(f"--config={top}/config.yaml")[0] == status

@@ -49,7 +49,7 @@ def test_alerts_and_panels_use_every_metric_and_no_other():
 
 
 def test_alerts_use_codes_that_exist():
-    """The alerts only use codes that exist."""
+    """The alerts use only codes that exist."""
     codes = [code for text in expressions() for code in re.findall(r'code="(\w+)"', text)]
     assert codes != []
     assert set(codes) <= set(FindingCode)

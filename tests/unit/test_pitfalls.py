@@ -134,7 +134,7 @@ REMOVED_KINDS = {  # The objects are deleted with the namespace, or by `kubectl 
 def test_nothing_in_the_manifests_outlives_an_uninstall(path):
     """The manifests contain no custom resource, no webhook and no finalizer.
 
-    The admission policy calls no program, and only applies to requests of the agent.
+    The admission policy calls no program, and applies only to requests from the agent.
     """
     documents = [
         document

@@ -154,7 +154,7 @@ def test_an_unchanged_profile_is_kept():
 
 
 def test_a_drifted_profile_is_restored():
-    """Other content under a name of the agent is replaced by the agent's version."""
+    """Other content under an agent-owned name is replaced with the agent's version."""
     actions = decide(desired(profile()), entry(), observation=node_with(web="other"))
     assert [(Install, "drifted", ("web",))] == summary(actions)
     assert actions[0].replaceable == frozenset({"web"})
@@ -406,7 +406,9 @@ def test_nothing_is_removed_or_released_while_a_key_is_pending(provenance):
 
 
 def test_a_changed_profile_is_not_released_while_a_key_is_pending():
-    """A renamed key repairs its profile after the check of the key; the label goes at once."""
+    """A renamed key repairs its profile after the check of the key; the label is removed at
+    once.
+    """
     new = key("new.profile")
     observation = Observation(profiles={"web": fact("changed")}, uses={"web": Unused()})
     pending = decide(desired(pending=[new]), entry(), observation=observation)
@@ -1066,7 +1068,7 @@ def test_an_unobservable_or_unsupported_kind_is_held(observed, state):
 
 
 def test_a_version_that_was_installed_before_an_adoption_is_removed():
-    """If a key adopted a version, its earlier version of the agent is removed."""
+    """If a key has adopted a version, the agent's own earlier version is removed."""
     stored = entry(provenance="adopted", retired={"left": frozenset({"raw:v0"})})
     observation = Observation(profiles={"web": fact(), "left": fact("v0")}, uses={"left": Unused()})
     assert summary(decide(desired(profile()), stored, observation=observation)) == [
@@ -1142,7 +1144,7 @@ def test_an_update_with_a_foreign_name_is_held_completely():
 
 
 def test_removal_candidates_are_agent_owned_names_without_a_key():
-    """The agent only observes the use of removal candidates."""
+    """The agent observes use only for removal candidates."""
     desired_keys = desired(profile())
     stored = {
         owner.id: owner

@@ -289,7 +289,7 @@ def test_the_delay_after_a_failure_grows(world, clock):
 
 
 def test_retry_after_makes_the_delay_longer(world):
-    """The delay is at least as long as the API server demands."""
+    """The delay is at least as long as the API server requires."""
     world.server.errors = [StatusError(429, "TooManyRequests", "slow down", retry_after=600.0)]
     world.publisher.post(report(row()))
     world.publisher.step()

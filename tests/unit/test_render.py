@@ -10,7 +10,7 @@ LABELS = {"app.kubernetes.io/component": "profiles", "profile-loader.io/profiles
 
 
 def rendered(path):
-    """Return the text and the mistakes for a rendered directory."""
+    """Return the text and the error messages for a rendered directory."""
     result = render.render(str(path), "node-profiles", "kube-system", DOMAIN)
     return result.text, result.mistakes
 
@@ -126,7 +126,7 @@ def test_bytes_that_look_like_their_escape_sequence_are_a_difference(tmp_path):
 
 
 def test_a_directory_that_cannot_be_read_is_reported(tmp_path):
-    """If a directory is missing, the message differs from that for an empty directory."""
+    """If a directory is missing, the message differs from the message for an empty directory."""
     absent = f"{tmp_path}/absent"
     result = render.render(absent, "n", "ns", DOMAIN)
     assert (result.text, result.read) == ("", False)

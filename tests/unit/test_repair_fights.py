@@ -34,7 +34,9 @@ def fight(world, seconds):
 
 
 def test_a_fight_is_reported_and_repaired_less_and_less_often(world):
-    """A fight is repaired less and less often; after a calm time, repairs are immediate again."""
+    """During a fight, repairs become less frequent; after a calm time, repairs are immediate
+    again.
+    """
     for _ in range(FIGHT_REPAIRS):
         world.node.loaded["web"] = FOREIGN
         assert world.calls_for_pass(WakeReason.KERNEL)

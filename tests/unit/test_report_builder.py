@@ -97,7 +97,7 @@ def states_and_actions(action, result, desired=None, findings=()):
     ],
 )
 def test_each_outcome_has_a_state_and_an_action(action, result, expected):
-    """A row is only "installed" if the desired version was observed on the node."""
+    """A row is "installed" only if the desired version was observed on the node."""
     assert states_and_actions(action, result) == [expected]
 
 
@@ -351,7 +351,7 @@ def test_a_report_has_the_names_of_accepted_and_rejected_keys():
     ],
 )
 def test_a_source_over_a_limit_has_its_own_code(cause, code):
-    """A source over a limit has another code than an unreadable source."""
+    """A source over a limit has a different code from an unreadable source."""
     finding = report_builder.source_finding(
         Unreadable(profile_set="d", reason="2 MiB are too much", cause=cause)
     )

@@ -155,7 +155,7 @@ def test_a_report_without_profiles_has_a_summary():
 
 
 def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys):
-    """Public pages, metrics and Events only show the number of pods, and not their names."""
+    """Public pages, metrics and Events show only the number of pods, and not their names."""
     held = diagnostics.referenced_by_pods("web", ("secret/pod-a", "secret/pod-b", "c/c", "d/d"))
     rows = (row("web", "held", kind="apparmor", reason="in_use", desired=False, findings=(held,)),)
     found = Report(profiles=rows, profile_sets=(), kind_support={})

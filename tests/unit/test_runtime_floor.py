@@ -53,7 +53,7 @@ def test_a_floor_is_read(text, expected):
     ],
 )
 def test_a_mistake_in_the_floor_is_a_usage_error(text, message, capsys):
-    """A mistake in the value causes the exit status 2, and the message shows the expected value."""
+    """An invalid value causes the exit status 2, and the message shows the expected value."""
     assert main(["check", "--runtime-floor", text, "profiles"]) == 2
     assert message in capsys.readouterr().err
 
@@ -119,7 +119,7 @@ def test_an_ignored_name_in_an_allow_list_refers_to_the_floor():
 
 
 def test_the_hint_about_a_newer_variant_refers_to_the_floor():
-    """The agent only recommends a newer call if every libseccomp on the nodes knows it."""
+    """The agent recommends a newer call only if every libseccomp on the nodes knows it."""
     tree = denying("fchmodat")
     hints = {
         floor: [one.hint for one in check(tree, floor)[1] if one.code == "newer_call_allowed"]
@@ -171,7 +171,7 @@ def test_the_floor_can_be_set_in_three_ways(source, tmp_path, monkeypatch, capsy
 
 
 def test_convert_uses_the_floor(tmp_path, capsys):
-    """If a profile needs a newer libseccomp, it is only converted with a newer floor."""
+    """If a profile needs a newer libseccomp, it is converted only with a newer floor."""
     profile = tmp_path / "profile.json"
     profile.write_text(json.dumps(denying("fchmodat2")))
     assert main(["convert", "--arch=x86_64", str(profile)]) == 1

@@ -91,7 +91,7 @@ def test_an_allow_list_without_execve_causes_a_warning(backend):
 
 
 def test_dangerous_and_ignored_calls_of_an_allow_list_are_reported(backend):
-    """Dangerous calls and unknown calls each cause a finding of their own."""
+    """Dangerous calls and unknown calls each cause a separate finding."""
     profile = accepted(
         backend,
         {
@@ -187,7 +187,7 @@ def test_an_unsafe_path_is_rejected(backend, path):
 
 
 def test_the_prefix_of_the_profile_set_overrides_the_prefix_of_the_backend(tmp_path):
-    """The backend's prefix only applies to profile sets without their own prefix."""
+    """The backend's prefix applies only to profile sets without their own prefix."""
     backend = SeccompBackend(host=Host(tmp_path), prefix="node/", machine="x86_64")
     assert accepted(backend, AUDIT).version.names == ("node/a.json",)
     assert accepted(backend, AUDIT, prefix="set/").version.names == ("set/a.json",)
@@ -450,7 +450,7 @@ def test_a_link_in_place_of_an_agent_owned_file_is_not_removed(backend, tmp_path
 
 
 def test_every_context_is_accepted(backend):
-    """The canonical form of these profiles only depends on the machine."""
+    """The canonical form of these profiles depends only on the machine."""
     assert backend.accepts_context("")
 
 

@@ -181,7 +181,9 @@ def test_a_disabled_or_misspelt_field_is_not_a_comment(key):
 
 
 def test_a_comment_next_to_a_condition_on_a_socket_is_removed():
-    """The profile also gets a rule for socketcall, because 32-bit programs could evade it."""
+    """The profile also gets a rule for socketcall, because 32-bit programs could bypass the
+    condition.
+    """
     tree = profile(rule("socket", args=[(0, "EQ", 1)])) | {"$schema": "x", "_comment": "y"}
     tree["syscalls"][1]["args"][0]["comment"] = "AF_UNIX"
     body, findings = check(tree)
@@ -203,7 +205,7 @@ OTHER_FORMATS = [
 
 @pytest.mark.parametrize(("tree", "where", "hint"), OTHER_FORMATS)
 def test_a_file_of_a_known_format_gets_one_message(tree, where, hint):
-    """The message contains the type of the file, and the place of the profile in the file."""
+    """The message contains the type of the file, and the location of the profile in the file."""
     (error,) = errors(tree)
     assert (error.code, error.location) == ("not_a_profile", where)
     assert hint in error.hint
@@ -256,7 +258,7 @@ REJECTED = {
 
 @pytest.mark.parametrize("name", REJECTED)
 def test_a_rejection_is_one_message_with_the_next_step(name):
-    """A single mistake causes one error, and no warnings that follow from it."""
+    """A single mistake in a profile causes one error, and no warnings that follow from it."""
     tree, (code, where, hint) = REJECTED[name]
     (error,) = errors(tree)
     assert (error.code, error.location) == (code, where)
@@ -403,7 +405,7 @@ def without_clone(*rules):
     ],
 )
 def test_a_profile_is_compared_with_the_default_of_containerd(rules, names):
-    """The warning only lists calls that containerd's default denies for the same arguments."""
+    """The warning lists only calls that containerd's default denies for the same arguments."""
     _, findings = check(without_clone(*rules))
     messages = [one.message for one in findings if one.code == "dangerous_syscalls"]
     assert [one.partition(": ")[2] for one in messages] == ([f"{names}."] if names else [])

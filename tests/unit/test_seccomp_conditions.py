@@ -380,7 +380,7 @@ def test_rules_that_contradict_each_other_without_the_first_argument_are_rejecte
 
 
 def test_the_order_of_names_in_a_rule_matters():
-    """A rule for socketcall only covers names that follow it in the same rule."""
+    """A rule for socketcall covers only names that follow it in the same rule."""
     earlier = rule("socket", (1, "NE", 40))
     later = {"action": "SCMP_ACT_TRAP"}
     for names, codes in ((["socket", "socketcall"], ["bad_value"]), (["socketcall", "socket"], [])):

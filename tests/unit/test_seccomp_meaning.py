@@ -35,7 +35,7 @@ def test_a_call_without_a_rule_has_the_default():
 
 @pytest.mark.parametrize(("family", "answer"), [(1, ALLOW), (40, ENOSYS), (38, EPERM)])
 def test_conditions_decide_by_the_arguments(family, answer):
-    """Each rule only applies to arguments that meet its conditions."""
+    """Each rule applies only to arguments that meet its conditions."""
     profile = of(
         rule("socket", (0, "EQ", 1)),
         rule("socket", (0, "EQ", 40), action="SCMP_ACT_ERRNO", errnoRet=38),

@@ -73,7 +73,9 @@ def test_implication_is_inclusion(seed):
 
 @pytest.mark.parametrize("seed", range(300))
 def test_outside_is_difference(seed):
-    """The search finds arguments outside of several rules exactly if there are some."""
+    """The search finds arguments that match none of several rules exactly if such arguments
+    exist.
+    """
     draw = random.Random(f"outside/{seed}")  # noqa: S311 - the same every time
     first = drawn(draw, draw.randint(0, 2))
     others = [drawn(draw, draw.randint(1, 2)) for _ in range(draw.randint(0, 4))]

@@ -100,7 +100,7 @@ def test_programs_need_their_own_call():
     ],
 )
 def test_releases_that_are_older_than_the_floor_are_not_mentioned(floor, labels):
-    """The newest release up to the floor stays, because it is the closest measured one."""
+    """The newest release up to the floor stays, because it is the closest measured release."""
     _, message, _ = warning({"exit_group"}, floor)
     assert {label for label in ("runc 1.1.5", "runc 1.3.6", "crun 1.8.1") if label in message} == (
         labels

@@ -268,7 +268,7 @@ def test_the_docker_format_rejects_profiles_that_are_unsafe_with_crio(content, c
 
 
 def test_all_mistakes_are_reported_together_with_their_fields():
-    """One inspection reports all mistakes, each with its field."""
+    """One inspection reports all errors, each with its field."""
     rejection = inspect(allow(deny(action="X"), deny(names=["chmodd"]), None, flag=1))
     assert isinstance(rejection, Rejection)
     assert {(p.code, p.location) for p in rejection.findings if p.severity == "error"} == {

@@ -140,7 +140,7 @@ def test_before_the_first_pass_the_page_has_no_table():
 
 
 def everywhere(text):
-    """Return a view that contains one text in every place."""
+    """Return a view in which every field contains the same text."""
     finding = Finding(code=FindingCode.NOT_JSON, location=text, message=text, hint=text)
     return StatusView(
         version=text,

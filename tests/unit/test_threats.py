@@ -16,7 +16,7 @@ SECRET = "hunter2-hunter2"  # noqa: S105 - the tests search the output for it
     "prefix", ["../", "/etc/", "a/../../", "..", ".hidden/", "a//", "a\0/", "a\n/", "%2e%2e/"]
 )
 def test_the_prefix_of_a_configmap_cannot_leave_the_seccomp_directory(tmp_path, prefix):
-    """The annotation can only select a directory in the kubelet's seccomp directory."""
+    """The annotation can select only a directory in the kubelet's seccomp directory."""
     content = b'{"defaultAction": "SCMP_ACT_LOG"}'
     key = SourceKey(profile_set="configmap ns/x", key="a.json", content=content, prefix=prefix)
     result = SeccompBackend(host=Host(tmp_path), machine="x86_64").inspect(key)

@@ -24,7 +24,7 @@ def test_a_reason_from_another_thread_ends_a_wait():
 
 
 def test_a_burst_that_does_not_end_is_discarded_for_a_limited_time():
-    """If a source changes all the time, a pass is only delayed by a fraction of a second."""
+    """If a source changes all the time, a pass is delayed only by a fraction of a second."""
     wake_queue = WakeQueue()
     ended = threading.Event()
 

@@ -78,7 +78,7 @@ def changed(wakes, file):
 
 
 def test_a_change_in_a_subdirectory_wakes_the_agent(watch, tmp_path):
-    """A change at any depth of a directory is reported, and only for that directory."""
+    """A change at any depth in a directory is reported, and only for that directory."""
     for name in ("one/deep", "two"):
         (tmp_path / name).mkdir(parents=True)
     wakes = watch({tmp_path / "one": "source", tmp_path / "two": "files"})

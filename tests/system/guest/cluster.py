@@ -1,4 +1,4 @@
-"""Runs a node of a cluster in the virtual machine: the daemon on a real AppArmor kernel.
+"""Runs a cluster node in the virtual machine: the daemon on a real AppArmor kernel.
 
 The program reports the boot ID in the status of the Node, as a kubelet does, and starts the agent
 with the arguments of the DaemonSet. The program and the test on the host exchange lines of JSON:

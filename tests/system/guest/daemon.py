@@ -129,7 +129,7 @@ def told(name, seconds):
 
 
 def back(what, name, good):
-    """Return whether a profile is restored, and read as little as possible."""
+    """Return whether a profile has been restored; read as little as possible."""
     if what == "removed":
         return name in loaded()
     # A replacement does not end the confinement.

@@ -410,7 +410,7 @@ def a_profile_that_was_updated_under_a_process_is_removed_after_its_end():
 
 
 def an_unfinished_exec_keeps_its_profile():
-    """/proc shows the earlier label until execve ends, which can take any time."""
+    """/proc shows the earlier label until execve ends, which can take arbitrarily long."""
     program_file = Path("/tmp/program")  # noqa: S108
     shutil.copy("/bin/sleep", program_file)
     evidence = installed(text("web"))
@@ -454,7 +454,7 @@ def held_by_hidden_reference(done, name):
 
 
 def a_held_profile_enforces_the_same_and_stays_agent_owned():
-    """The proof replaces the policy with an equivalent policy in different bytes."""
+    """The proof replaces the policy with an equivalent policy whose bytes differ."""
     rules = "  deny /tmp/forbidden w,\n  ^HAT { file, signal, deny /tmp/forbidden w, }\n"
     evidence = installed(text("strict", rules) + text("second", "  deny /tmp/forbidden w,\n"))
     with program(PENDING, "second") as child:
@@ -621,7 +621,7 @@ def the_kernel_says_whether_it_shows_pending_execs():
 
 
 def without_raw_data_nothing_is_proven():
-    """With apparmor.export_binary=0, disuse is only proven on a kernel that shows pending execs."""
+    """With apparmor.export_binary=0, disuse is proven only on a kernel that shows pending execs."""
     evidence = installed(text("bare"))
     done = removed(evidence)
     assert (done == Removed()) == SHOWS_PENDING_EXEC, done

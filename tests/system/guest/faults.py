@@ -342,7 +342,7 @@ def a_key_that_disappears_after_a_kill_leaves_no_profile_of_the_agent():
 
 
 def a_foreign_profile_in_place_of_an_unfinished_installation_stays():
-    """If another program loads equal bytes, this is no proof of ownership, and the report lists the
+    """Equal bytes that another program loaded do not prove ownership, and the report lists the
     profile.
     """
     killed_after_a_load("before_it_is_committed")

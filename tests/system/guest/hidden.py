@@ -140,7 +140,9 @@ def an_object_that_is_handed_over_becomes_the_agents(_):
 
 
 def the_same_bytes_of_another_program_stay(shows):
-    """A profile of another program with the desired content stays when the key is removed."""
+    """A profile that another program loaded with the desired content stays when the key is
+    removed.
+    """
     source(web=kids("web"), other=plain("other"))
     agent()
     assert parser(kids("web"), "-R")[0] == 0

@@ -107,7 +107,7 @@ def until(condition, what, seconds=30.0, interval=0.02):
     Args:
         condition: A function without arguments.
         what: A description of the condition for the error, or a function that returns one.
-        seconds: The limit in seconds of an idle machine.
+        seconds: The limit in seconds, for an idle machine.
         interval: The pause between two checks.
     """
     limit = Limit(seconds)
@@ -121,7 +121,7 @@ def until(condition, what, seconds=30.0, interval=0.02):
 
 
 def pause(seconds):
-    """Wait for a number of seconds of an idle machine."""
+    """Wait for a number of seconds, scaled to the speed of this machine."""
     limit = Limit(seconds)
     while not limit.expired():
         time.sleep(0.002)

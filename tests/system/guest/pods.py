@@ -144,7 +144,7 @@ def clean():
 
 
 def audited():
-    """Return the last denials by seccomp and AppArmor in the log of the kernel."""
+    """Return the last denials by seccomp and AppArmor in the kernel log."""
     done = subprocess.run(["busybox", "dmesg"], capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if "audit" in line]
     return "\n".join(lines[-5:])

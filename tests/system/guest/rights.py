@@ -49,7 +49,9 @@ TRY = (
 
 
 def one_pass_puts_what_ships_and_it_confines(bundle):
-    """All shipped profiles are installed, and two of them deny writing and chmod in a container."""
+    """All shipped profiles are installed; one denies writing and another denies chmod in a
+    container.
+    """
     shutil.copytree(SHIPPED, SOURCE, dirs_exist_ok=True)
     begin = time.monotonic()
     status, told, said = Container(f"{bundle}-oneshot").run()
@@ -213,7 +215,7 @@ def source(keys):
 def install_before():
     """Install BEFORE in a pass with all rights.
 
-    The agent only owns profiles that it loaded itself, so the guest must not load these profiles
+    The agent owns only profiles that it loaded itself, so the guest must not load these profiles
     for it.
     """
     source(BEFORE)

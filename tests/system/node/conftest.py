@@ -46,7 +46,7 @@ def lab(request):
     if kept:
         processes = [*one.cluster.running.values(), one.node.machine.process]
         for process in processes:
-            # This call prevents a warning of Python about running processes.
+            # This call prevents a Python warning about running processes.
             process.returncode = 0
         print(
             KEEP.format(

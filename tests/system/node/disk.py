@@ -1,6 +1,6 @@
 """Builds the disk of the node: Debian 12 packages, the kubelet, and all imported images.
 
-A cached disk is only used if it was built from the current content. No test changes the disk,
+A cached disk is used only if it was built from the current content. No test changes the disk,
 because each machine boots from a snapshot of it.
 """
 

@@ -17,7 +17,7 @@ from tests.system.node.node import NAME, Node
 BASE = "manifests/base"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 AGENT = "app.kubernetes.io/name=profile-loader"
-# This selects the ConfigMaps of profiles that tests created, but not the ConfigMaps of the base.
+# This selects the profile ConfigMaps that tests created, but not the ConfigMaps of the base.
 PUT = "profile-loader.io/profiles,app.kubernetes.io/part-of!=profile-loader"
 PATIENCE_SECONDS = 300.0  # This limit is ten times the duration on an idle machine with two cores.
 
@@ -103,7 +103,7 @@ class Lab:
         return self.cluster.kubectl(*words, **more)
 
     def get(self, path):
-        """Return an object of the API server, or None.
+        """Return an object from the API server, or None.
 
         Raises:
             GuestDiedError: The machine of the node has ended, so no condition can become true.
@@ -134,7 +134,7 @@ class Lab:
         return [(one["reason"], one["note"]) for one in ours]
 
     def config_map(self, name, data, **annotations):
-        """Create a ConfigMap of profiles, or replace its content."""
+        """Create a profile ConfigMap, or replace its content."""
         self.cluster.apply(
             {
                 "apiVersion": "v1",
@@ -228,7 +228,7 @@ class Lab:
         ) or self.kubectl("-n", NAMESPACE, "describe", "daemonset", "profile-loader")
 
     def metrics(self):
-        """Return the value of each series of the agent's metrics."""
+        """Return the value of each series in the agent's metrics."""
         address = self.until_agent()["status"]["podIP"]
         page = self.node.run(f"busybox wget -q -O - http://{address}:9808/metrics")
         lines = [line for line in page.splitlines() if line and not line.startswith("#")]

@@ -1,4 +1,4 @@
-"""Runs a virtual machine: QEMU with a command server on a port of the loopback interface.
+"""Runs a virtual machine: QEMU with a command server on a port on the loopback interface.
 
 The code that starts a machine must also end it. If a guest ends unexpectedly, the next command
 raises GuestDiedError with the end of the guest's console output.

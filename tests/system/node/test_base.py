@@ -21,7 +21,7 @@ RIGHTS = {
 
 
 def test_the_daemonset_becomes_ready_with_the_rights_of_the_base(lab, node):
-    """The agent, which only has one capability, labels its Node and sends Events.
+    """The agent, which has only one capability, labels its Node and sends Events.
 
     The process of the agent has exactly the expected rights. `status` in the pod of the agent lists
     the profiles.

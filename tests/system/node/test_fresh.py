@@ -17,7 +17,9 @@ def tainted(lab):
 
 
 def test_a_fresh_node_takes_no_ordinary_pod_before_its_profiles_are_there(lab, tmp_path):
-    """The agent removes the startup taint after the profiles are installed, and pods start then."""
+    """The agent removes the startup taint after the profiles are installed, and only then do pods
+    start.
+    """
     lab.drop()
     folder = kustomize.write(tmp_path / "startup-taint", "startup-taint")
     lab.kubectl("apply", "--server-side", "--force-conflicts", "-k", folder)

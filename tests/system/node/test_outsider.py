@@ -104,7 +104,7 @@ def until_alerts(prometheus, *expected):
 
 
 def test_prometheus_alerts_on_a_rejected_update_and_lost_confinement(lab, node, tmp_path):
-    """The expected alerts are only active during a fault."""
+    """The expected alerts are active only during a fault."""
     lab.config_map("pl-seen", {"pl-seen": text("pl-seen")})
     lab.cluster.apply(pod("seen", apparmor="pl-seen", selector=enforced("pl-seen")))
     lab.until_running("seen")

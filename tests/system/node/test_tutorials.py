@@ -45,7 +45,7 @@ def test_the_pods_of_the_tutorials_do_what_the_tutorials_say(lab, node):
             assert "Seccomp:\t2" in node.run(f"cat /proc/{node.pid(name)}/status")
 
         def logged():
-            # Without auditd, the kernel only prints some lines of a burst (printk_ratelimit).
+            # Without auditd, the kernel prints only some lines of a burst (printk_ratelimit).
             response_of("audit-pod")
             lines = node.run("dmesg | grep type=1326").splitlines()
             return [one for one in lines if ' comm="http-echo" ' in one]

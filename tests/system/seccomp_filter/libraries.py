@@ -94,7 +94,7 @@ def load(path: str) -> Library:
 
 
 def installed() -> Library:
-    """Return the libseccomp of this machine."""
+    """Return the libseccomp on this machine."""
     return load("libseccomp.so.2")
 
 

@@ -1,6 +1,6 @@
 """Determines the result of a profile for one system call by evaluating its rules one by one.
 
-The reference shares no code with the agent or with libseccomp. The reference only uses libseccomp
+The reference shares no code with the agent or with libseccomp. The reference uses libseccomp only
 to translate names into numbers.
 """
 

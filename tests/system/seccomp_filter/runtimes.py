@@ -63,7 +63,7 @@ class Runtime(enum.Enum):
 
 
 class BuildError(Exception):
-    """libseccomp rejects the profile, so no container with it starts."""
+    """libseccomp rejects the profile, so no container starts under it."""
 
 
 class _Comparison(ctypes.Structure):

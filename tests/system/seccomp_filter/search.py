@@ -85,7 +85,7 @@ def wrong_filters(
 ) -> Iterator[tuple[Library, Runtime, Difference | BuildError]]:
     """Return each library and runtime with a wrong filter, and the worst difference.
 
-    Equal filters are only evaluated once.
+    Equal filters are evaluated only once.
     """
     questions = Questions(profile, draw)
     native = NATIVE[machine]
