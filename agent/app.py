@@ -340,6 +340,9 @@ def _status_store(
         labels=publisher.labels if publisher is not None else dict,
         unconfined_processes=confinement.unconfined_processes,
         heartbeat=heartbeat,
+        domain=config.label_domain,
+        runbook_url=config.runbook_url,
+        allow_unsupported=config.allow_unsupported,
     )
 
 

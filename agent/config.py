@@ -25,6 +25,7 @@ from agent.config_values import (
     TAINT,
     TEXT,
     VERBOSE,
+    WEB_ADDRESS,
     choice,
     choices,
     whole_number,
@@ -171,8 +172,8 @@ class Config:
     http_address: str = _option(
         ADDRESS,
         ":9808",
-        "The address of the server for /metrics, /healthz, /readyz and the status page. off: no "
-        "server.",
+        "The address of the server for /metrics, /healthz, /readyz, /report.json and the status "
+        "page. off: no server.",
         group=_DAEMON,
     )
     https_address: str = _option(
@@ -198,6 +199,14 @@ class Config:
         TEXT.named("FILE"),
         "",
         "The certificate authority that must have issued the certificate of each TLS client.",
+        group=_DAEMON,
+    )
+    runbook_url: str = _option(
+        WEB_ADDRESS,
+        "",
+        "The address of docs/runbook.md, to which the status page links the code of each finding, "
+        "for example https://wiki.example.com/runbook. Without this option, the page has no such "
+        "links.",
         group=_DAEMON,
     )
     apparmor_parser: str = _option(

@@ -23,6 +23,7 @@ HIGHEST_PORT: Final = 65535
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m)?")
 _CAPABILITY: Final = re.compile("CAP_[A-Z][A-Z_]*")
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
+_WEB_ADDRESS: Final = re.compile(r"https?://[^#\s]+")
 _ADDRESS: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]*):([0-9]{1,5})")
 
 
@@ -187,6 +188,11 @@ ADDRESS: Final = _text_type(
     "HOST:PORT",
     _is_address,
     f"must be HOST:PORT, :PORT or off, and a port is at most {HIGHEST_PORT}",
+)
+WEB_ADDRESS: Final = _text_type(
+    "URL",
+    lambda text: not text or _WEB_ADDRESS.fullmatch(text) is not None,
+    'must be an address that begins with https:// or http://, without spaces and without "#"',
 )
 SUBDOMAIN: Final = _text_type(
     "NAME",

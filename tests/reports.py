@@ -34,6 +34,9 @@ def status_store(metrics, store_class=StatusStore, **more):
         "heartbeat": Heartbeat(time.monotonic),
         "labels": dict,
         "unconfined_processes": lambda: 0,
+        "domain": D,
+        "runbook_url": "",
+        "allow_unsupported": False,
     }
     return store_class(metrics, **{**fields, **more})
 

@@ -38,6 +38,8 @@ class Response:
     status: HTTPStatus
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
+    rest: bytes = b""
+    """The rest of the body, if a part of the body is different for each connection."""
 
     def head(self) -> bytes:
         """Return the status line, the headers and the empty line after the headers."""
@@ -46,7 +48,7 @@ class Response:
             "Server: profile-loader",
             f"Date: {email.utils.formatdate(usegmt=True)}",
             f"Content-Type: {self.content_type}",
-            f"Content-Length: {len(self.body)}",
+            f"Content-Length: {len(self.body) + len(self.rest)}",
             *(["Allow: GET, HEAD"] if self.status == HTTPStatus.METHOD_NOT_ALLOWED else []),
             "Cache-Control: no-store",
             f"Content-Security-Policy: {PAGE_POLICY}",
@@ -56,6 +58,11 @@ class Response:
         ]
         return "".join(f"{line}\r\n" for line in (*lines, "")).encode("latin-1")
 
+    def parts(self, *, head_only: bool) -> list[memoryview]:
+        """Return the parts of the response that are not empty, without copying the body."""
+        body = () if head_only else (self.body, self.rest)
+        return [memoryview(part) for part in (self.head(), *body) if part]
+
 
 HEAD_TOO_LARGE: Final = Response(
     HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
@@ -64,10 +71,22 @@ HEAD_TOO_LARGE: Final = Response(
 MALFORMED: Final = Response(HTTPStatus.BAD_REQUEST, b"not a valid HTTP/1.0 or HTTP/1.1 request\n")
 METHOD_NOT_ALLOWED: Final = Response(HTTPStatus.METHOD_NOT_ALLOWED, b"method not allowed\n")
 NOT_FOUND: Final = Response(HTTPStatus.NOT_FOUND, b"not found\n")
+NO_REPORT: Final = Response(HTTPStatus.SERVICE_UNAVAILABLE, b"no pass has ended yet\n")
 FAILED: Final = Response(
     HTTPStatus.INTERNAL_SERVER_ERROR,
     b"this page could not be rendered; the log contains the error\n",
 )
+
+
+def probe_response(reason: str) -> Response:
+    """Return the response to a probe, which fails if there is a reason."""
+    status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
+    return Response(status, f"{reason or 'ok'}\n".encode("utf-8", "replace"))
+
+
+def json_response(report: bytes) -> Response:
+    """Return the response with a JSON report, which is empty before the first pass has ended."""
+    return Response(HTTPStatus.OK, report, "application/json") if report else NO_REPORT
 
 
 class RequestParser:

@@ -3,13 +3,11 @@
 One thread serves all connections to one listening address. The following rules ensure that no
 client can crash the agent, delay the work on the node or block the probes:
 
-- The server responds to probes at once. The metrics and the status page have a few connections
-each; a new
-  request closes the oldest connection with the same page.
-- Connections without a complete request are limited and expire. A new connection replaces the
-oldest connection.
+- The server responds to probes at once. The metrics have a few connections, and the status page and
+  the JSON report share a few others. If no connection is left, a new request closes the oldest one.
+- Connections without a complete request are limited and expire. A new one replaces the oldest one.
 - All connections share the bytes of a page. If a client does not read, its connection is reset, so
-that neither the process nor the kernel keeps bytes for the client.
+  that neither the process nor the kernel keeps bytes for the client.
 - Rendering and sending pages uses at most a quarter of one CPU.
 
 The server reads the last report and never starts a pass. agent.reporting.http_messages parses
@@ -39,7 +37,7 @@ from agent.reporting.http_messages import Request, RequestParser, Response
 from agent.reporting.http_tls import Certificates
 
 READING_CONNECTIONS: Final = 32  # the number of connections whose request may be incomplete
-# the number of connections that may receive the status page; the limit for metrics is the same
+# the limit of connections that receive the status page or the report; metrics have the same limit
 PAGE_CONNECTIONS: Final = 4
 # the number of connections whose response was sent but not acknowledged yet
 CLOSING_CONNECTIONS: Final = 24
@@ -57,7 +55,7 @@ RECEIVE_BUFFER: Final = 16 << 10  # the size of the kernel's buffer for one conn
 SEND_BUFFER: Final = 64 << 10
 ACCEPTED_PER_ROUND: Final = 32
 _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_PAGES: Final = {"/metrics": "metrics", "/": "page", "/statusz": "page"}
+_PAGES: Final = {"/metrics": "metrics", "/": "page", "/statusz": "page", "/report.json": "json"}
 _log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("agent")
 
 
@@ -73,8 +71,11 @@ class Pages(Protocol):
     def ready(self) -> str:
         """Return why the agent is not ready, or "" if it is ready."""
 
-    def status(self) -> bytes:
-        """Return the status page as HTML."""
+    def status(self) -> tuple[bytes, bytes]:
+        """Return the beginning of the status page as HTML, and the rest, which is shared."""
+
+    def json(self) -> bytes:
+        """Return the report of the last pass as JSON; empty before the first pass has ended."""
 
 
 _Stage = Literal["reading", "metrics", "page", "closing"]
@@ -286,7 +287,7 @@ class HttpServer:
         response = request if isinstance(request, Response) else self._short(request)
         if response is not None:
             head_only = isinstance(request, Request) and request.method == "HEAD"
-            connection.unsent = _parts(response, head_only=head_only)
+            connection.unsent = response.parts(head_only=head_only)
             self._enter("closing", connection)
             self._send(connection)  # The response fits into the empty send buffer.
             return
@@ -302,9 +303,13 @@ class HttpServer:
             return http_messages.METHOD_NOT_ALLOWED
         match request.path:
             case "/healthz":
-                return self._render(request, lambda: _probe(self.pages.health()))
+                return self._render(
+                    request, lambda: http_messages.probe_response(self.pages.health())
+                )
             case "/readyz":
-                return self._render(request, lambda: _probe(self.pages.ready()))
+                return self._render(
+                    request, lambda: http_messages.probe_response(self.pages.ready())
+                )
             case path if path in _PAGES:
                 return None
             case _:
@@ -335,7 +340,7 @@ class HttpServer:
         if request is not None:
             connection.request = None
             response = self._render(request, lambda: self._page(request))
-            connection.unsent = _parts(response, head_only=request.method == "HEAD")
+            connection.unsent = response.parts(head_only=request.method == "HEAD")
         self._send(connection)
         if not connection.unsent:
             self._enter("closing", connection)
@@ -344,7 +349,10 @@ class HttpServer:
         if _PAGES[request.path] == "metrics":
             content_type, body = self.pages.metrics(request.accept)
             return Response(HTTPStatus.OK, body, content_type)
-        return Response(HTTPStatus.OK, self.pages.status(), "text/html; charset=utf-8")
+        if _PAGES[request.path] == "json":
+            return http_messages.json_response(self.pages.json())
+        beginning, rest = self.pages.status()
+        return Response(HTTPStatus.OK, beginning, "text/html; charset=utf-8", rest)
 
     def _send(self, connection: _Connection) -> None:
         """Send as many bytes as the kernel accepts. Raises OSError, including BlockingIOError."""
@@ -386,14 +394,3 @@ def _listener(address: str) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     return listener
-
-
-def _parts(response: Response, *, head_only: bool) -> list[memoryview]:
-    """Return the parts of a response that are still to be sent, without copying the body."""
-    parts = (response.head(), b"" if head_only else response.body)
-    return [memoryview(part) for part in parts if part]
-
-
-def _probe(reason: str) -> Response:
-    status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
-    return Response(status, f"{reason or 'ok'}\n".encode("utf-8", "replace"))

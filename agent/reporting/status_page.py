@@ -1,22 +1,26 @@
 """Renders the status page as HTML without scripts.
 
-Text from profiles, names and errors is always escaped. The page is readable at widths of 400 px and
-1,400 px, in light and dark mode, and with a screen reader. The size of the page is limited. Every
+The page is readable at widths of 400 px and 1,400 px, in light and dark mode, and with a screen
+reader. The size of the page is limited (agent.reporting.page_tables). The filters are links to
+anchors, and the style sheet hides the other rows, so that the server never renders a filter. Every
 client that reaches the port can read the page. The page therefore contains no information that is
 only for the log.
 """
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from typing import Final
 
 from agent.core.finding_codes import Severity
 from agent.core.findings import Finding
+from agent.core.labels import DOMAIN, label_key, node_selector
+from agent.core.model import KINDS
 from agent.core.report import ProfileStatus, Report
-from agent.reporting.table import BAD_STATES, GOOD_STATES, clean
+from agent.core.vocabulary import ProfileState
+from agent.reporting.page_tables import Row, Table, plain, text
+from agent.reporting.table import BAD_STATES, GOOD_STATES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,190 +46,321 @@ class StatusView:
     """The last passes, beginning with the oldest one."""
     at: float = 0.0
     """The Unix time in seconds at which the last pass ended."""
+    domain: str = DOMAIN
+    """The domain of the Node's labels."""
+    runbook_url: str = ""
+    """The address of docs/runbook.md; empty if no address is known."""
 
 
-STYLE: Final = """
+ROWS: Final = 3000  # the largest number of rows in one table
+# the units of an age, each with the age at which the next unit begins and its length in seconds
+_UNITS: Final = ((120, "s", 1), (7200, "min", 60), (float("inf"), "h", 3600))
+_SEVERITIES: Final = (Severity.ERROR, Severity.WARNING, Severity.NOTICE)
+_FINDINGS: Final = Table(
+    name="findings",
+    caption="Findings, errors first",
+    columns=("Severity", "Code", "Where", "What", "What to do"),
+    unbroken=frozenset({"Severity", "Code"}),
+    max_bytes=1 << 20,
+)
+_PROFILES: Final = Table(
+    name="profiles",
+    caption="Profiles, failures first",
+    columns=("Name", "Kind", "State", "Mode", "Why", "Source", "Label", "For the pod"),
+    unbroken=frozenset({"Kind", "State", "Mode", "Label"}),
+    max_bytes=3 << 19,
+)
+_SETS: Final = Table(
+    name="sets",
+    caption="Profile sets of the sources",
+    columns=("Set", "State", "Keys", "Why"),
+    unbroken=frozenset({"State", "Keys"}),
+    max_bytes=1 << 19,
+)
+_LABELS: Final = Table(
+    name="labels",
+    caption="The agent's other labels on the Node",
+    columns=("Key", "Value"),
+    unbroken=frozenset(),
+    max_bytes=1 << 18,
+)
+_PASSES: Final = Table(
+    name="passes",
+    caption="Newest first",
+    columns=("Ended", "Took", "Result"),
+    unbroken=frozenset({"Ended", "Took", "Result"}),
+    max_bytes=1 << 16,
+)
+TABLES: Final = (_FINDINGS, _PROFILES, _SETS, _LABELS, _PASSES)
+MAX_BYTES: Final = sum(table.max_bytes for table in TABLES) + 20_000  # of the whole page
+_FILTERS: Final = ("failures", *ProfileState, *KINDS)
+STYLE: Final = (
+    """
 :root{color-scheme:light dark;--line:#767676;--bad:#a40000;--good:#0a5c0a}
-@media(prefers-color-scheme:dark){:root{--line:#8c8c8c;--bad:#ff9d94;--good:#86d586}}
+@media(prefers-color-scheme:dark){:root{--line:#8c8c8c;--bad:#ff9d94;--good:#86d586}
+a{color:#9cc3ff}}
 body{background:Canvas;color:CanvasText}
-body{font:1rem/1.5 system-ui,sans-serif;margin:0 auto;max-width:80rem;padding:1rem}
-h1{font-size:1.4rem}h2{font-size:1.15rem;margin-top:2rem}
+body{font:1rem/1.5 system-ui,sans-serif;margin:0 auto;max-width:88rem;padding:1rem}
+h1{font-size:1.4rem;margin:0}h2{font-size:1.15rem;margin-top:2rem}
+.answer{font-size:1.4rem;font-weight:600;margin:.3rem 0}
+nav ul{list-style:none;margin:.5rem 0;padding:0}nav li{display:inline-block;margin-right:1.2rem}
 table{border-collapse:collapse;width:100%}
 caption{text-align:left;padding:.3rem 0}
 th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;border-bottom:1px solid var(--line)}
-th,td{overflow-wrap:anywhere}
-thead th,.short{overflow-wrap:normal}
-.bad{color:var(--bad);font-weight:600}.good{color:var(--good);font-weight:600}
-code{font-size:.95em}
+th,td,h1{overflow-wrap:anywhere}
+thead th{overflow-wrap:normal}
+.bad{color:var(--bad)}.good{color:var(--good)}
+.profiles .bad,.profiles .good,.sets .bad,.sets .good{color:inherit}
+.profiles .bad>:nth-child(3),.sets .bad>:nth-child(2){color:var(--bad);font-weight:600}
+.profiles .good>:nth-child(3),.sets .good>:nth-child(2){color:var(--good);font-weight:600}
+code{font-size:.95em;user-select:all}
+td code{display:block}.l::before{content:"localhostProfile: "}.n::before{content:"nodeSelector: "}
+"""
+    + "".join(
+        f"#show-{name}:target~.profiles tbody>:not(.{'bad' if name == 'failures' else name})"
+        f'{{display:none}}#show-{name}:target~nav a[href="#show-{name}"]{{font-weight:700}}\n'
+        for name in _FILTERS
+    )
+    + "".join(table.wide_style() for table in TABLES)
+    + """
+@media(min-width:60rem){.profiles td:nth-child(6){width:15%}
+.profiles td:last-child{width:30%}}
 @media(max-width:45rem){
 thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 tr{display:block;border-bottom:1px solid var(--line);padding:.4rem 0}
 th,td{display:block;border:0;padding:.1rem 0}
-td::before,th[data-name]::before{content:attr(data-name) ": ";font-weight:400}}
+tbody th::before,tbody td::before{font-weight:400}
 """
-ROWS: Final = 3000  # the largest number of rows in one table
-TABLE_BYTES: Final = 1 << 20  # the largest size of one table in bytes
-_SHORT_COLUMNS: Final = frozenset(  # the columns that contain single words, which are never broken
-    {"Kind", "State", "Mode", "Code", "Keys", "Value", "Ended", "Took", "Result"}
+    + "".join(table.narrow_style() for table in TABLES)
+    + "}\n"
 )
-_SEVERITIES: Final = (Severity.ERROR, Severity.WARNING, Severity.NOTICE)
 
 
-def page(view: StatusView) -> str:
-    """Return the page as HTML."""
-    parts = [_head(view)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """A rendered page without the age of the last pass, which is different for each request."""
+
+    beginning: str
+    ending: str
+    at: float | None
+    """The Unix time in seconds at which the last pass ended; None before the first pass."""
+
+    def opening(self, now: float) -> str:
+        """Return the beginning of the page with the age of the last pass."""
+        if self.at is None:
+            return self.beginning
+        return f"{self.beginning}{_age(now - self.at)} ago"
+
+
+def page(view: StatusView) -> Page:
+    """Return the page about a view."""
+    answer, sections = "No pass has ended yet", ""
+    color = ""
     if view.report is not None:
-        parts += _body(view.report)
-    parts += _labels(view.labels)
-    parts += _passes(view.passes)
-    return (
+        states = Counter(row.state for row in view.report.profiles)
+        counts = [f"{number} {state}" for state, number in states.most_common()]
+        answer = f"{', '.join(counts) or 'No profiles'}, last pass "
+        color = " good" if view.report.converged else " bad"
+        sections = "".join(_sections(view, view.report))
+    head = (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>profile-loader on {_text(view.node)}</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>\n"
+        f"<title>profile-loader on {text(view.node)}</title>"
+        f"<style>{STYLE}</style></head>"
+    )
+    return Page(
+        beginning=f"{head}<body><main><h1>profile-loader on {text(view.node)}</h1>"
+        f'<p class="answer{color}">{answer}',
+        ending=f".</p>{sections or _footer(view)}</main></body></html>\n",
+        at=view.at if view.report is not None else None,
     )
 
 
-def _head(view: StatusView) -> str:
-    return (
-        f"<h1>profile-loader on {_text(view.node)}</h1>{_summary(view)}"
-        f'<p>Version {_text(view.version)}. <a href="metrics">Metrics</a></p>'
-    )
+def _age(seconds: float) -> str:
+    """Return an age as a number with one unit, for example `12 s`."""
+    unit, length = next((unit, length) for limit, unit, length in _UNITS if seconds < limit)
+    return f"{max(0, round(seconds / length))} {unit}"
 
 
-def _summary(view: StatusView) -> str:
-    """Return the first sentence of the page, which states whether the node matches the sources."""
-    if view.report is None:
-        return "<p>No pass has ended yet.</p>"
-    converged = view.report.converged
-    states = Counter(row.state for row in view.report.profiles)
-    counts = ", ".join(f"{number} {state}" for state, number in states.most_common())
-    return (
-        f'<p class="{"good" if converged else "bad"}">'
-        f"{'Every profile is in place.' if converged else 'Not every profile is in place.'}</p>"
-        f"<p>{counts or 'No profiles'}. The last pass ended at {_time(view.at)}.</p>"
-    )
-
-
-def _body(report: Report) -> Iterator[str]:
-    """Yield the sections of a report, beginning with problems."""
-    rows = sorted(report.profiles, key=lambda row: row.state not in BAD_STATES)[:ROWS]
+def _sections(view: StatusView, report: Report) -> Iterator[str]:
+    """Yield the sections of a report, beginning with findings."""
+    rows = sorted(report.profiles, key=_rank)
     findings = _findings(report, rows)
-    yield "<h2>Problems</h2>"
-    yield _table(
-        "Findings, errors first",
-        ("Where", "Code", "What", "What to do"),
-        [_finding_cells(profile, finding) for profile, finding in findings[:ROWS]],
+    severities = Counter(finding.severity for _, finding in findings)
+    counts = ", ".join(
+        f"{severities[name]} {name}{'s' if severities[name] > 1 else ''}"
+        for name in _SEVERITIES
+        if severities[name]
+    )
+    yield _summary(view, report)
+    yield _contents(len(findings), len(rows))
+    yield f"<h2 id=findings>Findings</h2><p>{counts or 'No findings'}.{_runbook_note(view)}</p>"
+    yield _FINDINGS.html(
+        [_finding_row(profile, finding, view.runbook_url) for profile, finding in findings[:ROWS]],
         omitted=max(0, len(findings) - ROWS),
     )
-    yield "<h2>Profiles</h2>"
-    yield _table(
-        "Profiles, failures first",
-        ("Name", "Kind", "State", "Mode", "Why", "Source"),
-        [_profile_cells(row) for row in rows],
-        omitted=len(report.profiles) - len(rows),
+    yield f"<h2 id=profiles>Profiles</h2><div>{_filters(rows)}"
+    yield _PROFILES.html(
+        [_profile_row(row, view) for row in rows[:ROWS]], omitted=max(0, len(rows) - ROWS)
     )
-    yield "<h2>Sources</h2>"
-    yield _table(
-        "Profile sets of the sources",
-        ("Set", "State", "Keys", "Why"),
-        [[one.profile_set, one.state, str(one.keys), one.reason] for one in report.profile_sets],
+    yield "</div><h2 id=sources>Sources</h2>"
+    sets = report.profile_sets
+    yield _SETS.html(
+        [
+            Row(cells=plain(item.profile_set, item.state, str(item.keys), item.reason))
+            for item in sets[:ROWS]
+        ],
+        omitted=max(0, len(sets) - ROWS),
     )
+    yield from _other_labels(view.labels, rows, view.domain)
+    yield from _passes(view.passes)
+
+
+def _rank(row: ProfileStatus) -> int:
+    """Return the position of a profile: failures first, and installed profiles last."""
+    return 0 if row.state in BAD_STATES else 2 if row.state in GOOD_STATES else 1
+
+
+def _summary(view: StatusView, report: Report) -> str:
+    result = (
+        "Converged: every profile is installed and verified."
+        if report.converged
+        else "Not converged: some profiles are not installed, or a source has a problem."
+    )
+    return f"<p>{result} The last pass ended at {_time(view.at)}. Version {text(view.version)}.</p>"
+
+
+def _footer(view: StatusView) -> str:
+    return f'<p>Version {text(view.version)}. <a href="metrics">Metrics</a></p>'
+
+
+def _contents(findings: int, profiles: int) -> str:
+    links = (
+        ("#findings", f"Findings ({findings})"),
+        ("#profiles", f"Profiles ({profiles})"),
+        ("#sources", "Sources"),
+        ("report.json", "JSON report"),
+        ("metrics", "Metrics"),
+    )
+    return _links("Contents", links)
+
+
+def _links(name: str, links: Iterable[tuple[str, str]]) -> str:
+    items = "".join(f'<li><a href="{address}">{shown}</a></li>' for address, shown in links)
+    return f'<nav aria-label="{name}"><ul>{items}</ul></nav>'
+
+
+def _filters(rows: Sequence[ProfileStatus]) -> str:
+    """Return the links that show only some of the profiles, and the anchors of these links."""
+    if not rows:
+        return ""
+    numbers: Counter[str] = Counter(row.state for row in rows)
+    numbers["failures"] = sum(numbers[state] for state in BAD_STATES)
+    numbers.update(row.kind for row in rows)
+    names = [name for name in _FILTERS if numbers[name]]
+    anchors = "".join(f"<span id=show-{name}></span>" for name in names)
+    links = [(f"#show-{name}", f"{name} ({numbers[name]})") for name in names]
+    return anchors + _links("Filters", [("#profiles", f"all ({len(rows)})"), *links])
 
 
 def _findings(report: Report, rows: Sequence[ProfileStatus]) -> list[tuple[str, Finding]]:
-    """Return all findings with the names of their profiles, sorted by severity."""
+    """Return all findings with the names of their profiles, sorted by severity.
+
+    Warnings that the operator has acknowledged follow all other warnings.
+    """
     findings = [("", finding) for finding in report.findings]
     supports = report.kind_support.values()
     findings += [("", support.finding) for support in supports if support.finding is not None]
     findings += [(row.name or row.key, finding) for row in rows for finding in row.findings]
-    unique = dict.fromkeys(findings)
-    return sorted(unique, key=lambda pair: _SEVERITIES.index(pair[1].severity))
+
+    def rank(pair: tuple[str, Finding]) -> tuple[int, bool]:
+        return _SEVERITIES.index(pair[1].severity), pair[1].is_acknowledged
+
+    return sorted(dict.fromkeys(findings), key=rank)
 
 
-def _profile_cells(row: ProfileStatus) -> list[str]:
-    source = f"{row.key} in {row.profile_set}"
-    return [row.name or row.key, row.kind, row.state, row.mode, row.why, source]
+def _runbook_note(view: StatusView) -> str:
+    """Return the sentence that explains the codes if they are not links."""
+    if view.runbook_url:
+        return ""
+    return " Each code is a heading of docs/runbook.md; --runbook-url makes the codes links."
 
 
-def _finding_cells(profile: str, finding: Finding) -> list[str]:
+def _finding_row(profile: str, finding: Finding, runbook_url: str) -> Row:
     places = dict.fromkeys(place for place in (profile, finding.location) if place)
-    return [": ".join(places), finding.code, finding.message, finding.hint]
+    acknowledged = " (acknowledged)" if finding.is_acknowledged else ""
+    severity, code, *others = plain(
+        f"{finding.severity}{acknowledged}",
+        finding.code,
+        ": ".join(places),
+        finding.message,
+        finding.hint,
+    )
+    if runbook_url:
+        code = f'<a href="{text(runbook_url)}#{code}">{code}</a>'
+    return Row(cells=(severity, code, *others))
 
 
-def _labels(labels: Mapping[str, str]) -> Iterator[str]:
-    if labels:
+def _profile_row(row: ProfileStatus, view: StatusView) -> Row:
+    source = row.profile_set if row.key == row.name else f"{row.key} in {row.profile_set}"
+    selector = node_selector(row, view.domain)
+    cells = plain(
+        row.name or row.key,
+        row.kind,
+        row.state,
+        row.mode,
+        row.why,
+        source,
+        _label_state(row, selector, view),
+    )
+    codes = [f"<code class=l>{text(row.localhost_profile)}</code>"] * bool(row.localhost_profile)
+    codes += [f"<code class=n>{text(f'{key}: {value}')}</code>" for key, value in selector.items()]
+    color = "good" if row.state in GOOD_STATES else "bad" if row.state in BAD_STATES else ""
+    return Row(
+        cells=(*cells, "".join(codes)), classes=" ".join(filter(None, (color, row.state, row.kind)))
+    )
+
+
+def _label_state(row: ProfileStatus, selector: Mapping[str, str], view: StatusView) -> str:
+    """Return whether the Node has the label of a profile; empty if the profile needs no label."""
+    if not row.name:
+        return ""
+    for key, value in selector.items():
+        if key in view.labels:
+            return "set" if view.labels[key] == value else "outdated"
+        return "not set"
+    return "set" if label_key(row.kind, row.name, view.domain) in view.labels else ""
+
+
+def _other_labels(
+    present: Mapping[str, str], rows: Sequence[ProfileStatus], domain: str
+) -> Iterator[str]:
+    """Yield the section about the labels that the table of profiles does not contain."""
+    shown = {label_key(row.kind, row.name, domain) for row in rows[:ROWS] if row.name}
+    others = [
+        Row(cells=plain(key, value)) for key, value in sorted(present.items()) if key not in shown
+    ]
+    if others:
         yield "<h2>Labels</h2>"
-        rows = [[key, value] for key, value in sorted(labels.items())]
-        yield _table("The agent's labels on the Node", ("Label", "Value"), rows)
+        yield _LABELS.html(others)
 
 
 def _passes(passes: tuple[PassSummary, ...]) -> Iterator[str]:
     if passes:
         yield "<h2>Last passes</h2>"
-        rows = [
+        yield _PASSES.html(
             [
-                _time(one.at),
-                f"{one.seconds:.3f} s",
-                "in place" if one.converged else "not in place",
+                Row(
+                    cells=plain(
+                        _time(item.at),
+                        f"{item.seconds:.3f} s",
+                        "converged" if item.converged else "not converged",
+                    )
+                )
+                for item in reversed(passes)
             ]
-            for one in reversed(passes)
-        ]
-        yield _table("Newest first", ("Ended", "Took", "Result"), rows)
-
-
-def _table(
-    caption: str, columns: tuple[str, ...], rows: Sequence[list[str]], *, omitted: int = 0
-) -> str:
-    """Return a table of at most TABLE_BYTES, and the number of omitted rows.
-
-    Args:
-        caption: the caption of the table.
-        columns: the headings of the columns.
-        rows: the cells of each row.
-        omitted: the number of rows that the caller has already omitted.
-    """
-    if not rows:
-        return "<p>None.</p>"
-    # If a style sheet displays table elements as blocks, browsers ignore their meaning, so each
-    # element has a role.
-    head = "".join(f'<th scope="col" role="columnheader">{_text(name)}</th>' for name in columns)
-    lines: list[str] = []
-    size = 0
-    for row in rows:
-        line = _line(columns, row)
-        size += len(line.encode("utf-8", "replace"))
-        if size > TABLE_BYTES:
-            break
-        lines.append(line)
-    omitted += len(rows) - len(lines)
-    more = f"<p>{omitted} more are not shown here. The log contains them.</p>" if omitted else ""
-    return (
-        f'<table role="table"><caption>{_text(caption)}</caption>'
-        f'<thead role="rowgroup"><tr role="row">{head}</tr></thead>'
-        f'<tbody role="rowgroup">{"".join(lines)}</tbody></table>{more}'
-    )
-
-
-def _line(columns: tuple[str, ...], row: list[str]) -> str:
-    cells = enumerate(zip(columns, row, strict=True))
-    shown = (_cell(value, column, is_first=index == 0) for index, (column, value) in cells)
-    return f'<tr role="row">{"".join(shown)}</tr>'
-
-
-def _cell(value: str, column: str, *, is_first: bool) -> str:
-    tag, scope = ("th", ' scope="row" role="rowheader"') if is_first else ("td", ' role="cell"')
-    color = "good" if value in GOOD_STATES else "bad" if value in BAD_STATES else ""
-    classes = [color] if color and column == "State" else []
-    classes += ["short"] if column in _SHORT_COLUMNS else []
-    attribute = f' class="{" ".join(classes)}"' if classes else ""
-    shown = _text(value) or "&mdash;"
-    return f'<{tag}{scope}{attribute} data-name="{_text(column)}">{shown}</{tag}>'
+        )
 
 
 def _time(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
-
-
-def _text(value: str) -> str:
-    return escape(clean(value))

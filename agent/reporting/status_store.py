@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from agent.core.report import Report
+from agent.core.report import Report, exit_status
 from agent.core.vocabulary import SupportState
 from agent.heartbeat import Heartbeat
+from agent.reporting.json_report import public_document
 from agent.reporting.metrics import Metrics
-from agent.reporting.status_page import PassSummary, StatusView, page
+from agent.reporting.status_page import Page, PassSummary, StatusView, page
 
 METRICS_SECONDS: Final = 1.0  # the largest age at which rendered metrics are served again
 # This is the number of formats whose rendered metrics are stored, because clients can request many
@@ -29,7 +30,9 @@ class _Page:
 
     report_number: int
     labels: Mapping[str, str]
-    content: bytes
+    page: Page
+    """The page without its ending."""
+    ending: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,40 @@ class _Scrape:
     at: float
     """When the metrics were rendered, in monotonic seconds."""
     content: bytes
+
+
+class _Documents:
+    """The newest status page and the newest JSON report; both are rendered once per report."""
+
+    def __init__(self, *, allow_unsupported: bool) -> None:
+        self._allow_unsupported = allow_unsupported
+        self._page: _Page | None = None
+        self._json: tuple[int, bytes] | None = None
+
+    def page(self, view: StatusView, number: int) -> _Page:
+        """Return the page about the report with this number, and about the labels of the view."""
+        current = self._page
+        if current is None or (current.report_number, current.labels) != (number, view.labels):
+            new = page(view)
+            ending = new.ending.encode("utf-8", "replace")
+            current = _Page(
+                report_number=number,
+                labels=view.labels,
+                page=replace(new, ending=""),
+                ending=ending,
+            )
+            self._page = current
+        return current
+
+    def json(self, view: StatusView, number: int) -> bytes:
+        """Return the JSON of the report with this number; empty without a report."""
+        if view.report is None:
+            return b""
+        if self._json is None or self._json[0] != number:
+            status = exit_status(view.report, allow_unsupported=self._allow_unsupported)
+            content = public_document(view.report, exit_status=status, domain=view.domain)
+            self._json = (number, content)
+        return self._json[1]
 
 
 class StatusStore:
@@ -58,6 +95,9 @@ class StatusStore:
         heartbeat: Heartbeat,
         labels: Callable[[], Mapping[str, str]],
         unconfined_processes: Callable[[], int],
+        domain: str,
+        runbook_url: str,
+        allow_unsupported: bool,
     ) -> None:
         """Begin without a report.
 
@@ -69,16 +109,21 @@ class StatusStore:
             heartbeat: the heartbeat of the main loop.
             labels: returns the agent's labels that are or may be on the Node.
             unconfined_processes: returns how many processes lost their confinement.
+            domain: the domain of the Node's labels.
+            runbook_url: the address of docs/runbook.md; empty if no address is known.
+            allow_unsupported: whether a node that does not support a kind can be converged.
         """
         self._metrics = metrics
         self._patience = patience
         self._labels = labels
         self._heartbeat = heartbeat
         self._unconfined_processes = unconfined_processes
-        self._view = StatusView(version=version, node=node, report=None)
+        self._view = StatusView(
+            version=version, node=node, report=None, domain=domain, runbook_url=runbook_url
+        )
+        self._documents = _Documents(allow_unsupported=allow_unsupported)
         self._report_number = 0  # the number of calls of on_report
         self._rendering = threading.Lock()
-        self._page: _Page | None = None
         # the rendered metrics by content type, beginning with the oldest
         self._scrapes: dict[str, _Scrape] = {}
 
@@ -143,13 +188,19 @@ class StatusStore:
         ]
         return f"cannot observe {' and '.join(unobservable)} on this node" if unobservable else ""
 
-    def status(self) -> bytes:
-        """Return the status page."""
+    def status(self) -> tuple[bytes, bytes]:
+        """Return the beginning of the status page, with the age of the report, and the rest of it.
+
+        All connections share the rest, which is rendered once per report.
+        """
         with self._rendering:
-            number, labels = self._report_number, dict(self._labels())
-            rendered = self._page
-            if rendered is None or rendered.report_number != number or rendered.labels != labels:
-                content = page(replace(self._view, labels=labels)).encode("utf-8", "replace")
-                rendered = _Page(report_number=number, labels=labels, content=content)
-                self._page = rendered
-            return rendered.content
+            number = self._report_number
+            view = replace(self._view, labels=dict(self._labels()))
+            current = self._documents.page(view, number)
+        return current.page.opening(time.time()).encode("utf-8", "replace"), current.ending
+
+    def json(self) -> bytes:
+        """Return the JSON report of the last pass; empty before the first pass has ended."""
+        with self._rendering:
+            number = self._report_number
+            return self._documents.json(self._view, number)

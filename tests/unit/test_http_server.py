@@ -29,6 +29,7 @@ class Pages:
 
     reason = ""
     page = b"<p>page</p>"
+    report = b'{"converged": true}'
 
     def metrics(self, accept):
         return "text/plain; version=0.0.4", f"accept {accept}\n".encode()
@@ -40,7 +41,10 @@ class Pages:
         return self.reason
 
     def status(self):
-        return self.page
+        return self.page[:3], self.page[3:]
+
+    def json(self):
+        return self.report
 
 
 @pytest.fixture
@@ -69,7 +73,15 @@ def test_each_path_has_its_page(server):
     """The metrics depend on the Accept header, and the status page has two paths."""
     found = {
         path: ask(server, path, Accept="any")[:2]
-        for path in ("/metrics", "/healthz", "/readyz", "/", "/statusz", "/statusz?x=y")
+        for path in (
+            "/metrics",
+            "/healthz",
+            "/readyz",
+            "/",
+            "/statusz",
+            "/statusz?x=y",
+            "/report.json",
+        )
     }
     assert found == {
         "/metrics": (200, "accept any\n"),
@@ -78,7 +90,14 @@ def test_each_path_has_its_page(server):
         "/": (200, "<p>page</p>"),
         "/statusz": (200, "<p>page</p>"),
         "/statusz?x=y": (200, "<p>page</p>"),
+        "/report.json": (200, '{"converged": true}'),
     }
+
+
+def test_before_the_first_pass_there_is_no_json_report(server, pages):
+    """The response has the status 503 and the reason as its body."""
+    pages.report = b""
+    assert ask(server, "/report.json")[:2] == (503, "no pass has ended yet\n")
 
 
 def test_a_failed_probe_returns_the_reason(server, pages):

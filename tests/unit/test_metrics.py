@@ -1,5 +1,6 @@
 """Tests of agent.reporting.metrics and agent.reporting.status_store."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -319,24 +320,40 @@ def test_a_pass_that_repeats_a_report_has_no_row_on_the_page():
     store = store_of()
     for at, number in ((1.0, 1), (2.0, 1), (3.0, 2)):
         store.on_report(report(row(), pass_number=number), at, passed=True)
-    text = store.status().decode()
+    text = b"".join(store.status()).decode()
     times = re.findall(r"1970-01-01 00:00:0\d UTC", text.partition("<h2>Last passes</h2>")[2])
     assert times == ["1970-01-01 00:00:03 UTC", "1970-01-01 00:00:01 UTC"]
 
 
 def test_the_page_is_rendered_once_per_report_and_set_of_labels():
-    """All requests share one bytes object until the report or the labels change."""
+    """All requests share one bytes object until the report or the labels change. Only the
+    beginning of the page, with the age of the report, is different for each request.
+    """
     labels = {}
     store = store_of(labels=lambda: labels)
     store.on_report(report(row()), 1.0, passed=True)
-    first = store.status()
-    assert store.status() is first
+    beginning, first = store.status()
+    assert store.status()[1] is first
+    assert len(beginning) < 10_000
     store.on_report(report(row()), 2.0, passed=True)
-    second = store.status()
-    assert (second == first, store.status() is second) == (False, True)
+    _, second = store.status()
+    assert (second == first, store.status()[1] is second) == (False, True)
     labels["a.example.org/b"] = "installed"
-    third = store.status()
-    assert (b"a.example.org/b" in third, store.status() is third) == (True, True)
+    _, third = store.status()
+    assert (b"a.example.org/b" in third, store.status()[1] is third) == (True, True)
+
+
+def test_the_json_report_is_rendered_once_per_report():
+    """All requests share one bytes object until the next report."""
+    store = store_of(allow_unsupported=True)
+    assert store.json() == b""
+    store.on_report(report(row("a", "unsupported")), 1.0, passed=True)
+    first = store.json()
+    assert store.json() is first
+    assert json.loads(first)["exit_status"] == 0
+    store.on_report(report(row("a", "rejected")), 2.0, passed=True)
+    second = store.json()
+    assert (json.loads(second)["exit_status"], store.json() is second) == (1, True)
 
 
 def test_a_scrape_is_shared_until_the_next_report():

@@ -15,7 +15,8 @@ from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Repo
 from agent.kube import events
 from agent.reporting import json_report, logs, table
 from agent.reporting.metrics import Metrics
-from tests.reports import status_store
+from tests.reports import D, status_store
+from tests.reports import report as report_of
 
 BAD = Finding(
     code=FindingCode.PARSER_REJECTED,
@@ -163,9 +164,19 @@ def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys
     store.on_report(found, 1.0, passed=True)
     before = replace(found, profiles=(row("web", kind="apparmor"),))
     notes = [one.note for one in events.transitions(before, found)]
-    public = [store.status().decode(), store.metrics("")[1].decode(), *notes]
-    assert ["secret/pod-a" in text for text in public] == [False] * 3
-    assert ["4 pod(s) on this node reference it" in text for text in public] == [True, False, True]
+    public = [
+        b"".join(store.status()).decode(),
+        store.json().decode(),
+        store.metrics("")[1].decode(),
+        *notes,
+    ]
+    assert ["secret/pod-a" in text for text in public] == [False] * 4
+    assert ["4 pod(s) on this node reference it" in text for text in public] == [
+        True,
+        True,
+        False,
+        True,
+    ]
     logs.configure("json", "info")
     logs.log(found)
     private = [
@@ -174,6 +185,41 @@ def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys
         capsys.readouterr().err,
     ]
     assert ["Pods: secret/pod-a, secret/pod-b, c/c, ..." in text for text in private] == [True] * 3
+
+
+def test_the_served_report_has_the_fields_of_the_printed_report():
+    """The served report only adds the numbers of omitted objects, and sorts failures first."""
+    finding = Finding(code=FindingCode.NOT_JSON, location="b.json", message="m", detail="private")
+    rows = (row("a.json"), row("b.json", "rejected", findings=(finding,)))
+    full = report_of(*rows, findings=(finding,), seccomp="enabled")
+    printed = json.loads(json_report.document(full, exit_status=1, domain=D))
+    served = json.loads(json_report.public_document(full, exit_status=1, domain=D))
+    assert served.pop("omitted") == {"sets": 0, "profiles": 0, "problems": 0}
+    assert [profile["name"] for profile in served["profiles"]] == ["b.json", "a.json"]
+    served["profiles"].reverse()
+    for problem in (*printed["problems"], printed["profiles"][1]["problems"][0]):
+        assert problem.pop("detail") == "private"
+    for problem in (*served["problems"], served["profiles"][1]["problems"][0]):
+        assert problem.pop("detail") == ""
+    assert served == printed
+
+
+def test_the_size_of_the_served_report_is_limited():
+    """The report of 10,500 profiles, with long names and findings, has a limited size."""
+    finding = Finding(code=FindingCode.NOT_JSON, location="b.json", message="<" * 400)
+    control = "\x01" * 150
+    rows = [row(f"good-{number}-{control}") for number in range(10_000)]
+    rows += [row(f"bad-{number}", "rejected", findings=(finding,) * 20) for number in range(500)]
+    sets = [
+        ProfileSetStatus(profile_set=f"{number}{'<' * 200}", state="read") for number in range(9000)
+    ]
+    full = report_of(*rows, sets=tuple(sets), findings=(finding,) * 9000)
+    content = json_report.public_document(full, exit_status=1, domain=D)
+    served = json.loads(content)
+    lists = {"sets": 9000, "profiles": 10_500, "problems": 9000}
+    assert 3_000_000 < len(content) < 4 << 20
+    assert {name: len(served[name]) + served["omitted"][name] for name in lists} == lists
+    assert {profile["state"] for profile in served["profiles"]} == {"rejected"}
 
 
 @pytest.mark.parametrize("sandboxed", [True, False, None])
