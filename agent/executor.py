@@ -8,13 +8,21 @@ agent is killed. If an action fails, the later actions are still carried out.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import assert_never
+from typing import Final, assert_never
 
 from agent.core.actions import Action, Adopt, Hold, Install, Keep, Outcome, Release, Remove
 from agent.core.diagnostics import still_in_use
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
-from agent.core.model import KeyId, LedgerEntry, Pending, Profile, ProfileKind, Version
+from agent.core.model import (
+    KeyId,
+    LedgerEntry,
+    Pending,
+    Profile,
+    ProfileKind,
+    UnknownUse,
+    Version,
+)
 from agent.core.ports import (
     Failed,
     Installed,
@@ -28,6 +36,9 @@ from agent.core.ports import (
 from agent.core.vocabulary import OutcomeResult, Provenance, Reason
 from agent.ledger_entries import LedgerEntries, retired_names, without_names
 from agent.profile_preparer import PreparedProfile, ProfilePreparer
+
+UNPROVEN_REMOVAL_SECONDS: Final = 10.0
+"""The longest time in seconds that one pass spends on removals that remove nothing."""
 
 
 class Executor:
@@ -48,6 +59,8 @@ class Executor:
         self.progress = progress
         self._entries = LedgerEntries(ledger, entries)
         self._preparer = ProfilePreparer(backends, ledger)
+        self._unproven_seconds = 0.0
+        """The time that this pass has spent on removals without a result."""
 
     @property
     def entries(self) -> Mapping[KeyId, LedgerEntry]:
@@ -74,7 +87,10 @@ class Executor:
             if outcome.result in (OutcomeResult.FAILED, OutcomeResult.PENDING):
                 failed_keys.add(action.id)
                 failed_keys |= action.previous_owners if isinstance(action, Install) else set()
-            outcomes.append(replace(outcome, seconds=self.clock() - begin))
+            seconds = self.clock() - begin
+            if isinstance(action, Remove) and outcome.result == OutcomeResult.HELD:
+                self._unproven_seconds += seconds
+            outcomes.append(replace(outcome, seconds=seconds))
         return tuple(outcomes)
 
     def _affects_last_good_version(self, action: Action) -> bool:
@@ -224,8 +240,19 @@ class Executor:
     # --- remove and release ----------------------------------------------------------------------
 
     def _remove(self, action: Remove) -> Outcome:
+        """Remove names, unless too many earlier removals of this pass took time without a result.
+
+        Repairs wait until the pass ends, so a later pass attempts the other removals.
+        """
         backend = self.backends[action.id.kind]
-        result = backend.remove(action.names, action.evidence, require_unused=action.require_unused)
+        result: Removed | StillInUse | Failed
+        if action.require_unused and self._unproven_seconds >= UNPROVEN_REMOVAL_SECONDS:
+            later = UnknownUse(reason="the agent checks its use in a later pass")
+            result = StillInUse(uses=dict.fromkeys(action.names, later))
+        else:
+            result = backend.remove(
+                action.names, action.evidence, require_unused=action.require_unused
+            )
         match result:
             case Removed():
                 return _outcome(action, self._entries.forget(action.id, action.names))

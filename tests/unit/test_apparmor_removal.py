@@ -210,6 +210,39 @@ def test_a_profile_with_a_learning_profile_stays(tmp_path):
     assert host.path(f"{TOP}/{DIRECTORY}").exists()
 
 
+def test_a_failed_proof_is_only_repeated_after_the_raw_data_disappear(tmp_path):
+    """While the same raw data remain, the reason is known without a replacement of the profile."""
+    node(tmp_path, revision="5\n")
+    host = KernelWithRawData(tmp_path)
+    changes = policy_changes(host)
+    installed = changes.install(PROFILE, BODY, replaceable=())
+    assert changes.remembered_uses(["web"]) == {}
+    host.keeps = 1
+    first = changes.remove(["web"], installed.evidence, require_unused=True)
+    assert isinstance(first, StillInUse)
+    assert changes.remembered_uses(["web"]) == first.uses
+    assert host.number == 2
+    shutil.rmtree(host.path(f"{kernel_access.ROOT}/policy/raw_data/1"))
+    assert changes.remembered_uses(["web"]) == {}
+    assert changes.remove(["web"], installed.evidence, require_unused=True) == Removed()
+
+
+def test_a_learning_profile_is_read_again_at_each_attempt(tmp_path):
+    """The reason is remembered until the kernel no longer lists the learning profile."""
+    node(tmp_path, revision="5\n")
+    host = KernelWithRawData(tmp_path)
+    changes = policy_changes(host)
+    installed = changes.install(PROFILE, BODY, replaceable=())
+    host.learning = "web//null-/bin/sleep"
+    host.list_profiles()
+    first = changes.remove(["web"], installed.evidence, require_unused=True)
+    assert changes.remembered_uses(["web"]) == first.uses
+    host.learning = ""
+    host.list_profiles()
+    assert changes.remembered_uses(["web"]) == {}
+    assert changes.remove(["web"], installed.evidence, require_unused=True) == Removed()
+
+
 @pytest.mark.parametrize("vanishes", [True, False])
 def test_a_change_by_another_program_does_not_prevent_the_proof(tmp_path, vanishes):
     """If another program changes the list of profiles at any time, the proof is still required."""

@@ -492,6 +492,34 @@ def test_a_profile_that_the_backend_finds_in_use_is_held(use, code):
     assert node.entries == {profile.id: stored(profile)}
 
 
+def test_removals_that_remove_nothing_have_a_time_limit():
+    """After the time limit, a pass attempts no more removals, so that repairs do not wait."""
+    seconds = [0.0]
+
+    class KindWithSlowProofs(MemoryKind):
+        attempts = 0
+
+        def remove(self, names, evidence, *, require_unused):
+            KindWithSlowProofs.attempts += 1
+            seconds[0] += 4.0
+            return StillInUse(uses=dict.fromkeys(names, UnknownUse(reason="a zombie")))
+
+    node, profile = Node(), inspected()
+    node.entries = {profile.id: stored(profile)}
+    runner = Executor(
+        backends={"apparmor": KindWithSlowProofs(node, Steps())},
+        ledger=MemoryLedger(node, Steps()),
+        entries=node.entries,
+        clock=lambda: seconds[0],
+    )
+    outcomes = runner.execute([removing(profile)] * 5)
+    assert KindWithSlowProofs.attempts == 3
+    assert {outcome.result for outcome in outcomes} == {"held"}
+    codes = {finding.code for outcome in outcomes for finding in outcome.findings}
+    assert codes == {"use_unknown"}
+    assert node.entries == {profile.id: stored(profile)}
+
+
 def test_a_failed_removal_keeps_the_ledger_entry():
     """If a removal fails, the ledger entry stays, and a later pass tries again."""
     node, profile = Node(), inspected()

@@ -183,6 +183,12 @@ class AppArmorBackend:
     def remove(
         self, names: Collection[str], evidence: Mapping[str, Evidence], *, require_unused: bool
     ) -> Removed | StillInUse | Failed:
-        """Remove profiles after a final check of their content and use."""
+        """Remove profiles after a final check of their content and use.
+
+        If the last proof of disuse failed and would fail again, the result is returned at once.
+        """
+        uses = self.changes.remembered_uses(names) if require_unused else {}
+        if uses:
+            return StillInUse(uses=uses)
         self._observation = None
         return self.changes.remove(names, evidence, require_unused=require_unused)

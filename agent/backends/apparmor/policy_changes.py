@@ -12,7 +12,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from agent.backends.apparmor import compiled_policy, diagnostics, policy_writer
+from agent.backends.apparmor import (
+    compiled_policy,
+    diagnostics,
+    policy_references,
+    policy_writer,
+)
 from agent.backends.apparmor.compiled_policy import DeclaredProfile
 from agent.backends.apparmor.confinement_tracker import ConfinementTracker
 from agent.backends.apparmor.kernel_access import KernelAccess
@@ -282,6 +287,11 @@ class PolicyChanges:
                     return own
         return self._remove(sorted(own))
 
+    def remembered_uses(self, names: Collection[str]) -> dict[str, InUse | UnknownUse]:
+        """Return the unknown uses of profiles whose last proof of disuse would fail again."""
+        reason = self.references.remembered_reason(names)
+        return self._unknown(names, reason) if reason else {}
+
     def _own(
         self, names: Collection[str], evidence: Mapping[str, Evidence]
     ) -> dict[str, ObservedProfile] | Failed:
@@ -310,23 +320,23 @@ class PolicyChanges:
         """
         if not self.processes.shows_pending_exec():
             return bool(loaded)
-        return any(map(_has_raw_data_and_hash, loaded.values()))
+        return any(map(policy_references.has_raw_data_and_hash, loaded.values()))
 
     def _unproven(
         self, loaded: Mapping[str, ObservedProfile], evidence: Mapping[str, Evidence]
     ) -> dict[str, InUse | UnknownUse]:
         """Return the profiles that are in use, or that something may still reference."""
-        hides_pending_exec = not self.processes.shows_pending_exec()
-        prefix = "this kernel hides pending execs, and " if hides_pending_exec else ""
         # The proof of disuse writes different bytes. Only the hash of a single profile stays the
         # same if the content is the same.
-        if not _have_own_hashes(loaded, evidence):
-            unknown = UnknownUse(reason=f"{prefix}the expected hash of a single profile is missing")
-            return dict.fromkeys(loaded, unknown)
-        unproven = self.references.why_unproven(loaded.keys())
-        if unproven:
-            return dict.fromkeys(loaded, UnknownUse(reason=f"{prefix}{unproven}"))
-        return self._uses(loaded)
+        if not policy_references.have_own_hashes(loaded, evidence):
+            return self._unknown(loaded, "the expected hash of a single profile is missing")
+        reason = self.references.why_unproven(loaded.keys())
+        return self._unknown(loaded, reason) if reason else self._uses(loaded)
+
+    def _unknown(self, names: Collection[str], reason: str) -> dict[str, InUse | UnknownUse]:
+        is_hidden = not self.processes.shows_pending_exec()
+        prefix = "this kernel hides pending execs, and " if is_hidden else ""
+        return dict.fromkeys(names, UnknownUse(reason=f"{prefix}{reason}"))
 
     def _remove(self, names: Sequence[str]) -> Removed | Failed:
         """Remove profiles, beginning with parents, and verify that they are no longer loaded."""
@@ -347,21 +357,6 @@ class PolicyChanges:
 
 def _not_unused(uses: Mapping[str, Use]) -> dict[str, InUse | UnknownUse]:
     return {name: use for name, use in uses.items() if not isinstance(use, Unused)}
-
-
-def _has_raw_data_and_hash(profile: ObservedProfile) -> bool:
-    """Return whether the kernel shows the hash of a single profile, and that of its raw data."""
-    return {token.partition(":")[0] for token in profile.evidence} >= {"own", "raw"}
-
-
-def _have_own_hashes(
-    loaded: Mapping[str, ObservedProfile], evidence: Mapping[str, Evidence]
-) -> bool:
-    """Return whether the kernel shows the expected hash of each single profile."""
-    return all(
-        any(token.startswith("own:") for token in evidence[name] & profile.evidence)
-        for name, profile in loaded.items()
-    )
 
 
 def _verified(

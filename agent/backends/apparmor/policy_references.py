@@ -16,13 +16,14 @@ a profile that has a learning profile.
 """
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from agent.backends.apparmor import compiled_policy
 from agent.backends.apparmor.kernel_access import ROOT, Probes
 from agent.backends.apparmor.policy_view import PolicyView
 from agent.backends.apparmor.policy_writer import PolicyWriter
+from agent.core.model import Evidence, ObservedProfile
 from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import Signature
 
@@ -35,7 +36,23 @@ RELEASE_SECONDS: Final = 1.0
 """The longest wait in seconds. In an emulated machine, the kernel needed 4 to 32 ms."""
 
 _POLL_SECONDS: Final = 0.002
+_MOST_FAILURES: Final = 8192
 _FILLER_BYTES: Final = 16
+
+
+def has_raw_data_and_hash(profile: ObservedProfile) -> bool:
+    """Return whether the kernel shows the hash of a single profile, and that of its raw data."""
+    return {token.partition(":")[0] for token in profile.evidence} >= {"own", "raw"}
+
+
+def have_own_hashes(
+    loaded: Mapping[str, ObservedProfile], evidence: Mapping[str, Evidence]
+) -> bool:
+    """Return whether the kernel shows the expected hash of each single profile."""
+    return all(
+        any(token.startswith("own:") for token in evidence[name] & profile.evidence)
+        for name, profile in loaded.items()
+    )
 
 
 class PolicyReferences:
@@ -52,6 +69,36 @@ class PolicyReferences:
 
         The names are None if the layout of the entry is not known.
         """
+
+        self._failures: dict[frozenset[str], tuple[frozenset[str], str]] = {}
+        """Names -> the entries of policy/raw_data that prevented the last proof, and the reason.
+
+        If there are no entries, a learning profile prevented the proof.
+        """
+
+    def remembered_reason(self, names: Collection[str]) -> str:
+        """Return why the last proof failed if nothing has changed since then, or "" otherwise.
+
+        This check takes less than a millisecond per entry, and a proof may take a second.
+        """
+        wanted = frozenset(names)
+        entries, reason = self._failures.get(wanted, (frozenset(), ""))
+        try:
+            if reason and not entries:
+                reason = self._learning_profile(wanted)
+            elif not all(self.host.exists(f"{_RAW_DATA}/{entry}") for entry in entries):
+                reason = ""
+        except (HostError, OSError, ValueError):
+            reason = ""
+        if not reason:
+            self._failures.pop(wanted, None)
+        return reason
+
+    def _remember(self, names: frozenset[str], entries: frozenset[str], reason: str) -> str:
+        if len(self._failures) >= _MOST_FAILURES:
+            self._failures.clear()
+        self._failures[names] = entries, reason
+        return reason
 
     def why_unproven(self, names: Collection[str]) -> str:
         """Return why one of the profiles may still be referenced, or "" if none is referenced.
@@ -79,8 +126,10 @@ class PolicyReferences:
         earlier = self.view.raw_data_entries(names)
         if earlier.keys() != names:
             return _CHANGED
-        if not set(earlier.values()) >= self._declaring(names):
-            return f"{_HOLDERS} still holds an earlier version of it"
+        older = frozenset(self._declaring(names) - set(earlier.values()))
+        if older:
+            reason = f"{_HOLDERS} still holds an earlier version of it"
+            return self._remember(names, older, reason)
         reason = self._shared(names, frozenset(earlier.values()))
         if reason:
             return reason
@@ -105,7 +154,8 @@ class PolicyReferences:
         ]
         if not learning:
             return ""
-        return f'a process may still enter the learning profile "{min(learning)}"'
+        reason = f'a process may still enter the learning profile "{min(learning)}"'
+        return self._remember(names, frozenset(), reason)
 
     def _shared(self, names: frozenset[str], entries: frozenset[str]) -> str:
         """Return another loaded profile that keeps the raw data, or "".
@@ -129,9 +179,11 @@ class PolicyReferences:
         if len(new) != 1 or self.host.read(f"{_RAW_DATA}/{min(new)}/raw_data") != policy:
             return _CHANGED
         end = self.probes.clock() + RELEASE_SECONDS
-        while self._declaring(names) != new:
+        while (declaring := self._declaring(names)) != new:
             if self.probes.clock() >= end:
-                return f"{_HOLDERS} still holds it"
+                return self._remember(
+                    names, frozenset(declaring - new), f"{_HOLDERS} still holds it"
+                )
             self.probes.pause(_POLL_SECONDS)
         return ""
 
