@@ -82,7 +82,7 @@ ROWS: Final = (
     ),
     Row(
         name="reboot",
-        what="a start after a reboot with 1,000 cached profiles, VM",
+        what="a start after a reboot with 1,000 cached profiles, in the VM",
         reach="no parser run; at most 2 x the time of writing the same policies to the kernel",
         place="machine:reboot",
         runs=3,
@@ -90,7 +90,7 @@ ROWS: Final = (
     ),
     Row(
         name="loaded",
-        what="a start with 1,000 loaded profiles, VM",
+        what="a start with 1,000 profiles already loaded, in the VM",
         reach="at most 2.5 s; nothing is loaded or written",
         place="machine:loaded",
         runs=3,
@@ -123,23 +123,24 @@ ROWS: Final = (
     Row(
         name="verified",
         what="from a ConfigMap change to the verified AppArmor profile and its label",
-        reach="median at most 300 ms more than the compile time",
+        reach="median at most 300 ms longer than the compile time",
         place="api:verified",
         runs=20,
         minutes=6,
     ),
     Row(
         name="repair",
-        what="restoring a profile that another program removed, VM",
-        reach="median at most 50 ms more than the load itself",
+        what="restoring a profile that another program removed, in the VM",
+        reach="median at most 50 ms longer than the load itself",
         place="machine:repair",
         runs=50,
         minutes=2,
     ),
     Row(
         name="memory",
-        what="memory of the daemon with ConfigMaps and 20 profiles",
-        reach="at most 60 MiB, peak 72 MiB; no growth; 1,000 profiles at most 20 MiB more",
+        what="memory of the daemon that reads ConfigMaps, with 20 profiles",
+        reach="at most 60 MiB, peak at most 72 MiB; no growth; at most 20 MiB more for 1,000 "
+        "profiles",
         place="api:memory",
         runs=3,
         minutes=10,
