@@ -1,7 +1,7 @@
 """`python -m bench`: measures every row, prints it, and writes bench/results.md.
 
 Run the benchmark as root from the top of the repository, on an idle machine, in an environment that
-only has the packages of requirements-run.lock (docs/performance.md). The benchmark is not a test,
+has only the packages in requirements-run.lock (docs/performance.md). The benchmark is not a test,
 and no figure makes it fail.
 """
 

@@ -38,7 +38,7 @@ def busy() -> float:
 
 
 def api_server() -> str:
-    """Return the version of the API server of the tests, from its go.mod."""
+    """Return the version of the tests' API server, from its go.mod."""
     from tests.system import cluster
 
     found = re.search(r"k8s\.io/kubernetes (v[\d.]+)", (cluster.MODULE / "go.mod").read_text())

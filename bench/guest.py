@@ -184,7 +184,7 @@ def cached() -> list[Path]:
 
 
 def tree() -> list[tuple[str, int]]:
-    """Return every file of the state directory with its modification time."""
+    """Return every file in the state directory with its modification time."""
     return sorted((str(path), path.stat().st_mtime_ns) for path in STATE.rglob("*"))
 
 

@@ -72,7 +72,7 @@ def _config_maps(directory: Path) -> "ConfigMapSource":
 def passes(source: str, root: str, kinds: str, runs: str) -> None:
     """Run a first pass and later passes; print the cost of each, and the result of the last pass.
 
-    The later passes only begin when the files are old enough for the agent to trust their
+    The later passes begin only when the files are old enough for the agent to trust their
     signatures.
     """
     one = _pass(source, root, kinds)

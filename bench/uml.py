@@ -60,8 +60,8 @@ def run(files: Mapping[str, bytes], command: str, *, timeout_seconds: float) -> 
             except subprocess.TimeoutExpired:
                 pass
             finally:
-                # The processes of the guest are processes of this machine, and must end together
-                # with its kernel.
+                # The guest's processes are processes on this machine, and must end together with
+                # its kernel.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

@@ -23,7 +23,7 @@ def parts(root):
     """Return the size of each part of the image in bytes; the last value is the total."""
     sizes = dict.fromkeys(
         (
-            "bytecode of all Python code",
+            "bytecode for all Python code",
             "kubernetes, the API client",
             "other Python packages",
             "the agent",
@@ -54,7 +54,7 @@ def parts(root):
         else:
             part = rest
         sizes[part] += status.st_size
-    sizes["together"] = sum(sizes.values())
+    sizes["total"] = sum(sizes.values())
     return sizes
 
 
