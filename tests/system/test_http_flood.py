@@ -20,7 +20,7 @@ PROBES = ("/healthz", "/readyz")
 UNREAD = 32  # the number of connections of clients that do not read
 ROUNDS = 12
 LONG = "profile-" * 14  # ConfigMap generators create long names.
-PAGES = ("/", "/statusz", "/", "/metrics")
+PAGES = ("/", "/statusz", "/report.json", "/metrics")
 REQUESTS_PER_SECOND = 66
 
 
