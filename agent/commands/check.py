@@ -103,7 +103,7 @@ def check(
     inspectors = _Inspectors(apparmor, _seccomp(config, target), target.include)
     results = _inspect(config, groups, inspectors, progress)
     rows = [row for result in results for row in _rows(result)]
-    skipped: list[Finding | None] = []
+    skipped: list[Finding] = []
     if rows:  # Files without a profile, such as a README, are accepted together with profiles.
         emptied = [item for item in directories if isinstance(item, Emptied)]
         directories = [item for item in directories if item not in emptied]
@@ -118,7 +118,7 @@ def check(
             *filter(None, map(_unread, snapshots)),
             *(report_builder.sandbox_findings([apparmor.sandbox()]) if has_apparmor else ()),
             *(notice for result in results for notice in report_builder.left_out_findings(result)),
-            *filter(None, skipped),
+            *skipped,
         ),
     )
     abi = apparmor.targets.features_file if has_apparmor else ""

@@ -78,11 +78,7 @@ def text(items: Iterable[LeftOut]) -> tuple[str, str]:
     return " ".join(item.message for item in items), " ".join(hints)
 
 
-def finding(profile_set: str, items: Sequence[LeftOut]) -> Finding | None:
-    """Return a notice about the inputs of a profile set that are left out; None if no input is left
-    out.
-    """
-    if not items:
-        return None
+def finding(profile_set: str, items: Sequence[LeftOut]) -> Finding:
+    """Return a notice about the inputs of a profile set that are left out."""
     message, hint = text(items)
     return Finding(code=FindingCode.INPUT_SKIPPED, location=profile_set, message=message, hint=hint)

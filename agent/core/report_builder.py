@@ -290,9 +290,8 @@ def left_out_findings(desired: Desired) -> Iterable[Finding]:
     The finding about an emptied profile set already contains these inputs.
     """
     for origin, items in desired.left_out.items():
-        notice = left_out.finding(origin, items)
-        if notice is not None and not isinstance(desired.profile_sets[origin], Emptied):
-            yield notice
+        if not isinstance(desired.profile_sets[origin], Emptied):
+            yield left_out.finding(origin, items)
 
 
 _HINTS: Final = {
