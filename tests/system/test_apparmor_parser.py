@@ -68,7 +68,7 @@ def test_names_and_modes_are_read_from_the_compiled_policy(tmp_path):
     """One key can declare several profiles with hats and child profiles."""
     text = (
         "profile web flags=(complain) {\n  ^HAT { file, }\n  profile kid /bin/ls { file, }\n}\n"
-        'profile "two words" { file, }\r\n'
+        'profile "two words" { file, signal, }\r\n'
     )
     result = inspect(tmp_path, text)
     assert isinstance(result, Profile)
@@ -83,7 +83,7 @@ def test_names_and_modes_are_read_from_the_compiled_policy(tmp_path):
 
 def test_rules_that_the_parser_omits_cause_a_warning(tmp_path):
     """If a policy lacks rules of its text, it is accepted with the warning of the parser."""
-    result = inspect(tmp_path, "profile x {\n  file,\n  dbus,\n  dbus send,\n}\n")
+    result = inspect(tmp_path, "profile x {\n  signal, file,\n  dbus,\n  dbus send,\n}\n")
     assert isinstance(result, Profile)
     assert [(finding.code, finding.location) for finding in result.findings] == [
         ("rule_not_enforced", "line 3")
