@@ -112,7 +112,12 @@ def run(function: Callable[[], _Result], access: Access) -> _Result:
     thread = threading.Thread(target=restricted, daemon=True)
     try:
         thread.start()
-    except RuntimeError as error:  # The system cannot start another thread.
+    except RuntimeError as error:
+        if error.__context__ is not None:
+            # A signal handler raised an exception in Condition.wait, which then cannot release its
+            # lock again.
+            raise error.__context__ from None
+        # The system cannot start another thread.
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
     thread.join()
     if errors:
