@@ -56,9 +56,9 @@ RIGHTS = [
 
 # With these system calls, every container runtime can start a container.
 START_CALLS = """
-arch_prctl capget capset chdir close execve exit_group fstat fstatfs getcwd getdents64 getppid
-newfstatat openat prctl read rt_sigaction rt_sigprocmask setgid setgroups setresgid setresuid
-setuid write
+arch_prctl capget capset chdir close execve exit_group fcntl fstat fstatfs futex getcwd getdents64
+getppid newfstatat openat prctl read readlinkat rt_sigaction rt_sigprocmask setgid setgroups
+setresgid setresuid setuid statx write
 """
 
 
