@@ -52,6 +52,8 @@ STANDARD = "bookworm"
 RELEASES = {STANDARD: "3.11", "trixie": "3.13", "sid": "3.14"}
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"  # the packages of every release
 STARTS = 3
+POWER_OFF = b"sysrq: Power Off"
+POWER_OFF_SECONDS = 30
 # This version is part of the cache keys. Increase the version when the build of the tree changes.
 RECIPE = 4
 # On a busy host, the first timer interrupts arrive too late for a check of the guest's kernel,
@@ -387,6 +389,7 @@ def _boot(folder, image, append, timeout_seconds, more):
     """Run the emulator, and return the command's output and whether the guest ended by itself."""
     serial = folder / "output"
     serial.write_bytes(b"")
+    (folder / "console").write_bytes(b"")
     command = [
         "qemu-system-x86_64", "-accel", "tcg", "-cpu", "Nehalem", "-smp", "1", "-m", "1024",
         "-display", "none", "-no-reboot", "-nodefaults",
@@ -397,9 +400,11 @@ def _boot(folder, image, append, timeout_seconds, more):
         *more,
     ]  # fmt: skip
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    ended, limit = False, pace.Limit(timeout_seconds)
+    ended, limit, since_power_off = False, pace.Limit(timeout_seconds), 0
     try:
-        while not (ended or limit.expired()):
+        # The emulator rarely keeps running after the guest has written its disk and powered off.
+        while not (ended or limit.expired() or since_power_off > POWER_OFF_SECONDS):
+            since_power_off += POWER_OFF in (folder / "console").read_bytes()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(1)
                 ended = True
