@@ -14,6 +14,7 @@ from typing import Final, assert_never
 from agent import cli, console, process, state_lock, streams
 from agent.config import Config, log_level
 from agent.core.finding_codes import Severity
+from agent.core.printable import printable
 
 FAILED: Final = 1
 USAGE: Final = 2
@@ -162,7 +163,6 @@ def _render(command: cli.Render) -> int:
 def _compare(path: str, text: str) -> int:
     """Print the differences between a file and the rendered text, and return the exit status."""
     from agent.commands import render
-    from agent.reporting import table
 
     try:
         differences = render.differences(path, text)
@@ -171,7 +171,7 @@ def _compare(path: str, text: str) -> int:
         return UNREADABLE
     if not differences:
         return 0
-    streams.write("".join(f"{table.clean(line)}\n" for line in differences))
+    streams.write("".join(f"{printable(line)}\n" for line in differences))
     streams.warn([f"{path} differs from the output. Write the output to this file again."])
     return FAILED
 
@@ -187,7 +187,6 @@ def _lacks_directory(include: Sequence[str]) -> bool:
 
 def _convert(command: cli.Convert) -> int:
     from agent.commands import convert
-    from agent.reporting import table
 
     try:
         result = convert.convert(
@@ -205,7 +204,7 @@ def _convert(command: cli.Convert) -> int:
         if command.config.quiet and finding.severity != Severity.ERROR:
             continue
         text = f"{finding.severity}: {finding.code}: {finding.location}: {finding.message}"
-        sys.stderr.write(table.clean(f"{text} {finding.hint}".rstrip()) + "\n")
+        sys.stderr.write(printable(f"{text} {finding.hint}".rstrip()) + "\n")
     return int(result.has_errors)
 
 

@@ -14,8 +14,8 @@ from agent.command_help import COMMANDS, FLAG_ONLY_OPTIONS, options_of
 from agent.config import OPTIONS, Config
 from agent.config_loader import RawValues, read
 from agent.config_values import VARIABLE_PREFIX, suggestion
+from agent.core.printable import printable
 from agent.option import Option
-from agent.reporting import table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,6 +331,6 @@ def _include(values: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _usage(mistakes: Sequence[str], command: str) -> Usage:
-    lines = [f"profile-loader: {table.clean(mistake)}" for mistake in mistakes]
+    lines = [f"profile-loader: {printable(mistake)}" for mistake in mistakes]
     see = "See profile-loader --help." if not command else f"See profile-loader {command} --help."
     return Usage(text="\n".join([*lines, see]) + "\n", status=2)

@@ -138,7 +138,7 @@ class Inspector:
         """
         try:
             return self.backends[kind].inspect(source_key)
-        except Exception as error:  # noqa: BLE001 - see above
+        except Exception as error:  # noqa: BLE001 - one key must not affect other keys
             id_ = KeyId(kind=kind, profile_set=source_key.profile_set, key=source_key.key)
             finding = diagnostics.check_failed(id_, type(error).__name__, _lines(error))
             return Rejection(id=id_, findings=(finding,))

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from agent.core.printable import printable
+
 
 class OutputError(Exception):
     """Standard output cannot be written."""
@@ -20,9 +22,7 @@ class OutputError(Exception):
 
 def warn(lines: Iterable[str]) -> None:
     """Write lines to standard error, without control characters."""
-    from agent.reporting import table
-
-    sys.stderr.writelines(f"profile-loader: {table.clean(line)}\n" for line in lines)
+    sys.stderr.writelines(f"profile-loader: {printable(line)}\n" for line in lines)
 
 
 def write(text: str) -> None:

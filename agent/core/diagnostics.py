@@ -46,7 +46,7 @@ def label_pending(name: str) -> Finding:
 
 
 def check_failed(id_: KeyId, error: str, location: str) -> Finding:
-    """Report a defect of the agent that prevented the check of a key.
+    """Report an unexpected exception in the check of a key.
 
     Args:
         id_: The key.
@@ -56,9 +56,10 @@ def check_failed(id_: KeyId, error: str, location: str) -> Finding:
     return Finding(
         code=FindingCode.CHECK_FAILED,
         location=id_.key,
-        message=f"The check of this key failed because of a defect in profile-loader ({error}). "
-        "The last good version stays installed.",
-        hint="Report the defect, with the detail of this finding from the log or the JSON report.",
+        message=f"The check of this key ended with an unexpected error ({error}). The key is not "
+        "installed; an earlier version of it stays.",
+        hint="If the node has enough memory and free descriptors, this is a defect: report it with "
+        "the detail of this finding from the log or the JSON report.",
         detail=f"{error} at {location}",
     )
 

@@ -1,7 +1,7 @@
 """The codes of findings.
 
 Logs, metrics, Events and the runbook refer to codes, so a released code never changes its meaning.
-findings.py declares the findings that have these codes.
+agent.core.findings defines findings, and agent.core.diagnostics builds many of them.
 """
 
 from enum import StrEnum
@@ -45,7 +45,7 @@ class FindingCode(StrEnum):
     """Files, keys or resources are not read as profiles."""
     # both kinds
     CHECK_FAILED = "check_failed", Severity.ERROR
-    """A defect in the agent prevented the check of a key."""
+    """The check of a key ended with an unexpected exception."""
     NOT_UTF8 = "not_utf8", Severity.ERROR
     NAME_CONFLICT = "name_conflict", Severity.ERROR
     """Two keys provide the same name with different content."""

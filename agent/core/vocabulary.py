@@ -1,7 +1,7 @@
 """The enumerations of states, actions and reasons in decisions, reports and logs.
 
 The value of a member is its text in JSON reports, metrics, logs and tables. The code compares
-members and never compares text. Findings have their own codes (`agent.core.findings`).
+members and never compares text. Findings have their own codes (`agent.core.finding_codes`).
 """
 
 from enum import StrEnum

@@ -13,6 +13,7 @@ import functools
 import os
 import stat
 import struct
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -109,13 +110,14 @@ def run(function: Callable[[], _Result], access: Access) -> _Result:
         except BaseException as error:  # noqa: BLE001 - raised in the calling thread
             errors.append(error)
 
+    handled = sys.exception()
     thread = threading.Thread(target=restricted, daemon=True)
     try:
         thread.start()
     except RuntimeError as error:
-        if error.__context__ is not None:
-            # A signal handler raised an exception in Condition.wait, which then cannot release its
-            # lock again.
+        if error.__context__ is not handled and error.__context__ is not None:
+            # A signal handler raised an exception in Condition.wait, which could then not release
+            # its lock.
             raise error.__context__ from None
         # The system cannot start another thread.
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error

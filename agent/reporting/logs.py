@@ -15,6 +15,7 @@ import structlog
 
 from agent.core.finding_codes import FindingCode, Severity
 from agent.core.findings import Finding
+from agent.core.printable import printable
 from agent.core.report import ProfileStatus, Report
 from agent.core.vocabulary import INSTALLS, ON_NODE, ActionName, ProfileState
 from agent.reporting import table
@@ -93,7 +94,7 @@ def _clean(
     This function is not needed for JSON, because the JSON renderer escapes such characters.
     """
     return {
-        key: table.clean(value) if isinstance(value, str) else value for key, value in event.items()
+        key: printable(value) if isinstance(value, str) else value for key, value in event.items()
     }
 
 

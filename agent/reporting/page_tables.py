@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
-from agent.reporting.table import clean
+from agent.core.printable import printable
 
 NOTHING: Final = "&mdash;"
 
@@ -96,7 +96,7 @@ class Table:
 
 def text(value: str) -> str:
     """Return a text as HTML."""
-    return escape(clean(value))
+    return escape(printable(value))
 
 
 def plain(*values: str) -> tuple[str, ...]:

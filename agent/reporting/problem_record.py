@@ -16,6 +16,7 @@ import msgspec
 from agent.core.finding_codes import FindingCode, Severity
 from agent.core.findings import Finding
 from agent.core.model import ProfileKind
+from agent.core.printable import printable
 from agent.core.report import ProfileStatus, Report
 from agent.core.vocabulary import ActionName, ProfileState, Reason
 from agent.host.file_role import FileRole
@@ -125,9 +126,9 @@ def _stored(report: Report) -> _Stored:
         rows=[
             _StoredRow(
                 kind=row.kind,
-                origin=_encodable(row.profile_set),
-                key=_encodable(row.key),
-                name=_encodable(row.name),
+                origin=printable(row.profile_set),
+                key=printable(row.key),
+                name=printable(row.name),
                 state=row.state.value,
                 findings=_stored_findings(row.findings),
             )
@@ -142,17 +143,12 @@ def _stored_findings(findings: Iterable[Finding]) -> list[_StoredFinding]:
     return [
         _StoredFinding(
             code=item.code.value,
-            location=_encodable(item.location),
-            message=_encodable(item.message),
-            hint=_encodable(item.hint),
+            location=printable(item.location),
+            message=printable(item.message),
+            hint=printable(item.hint),
         )
         for item in errors[:MOST_FINDINGS]
     ]
-
-
-def _encodable(text: str) -> str:
-    """Escape the bytes of a file name or a profile name that are not UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _row(stored: _StoredRow) -> ProfileStatus:

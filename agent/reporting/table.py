@@ -14,6 +14,7 @@ from typing import Final, TextIO
 from agent.core import labels
 from agent.core.finding_codes import Severity
 from agent.core.findings import Finding
+from agent.core.printable import printable
 from agent.core.report import ProfileStatus, Report
 from agent.core.vocabulary import ActionName, ProfileState, Reason
 
@@ -68,7 +69,7 @@ def table(
         has_colors: whether to color the states of profiles.
     """
     rows = [
-        (row.kind, clean(row.name or row.key), row.state, clean(_why(row)))
+        (row.kind, printable(row.name or row.key), row.state, printable(_why(row)))
         for row in report.profiles
     ]
     colors = _COLORS if has_colors else {}
@@ -96,7 +97,9 @@ def origins(report: Report) -> str:
     lines = []
     for row in report.profiles:
         digest = f", sha256 {row.source_digest}" if row.source_digest else ""
-        lines.append(clean(f'{row.name or row.key}: key "{row.key}" of {row.profile_set}{digest}'))
+        lines.append(
+            printable(f'{row.name or row.key}: key "{row.key}" of {row.profile_set}{digest}')
+        )
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -157,15 +160,8 @@ def _selectors(report: Report, domain: str) -> list[str]:
     copy them.
     """
     selectors = [labels.node_selector(row, domain).items() for row in report.profiles]
-    lines = [f"  {clean(key)}: {value}" for selector in selectors for key, value in selector]
+    lines = [f"  {printable(key)}: {value}" for selector in selectors for key, value in selector]
     return ["nodeSelector, if the Node has labels:", *lines] if lines else []
-
-
-def clean(text: str) -> str:
-    """Return a text in which every character that is not printable is escaped."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def _why(row: ProfileStatus) -> str:
@@ -243,7 +239,7 @@ def _summary(report: Report, nothing: str) -> str:
 
 def _wrap(text: str, width: int, indent: str = "") -> list[str]:
     return textwrap.wrap(
-        clean(" ".join(text.split())),
+        printable(" ".join(text.split())),
         max(width, 20),
         initial_indent=indent,
         subsequent_indent=indent,

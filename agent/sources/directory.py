@@ -24,6 +24,7 @@ from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.left_out import LeftOut
 from agent.core.model import Missing, Snapshot, SourceKey, Unreadable
+from agent.core.printable import printable
 from agent.host import reading, stat_signature
 from agent.host.stat_signature import Signature
 from agent.sources import limits
@@ -262,7 +263,7 @@ class _Walk:
             self.collected.skipped.append(key)
             return
         if not name.isprintable():
-            shown = _printable(key)
+            shown = printable(key)
             self.collected.reject(shown, limits.unsafe(shown, "contains unprintable characters"))
         elif stat.S_ISDIR(mode):
             self._read_subdirectory(fd, name, key)
@@ -323,7 +324,7 @@ class _Walk:
         target = os.path.realpath(f"/proc/self/fd/{fd}/{name}")
         reason = ""
         if not os.path.lexists(target):
-            shown = _printable(os.readlink(name, dir_fd=fd))
+            shown = printable(os.readlink(name, dir_fd=fd))
             reason = f'is a link, and its target "{shown}" does not exist'
         elif os.path.commonpath([top, target]) != top:
             reason = "is a link that leads out of the source"
@@ -381,11 +382,6 @@ def _open(name: str, flags: int, fd: int) -> int:
         if error.errno in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
             raise _ChangedError from error
         raise
-
-
-def _printable(text: str) -> str:
-    """Escape the characters of a path that are unprintable or not UTF-8."""
-    return "".join(part if part.isprintable() else ascii(part)[1:-1] for part in text)
 
 
 def _not_regular(key: str, reason: str) -> Finding:

@@ -31,7 +31,7 @@ def test_a_defect_in_the_check_of_one_key_does_not_affect_other_keys(tmp_path):
     (finding,) = report.profiles[0].findings
     assert (finding.code, finding.location) == ("check_failed", "a.aa")
     assert finding.message == (
-        "The check of this key failed because of a defect in profile-loader (KeyError). "
-        "The last good version stays installed."
+        "The check of this key ended with an unexpected error (KeyError). The key is not "
+        "installed; an earlier version of it stays."
     )
     assert finding.detail.startswith("KeyError at inspector.py:")

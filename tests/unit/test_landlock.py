@@ -193,6 +193,38 @@ def test_a_signal_handler_that_raises_leaves_no_program_running():
     assert children() - known == set()
 
 
+class InterruptedThread(threading.Thread):
+    """A thread during whose start a signal handler raises an exception, as seen in CPython 3.11."""
+
+    def start(self):
+        try:
+            raise InterruptedRunError
+        finally:
+            raise RuntimeError("release unlocked lock")
+
+
+class RefusedThread(threading.Thread):
+    """A thread that the system cannot start."""
+
+    def start(self):
+        raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize(
+    ("thread", "error"), [(InterruptedThread, InterruptedRunError), (RefusedThread, OSError)]
+)
+def test_an_interrupted_start_is_not_a_lack_of_threads(monkeypatch, thread, error):
+    """The exception of the signal handler is raised, also while another exception is handled."""
+    monkeypatch.setattr(threading, "Thread", thread)
+    with pytest.raises(error):
+        landlock.run(lambda: None, Access(read=[]))
+    try:
+        int("x")
+    except ValueError:
+        with pytest.raises(error):
+            landlock.run(lambda: None, Access(read=[]))
+
+
 @needs_landlock
 def test_a_thousand_runs_leave_no_thread_and_no_descriptor(files):
     """At its end, each run releases its thread and its descriptors."""

@@ -1,0 +1,11 @@
+"""Escapes characters in names and messages of other programs that must not reach a reader."""
+
+
+def printable(text: str) -> str:
+    """Return a text in which every character that is not printable is escaped.
+
+    These characters include control characters and bytes that are not UTF-8.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
