@@ -57,7 +57,7 @@ def check_failed(id_: KeyId, error: str, location: str) -> Finding:
         code=FindingCode.CHECK_FAILED,
         location=id_.key,
         message=f"The check of this key ended with an unexpected error ({error}). The key is not "
-        "installed; an earlier version of it stays.",
+        "installed. Its last good version stays, if there is one.",
         hint="If the node has enough memory and free descriptors, this is a defect: report it with "
         "the detail of this finding from the log or the JSON report.",
         detail=f"{error} at {location}",

@@ -32,6 +32,6 @@ def test_a_defect_in_the_check_of_one_key_does_not_affect_other_keys(tmp_path):
     assert (finding.code, finding.location) == ("check_failed", "a.aa")
     assert finding.message == (
         "The check of this key ended with an unexpected error (KeyError). The key is not "
-        "installed; an earlier version of it stays."
+        "installed. Its last good version stays, if there is one."
     )
     assert finding.detail.startswith("KeyError at inspector.py:")
