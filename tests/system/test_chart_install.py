@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -151,7 +150,8 @@ def test_the_life_of_a_release(cluster, chart, tmp_path):
             until(lambda: not may_list_pods(agent), "the removal of the right")
             assert "profile-loader.io/startup" not in json.dumps(cluster.get(POLICY)["spec"])
             helm(cluster, "uninstall", charts.RELEASE, "--wait")
-            time.sleep(2)
+            reads = observer.reads + 10
+            until(lambda: observer.reads >= reads, "more reads of the Node")
     assert (observer.different, observer.reads > 10) == ([], True)
     assert (attempts.allowed, attempts.refused_by_policy > 10) == (0, True)
     print(f"{attempts.refused_by_policy} attempts were refused by the policy")
