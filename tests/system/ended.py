@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 from agent.__main__ import main
 
@@ -26,8 +27,12 @@ class Last:
 
 
 def talk():
+    """Write lines faster than a pipe without a reader takes them, but leave the interpreter to the
+    other threads between two lines.
+    """
     while True:
-        logging.getLogger("agent").warning("x" * 99)
+        logging.getLogger("agent").warning("x" * 999)
+        time.sleep(0.001)
 
 
 class Moments:
