@@ -102,7 +102,7 @@ class Controller:
         self.reports = ReportDelivery(
             publisher=publisher, sinks=sinks, findings=self._findings, clock=clock
         )
-        self._node_labels: Mapping[str, str] | None = None  # when the last pass started
+        self._node_labels: Mapping[str, str] | None = None  # When the last pass started.
 
     def run(self) -> None:
         """Run passes until an exception ends the process, for example in a signal handler."""

@@ -29,7 +29,7 @@ WINDOW_SECONDS: Final = 60
 # The DaemonSet enables both profile kinds, but this machine has no AppArmor.
 KINDS: Final = "apparmor,seccomp"
 BOTH: Final = (f"--kinds={KINDS}", "--allow-unsupported")
-_KEYS: Final = 50  # the number of keys in one ConfigMap
+_KEYS: Final = 50  # The number of keys in one ConfigMap.
 _SYSCALLS: Final = 100
 _SETTLED_SECONDS: Final = 5.0
 _KINDS_SAID: Final = (
@@ -95,7 +95,7 @@ def _told(one: "OnNode", key: str, data: dict[str, str]) -> float:
     watch.request("GET", path, headers={"Authorization": "Bearer admin"})
     events = watch.getresponse()
     try:
-        events.readline()  # the current state of the Node
+        events.readline()  # The current state of the Node.
         one.config_map(data, name="more", labels={"app": "profiles"})
         begin = time.monotonic()
         while line := events.readline():

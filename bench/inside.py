@@ -20,7 +20,7 @@ NAMESPACE = "bench"
 YOUNG_SECONDS = 3.0  # The agent reads newer files again (agent/sources/directory.py).
 _KEYS = 50  # With this number of keys, a ConfigMap stays below its limit of 1 MiB.
 _PROCESSES = 1000
-_CONFINED = 50  # the number of confined processes among them
+_CONFINED = 50  # The number of confined processes among them.
 
 
 def _config(source: str, root: str, kinds: str) -> "Config":

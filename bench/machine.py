@@ -22,7 +22,7 @@ LOADER: Final = "k8s.io/kubernetes/test/images/apparmor-loader"
 MACHINES: Final = ("VM", "UML")
 _TIMEOUT_SECONDS: Final = 3000
 _REPAIR_MS: Final = 50.0
-_VERSIONS: Final[dict[str, str]] = {}  # the versions from the last start of each machine
+_VERSIONS: Final[dict[str, str]] = {}  # The versions from the last start of each machine.
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from agent.sources import yaml_documents
 class Converted:
     """The result of a conversion."""
 
-    text: str  # the converted profile, or empty after an error
+    text: str  # The converted profile, or empty after an error.
     findings: tuple[Finding, ...]
 
     @property

@@ -55,7 +55,7 @@ def inline(path: str, include: Sequence[str]) -> Rendered:
         return Rendered(text="", mistakes=(f"{path}: {error.strerror}",), read=False)
     if len(content) > limits.KEY_BYTES:
         return Rendered(text="", mistakes=(f"{path}: {limits.too_large(path).message}",))
-    name = f"{PurePosixPath(path).name}.profile"  # the kind of every text is AppArmor
+    name = f"{PurePosixPath(path).name}.profile"  # The kind of every text is AppArmor.
     key = SourceKey(profile_set="", key=path, name=name, content=content)
     inlined = Inliner(include).inline(key)
     if not isinstance(inlined, Inlined):
@@ -149,7 +149,7 @@ def _split(keys: list[SourceKey]) -> list[list[SourceKey]]:
     parts: list[list[SourceKey]] = []
     size = LIMIT
     for key in keys:
-        # the size of the content as base64
+        # The size of the content as base64.
         key_size = len(key.content) * 4 // 3 + len(key.key) + 16
         if size + key_size > LIMIT:
             parts.append([])

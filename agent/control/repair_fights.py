@@ -31,7 +31,7 @@ class RepairFights:
         self.paused_until = 0.0
         """Until this time, changes on the node do not trigger a pass."""
 
-        self._repairs: dict[str, deque[float]] = {}  # the times of recent repairs, by name
+        self._repairs: dict[str, deque[float]] = {}  # The times of recent repairs, by name.
 
     def record(self, report: Report, now: float) -> None:
         """Count the repairs of a pass, and begin a pause if one name was repaired too often."""

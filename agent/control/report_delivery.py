@@ -70,7 +70,7 @@ class ReportDelivery:
         self.report: Report | None = None
         """The complete report of the last pass."""
 
-        self._pass_report: Report | None = None  # the report that the pass returned
+        self._pass_report: Report | None = None  # The report that the pass returned.
 
     def is_new(self, report: Report) -> bool:
         """Return whether a pass found any change since the previous pass."""

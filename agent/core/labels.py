@@ -154,7 +154,7 @@ def _collisions(report: Report, domain: str) -> dict[str, frozenset[str]]:
             names_by_label[label_key(row.kind, row.name, domain)].add(row.name)
     for status in report.profile_sets:
         names_by_label[_set_key(status.profile_set, domain)].add(status.profile_set)
-    names_by_label.pop("", None)  # profile sets that get no label
+    names_by_label.pop("", None)  # Profile sets that get no label.
     return {label: frozenset(texts) for label, texts in names_by_label.items() if len(texts) > 1}
 
 

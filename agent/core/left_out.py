@@ -13,7 +13,7 @@ from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.vocabulary import LeftOutReason
 
-_MOST_NAMES: Final = 10  # the number of names in one message
+_MOST_NAMES: Final = 10  # The number of names in one message.
 
 _MESSAGES: Final = {
     LeftOutReason.NAME: (

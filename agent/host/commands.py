@@ -23,7 +23,7 @@ from typing import IO, Final
 from agent.host import landlock
 from agent.host.filesystem import translated_errors
 
-# the interval at which a running command is checked for cancellation
+# The interval at which a running command is checked for cancellation.
 CANCEL_CHECK_SECONDS: Final = 0.1
 _ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 

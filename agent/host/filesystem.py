@@ -19,7 +19,7 @@ from agent.host import reading, stat_signature, temporary_files
 from agent.host.file_role import FileRole
 from agent.host.stat_signature import Signature
 
-_LINK_LIMIT: Final = 40  # the kernel's limit of symbolic links in one path: path_resolution(7)
+_LINK_LIMIT: Final = 40  # The kernel's limit of symbolic links in one path: path_resolution(7).
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -47,7 +47,7 @@ class Host:
     def __init__(self, root: str | Path = "/") -> None:
         self.root = Path(root)
         self._is_system_root = self.root == Path("/")
-        self._swept: set[tuple[int, int]] = set()  # the device and inode of each swept directory
+        self._swept: set[tuple[int, int]] = set()  # The device and inode of each swept directory.
 
     def path(self, path: str | PurePosixPath) -> Path:
         """Return the path on this machine for an absolute path on the host.
@@ -121,7 +121,7 @@ class Host:
     def link(self, path: str) -> str:
         """Return the target of a symbolic link without resolving it. Raises HostError."""
         try:
-            return os.readlink(self._resolve(path))  # faster, read for each profile
+            return os.readlink(self._resolve(path))  # Faster, read for each profile.
         except OSError as error:
             raise HostError(path, error) from error
 
@@ -289,7 +289,7 @@ class Host:
             self._sweep_once(fd)
             temporary, file = temporary_files.create(fd)
             try:
-                with open(file, "wb") as stream:  # a descriptor, not a path
+                with open(file, "wb") as stream:  # A descriptor, not a path.
                     stream.write(content)
                     stream.flush()
                     os.fchmod(file, role.mode)
@@ -378,7 +378,7 @@ class Host:
         if not parts or name.startswith("/") or any(part in ("..", ".") for part in parts):
             raise OSError(errno.EINVAL, "not a relative path without '..'")
         top = self._directory(base)
-        if create and not os.path.isdir(top):  # faster, checked for each write
+        if create and not os.path.isdir(top):  # Faster, checked for each write.
             Path(top).mkdir(mode=0o755, parents=True, exist_ok=True)
         fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

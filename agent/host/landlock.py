@@ -74,9 +74,9 @@ _ABI_1_FILES: Final = (1 << 13) - 1
 _LATER_RIGHTS: Final[Mapping[int, Handled]] = {
     2: Handled(files=1 << 13, network=0, scoped=0),  # REFER: link or rename between directories
     3: Handled(files=1 << 14, network=0, scoped=0),  # TRUNCATE
-    4: Handled(files=0, network=0b11, scoped=0),  # bind and connect of TCP sockets
+    4: Handled(files=0, network=0b11, scoped=0),  # Bind and connect of TCP sockets.
     5: Handled(files=1 << 15, network=0, scoped=0),  # IOCTL_DEV
-    6: Handled(files=0, network=0, scoped=0b11),  # abstract UNIX sockets and signals
+    6: Handled(files=0, network=0, scoped=0b11),  # Abstract UNIX sockets and signals.
 }
 """The access that each ABI version can deny in addition to the access of earlier versions."""
 _AUDIT_ABI: Final = 7

@@ -85,10 +85,10 @@ class FileLedger:
         self.revision = 0
         """The number of times that the entries were read. Equal revisions mean equal entries."""
 
-        # the signatures at the last read or write
+        # The signatures at the last read or write.
         self._last_signatures: Signatures | None = None
         self._cached: tuple[Signatures, Mapping[KeyId, LedgerEntry]] | None = None
-        # the names of the stored bytes, or None until the directory is listed
+        # The names of the stored bytes, or None until the directory is listed.
         self._bodies: set[str] | None = None
 
     def entries(self) -> Mapping[KeyId, LedgerEntry] | Finding:

@@ -28,8 +28,8 @@ from agent.kube.errors import StatusError, UnreachableError, WatchNotStartedErro
 from agent.kube.responses import RESPONSE_BYTES, Event, Json
 
 CONNECT_SECONDS: Final = 5.0
-READ_SECONDS: Final = 10.0  # the longest time between two parts of a response
-RESPONSE_SECONDS: Final = 60.0  # the longest time from the request to the last byte of the response
+READ_SECONDS: Final = 10.0  # The longest time between two parts of a response.
+RESPONSE_SECONDS: Final = 60.0  # The longest time from the request to the last byte of the response.
 # This is the time limit of a whole watch. The reflector asks the server to end each watch after at
 # most 360 s.
 WATCH_SECONDS: Final = 600.0
@@ -185,7 +185,7 @@ class Api:
         )
         response = self._start_watch(access, pools, request, silence_seconds)
         try:
-            if response.status != HTTPStatus.OK:  # the only status of a successful watch
+            if response.status != HTTPStatus.OK:  # The only status of a successful watch.
                 with connections.deadline(RESPONSE_SECONDS):
                     content = responses.read(response)
                     responses.parse_response(response, content, responses.parse_object)

@@ -14,7 +14,7 @@ from agent.core.finding_codes import FindingCode
 from agent.core.report import ProfileStatus, Report
 from agent.core.vocabulary import INSTALLS, ON_NODE, ActionName, ProfileState, Reason
 
-# the limit NoteLengthLimit in kubernetes, pkg/apis/core/validation/events.go
+# The limit NoteLengthLimit in kubernetes, pkg/apis/core/validation/events.go.
 NOTE_BYTES: Final = 1024
 # client-go has the same limits (tools/record/events_cache.go: defaultSpamBurst, defaultSpamQPS).
 BURST: Final = 25

@@ -16,8 +16,8 @@ from agent.kube.responses import RESPONSE_BYTES, Json
 # Reading and parsing a page takes about 3.3 bytes of memory per byte (measured with ConfigMaps).
 PAGE_BYTES: Final = 4 << 20
 PAGE_OBJECTS: Final = 100
-PAGE_LIMIT: Final = 10_000  # the maximum number of pages in one list
-# the number of attempts to read one list, because its page token may expire
+PAGE_LIMIT: Final = 10_000  # The maximum number of pages in one list.
+# The number of attempts to read one list, because its page token may expire.
 LIST_ATTEMPTS: Final = 3
 _METADATA: Final = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 _METADATA_LIST: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
@@ -118,7 +118,7 @@ class Lister(Generic[Kept]):
             try:
                 return self._pages()
             except StatusError as error:
-                if error.status != HTTPStatus.GONE:  # the token for the next page expired
+                if error.status != HTTPStatus.GONE:  # The token for the next page expired.
                     raise
         return self._pages()
 

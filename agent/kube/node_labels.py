@@ -25,7 +25,7 @@ from agent.kube.own_node import (
     node_metadata,
 )
 
-# the largest number of requests in one attempt to find the rejected labels
+# The largest number of requests in one attempt to find the rejected labels.
 REFUSAL_REQUESTS: Final = 24
 UNLABEL_ATTEMPTS: Final = 5
 # These statuses are about the content of a request. The validation of the API server returns 400
@@ -55,10 +55,10 @@ class NodeLabeler:
         self.refusals = 0
         """The number of attempts that had rejected changes."""
         self._refusal_reason = ""
-        # the changes that the API server rejected even when each was sent alone
+        # The changes that the API server rejected even when each was sent alone.
         self._suspects: set[Change] = set()
         self._untainted_uid = ""
-        # whether an apply may have succeeded although its response was lost
+        # Whether an apply may have succeeded although its response was lost.
         self._is_doubtful = False
 
     def read(self) -> NodeMetadata:

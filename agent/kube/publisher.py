@@ -24,7 +24,7 @@ from agent.kube.reflector import Store
 
 FIRST_SECONDS: Final = 1.0
 LONGEST_SECONDS: Final = 60.0
-REFUSED_LONGEST_SECONDS: Final = 600.0  # the longest wait before rejected labels are sent again
+REFUSED_LONGEST_SECONDS: Final = 600.0  # The longest wait before rejected labels are sent again.
 
 
 @dataclass(slots=True)

@@ -39,7 +39,7 @@ STABLE_SECONDS: Final = 10.0
 SILENCE_SECONDS: Final = 90.0
 WATCH_SECONDS: Final = (240, 360)
 RELIST_SECONDS: Final = (600.0, 1800.0)
-# the shortest time between two lists because dropped content may fit again
+# The shortest time between two lists because dropped content may fit again.
 ROOM_SECONDS: Final = 30.0
 SHORT_WATCH_SECONDS: Final = 1.0  # A shorter watch counts as a failure.
 # If a watch ends this long before its time limit, it did not end normally.

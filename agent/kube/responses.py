@@ -18,7 +18,7 @@ from agent.kube.errors import StatusError, TooLargeError, UnreachableError
 # Reading and parsing a response takes about 3.3 bytes of memory per byte. A response with 40 MB of
 # ConfigMaps took 178 MiB (measured), but the agent's container has only 256 MiB.
 RESPONSE_BYTES: Final = 16 << 20
-RETRY_AFTER_SECONDS: Final = 60.0  # the longest wait that a Retry-After header can request
+RETRY_AFTER_SECONDS: Final = 60.0  # The longest wait that a Retry-After header can request.
 _CHUNK: Final = 1 << 16
 # The classes of HTTP statuses (RFC 9110, section 15).
 _SUCCESSES: Final = range(200, 300)

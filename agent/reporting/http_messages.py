@@ -12,9 +12,9 @@ from typing import Final
 
 import h11
 
-HEAD_BYTES: Final = 12 << 10  # the size limit of the request line and all headers together
+HEAD_BYTES: Final = 12 << 10  # The size limit of the request line and all headers together.
 HEADER_LINES: Final = 100
-_HEAD_LINES: Final = HEADER_LINES + 2  # including the request line and the empty line
+_HEAD_LINES: Final = HEADER_LINES + 2  # Including the request line and the empty line.
 _END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
 PAGE_POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "

@@ -36,22 +36,22 @@ from agent.reporting import http_messages
 from agent.reporting.http_messages import Request, RequestParser, Response
 from agent.reporting.http_tls import Certificates
 
-READING_CONNECTIONS: Final = 32  # the number of connections whose request may be incomplete
-# the limit of connections that receive the status page or the report; metrics have the same limit
+READING_CONNECTIONS: Final = 32  # The number of connections whose request may be incomplete.
+# The limit of connections that receive the status page or the report; metrics have the same limit.
 PAGE_CONNECTIONS: Final = 4
-# the number of connections whose response was sent but not acknowledged yet
+# The number of connections whose response was sent but not acknowledged yet.
 CLOSING_CONNECTIONS: Final = 24
-# the time limit for the TLS handshake and the head of the request together
+# The time limit for the TLS handshake and the head of the request together.
 REQUEST_SECONDS: Final = 5.0
-RESPONSE_SECONDS: Final = 10.0  # the time limit for the whole response
+RESPONSE_SECONDS: Final = 10.0  # The time limit for the whole response.
 CLOSING_SECONDS: Final = 2.0
-# the interval at which acknowledgements are polled, because no event reports them
+# The interval at which acknowledgements are polled, because no event reports them.
 TICK_SECONDS: Final = 0.02
-CPU_SHARE: Final = 0.25  # the share of one CPU for rendering and sending pages
-# the unused share that may accumulate, so that a single request never waits
+CPU_SHARE: Final = 0.25  # The share of one CPU for rendering and sending pages.
+# The unused share that may accumulate, so that a single request never waits.
 BURST_SECONDS: Final = 0.2
 BACKLOG: Final = 128
-RECEIVE_BUFFER: Final = 16 << 10  # the size of the kernel's buffer for one connection
+RECEIVE_BUFFER: Final = 16 << 10  # The size of the kernel's buffer for one connection.
 SEND_BUFFER: Final = 64 << 10
 ACCEPTED_PER_ROUND: Final = 32
 _OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)

@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 
 RETRY_SECONDS: Final = 10.0
-MOST_BYTES: Final = 1 << 20  # the size limit of a file that is searched for certificates and keys
+MOST_BYTES: Final = 1 << 20  # The size limit of a file that is searched for certificates and keys.
 _CERTIFICATE: Final = b"CERTIFICATE"
 _KEY: Final = b"PRIVATE KEY"
 _Signature = tuple[int, int, int, int]
@@ -33,7 +33,7 @@ class Certificates:
         self._loaded = self._signatures()
         self._context = self._read()
         self._rejected: tuple[_Signature | None, ...] | None = None
-        self._retry_at = 0.0  # monotonic time in seconds
+        self._retry_at = 0.0  # Monotonic time in seconds.
 
     def wrap(self, connection: socket.socket) -> ssl.SSLSocket:
         """Return the connection as a TLS connection whose handshake has not begun. Raises

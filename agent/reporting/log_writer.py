@@ -15,8 +15,8 @@ from typing import Final
 
 import structlog
 
-LIMIT_BYTES: Final = 1 << 20  # the largest total size of the queued lines
-FLUSH_SECONDS: Final = 0.4  # the longest wait for the queue at the end of the process
+LIMIT_BYTES: Final = 1 << 20  # The largest total size of the queued lines.
+FLUSH_SECONDS: Final = 0.4  # The longest wait for the queue at the end of the process.
 
 
 class LogWriter:
@@ -31,7 +31,7 @@ class LogWriter:
         self._descriptor = descriptor
         self._limit_bytes = limit_bytes
         self._lines: deque[bytes] = deque()
-        # the size of the queued lines and of the line that is being written
+        # The size of the queued lines and of the line that is being written.
         self._waiting_bytes = 0
         self._dropped = 0
         self._changed = threading.Condition()

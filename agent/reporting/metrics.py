@@ -150,7 +150,7 @@ class _PassCounters:
             registry=registry,
             buckets=_PASS_SECONDS,
         )
-        self._pass_number = 0  # the number of the last report that was counted
+        self._pass_number = 0  # The number of the last report that was counted.
         for result in ("converged", "not_converged"):
             self._passes.labels(result)
 

@@ -16,8 +16,8 @@ from agent.core.finding_codes import FindingCode
 from agent.core.report import ProfileSetStatus, ProfileStatus, Report
 from agent.core.vocabulary import ON_NODE, ProfileSetState, ProfileState, SupportState
 
-NAMES: Final = 100  # the number of profiles that have their own series
-SETS: Final = 50  # the number of profile sets that have their own series
+NAMES: Final = 100  # The number of profiles that have their own series.
+SETS: Final = 50  # The number of profile sets that have their own series.
 # These are the states of profiles that are on the node or should be there. Each state has a series,
 # which is 0 if no profile has this state.
 _STATES: Final = (
@@ -40,10 +40,10 @@ class ReportCollector(Collector):
     def __init__(self) -> None:
         self._report: Report | None = None
         self._is_converged = False
-        self._pass_ended = 0.0  # the time in Unix seconds
-        self._converged_pass_ended = 0.0  # the time in Unix seconds
+        self._pass_ended = 0.0  # The time in Unix seconds.
+        self._converged_pass_ended = 0.0  # The time in Unix seconds.
         self._last_read: dict[str, float] = {}  # Unix times in seconds, by profile set
-        self._codes: set[FindingCode] = set()  # the codes of all findings since the start
+        self._codes: set[FindingCode] = set()  # The codes of all findings since the start.
 
     def show(self, report: Report, *, is_converged: bool) -> None:
         """Show the state in a report that does not come from a new pass."""

@@ -52,8 +52,8 @@ class StatusView:
     """The address of docs/runbook.md; empty if no address is known."""
 
 
-ROWS: Final = 3000  # the largest number of rows in one table
-# the units of an age, each with the age at which the next unit begins and its length in seconds
+ROWS: Final = 3000  # The largest number of rows in one table.
+# The units of an age, each with the age at which the next unit begins and its length in seconds.
 _UNITS: Final = ((120, "s", 1), (7200, "min", 60), (float("inf"), "h", 3600))
 _SEVERITIES: Final = (Severity.ERROR, Severity.WARNING, Severity.NOTICE)
 _FINDINGS: Final = Table(
@@ -92,7 +92,7 @@ _PASSES: Final = Table(
     max_bytes=1 << 16,
 )
 TABLES: Final = (_FINDINGS, _PROFILES, _SETS, _LABELS, _PASSES)
-MAX_BYTES: Final = sum(table.max_bytes for table in TABLES) + 20_000  # of the whole page
+MAX_BYTES: Final = sum(table.max_bytes for table in TABLES) + 20_000  # Of the whole page.
 _FILTERS: Final = ("failures", *ProfileState, *KINDS)
 STYLE: Final = (
     """

@@ -17,11 +17,11 @@ from agent.reporting.json_report import public_document
 from agent.reporting.metrics import Metrics
 from agent.reporting.status_page import Page, PassSummary, StatusView, page
 
-METRICS_SECONDS: Final = 1.0  # the largest age at which rendered metrics are served again
+METRICS_SECONDS: Final = 1.0  # The largest age at which rendered metrics are served again.
 # This is the number of formats whose rendered metrics are stored, because clients can request many
 # formats.
 FORMATS: Final = 4
-LISTED_PASSES: Final = 20  # the number of recent passes on the status page
+LISTED_PASSES: Final = 20  # The number of recent passes on the status page.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,9 +122,9 @@ class StatusStore:
             version=version, node=node, report=None, domain=domain, runbook_url=runbook_url
         )
         self._documents = _Documents(allow_unsupported=allow_unsupported)
-        self._report_number = 0  # the number of calls of on_report
+        self._report_number = 0  # The number of calls of on_report.
         self._rendering = threading.Lock()
-        # the rendered metrics by content type, beginning with the oldest
+        # The rendered metrics by content type, beginning with the oldest.
         self._scrapes: dict[str, _Scrape] = {}
 
     def on_report(self, report: Report, at: float, *, passed: bool) -> None:

@@ -41,7 +41,7 @@ _COLORS: Final[Mapping[str, str]] = {  # ECMA-48, 8.3.117: green and red
 }
 _PLAIN: Final = "\x1b[0m"
 _HEADINGS = ("KIND", "PROFILE", "STATE", "WHY")
-_GAP = 2  # the number of spaces between two cells
+_GAP = 2  # The number of spaces between two cells.
 
 
 def has_colors(stream: TextIO, environ: Mapping[str, str]) -> bool:

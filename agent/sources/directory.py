@@ -203,7 +203,7 @@ class _Walk:
         self._cached = cached
         self._clock = clock
         self._skips_unreadable = skips_unreadable
-        # the descriptor and the generation of each volume
+        # The descriptor and the generation of each volume.
         self._volumes: list[tuple[int, str]] = []
         self.collected = _Collected()
 

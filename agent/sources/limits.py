@@ -19,14 +19,14 @@ from agent.core.vocabulary import LeftOutReason, UnreadableCause
 KEY_BYTES: Final = 1 << 20  # Kubernetes has the same limit for all data of a ConfigMap.
 SET_BYTES: Final = 32 << 20
 SET_KEYS: Final = 5000
-# the number of directories in one directory source, including empty directories
+# The number of directories in one directory source, including empty directories.
 SET_DIRECTORIES: Final = 5000
-# the number of files and directories in one source, including files that are not profiles
+# The number of files and directories in one source, including files that are not profiles.
 SET_NAMES: Final = 100_000
 # These limits apply to all ConfigMaps that one source selects.
 SOURCE_BYTES: Final = 16 << 20
 SOURCE_CONFIG_MAPS: Final = 1000
-# the bytes of memory that each key needs in addition to its name and content
+# The bytes of memory that each key needs in addition to its name and content.
 KEY_OVERHEAD: Final = 256
 MANIFESTS: Final = (".yaml", ".yml")
 _PROFILE_NAMES: Final = (

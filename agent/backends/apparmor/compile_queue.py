@@ -90,7 +90,7 @@ class CompileQueue:
         self.submitted = 0
         self._waiting: dict[str, CompileTask] = {}
         self._running: dict[str, CompileTask] = {}
-        # parser seconds by profile set
+        # Parser seconds by profile set.
         self._used_seconds: defaultdict[str, float] = defaultdict(float)
         self._next_reserved_run = 0.0
 

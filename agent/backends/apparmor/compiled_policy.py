@@ -21,7 +21,7 @@ READER_VERSION = 2  # Increase this number when the result for the same bytes ch
 MODES = {0: "enforce", 1: "complain", 2: "kill", 3: "unconfined", 4: "user"}
 
 _NAME, _STRING, _BLOB, _STRUCT, _STRUCT_END, _LIST, _LIST_END, _ARRAY, _ARRAY_END = range(4, 13)
-_INTEGER_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}  # the size in bytes of an integer with this tag
+_INTEGER_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}  # The size in bytes of an integer with this tag.
 _ENDS = {_STRUCT: _STRUCT_END, _LIST: _LIST_END, _ARRAY: _ARRAY_END}
 _MAX_DEPTH = 16
 # These fields come between the name and the flags of a profile, and are not part of an attachment.

@@ -126,7 +126,7 @@ class _Expansion:
 
     def add_text(self, text: str, file: str, depth: int) -> None:
         """Add a text or an included file, with its include rules expanded."""
-        blocks: list[bool] = []  # for each open block of this text, whether it is a profile
+        blocks: list[bool] = []  # For each open block of this text, whether it is a profile.
         position, line = 0, 1
         for rule in self._rules(text, file):
             origin = Origin(file, line + text.count("\n", position, rule.start))

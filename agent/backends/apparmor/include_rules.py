@@ -116,7 +116,7 @@ def _read(text: str, dialect: Dialect) -> tuple[tuple[TextRule, ...] | None, int
 def _rules(text: str, tokens: Sequence[Token]) -> list[TextRule]:
     found: list[TextRule] = []
     depth = 0
-    has_header = False  # whether the current rule may declare a profile
+    has_header = False  # Whether the current rule may declare a profile.
     for index, token in enumerate(tokens):
         match token.kind:
             case TokenKind.NAME:

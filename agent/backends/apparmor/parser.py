@@ -120,11 +120,11 @@ class Parser:
         self.include_dir = include_dir
         self.config_file = config_file
         self.ran = ran
-        # the stat signatures of the inputs, and their digest
+        # The stat signatures of the inputs, and their digest.
         self._input_digest: tuple[object, str] = (None, "")
-        # the stat signature of the parser, and its version
+        # The stat signature of the parser, and its version.
         self._version: tuple[object, str] = (None, "")
-        # the stat signatures of the libraries, and their paths
+        # The stat signatures of the libraries, and their paths.
         self._library_files: tuple[object, tuple[str, ...]] = (None, ())
 
     def unavailable_reason(self) -> str:
@@ -368,7 +368,7 @@ def _version(path: Path) -> tuple[list[int], int]:
 def _signature(path: str) -> tuple[int, ...]:
     """Return the stat signature of a file, or the errno if the file cannot be examined."""
     try:
-        return stat_signature.of(os.stat(path))  # faster, called for each include
+        return stat_signature.of(os.stat(path))  # Faster, called for each include.
     except OSError as error:
         return (error.errno or errno.EIO,)
 
@@ -380,7 +380,7 @@ def file_content(path: str) -> bytes:
     reports the error later.
     """
     try:
-        if not os.path.isfile(path):  # faster, called for each include
+        if not os.path.isfile(path):  # Faster, called for each include.
             return b"irregular"  # Reading a FIFO or a device might never end.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

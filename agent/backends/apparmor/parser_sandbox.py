@@ -126,7 +126,7 @@ def include_tree(roots: Iterable[str]) -> IncludeTree:
         for entry in _entries(directory, visited):
             if entry.is_symlink():
                 links.append(entry.path)
-            if os.path.isdir(entry.path):  # returns False for a link that leads to itself
+            if os.path.isdir(entry.path):  # Returns False for a link that leads to itself.
                 directories.append(entry.path)
             else:
                 files.append(entry.path)
@@ -138,7 +138,7 @@ def include_tree(roots: Iterable[str]) -> IncludeTree:
 def _entries(directory: str, visited: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
     """Yield the entries of a directory, unless it was visited before or cannot be read."""
     try:
-        status = os.stat(directory)  # faster, called for each directory
+        status = os.stat(directory)  # Faster, called for each directory.
         if (status.st_dev, status.st_ino) in visited:
             return
         visited.add((status.st_dev, status.st_ino))

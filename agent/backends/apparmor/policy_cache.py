@@ -63,7 +63,7 @@ class PolicyCache:
         self.directory = f"{state_dir}/cache"
         self.write = write
         self.memory: dict[str, ParserResult] = {}
-        self._used: set[str] = set()  # the keys that were used since the last full pass began
+        self._used: set[str] = set()  # The keys that were used since the last full pass began.
         # The size of each file in bytes, beginning with the least recently used file; None until
         # the directory has been listed.
         self._sizes: dict[str, int] | None = None

@@ -26,7 +26,7 @@ _EVIDENCE_PREFIXES: Final = {
     "raw_sha1": "raw:sha1",
     "raw_sha256": "raw:sha256",
 }
-_ALL_HASHES: Final = 2  # the hash of one profile, and the hash of the whole load
+_ALL_HASHES: Final = 2  # The hash of one profile, and the hash of the whole load.
 
 
 class ProfileFiles:

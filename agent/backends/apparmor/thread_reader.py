@@ -16,7 +16,7 @@ _CONTAINER: Final = re.compile(r"[0-9a-f]{64}")
 # The kubelet names the cgroup of a pod by its UID. The systemd driver writes `_` instead of `-` in
 # the UID. The UID of a static pod contains neither character.
 _POD: Final = re.compile(r"pod([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})\b")
-_START_FIELD: Final = 19  # the position of the start time in proc(5) stat, after the command name
+_START_FIELD: Final = 19  # The position of the start time in proc(5) stat, after the command name.
 _READ_BYTES: Final = 4096
 """The size of one read(2); few labels are longer than this."""
 

@@ -15,7 +15,7 @@ from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 _ENOSYS: Final = 38
-_CLONE3: Final = 435  # the number of clone3 on every architecture
+_CLONE3: Final = 435  # The number of clone3 on every architecture.
 
 
 def findings(document: Document, options: Options) -> Iterator[Finding]:

@@ -36,9 +36,9 @@ class _Calls:
     number.
     """
 
-    missing: Rule | None = None  # whether a rule names a call that the ABI lacks
-    has_comparisons: bool = False  # whether a call of the ABI has a rule with conditions
-    is_anchored: bool = False  # whether a call of the ABI has a rule without conditions
+    missing: Rule | None = None  # Whether a rule names a call that the ABI lacks.
+    has_comparisons: bool = False  # Whether a call of the ABI has a rule with conditions.
+    is_anchored: bool = False  # Whether a call of the ABI has a rule without conditions.
 
 
 def anchored(document: Document, abis: Collection[str]) -> tuple[Document, tuple[Finding, ...]]:

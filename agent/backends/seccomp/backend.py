@@ -58,7 +58,7 @@ class _CachedFile:
     """
 
     signature: Signature
-    read_ns: int  # when the file was read, in Unix nanoseconds
+    read_ns: int  # When the file was read, in Unix nanoseconds.
     fact: ObservedProfile
 
     @property

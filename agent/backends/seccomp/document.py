@@ -88,11 +88,11 @@ class Only:
 class Rule:
     """One entry in `syscalls`."""
 
-    where: str  # the path of the field in messages, for example syscalls[4]
+    where: str  # The path of the field in messages, for example syscalls[4].
     names: tuple[str, ...]
     action: str
     errno_ret: int | None = None
-    # the error number as CRI-O writes it: a name such as ENOSYS, or digits
+    # The error number as CRI-O writes it: a name such as ENOSYS, or digits.
     errno: str = ""
     args: tuple[Condition, ...] = ()
     includes: Only = field(default_factory=Only)

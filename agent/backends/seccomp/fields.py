@@ -54,9 +54,9 @@ class Options:
     allow_unknown_syscalls: bool = False
     machine: str = "x86_64"
     kernel: resolve.Kernel = (0, 0)  # The node ignores rules for newer kernels.
-    # the capabilities of the pods, or None if they are unknown
+    # The capabilities of the pods, or None if they are unknown.
     capabilities: frozenset[str] | None = None
-    floor: releases.RuntimeFloor = releases.LOWEST  # the oldest releases on the nodes
+    floor: releases.RuntimeFloor = releases.LOWEST  # The oldest releases on the nodes.
 
     @property
     def node(self) -> resolve.Node:
@@ -156,7 +156,7 @@ def _flags(document: Document, options: Options) -> Iterator[Finding]:
 def _architectures(document: Document, options: Options) -> Iterator[Finding]:
     known = _BIG_ENDIAN | _LITTLE_ENDIAN
     if options.machine == "riscv64":
-        known |= {"SCMP_ARCH_RISCV64"}  # only runc since 2023 knows SCMP_ARCH_RISCV64
+        known |= {"SCMP_ARCH_RISCV64"}  # Only runc since 2023 knows SCMP_ARCH_RISCV64.
     if document.architectures and document.has_arch_map:
         message = "The profile has both architectures and archMap, which CRI-O rejects."
         yield _bad("archMap", message, "Remove architectures or archMap.")

@@ -45,9 +45,9 @@ _READ_DIFFERENTLY: Final = frozenset(
 class Checked:
     """The result of a check."""
 
-    body: bytes  # the canonical form, or empty if the profile is rejected
+    body: bytes  # The canonical form, or empty if the profile is rejected.
     findings: tuple[Finding, ...]
-    depends_on_kernel: bool = False  # whether the canonical form depends on the kernel version
+    depends_on_kernel: bool = False  # Whether the canonical form depends on the kernel version.
 
     @property
     def errors(self) -> tuple[Finding, ...]:

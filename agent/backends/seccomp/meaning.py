@@ -27,10 +27,10 @@ SHORT_ABIS: Final = frozenset(
 class CallMeaning:
     """The kernel's responses to one system call of one ABI."""
 
-    cases: tuple[Rule, ...]  # the rules with conditions; overlapping rules return equal results
-    otherwise: Answer  # the response if no case applies
-    decided_by: Rule | None = None  # the rule without conditions, if any
-    largest: int = regions.LARGEST  # the largest value of an argument
+    cases: tuple[Rule, ...]  # The rules with conditions; overlapping rules return equal results.
+    otherwise: Answer  # The response if no case applies.
+    decided_by: Rule | None = None  # The rule without conditions, if any.
+    largest: int = regions.LARGEST  # The largest value of an argument.
 
     def answers(self, arguments: Sequence[int]) -> frozenset[Answer]:
         """Return the possible responses. There is only one response, unless rules contradict each
@@ -71,7 +71,7 @@ class CallMeaning:
 class Meaning:
     """The responses of a filter to all calls of the ABIs that it handles."""
 
-    # the profile after its conditions were resolved for the node and one capability set
+    # The profile after its conditions were resolved for the node and one capability set.
     document: Document
     # The native ABI is the first one; the kernel kills threads that use other ABIs.
     abis: tuple[str, ...]

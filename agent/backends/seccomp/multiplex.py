@@ -106,7 +106,7 @@ class _Through:
     name: str
     abi: str
     default: Answer
-    rule: Rule | None  # the rule without conditions, or None if the default action applies
+    rule: Rule | None  # The rule without conditions, or None if the default action applies.
 
     @property
     def answer(self) -> Answer:

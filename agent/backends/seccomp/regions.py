@@ -27,7 +27,7 @@ class Words:
     lowest: int = 0
     highest: int = LARGEST
     mask: int = 0  # the fixed bits
-    value: int = 0  # the values of the fixed bits
+    value: int = 0  # The values of the fixed bits.
     excluded: frozenset[int] = frozenset()
 
     def __and__(self, other: "Words") -> "Words":

@@ -47,9 +47,9 @@ Kernel = tuple[int, int]
 class Node:
     """The properties of a node and a pod on which conditions in a profile depend."""
 
-    machine: str  # the machine name in the form of `uname -m`
+    machine: str  # The machine name in the form of `uname -m`.
     kernel: Kernel
-    # the capabilities of a pod, or None if they are unknown
+    # The capabilities of a pod, or None if they are unknown.
     capabilities: frozenset[str] | None = None
 
 

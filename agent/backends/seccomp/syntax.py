@@ -63,7 +63,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
-        self.rewritten: list[str] = []  # the rules that have `name` instead of `names`
+        self.rewritten: list[str] = []  # The rules that have `name` instead of `names`.
         self.remarks: list[str] = []  # the comment keys
         self.entries = 0
 

@@ -151,7 +151,7 @@ def nearest(word: str, words: frozenset[str]) -> str:
     return f"Did you mean {matches[0]}?" if matches else ""
 
 
-_MOST_NAMES: Final = 12  # the maximum number of names in one message
+_MOST_NAMES: Final = 12  # The maximum number of names in one message.
 
 
 def listed(names: Sequence[str]) -> str:

@@ -27,9 +27,9 @@ class Wrapper:
     """A known file format that can contain a profile."""
 
     description: str
-    where: str  # the path of the profile in the file, or empty if the file has no profile
+    where: str  # The path of the profile in the file, or empty if the file has no profile.
     profile: Json = None
-    base: str = ""  # the profile that a SeccompProfile resource extends
+    base: str = ""  # The profile that a SeccompProfile resource extends.
 
 
 # The fields of a SeccompProfile resource that are not fields of a profile.
