@@ -29,7 +29,9 @@ from agent.kube.responses import RESPONSE_BYTES, Event, Json
 
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 10.0  # The longest time between two parts of a response.
-RESPONSE_SECONDS: Final = 60.0  # The longest time from the request to the last byte of the response.
+RESPONSE_SECONDS: Final = (
+    60.0  # The longest time from the request to the last byte of the response.
+)
 # This is the time limit of a whole watch. The reflector asks the server to end each watch after at
 # most 360 s.
 WATCH_SECONDS: Final = 600.0

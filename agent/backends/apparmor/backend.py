@@ -1,6 +1,6 @@
-"""The AppArmor backend: checks texts, observes the kernel, installs and removes profiles.
+"""The AppArmor backend: checks profile texts, observes the kernel, installs and removes profiles.
 
-The backend only delegates to its parts, which `factory` builds: `inspector` checks texts,
+The backend only delegates to its parts, which `factory` builds: `inspector` checks profile texts,
 `policy_view` reads the loaded policy, `processes` finds the processes that use a profile, and
 `policy_changes` writes policy. If the parser, the kernel support or a permission is missing, the
 backend raises no exception, and returns a result with the reason.
@@ -82,11 +82,13 @@ class AppArmorBackend:
         self.inspector.begin_pass()
 
     def wait(self, progress: Callable[[int, int], None]) -> bool:
-        """Wait until no text is being compiled, and return whether there are new results."""
+        """Wait until no profile text is being compiled, and return whether there are new
+        results.
+        """
         return self.inspector.wait(progress)
 
     def inspect(self, source_key: SourceKey) -> Inspected:
-        """Check one key without changing the node. The key is pending until its text is
+        """Check one key without changing the node. The key is pending until its profile text is
         compiled.
         """
         inspected = self.inspector.inspect(source_key)

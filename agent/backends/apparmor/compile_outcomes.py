@@ -15,7 +15,7 @@ MAX_UNCOLLECTED_BYTES: Final = 4 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompileResult:
-    """The final result of one text, with the key and the context of its submission."""
+    """The final result of one profile text, with the key and the context of its submission."""
 
     key: str
     context: str
@@ -40,11 +40,11 @@ class CompileOutcomes:
         return sum(len(each.result.policy) for each in self._results) > MAX_UNCOLLECTED_BYTES
 
     def contains(self, key: str) -> bool:
-        """Return whether the text with this key has a result."""
+        """Return whether the profile text with this key has a result."""
         return any(each.key == key for each in self._results)
 
     def record_run(self, task: CompileTask, result: ParserResult | None) -> None:
-        """Record the end of a run; the result is None if the text waits for another run."""
+        """Record the end of a run; the result is None if the profile text waits for another run."""
         self.are_new = True
         if result is not None:
             self.finished += 1

@@ -1,20 +1,21 @@
-"""Decides which AppArmor text the parser compiles next, and for how long.
+"""Decides which AppArmor profile text the parser compiles next, and for how long.
 
-This module only schedules texts, and uses no thread, process or clock; compile_worker.py runs the
-parser. A text starts on level 0 with a short time slice. After a run that exceeds the slice, the
-text moves up one level, where the slice is longer, and waits until all texts on lower levels have
-run. On each level, the profile set that has used the least parser time has priority.
+This module only schedules profile texts, and uses no thread, process or clock; compile_worker.py
+runs the parser. A profile text starts on level 0 with a short time slice. After a run that exceeds
+the slice, the profile text moves up one level, where the slice is longer, and waits until all texts
+on lower levels have run. On each level, the profile set that has used the least parser time has
+priority.
 
-An endless stream of new texts must not starve a slow text. If a slow text has been ready for
-MAX_WAIT_SECONDS, it gets one run that no other text cancels. These reserved runs use at most a
-quarter of the time, so that a new text waits for at most one of them.
+An endless stream of new profile texts must not starve a slow text. If a slow profile text has been
+ready for MAX_WAIT_SECONDS, it gets one run that no other text cancels. These reserved runs use at
+most a quarter of the time, so that a new profile text waits for at most one of them.
 
-A text is rejected only if the parser itself used too much CPU time or memory, or produced too much
-output, in a run with the longest slice and with all of the memory that the parser may use. If a run
-ended at its wall-clock limit, by a signal or because the container ran out of memory, it proves
-nothing about the text: another process, such as the kernel's OOM killer, may have ended the parser.
-After a run that proves nothing about the text, the daemon compiles the text again later; a command
-reports that the text has no result.
+A profile text is rejected only if the parser itself used too much CPU time or memory, or produced
+too much output, in a run with the longest slice and with all of the memory that the parser may use.
+If a run ended at its wall-clock limit, by a signal or because the container ran out of memory, it
+proves nothing about the profile text: another process, such as the kernel's OOM killer, may have
+ended the parser. After a run that proves nothing about the profile text, the daemon compiles the
+text again later; a command reports that the text has no result.
 """
 
 import math
@@ -30,10 +31,10 @@ from agent.backoff import delay_seconds
 # This is CPU time; among 1,000 public profiles, the slowest one needed 0.2 s (measured).
 FIRST_SLICE_SECONDS: Final = 2.0
 SLICE_FACTOR: Final = 4.0
-# A slow text pauses for this multiple of the duration of its last run. With this factor, all slow
-# texts together use at most a quarter of one core.
+# A slow profile text pauses for this multiple of the duration of its last run. With this factor,
+# all slow profile texts together use at most a quarter of one core.
 PAUSE_FACTOR: Final = 3.0
-# A slow text that has been ready for this time gets a reserved run.
+# A slow profile text that has been ready for this time gets a reserved run.
 MAX_WAIT_SECONDS: Final = 60.0
 FIRST_RETRY_SECONDS: Final = 10.0
 MAX_RETRY_SECONDS: Final = 600.0
@@ -41,7 +42,7 @@ MAX_RETRY_SECONDS: Final = 600.0
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class CompileTask:
-    """One text to compile, with the results of its previous runs."""
+    """One profile text to compile, with the results of its previous runs."""
 
     key: str
     """Identifies the text and the features for which the text is compiled."""
@@ -68,12 +69,12 @@ class CompileTask:
 
     @property
     def is_slow(self) -> bool:
-        """Whether an earlier run of this text reached a limit."""
+        """Whether an earlier run of this profile text reached a limit."""
         return self.level > 0 or self.inconclusive_runs > 0
 
 
 class CompileQueue:
-    """Contains the texts that wait for the parser or that are being compiled. All times are
+    """Contains the profile texts that wait for the parser or that are being compiled. All times are
     monotonic seconds.
     """
 
@@ -104,7 +105,7 @@ class CompileQueue:
     def submit(
         self, *, key: str, text: bytes, features: tuple[str, ...], context: str, origin: str
     ) -> None:
-        """Add a text unless the text is already in the queue."""
+        """Add a profile text unless the text is already in the queue."""
         if self.find(key) is not None:
             return
         self.submitted += 1
@@ -118,7 +119,7 @@ class CompileQueue:
         )
 
     def retain(self, keys: Collection[str]) -> None:
-        """Remove every text whose key is not among keys."""
+        """Remove every profile text whose key is not among keys."""
         self._waiting = {key: task for key, task in self._waiting.items() if key in keys}
         self._running = {key: task for key, task in self._running.items() if key in keys}
         origins = {task.origin for task in (*self._waiting.values(), *self._running.values())}
@@ -126,11 +127,12 @@ class CompileQueue:
             del self._used_seconds[origin]
 
     def forget(self, key: str) -> None:
-        """Remove a waiting text."""
+        """Remove a waiting profile text."""
         self._waiting.pop(key, None)
 
     def take(self, now: float) -> CompileTask | None:
-        """Return the next text and count it as running, or return None if no text may run now.
+        """Return the next profile text and count it as running, or return None if no text may run
+        now.
 
         Only one full run may be active at a time, because it may use all of the memory. A full run
         includes the simplification of expressions. Only one run at a time is reserved.
@@ -153,7 +155,7 @@ class CompileQueue:
         return task
 
     def _overdue(self, ready: list[CompileTask], now: float) -> list[CompileTask]:
-        """Return the slow texts that may get a reserved run now."""
+        """Return the slow profile texts that may get a reserved run now."""
         has_reserved_run = any(task.has_reserved_run for task in self._running.values())
         if has_reserved_run or now < self._next_reserved_run:
             return []
@@ -167,19 +169,21 @@ class CompileQueue:
         return (task.is_slow, task.level, self._used_seconds[task.origin], task.number)
 
     def next_retry(self) -> float | None:
-        """Return when the first waiting text may run, or None if no text waits for a retry."""
+        """Return when the first waiting profile text may run, or None if no text waits for a
+        retry.
+        """
         retry = min((task.retry_at for task in self._waiting.values()), default=math.inf)
         return retry if math.isfinite(retry) else None
 
     def is_idle(self, now: float) -> bool:
-        """Return whether no text is running and no text may run now."""
+        """Return whether no profile text is running and no text may run now."""
         return not self._running and all(task.retry_at > now for task in self._waiting.values())
 
     def is_cancelled(self, task: CompileTask, now: float) -> bool:
-        """Return whether the current run of a text must be ended.
+        """Return whether the current run of a profile text must be ended.
 
-        A run is ended if its text was removed, or if its text is slow while another text that is
-        not slow is waiting. A reserved run is ended only if its text was removed.
+        A run is ended if its profile text was removed, or if its text is slow while another text
+        that is not slow is waiting. A reserved run is ended only if its profile text was removed.
         """
         if self._running.get(task.key) is not task:
             return True
@@ -204,7 +208,7 @@ class CompileQueue:
         match run.outcome:
             case ParserResult() if not (run.outcome.error and task.is_quick):
                 return run.outcome
-            case ParserResult():  # Only a full run can prove that a text contains an error.
+            case ParserResult():  # Only a full run can prove that a profile text contains an error.
                 task.is_quick = False
             case RunFailure.CANCELLED:
                 pass
@@ -250,7 +254,7 @@ class CompileQueue:
             first_seconds=FIRST_RETRY_SECONDS,
             longest_seconds=MAX_RETRY_SECONDS,
         )
-        # A command does not retry, because the retries of many texts would never end.
+        # A command does not retry, because the retries of many profile texts would never end.
         task.retry_at = now + delay if self.pauses_slow_texts else math.inf
         task.failure = run
         if run.outcome not in (RunFailure.NOT_STARTED, RunFailure.NO_MEMORY):

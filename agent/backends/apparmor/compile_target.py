@@ -1,8 +1,9 @@
-"""Determines what texts are compiled for: the kernel's features, the parser and its includes.
+"""Determines what profile texts are compiled for: the kernel's features, the parser and its
+includes.
 
 A compiled policy is valid only for one combination of kernel features and parser inputs, which is
 called the context. The first part of a context identifies the features of the kernel; the second
-part identifies the parser, its configuration and every file that a text may include.
+part identifies the parser, its configuration and every file that a profile text may include.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from agent.host.filesystem import HostError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompileTarget:
-    """The features and the context for which a text is compiled."""
+    """The features and the context for which a profile text is compiled."""
 
     options: tuple[str, ...]
     """The options that pass the features to the parser; empty if there are no features."""
@@ -53,7 +54,7 @@ class TargetReader:
         return self.parser.newest_features_file()
 
     def unsupported_reason(self) -> str:
-        """Return why texts cannot be compiled for this kernel, or "" if they can."""
+        """Return why profile texts cannot be compiled for this kernel, or "" if they can."""
         return "" if self.checks_only else self.access.unsupported_reason()
 
     def read(self) -> CompileTarget:

@@ -1,8 +1,8 @@
-"""Compiles AppArmor texts in the background, so that no pass waits for the parser.
+"""Compiles AppArmor profile texts in the background, so that no pass waits for the parser.
 
-The main thread submits texts and collects results; worker threads only run `apparmor_parser`. Two
-parsers run at the same time only if the memory limit of the container leaves enough for both.
-compile_queue.py decides which text is compiled next, and for how long.
+The main thread submits profile texts and collects results; worker threads only run
+`apparmor_parser`. Two parsers run at the same time only if the memory limit of the container leaves
+enough for both. compile_queue.py decides which profile text is compiled next, and for how long.
 """
 
 import atexit
@@ -30,7 +30,7 @@ _NO_MEMORY: Final = ParserRun(
 
 
 class CompileWorker:
-    """Runs the parser in its own threads, which start with the first text.
+    """Runs the parser in its own threads, which start with the first profile text.
 
     All methods may be called from any thread.
     """
@@ -44,7 +44,7 @@ class CompileWorker:
         completed: Callable[[], None],
         free_memory: Callable[[], int],
     ) -> None:
-        """Create a worker that has no texts yet.
+        """Create a worker that has no profile texts yet.
 
         Args:
             parser: the parser to run.
@@ -68,7 +68,8 @@ class CompileWorker:
     def submit(
         self, *, key: str, text: bytes, features: tuple[str, ...], context: str, origin: str
     ) -> ParserRun | None:
-        """Queue a text, unless it is already queued or its result has not been collected yet.
+        """Queue a profile text, unless it is already queued or its result has not been collected
+        yet.
 
         Returns:
             Return the last run of the text if that run failed.
@@ -89,8 +90,8 @@ class CompileWorker:
             return task.failure if task is not None else None
 
     def retain(self, keys: Collection[str]) -> None:
-        """Remove every queued text whose key is not among the given keys, even while it is being
-        compiled.
+        """Remove every queued profile text whose key is not among the given keys, even while it is
+        being compiled.
         """
         with self._changed:
             self._queue.retain(keys)
@@ -103,7 +104,7 @@ class CompileWorker:
             return results
 
     def wait(self, progress: Callable[[int, int], None]) -> bool:
-        """Wait until every queued text has a result or must wait for a retry.
+        """Wait until every queued profile text has a result or must wait for a retry.
 
         Args:
             progress: called at least once a second with the number of finished texts and the number
@@ -186,8 +187,8 @@ class CompileWorker:
         return run
 
     def _next(self) -> tuple[CompileTask | None, int]:
-        """Wait for a text that may run now. Return the text with its memory limit, or None if the
-        thread must stop.
+        """Wait for a profile text that may run now. Return the profile text with its memory limit,
+        or None if the thread must stop.
         """
         while not self._is_stopped:
             is_blocked = self._outcomes.are_too_large

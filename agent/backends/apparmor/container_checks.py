@@ -25,7 +25,7 @@ _CONFINING_MODES: Final = frozenset({"enforce", "kill"})
 
 
 def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding, ...]:
-    """Return the warnings about those profiles in a text that a pod can use."""
+    """Return the warnings about those profiles in a profile text that a pod can use."""
     profiles = [profile for profile in declared if compiled_policy.parent(profile.name) is None]
     confining = [profile for profile in profiles if profile.mode in _CONFINING_MODES]
     cannot_start = confining == profiles != [] and _has_no_file_rule(source)
@@ -38,7 +38,7 @@ def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding,
 
 
 def _has_no_file_rule(source: str) -> bool:
-    """Return whether no rule of a text or of its included files allows access to files."""
+    """Return whether no rule of a profile text or of its included files allows access to files."""
     bare = without_comments(source)
     included = _INCLUDE.findall(bare)
     if not all(_WITHOUT_PROGRAMS.fullmatch(path) for path in included):

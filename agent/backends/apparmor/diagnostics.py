@@ -50,7 +50,7 @@ def parser_rejected(id_: KeyId, *, line: str, message: str, hint: str) -> Findin
 
 
 def no_profile(id_: KeyId) -> Finding:
-    """Return the error about a text that compiles but declares no profile."""
+    """Return the error about a profile text that compiles but declares no profile."""
     return Finding(
         code=FindingCode.NO_PROFILE,
         location=id_.key,
@@ -60,7 +60,7 @@ def no_profile(id_: KeyId) -> Finding:
 
 
 def parser_killed(result: ParserResult) -> Finding:
-    """Return the error about a text that exceeds the limits of the parser."""
+    """Return the error about a profile text that exceeds the limits of the parser."""
     alternative = "raise --parser-timeout"
     if result.is_memory_exceeded:
         alternative = (

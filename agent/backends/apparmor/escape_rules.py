@@ -1,8 +1,8 @@
 """Warns about rules that let a process leave its confinement (apparmor.d(5)).
 
 This module is pure and only reads the text of the profile itself, because included files belong to
-the host. A text is never rejected because of such a rule, so the warning also covers targets that
-only may match `unconfined`.
+the host. A profile text is never rejected because of such a rule, so the warning also covers
+targets that only may match `unconfined`.
 """
 
 import itertools

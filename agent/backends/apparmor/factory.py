@@ -39,7 +39,7 @@ class AppArmorConfig(Protocol):
 
     @property
     def parser_timeout(self) -> float:
-        """How many CPU seconds apparmor_parser may use for one text."""
+        """How many CPU seconds apparmor_parser may use for one profile text."""
 
     @property
     def deny_name(self) -> Collection[str]:
@@ -75,7 +75,7 @@ def build(config: AppArmorConfig, context: BackendContext) -> BackendParts:
 
 
 def build_checker(config: AppArmorConfig) -> Inspector:
-    """Build an inspector that checks texts without the AppArmor of this kernel."""
+    """Build an inspector that checks profile texts without the AppArmor of this kernel."""
     host = Host("/")
     parser = _parser(config, lambda _seconds: None)
     return Inspector(
@@ -127,7 +127,7 @@ def _worker(
     config: AppArmorConfig, parser: Parser, completed: Callable[[], None] | None
 ) -> CompileWorker:
     """Build the worker. Without `completed`, a command waits for all results together, and slow
-    texts are compiled without pauses.
+    profile texts are compiled without pauses.
     """
     return CompileWorker(
         parser,

@@ -1,7 +1,9 @@
-"""Recognises texts of other formats, which people store under the name of an AppArmor profile.
+"""Recognises profile texts of other formats, which people store under the name of an AppArmor
+profile.
 
-The parser would report a syntax error in the first line of such a text, which does not explain the
-error. No AppArmor text begins like the recognised formats, so no valid text is rejected.
+The parser would report a syntax error in the first line of such a profile text, which does not
+explain the error. No AppArmor profile text begins like the recognised formats, so no valid text is
+rejected.
 """
 
 import re
@@ -19,7 +21,7 @@ _KIND: Final = re.compile(r"^kind:[ \t]*([A-Za-z]{1,40})[ \t]*\r?$", re.MULTILIN
 
 
 def findings(text: str) -> Iterator[Finding]:
-    """Return an error if a text is JSON or a Kubernetes resource."""
+    """Return an error if a profile text is JSON or a Kubernetes resource."""
     if _JSON.match(text):
         is_seccomp = '"defaultAction"' in text
         description = "a seccomp profile in JSON" if is_seccomp else "JSON"

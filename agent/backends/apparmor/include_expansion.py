@@ -1,9 +1,9 @@
 """Replaces the include rules of a profile text with the text of the included files.
 
-The result compiles to the same policy as the original text with the include directory, on a node
-without those files. Comments show where each part comes from. A text that versions of the parser
-read in different ways is not expanded. This module is pure; include_files.py reads the included
-files, and include_rules.py finds the rules of a text.
+The result compiles to the same policy as the original profile text with the include directory, on a
+node without those files. Comments show where each part comes from. A profile text that versions of
+the parser read in different ways is not expanded. This module is pure; include_files.py reads the
+included files, and include_rules.py finds the rules of a profile text.
 """
 
 import re
@@ -34,7 +34,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncludedFile:
-    """One file that an include rule adds to a text."""
+    """One file that an include rule adds to a profile text."""
 
     name: str
     """The path in the include directory."""
@@ -45,7 +45,7 @@ class IncludedFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expanded:
-    """A text without include rules."""
+    """A profile text without include rules."""
 
     text: str
     origins: tuple[Origin, ...]
@@ -62,7 +62,7 @@ class IncludeFileError(Exception):
 
 
 class ExpansionError(Exception):
-    """A text cannot be expanded."""
+    """A profile text cannot be expanded."""
 
     def __init__(self, reason: str, *, origin: Origin, hint: str) -> None:
         super().__init__(reason)
@@ -88,7 +88,7 @@ class IncludeFiles(Protocol):
 
 
 def expand(text: str, files: IncludeFiles, *, max_characters: int) -> Expanded:
-    """Replace every include rule of a text. Raises ExpansionError."""
+    """Replace every include rule of a profile text. Raises ExpansionError."""
     expansion = _Expansion(files, max_characters)
     expansion.add_text(text, "", 0)
     return expansion.result()
@@ -125,7 +125,7 @@ class _Expansion:
         return Expanded(text="".join(piece for piece, _ in self._pieces), origins=tuple(origins))
 
     def add_text(self, text: str, file: str, depth: int) -> None:
-        """Add a text or an included file, with its include rules expanded."""
+        """Add a profile text or an included file, with its include rules expanded."""
         blocks: list[bool] = []  # For each open block of this text, whether it is a profile.
         position, line = 0, 1
         for rule in self._rules(text, file):
@@ -232,7 +232,7 @@ class _Expansion:
         return files
 
     def _add(self, piece: str, origin: Origin) -> None:
-        """Add a piece of text whose first line comes from an origin."""
+        """Add a piece of profile text whose first line comes from an origin."""
         self._space -= len(piece)
         if self._space < 0:
             raise ExpansionError(

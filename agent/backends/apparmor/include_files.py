@@ -1,7 +1,7 @@
-"""Reads the files of include directories for the expansion of a text.
+"""Reads the files of include directories for the expansion of a profile text.
 
 This module opens only regular files inside the include directories that the user names, and follows
-no link that points outside them. include_expansion.py decides which files a text needs.
+no link that points outside them. include_expansion.py decides which files a profile text needs.
 """
 
 from collections.abc import Sequence

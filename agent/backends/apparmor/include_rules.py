@@ -1,6 +1,7 @@
 """Finds the rules in a profile text that matter when its includes are expanded.
 
-This module is pure. All versions of the parser that can read a text must agree about these rules.
+This module is pure. All versions of the parser that can read a profile text must agree about these
+rules.
 """
 
 import enum
@@ -14,8 +15,8 @@ from agent.backends.apparmor.lexer import Token
 from agent.backends.apparmor.lexer_dialects import DIALECTS
 from agent.backends.apparmor.lexer_rules import Dialect, TokenKind
 
-# The parser reads an include rule only between two rules, so it reads this rule if the text in
-# front of it is complete.
+# The parser reads an include rule only between two rules, so it reads this rule if the profile text
+# in front of it is complete.
 _PROBE: Final = "\n#include <probe>\n"
 _INCLUDE_KEYWORD: Final = re.compile(r"#?include(?P<if_exists>[ \t]+if[ \t]+exists)?\s*\Z")
 _ABI_KEYWORD: Final = re.compile(r"abi\s*\Z")
@@ -36,7 +37,7 @@ class RuleKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRule:
-    """One rule or brace, and its position in the text."""
+    """One rule or brace, and its position in the profile text."""
 
     kind: RuleKind
     start: int
@@ -55,7 +56,9 @@ class TextRule:
 
 
 class AmbiguousTextError(Exception):
-    """No version of the parser can read a text, or the versions read it in different ways."""
+    """No version of the parser can read a profile text, or the versions read it in different
+    ways.
+    """
 
     def __init__(self, reason: str, line: int) -> None:
         super().__init__(reason)
@@ -64,7 +67,7 @@ class AmbiguousTextError(Exception):
 
 
 def rules(text: str) -> Sequence[TextRule]:
-    """Return the rules in a text, in their order. Raises AmbiguousTextError."""
+    """Return the rules in a profile text, in their order. Raises AmbiguousTextError."""
     readings: list[tuple[TextRule, ...]] = []
     unread = 0
     for dialect in DIALECTS:
@@ -99,8 +102,8 @@ def _read(text: str, dialect: Dialect) -> tuple[tuple[TextRule, ...] | None, int
     """Return the rules that one version of the parser reads, and the position at which the readable
     part ends.
 
-    The first result is None if this version cannot read the whole text, or if the text ends inside
-    a rule.
+    The first result is None if this version cannot read the whole profile text, or if the text ends
+    inside a rule.
     """
     probed = text + _PROBE
     tokens = list(lexer.tokens(probed, dialect))

@@ -1,10 +1,10 @@
-"""Checks AppArmor texts with the parser, and decides whether the result may be installed.
+"""Checks AppArmor profile texts with the parser, and decides whether the result may be installed.
 
-An inspection never waits for the parser: if a text has no result, the text is queued and its key is
-pending. Only a policy that was compiled for the features of this kernel is accepted for
+An inspection never waits for the parser: if a profile text has no result, the text is queued and
+its key is pending. Only a policy that was compiled for the features of this kernel is accepted for
 installation. If the parser or the kernel support is missing, an inspection raises no exception, and
 returns a result with the reason. `compile_worker` runs the parser; `source_checks`, `validation`
-and `escape_rules` contain the rules for texts and policies.
+and `escape_rules` contain the rules for profile texts and policies.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ from agent.host.filesystem import HostError
 
 
 class Inspector:
-    """Checks the texts of one agent. Only the main thread uses an inspector."""
+    """Checks the profile texts of one agent. Only the main thread uses an inspector."""
 
     def __init__(
         self,
@@ -82,18 +82,20 @@ class Inspector:
         with contextlib.suppress(HostError, ParserError):
             context = self._current_target().context
             for each in finished:
-                # If an include changed during the run, the text is compiled again.
+                # If an include changed during the run, the profile text is compiled again.
                 if each.context == context:
                     exceeded = each.result.exceeded_limit
                     key = self._exceeded_key(each.key) if exceeded else each.key
                     self.cache.store(key, each.result)
 
     def wait(self, progress: Callable[[int, int], None]) -> bool:
-        """Wait until no text is being compiled, and return whether there are new results."""
+        """Wait until no profile text is being compiled, and return whether there are new
+        results.
+        """
         return self.worker.wait(progress)
 
     def inspect(self, source_key: SourceKey) -> Inspected:
-        """Check one key, which is pending while its text has not been compiled."""
+        """Check one key, which is pending while its profile text has not been compiled."""
         id_ = KeyId(kind="apparmor", profile_set=source_key.profile_set, key=source_key.key)
         findings = self._text_errors(source_key.content)
         if findings:
@@ -147,10 +149,10 @@ class Inspector:
         return Sandbox(finding=diagnostics.parser_not_sandboxed(reason) if reason else None)
 
     def _text_errors(self, content: bytes) -> tuple[Finding, ...]:
-        """Return the errors that prevent a text from being passed to the parser.
+        """Return the errors that prevent a profile text from being passed to the parser.
 
-        If the check cannot decide whether a text is safe, the sandbox protects the node. Without a
-        sandbox, such a text is rejected.
+        If the check cannot decide whether a profile text is safe, the sandbox protects the node.
+        Without a sandbox, such a profile text is rejected.
         """
         findings = source_checks.errors(content)
         undecided = () if findings else source_checks.undecided_includes(content)
@@ -162,8 +164,8 @@ class Inspector:
     def _submit(
         self, id_: KeyId, source_key: SourceKey, key: str, target: CompileTarget
     ) -> Pending | Unchecked:
-        """Queue a text for the parser. Return a pending result, or the reason why this node cannot
-        check the text.
+        """Queue a profile text for the parser. Return a pending result, or the reason why this node
+        cannot check the profile text.
         """
         self._awaited.add(key)
         failure = self.worker.submit(
@@ -192,13 +194,13 @@ class Inspector:
         return self._target
 
     def _exceeded_key(self, key: str) -> str:
-        """Return the cache key that records whether a text exceeds the current limits."""
+        """Return the cache key that records whether a profile text exceeds the current limits."""
         return digest(f"{key} {self.cpu_limit:g} {memory_budget.limit_bytes()}".encode())
 
     def _judge(
         self, id_: KeyId, source_key: SourceKey, result: ParserResult, target: CompileTarget
     ) -> Profile | Rejection:
-        """Decide from the parser's result whether a text is accepted."""
+        """Decide from the parser's result whether a profile text is accepted."""
         text = source_key.content.decode("utf-8", "replace")
         if result.exceeded_limit:
             return Rejection(id=id_, findings=(diagnostics.parser_killed(result),))
@@ -265,7 +267,7 @@ class Inspector:
 def _warnings(
     id_: KeyId, declared: Sequence[DeclaredProfile], text: str, result: ParserResult
 ) -> tuple[Finding, ...]:
-    """Return the findings about an accepted text."""
+    """Return the findings about an accepted profile text."""
     weaker_rules = limit_findings(
         diagnostics.rule_not_enforced(id_, parser_messages.weaker_rule_line(warning, text), warning)
         for warning in result.warnings
@@ -287,5 +289,5 @@ def _not_checkable(id_: KeyId, reason: str) -> Unchecked:
 
 
 def _cache_key(context: str, content: bytes) -> str:
-    """Return the cache key for the result of a text in a context."""
+    """Return the cache key for the result of a profile text in a context."""
     return digest(context.encode() + b"\0" + content)

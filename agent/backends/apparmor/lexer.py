@@ -19,7 +19,7 @@ from agent.backends.apparmor.lexer_rules import Dialect, Rule, State, TokenKind
 
 
 class Token(NamedTuple):
-    """One token and its position in the text."""
+    """One token and its position in the profile text."""
 
     kind: TokenKind
     start: int
@@ -49,8 +49,8 @@ def _candidates(dialect: Dialect, state: State, character: str) -> tuple[_Candid
 
 
 def tokens(text: str, dialect: Dialect) -> Iterator[Token]:
-    """Yield the tokens in a text, except for tokens of the kind TokenKind.OTHER. The last token
-    contains the rest of the text that was not read.
+    """Yield the tokens in a profile text, except for tokens of the kind TokenKind.OTHER. The last
+    token contains the rest of the profile text that was not read.
     """
     states = [State.INITIAL]
     position, size, last_line_break = 0, len(text), text.rfind("\n")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-# A text is rejected for its memory use only after a run with at least this much memory.
+# A profile text is rejected for its memory use only after a run with at least this much memory.
 MIN_PARSER_BYTES: Final = 64 << 20
 # Most public profiles compile with this much memory.
 LEAST_PARSER_BYTES: Final = 16 << 20

@@ -28,13 +28,15 @@ def are_mediated(features: bytes) -> bool:
 
 
 def abi_path(source: str) -> str:
-    """Return the path of the first abi rule of a text; empty if the text has no abi rule."""
+    """Return the path of the first abi rule of a profile text; empty if the text has no abi
+    rule.
+    """
     rule = _ABI.search(without_comments(source))
     return rule["path"] if rule is not None else ""
 
 
 def has_conditions(source: str) -> bool:
-    """Return whether a network rule of a text has an address or a port."""
+    """Return whether a network rule of a profile text has an address or a port."""
     return "network" in source and _RULE.search(without_comments(source)) is not None
 
 

@@ -1,10 +1,10 @@
 """Runs apparmor_parser, which turns a profile text into compiled policy or an error message.
 
 The parser neither loads policy (`-Q`) nor uses its own cache (`-K`), because that cache identifies
-a text only by file name and time. The agent always passes kernel features to the parser, because
-without them the parser omits rules from the policy and reports no error. The parser compiles in a
-child process, so the limits also apply to its children. parser_messages.py selects the parts of the
-output that the agent shows.
+a profile text only by file name and time. The agent always passes kernel features to the parser,
+because without them the parser omits rules from the policy and reports no error. The parser
+compiles in a child process, so the limits also apply to its children. parser_messages.py selects
+the parts of the output that the agent shows.
 """
 
 import enum
@@ -157,7 +157,7 @@ class Parser:
         return is_inside and os.path.lexists(os.path.join(self.include_dir, path))
 
     def policy_features(self, abi_path: str) -> bytes:
-        """Return the features that a text is compiled for, as far as the text decides.
+        """Return the features that a profile text is compiled for, as far as the text decides.
 
         The result is empty if only the features of the kernel decide.
 
@@ -271,7 +271,7 @@ class Parser:
         return done
 
     def _quotable(self, text: bytes) -> parser_messages.QuotableWords:
-        """Return the words that may appear in a message about a text."""
+        """Return the words that may appear in a message about a profile text."""
         words = _words(self.path, _signature(self.path))
         return parser_messages.QuotableWords(source=text, words=words, include_dir=self.include_dir)
 

@@ -71,7 +71,7 @@ def missing_file(message: str) -> MissingFile | None:
 def missing_file_hint(
     missing: MissingFile, key: str, *, include_dir: str, parser_version: str, abis: Sequence[str]
 ) -> str:
-    """Return the next step for a text that needs a file that the node lacks.
+    """Return the next step for a profile text that needs a file that the node lacks.
 
     Args:
         missing: the file that the parser could not open.
@@ -100,7 +100,7 @@ def missing_file_hint(
 
 
 def hint(message: str, source: str) -> str:
-    """Return the next step for an error message about a text, or an empty string."""
+    """Return the next step for an error message about a profile text, or an empty string."""
     undeclared = _UNDECLARED.search(message)
     if undeclared is not None:
         return _undeclared_hint(undeclared["name"], without_comments(source))

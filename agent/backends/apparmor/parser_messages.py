@@ -40,7 +40,7 @@ _NO_MEMORY: Final = re.compile(
 # written (apparmor 3.0.8 to 5.0.2).
 _WEAKER: Final = re.compile(r"(?i)not enforced|downgrad|not supported|ignor")
 # Abstractions contain unix rules for newer kernels, so the warning about a weaker unix rule only
-# matters if the rule is in the key's own text.
+# matters if the rule is in the key's own profile text.
 _DOWNGRADED_UNIX: Final = re.compile(r"downgrading extended network unix socket rule")
 _PROFILE_OF_WARNING: Final = re.compile(r"(?i)^warning from (?=profile )")
 _UNIX_CONDITION: Final = re.compile(r"^[^#]*\bunix\b[^,]*[(=]", re.MULTILINE)
@@ -70,7 +70,7 @@ _PUNCTUATION: Final = "'\"(),.:;`"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuotableWords:
-    """The words that may appear in a message about one text."""
+    """The words that may appear in a message about one profile text."""
 
     source: bytes
     """The key's own text."""
@@ -108,7 +108,7 @@ def error_message(stderr: bytes, quotable: QuotableWords) -> str:
 
 
 def weaker_rules(stderr: bytes, quotable: QuotableWords) -> tuple[str, ...]:
-    """Return the parser's warnings that the policy is weaker than the text."""
+    """Return the parser's warnings that the policy is weaker than the profile text."""
     source = quotable.source.decode("utf-8", "replace")
     has_unix_condition = _UNIX_CONDITION.search(without_comments(source)) is not None
     warnings = dict.fromkeys(
@@ -133,11 +133,11 @@ def weaker_rule_line(warning: str, source: str) -> str:
 
 
 def line_reference(message: str, source: str) -> str:
-    """Return `line N` if a message is about a line of the text, or "".
+    """Return `line N` if a message is about a line of the profile text, or "".
 
     Without INPUT_PATH, the parser does not report which file a line belongs to. The line belongs to
-    an included file if the line number exceeds the length of the text, or if the message quotes an
-    included file.
+    an included file if the line number exceeds the length of the profile text, or if the message
+    quotes an included file.
     """
     match = _LINE.search(message)
     if match is None or match["file"] or REPLACED in message:
@@ -208,7 +208,7 @@ def _is_quotable(word: str, source: str, quotable: QuotableWords) -> bool:
     character = _CHARACTER.fullmatch(word)
     if character is not None:
         return int(character[1], 16) in quotable.source
-    # The word must not be a part of a longer word in the text.
+    # The word must not be a part of a longer word in the profile text.
     before = r"(?<!\w)" if word[0].isalnum() else ""
     after = r"(?!\w)" if word[-1].isalnum() else ""
     return word in source and re.search(f"{before}{re.escape(word)}{after}", source) is not None

@@ -1,10 +1,10 @@
 """Lists the files that apparmor_parser may open in its sandbox.
 
-The parser runs as root and opens every file that a text includes. Therefore, Landlock restricts the
-parser to the include directories, to its own program, libraries and configuration, and to the
-kernel's AppArmor features. The parser can neither write to a file nor execute another program.
-strace records of the versions 3.0.8, 4.1.0 and 5.0.2 are the basis of this list. host/landlock.py
-applies the restriction.
+The parser runs as root and opens every file that a profile text includes. Therefore, Landlock
+restricts the parser to the include directories, to its own program, libraries and configuration,
+and to the kernel's AppArmor features. The parser can neither write to a file nor execute another
+program. strace records of the versions 3.0.8, 4.1.0 and 5.0.2 are the basis of this list.
+host/landlock.py applies the restriction.
 """
 
 import errno

@@ -3,7 +3,7 @@
 The key of a cached result is a digest of every input that affects the result; it does not depend on
 names and times. Each file is verified when it is read, and a damaged file counts as missing. The
 profiles that a policy declares are stored with it, so that the policy need not be parsed again. If
-the cache cannot be written, texts are compiled again after a restart; nothing else changes.
+the cache cannot be written, profile texts are compiled again after a restart; nothing else changes.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ MAX_DISK_ENTRIES: Final = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParserResult:
-    """The final result of the parser for one text: a policy, an error or an exceeded limit.
+    """The final result of the parser for one profile text: a policy, an error or an exceeded limit.
 
     A result that was read from the cache also has the fields size, sha256 and declared.
     """
@@ -83,7 +83,8 @@ class PolicyCache:
     def policy(self, key: str) -> bytes | None:
         """Return the stored policy, or None if the policy is missing or damaged.
 
-        A missing or damaged result is also removed from memory, so that the text is compiled again.
+        A missing or damaged result is also removed from memory, so that the profile text is
+        compiled again.
         """
         result = self.memory.get(key)
         if result is not None and result.policy:

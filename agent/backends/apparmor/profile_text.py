@@ -1,8 +1,8 @@
 """Uses the lexer to find comments, declared names and line numbers in a profile text.
 
 This module is pure, and its results only affect messages and warnings. The module therefore uses a
-single version of the lexer: the newest one that reads the whole text. source_checks.py makes the
-decisions that protect the host, and considers every version of the parser.
+single version of the lexer: the newest one that reads the whole profile text. source_checks.py
+makes the decisions that protect the host, and considers every version of the parser.
 """
 
 import functools
@@ -21,7 +21,7 @@ _END: Final = re.compile(r"[ \t\r\n]*(?:#[^\n]*)?\Z")
 
 
 class LineCounter:
-    """Converts positions in a text to line numbers; positions must not decrease."""
+    """Converts positions in a profile text to line numbers; positions must not decrease."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -34,9 +34,11 @@ class LineCounter:
         return f"line {self._line}"
 
 
-@functools.lru_cache(maxsize=1)  # Several checks examine the same text one after another.
+@functools.lru_cache(maxsize=1)  # Several checks examine the same profile text one after another.
 def _dialect(text: str) -> Dialect:
-    """Return the newest dialect that reads the whole text, or the newest one if none does."""
+    """Return the newest dialect that reads the whole profile text, or the newest one if none
+    does.
+    """
     for dialect in reversed(DIALECTS):
         (rest,) = deque(lexer.tokens(text, dialect), maxlen=1)
         if _END.match(text, rest.start):
@@ -44,9 +46,9 @@ def _dialect(text: str) -> Dialect:
     return DIALECTS[-1]
 
 
-@functools.lru_cache(maxsize=1)  # Several checks examine the same text one after another.
+@functools.lru_cache(maxsize=1)  # Several checks examine the same profile text one after another.
 def without_comments(text: str) -> str:
-    """Return the text without its comments, with the same line breaks.
+    """Return the profile text without its comments, with the same line breaks.
 
     The part that the lexer cannot read is returned unchanged, including its comments.
     """
@@ -55,14 +57,16 @@ def without_comments(text: str) -> str:
 
 
 def readable_part(text: str) -> str:
-    """Return the text without its comments, up to the first line that the lexer cannot read."""
+    """Return the profile text without its comments, up to the first line that the lexer cannot
+    read.
+    """
     readable, rest = _split(text)
     return readable + rest.partition("\n")[0]
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Return two parts of a text: the part that the lexer can read, without comments, and the
-    rest.
+    """Return two parts of a profile text: the part that the lexer can read, without comments, and
+    the rest.
     """
     if "#" not in text:
         return text, ""
@@ -80,7 +84,7 @@ def _split(text: str) -> tuple[str, str]:
 
 def name_tokens(text: str) -> Iterator[Token]:
     """Yield the tokens that declare a profile, a hat or a child profile, in the order of the
-    text.
+    profile text.
     """
     depth = 0
     header: Token | None = None  # This word begins a rule that may declare a profile.

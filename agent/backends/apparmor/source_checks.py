@@ -1,9 +1,9 @@
 """Checks a profile text before the parser reads it.
 
-This module is pure. Only apparmor_parser determines the meaning of a text. The checks find texts
-that must not reach the parser, because it has the agent's permissions and opens every file that a
-text includes. Files in the include directory belong to the host and may include other files.
-character_checks.py checks single characters; lexer.py splits a text into tokens.
+This module is pure. Only apparmor_parser determines the meaning of a profile text. The checks find
+profile texts that must not reach the parser, because it has the agent's permissions and opens every
+file that a text includes. Files in the include directory belong to the host and may include other
+files. character_checks.py checks single characters; lexer.py splits a profile text into tokens.
 """
 
 import functools
@@ -33,12 +33,12 @@ _HARMLESS: Final = re.compile(
 _REST_OF_LINE_EMPTY: Final = re.compile(r"[ \t]*(?:#[^\"\\\n]{0,199})?(?:\r?\n|\Z)")
 _NUMERIC_ESCAPE: Final = re.compile(r"\\[0-9xd]")
 
-# A longer text is not split into tokens for every dialect, because that would delay a pass.
+# A longer profile text is not split into tokens for every dialect, because that would delay a pass.
 _MAX_CHARACTERS: Final = 1 << 18
 
 
 def errors(content: bytes) -> tuple[Finding, ...]:
-    """Return the errors that prevent a text from being passed to the parser."""
+    """Return the errors that prevent a profile text from being passed to the parser."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -57,13 +57,14 @@ def errors(content: bytes) -> tuple[Finding, ...]:
 
 
 def undecided_includes(content: bytes) -> tuple[Finding, ...]:
-    """Return errors for those include rules in an accepted text that this module cannot decide.
+    """Return errors for those include rules in an accepted profile text that this module cannot
+    decide.
 
-    An include rule is undecided for one of two reasons. The text may be too long to be split into
-    tokens for every dialect. An included file may also end in an assignment without a line break;
-    the parser then reads the rest of the including line as values of the assigned variable. A text
-    with an undecided rule is safe only if a sandbox prevents the parser from opening files outside
-    the include directory.
+    An include rule is undecided for one of two reasons. The profile text may be too long to be
+    split into tokens for every dialect. An included file may also end in an assignment without a
+    line break; the parser then reads the rest of the including line as values of the assigned
+    variable. A profile text with an undecided rule is safe only if a sandbox prevents the parser
+    from opening files outside the include directory.
     """
     return limit_findings(_undecided_includes(content.decode("utf-8", "replace")))
 
@@ -102,7 +103,7 @@ def _include_refused(location: str, message: str, hint: str) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class _IncludeRules:
-    """The suspicious include and abi rules in a text, by the positions of their paths."""
+    """The suspicious include and abi rules in a profile text, by the positions of their paths."""
 
     rejected: Mapping[int, tuple[str, str]]
     """The keyword and the path of each rule that may open a file outside the include directory."""
@@ -112,7 +113,7 @@ class _IncludeRules:
     """
 
 
-@functools.lru_cache(maxsize=1)  # Several checks examine the same text one after another.
+@functools.lru_cache(maxsize=1)  # Several checks examine the same profile text one after another.
 def _include_rules(text: str) -> _IncludeRules:
     """Return the suspicious include and abi rules that at least one version of the parser would
     read.
@@ -138,8 +139,8 @@ def _include_rules(text: str) -> _IncludeRules:
 
 
 def _is_harmless(text: str) -> bool:
-    """Return whether each include and abi rule has the usual form. The text is not split into
-    tokens.
+    """Return whether each include and abi rule has the usual form. The profile text is not split
+    into tokens.
     """
     position = 0
     while candidate := _CANDIDATE.search(text, position):

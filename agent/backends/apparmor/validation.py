@@ -1,7 +1,7 @@
 """Decides from names, attachments and modes whether a compiled policy may be loaded.
 
-This module is pure. The decisions use the compiled policy, because the kernel loads it; the text
-only provides line numbers. All errors are returned together, so that an author can correct all
+This module is pure. The decisions use the compiled policy, because the kernel loads it; the profile
+text only provides line numbers. All errors are returned together, so that an author can correct all
 errors at once.
 """
 

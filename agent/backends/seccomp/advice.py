@@ -1,7 +1,7 @@
-"""Warns about accepted profiles that allow risky calls or prevent programs from running.
+"""Warns about accepted profiles that allow risky system calls or prevent programs from running.
 
-`meaning` decides which calls a profile allows, and `start` knows which calls a runtime needs to
-start a container.
+`meaning` decides which system calls a profile allows, and `start` knows which calls a runtime needs
+to start a container.
 """
 
 from collections.abc import Iterator
@@ -49,8 +49,8 @@ def findings(document: Document, options: Options) -> Iterator[Finding]:
 def _clone3(document: Document, profile: Meaning) -> Iterator[Finding]:
     """Warn if clone3 fails with an error other than ENOSYS.
 
-    Libraries only fall back from clone3 to clone after ENOSYS. runc returns ENOSYS for calls that
-    are newer than the newest call in the profile; crun does not.
+    Libraries only fall back from clone3 to clone after ENOSYS. runc returns ENOSYS for system calls
+    that are newer than the newest call in the profile; crun does not.
     """
     abi = profile.abis[0]
     if profile.call(abi, "clone").is_always_denied:
@@ -75,7 +75,7 @@ def _clone3(document: Document, profile: Meaning) -> Iterator[Finding]:
 
 
 def _missing_calls(document: Document, profile: Meaning, machine: str) -> Iterator[Finding]:
-    """Warn if the architecture has none of the calls that a profile denies."""
+    """Warn if the architecture has none of the system calls that a profile denies."""
     names = sorted(
         {
             name
@@ -98,7 +98,7 @@ def _missing_calls(document: Document, profile: Meaning, machine: str) -> Iterat
 
 
 def _newer_variants(document: Document, floor: releases.RuntimeFloor) -> Iterator[Finding]:
-    """Warn about each allowed call whose older variant is always denied."""
+    """Warn about each allowed system call whose older variant is always denied."""
     named = {name for rule in document.rules for name in rule.names}
     denied = {
         name
@@ -126,7 +126,7 @@ def _newer_variants(document: Document, floor: releases.RuntimeFloor) -> Iterato
 
 
 def _beyond_default(document: Document, profile: Meaning, machine: str) -> Iterator[Finding]:
-    """Warn about calls that the profile allows but containerd's default profile denies."""
+    """Warn about system calls that the profile allows but containerd's default profile denies."""
     names = list(baseline.beyond(profile, "containerd", machine))
     if not names:
         return

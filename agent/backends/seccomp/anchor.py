@@ -1,14 +1,14 @@
 """Handles profiles for which libseccomp builds a filter that does not load the call number.
 
-For each ABI, libseccomp sorts the calls that have rules by the number of comparisons, and then by
-call number. The instructions of the first call load the call number, but a call that the ABI lacks
-has no instructions. If the ABI lacks the first call, the filter never loads the call number, and no
-rule for the ABI applies (_gen_bpf_syscalls in gen_bpf.c, in every version up to 2.6.1). x86_64 and
-x32 share one list if a profile lists both ABIs. If a profile lists only one of them, other
-instructions of the filter load the call number.
+For each ABI, libseccomp sorts the system calls that have rules by the number of comparisons, and
+then by call number. The instructions of the first system call load the call number, but a call that
+the ABI lacks has no instructions. If the ABI lacks the first system call, the filter never loads
+the call number, and no rule for the ABI applies (_gen_bpf_syscalls in gen_bpf.c, in every version
+up to 2.6.1). x86_64 and x32 share one list if a profile lists both ABIs. If a profile lists only
+one of them, other instructions of the filter load the call number.
 
-If a rule without conditions names one of the ABI's calls, this call is the first in the list.
-`anchored` adds such a rule if the rule does not change the meaning of the profile. `findings`
+If a rule without conditions names one of the ABI's system calls, this call is the first in the
+list. `anchored` adds such a rule if the rule does not change the meaning of the profile. `findings`
 rejects an affected profile to which no such rule can be added.
 """
 
@@ -22,8 +22,9 @@ from agent.backends.seccomp.document import Document, Rule
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
-# No kernel since Linux 3.1 has the call nfsservctl, so the call fails with ENOSYS even without a
-# filter. Every version of libseccomp knows the name of the call on every ABI except x32.
+# No kernel since Linux 3.1 has the system call nfsservctl, so the call fails with ENOSYS even
+# without a filter. Every version of libseccomp knows the name of the system call on every ABI
+# except x32.
 ANCHOR: Final = "nfsservctl"
 _ENOSYS: Final = 38
 _X86_64: Final = "SCMP_ARCH_X86_64"
@@ -32,7 +33,7 @@ _X32: Final = "SCMP_ARCH_X32"
 
 @dataclass(slots=True)
 class _Calls:
-    """The properties of one ABI's call list that determine whether the filter loads the call
+    """The properties of one ABI's system call list that determine whether the filter loads the call
     number.
     """
 

@@ -2,8 +2,8 @@
 runtime.
 
 The files in `defaults/` contain the default profiles with their source and version. The comparison
-is exact: it searches for arguments with which one profile allows a call and the other profile
-denies it.
+is exact: it searches for arguments with which one profile allows a system call and the other
+profile denies it.
 """
 
 import functools
@@ -47,8 +47,8 @@ def of(name: str, machine: str) -> Meaning:
 
 
 def allows_more(profile: CallMeaning, other: CallMeaning) -> bool:
-    """Return whether the profile allows a call with arguments for which the other profile denies
-    it.
+    """Return whether the profile allows a system call with arguments for which the other profile
+    denies it.
     """
     if other.is_always_allowed or profile.is_always_denied:
         return False
@@ -73,7 +73,9 @@ def allows_more(profile: CallMeaning, other: CallMeaning) -> bool:
 
 @functools.cache
 def _restricted(name: str, machine: str) -> dict[str, CallMeaning]:
-    """Return the calls that a runtime's default profile denies, or allows with conditions."""
+    """Return the system calls that a runtime's default profile denies, or allows with
+    conditions.
+    """
     default = of(name, machine)
     abi = default.abis[0]
     calls = {call: default.call(abi, call) for call in sorted(default.calls(abi))}
@@ -81,8 +83,8 @@ def _restricted(name: str, machine: str) -> dict[str, CallMeaning]:
 
 
 def beyond(profile: Meaning, name: str, machine: str) -> Iterator[str]:
-    """Return the calls of the native ABI that a profile allows and a runtime's default profile
-    denies.
+    """Return the system calls of the native ABI that a profile allows and a runtime's default
+    profile denies.
     """
     abi = profile.abis[0]
     for call, default in _restricted(name, machine).items():

@@ -19,9 +19,9 @@ from agent.core.findings import Finding
 MACHINES: Final = resolve.MACHINES
 abis = resolve.abis
 
-# The agent adds a rule with this call to a profile that has no rules. The number of this call is
-# 449 on every architecture. The number must be high, because runc returns ENOSYS for all calls
-# with higher numbers than the calls in the profile.
+# The agent adds a rule with this system call to a profile that has no rules. The number of this
+# system call is 449 on every architecture. The number must be high, because runc returns ENOSYS for
+# all system calls with higher numbers than the calls in the profile.
 FILLER: Final = "futex_waitv"
 
 

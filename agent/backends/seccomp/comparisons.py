@@ -59,7 +59,7 @@ def _disagree(first: Rule, second: Rule) -> bool:
 
 
 def _conflicts(name: str, plain: list[Rule], default: Answer) -> Iterator[Finding]:
-    """Reject two different rules for one call if neither has conditions.
+    """Reject two different rules for one system call if neither has conditions.
 
     If one of the rules depends on capabilities, as in Podman's default profile, both are accepted,
     because every runtime applies the first rule.
@@ -107,7 +107,7 @@ def _overlaps(name: str, conditional: list[Rule]) -> Iterator[Finding]:
     """Reject two conditional rules that return different results for the same arguments.
 
     With runc and crun, libseccomp then applies the rule that allows more. For example, if a rule
-    with ERRNO and a rule with LOG match, the kernel runs the call.
+    with ERRNO and a rule with LOG match, the kernel runs the system call.
     """
     for position, rule in enumerate(conditional):
         for other in conditional[:position]:

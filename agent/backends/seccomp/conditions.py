@@ -1,8 +1,7 @@
 """Rejects conditions that libseccomp compiles incorrectly, although their meaning is clear.
-
-libseccomp merges all rules for one call into a decision tree, and compares a 64-bit argument in two
-halves (_db_tree_add and _db_tree_prune in db.c). For some combinations of rules, a branch of this
-tree is lost. This module rejects the combinations that tests/system/seccomp_filter found in
+libseccomp merges all rules for one system call into a decision tree, and compares a 64-bit argument
+in two halves (_db_tree_add and _db_tree_prune in db.c). For some combinations of rules, a branch of
+this tree is lost. This module rejects the combinations that tests/system/seccomp_filter found in
 libseccomp 2.5.1 to 2.6.1. The module also warns about comparisons that a program can bypass by
 setting higher bits. Two rules that never apply to the same pod are never part of the same filter,
 so the module does not compare them.
@@ -190,13 +189,12 @@ def _first_step(rule: Rule, later: Rule) -> str:
 def _shared_comparisons(
     trees: Sequence[tuple[str, Sequence[Rule]]], abis: Sequence[str]
 ) -> Iterator[Finding]:
-    """Reject a comparison in the rules of two calls if another argument may be loaded before it.
-
-    libseccomp writes equal instructions of two calls only once. Several jumps lead to these
+    """Reject a comparison in the rules of two system calls if another argument may be loaded before
+    it. libseccomp writes equal instructions of two calls only once. Several jumps lead to these
     instructions. To decide whether the argument must be loaded again, libseccomp considers only one
     of these jumps (_gen_bpf_build_bpf in gen_bpf.c). If libseccomp considers the wrong jump, the
-    comparison uses the wrong argument for the call that has more conditions on its path. On 64-bit
-    ABIs, the filter always compares the lower half first.
+    comparison uses the wrong argument for the system call that has more conditions on its path. On
+    64-bit ABIs, the filter always compares the lower half first.
     """
     for abi in abis:
         existing = [(name, rules) for name, rules in trees if _has_tree(abi, name)]
@@ -206,7 +204,7 @@ def _shared_comparisons(
 
 
 def _has_tree(abi: str, name: str) -> bool:
-    """Return whether the filter of an ABI contains the tree of a call."""
+    """Return whether the filter of an ABI contains the tree of a system call."""
     if name.endswith(_OPERATIONS):
         return abi in multiplex.ABIS
     return syscalls.may_exist(abi, name)
@@ -237,7 +235,7 @@ def _meaning(rule: Rule) -> tuple[frozenset[Condition], Answer]:
 def _suffixes(rules: Sequence[Rule]) -> set[tuple[tuple[Condition, ...], Answer]]:
     """Return the last conditions in each rule, in the order of their arguments.
 
-    Two calls share the instructions of a condition only if equal conditions follow.
+    Two system calls share the instructions of a condition only if equal conditions follow.
     """
     suffixes = set()
     for rule in rules:

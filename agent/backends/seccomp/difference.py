@@ -1,7 +1,7 @@
 """Finds exactly the system calls for which two profiles return different results.
 
-Each profile divides the arguments of a call into cases, and each case has one result. Two cases
-with different results are a difference if some arguments belong to both of them.
+Each profile divides the arguments of a system call into cases, and each case has one result. Two
+cases with different results are a difference if some arguments belong to both of them.
 """
 
 import enum

@@ -37,7 +37,7 @@ _EPERM: Final = 1  # runc and crun use this default if errnoRet is missing.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The kernel's response to a call, in a normal form.
+    """The kernel's response to a system call, in a normal form.
 
     In the normal form, SCMP_ACT_KILL becomes SCMP_ACT_KILL_THREAD, and SCMP_ACT_ERRNO without a
     number becomes EPERM.
@@ -48,7 +48,7 @@ class Answer:
 
     @property
     def is_permissive(self) -> bool:
-        """Whether the kernel runs the call."""
+        """Whether the kernel runs the system call."""
         return self.action in PERMISSIVE
 
     @property
@@ -137,7 +137,7 @@ class Document:
 
     @property
     def default(self) -> Answer:
-        """The kernel's response to a call that no rule matches."""
+        """The kernel's response to a system call that no rule matches."""
         return answer(self.default_action, self.default_errno_ret)
 
     @property

@@ -332,7 +332,7 @@ def _names(document: Document, options: Options) -> Iterator[Finding]:
 
 
 def _unknown_name(name: str, where: str, floor: releases.RuntimeFloor) -> Finding:
-    """Return the error about a name that a node may not know, if the default action allows
+    """Return the error about a name that a node may not know, if the default action allows system
     calls.
     """
     message = (

@@ -1,9 +1,10 @@
 """Defines the exact meaning of a profile: the kernel's response to each system call.
 
 A `Meaning` is valid for one machine, one kernel version and one capability set. Other modules use
-it to compare profiles and to warn about allowed calls. The module is pure. A `Meaning` does not
-include the faults of libseccomp, which the modules `conditions`, `multiplex` and `anchor` handle.
-The tests compare each `Meaning` with the filters that every available version of libseccomp builds.
+it to compare profiles and to warn about allowed system calls. The module is pure. A `Meaning` does
+not include the faults of libseccomp, which the modules `conditions`, `multiplex` and `anchor`
+handle. The tests compare each `Meaning` with the filters that every available version of libseccomp
+builds.
 """
 
 import functools
@@ -58,18 +59,18 @@ class CallMeaning:
 
     @property
     def is_always_denied(self) -> bool:
-        """Whether the kernel denies the call with all arguments."""
+        """Whether the kernel denies the system call with all arguments."""
         return not any(answer.is_permissive for answer in self.every_answer())
 
     @property
     def is_always_allowed(self) -> bool:
-        """Whether the kernel allows the call with all arguments."""
+        """Whether the kernel allows the system call with all arguments."""
         return all(answer.is_permissive for answer in self.every_answer())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Meaning:
-    """The responses of a filter to all calls of the ABIs that it handles."""
+    """The responses of a filter to all system calls of the ABIs that it handles."""
 
     # The profile after its conditions were resolved for the node and one capability set.
     document: Document
@@ -88,9 +89,9 @@ class Meaning:
         return by_name
 
     def call(self, abi: str, name: str) -> CallMeaning:
-        """Return the kernel's responses to a call that the ABI has.
+        """Return the kernel's responses to a system call that the ABI has.
 
-        If a rule without conditions exists for the call, libseccomp applies this rule to all
+        If a rule without conditions exists for the system call, libseccomp applies this rule to all
         arguments.
         """
         largest = regions.SHORT if abi in SHORT_ABIS else regions.LARGEST
@@ -103,13 +104,13 @@ class Meaning:
         return CallMeaning(cases=tuple(rules), otherwise=self.document.default, largest=largest)
 
     def answers(self, abi: str, name: str, arguments: Sequence[int]) -> frozenset[Answer]:
-        """Return the responses to a call with these arguments. For an accepted profile, there is
-        only one response.
+        """Return the responses to a system call with these arguments. For an accepted profile,
+        there is only one response.
         """
         return self.call(abi, name).answers(arguments)
 
     def calls(self, abi: str) -> frozenset[str]:
-        """Return the names of the ABI's calls that libseccomp 2.5.4 knows or that a rule
+        """Return the names of the ABI's system calls that libseccomp 2.5.4 knows or that a rule
         contains.
         """
         usual = syscalls.of(abi)

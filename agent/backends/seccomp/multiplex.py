@@ -1,11 +1,11 @@
-"""Checks rules for calls that some ABIs can also reach through socketcall(2) and ipc(2).
+"""Checks rules for system calls that some ABIs can also reach through socketcall(2) and ipc(2).
 
 The arguments of a multiplexed call are in memory, and a filter cannot read memory. libseccomp
 therefore also adds each rule for an operation to the multiplexing call, with the number of the
 operation as the first argument (abi_rule_add in syscalls.c). libseccomp drops a condition on the
-original first argument. Without this condition, a denying rule denies more calls than written, and
-an allowing rule allows the whole operation. Other conditions compare arguments that the operation
-does not have.
+original first argument. Without this condition, a denying rule denies more system calls than
+written, and an allowing rule allows the whole operation. Other conditions compare arguments that
+the operation does not have.
 
 libseccomp may therefore allow an operation that the profile denies. `closed` adds a rule that
 denies the multiplexing call if only 32-bit programs can use the call. Every other profile with this
@@ -119,7 +119,7 @@ class _Through:
 
 
 def findings(document: Document, native: str) -> Iterator[Finding]:
-    """Return findings about conditions that have no effect on calls through socketcall(2) or
+    """Return findings about conditions that have no effect on system calls through socketcall(2) or
     ipc(2).
 
     Args:
@@ -174,7 +174,7 @@ def _opened(rule: Rule, through: _Through) -> Iterator[Finding]:
 
 
 def _still_reached(rule: Rule, through: _Through) -> Iterator[Finding]:
-    """Warn about a denied call that programs can reach through the multiplexing call."""
+    """Warn about a denied system call that programs can reach through the multiplexing call."""
     operation = through.operation(rule)
     if operation is None or through.answer.strictness >= rule.answer.strictness:
         return

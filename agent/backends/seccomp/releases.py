@@ -2,8 +2,8 @@
 
 A `RuntimeFloor` states the oldest release on any node of the cluster. The tables contain only facts
 that depend on the release: which release first had each newer system call, and which release first
-accepted each flag of a filter. The module `syscalls` lists the calls that every supported release
-knows.
+accepted each flag of a filter. The module `syscalls` lists the system calls that every supported
+release knows.
 """
 
 import re
@@ -118,12 +118,14 @@ RUNC_FLAGS: Final[dict[str, Version]] = dict.fromkeys(
 
 
 def is_known(name: str, floor: RuntimeFloor) -> bool:
-    """Return whether every libseccomp on the nodes knows a newer call."""
+    """Return whether every libseccomp on the nodes knows a newer system call."""
     return name in INTRODUCED and INTRODUCED[name].libseccomp <= floor.libseccomp
 
 
 def since(name: str) -> str:
-    """Return a sentence about the first releases that have a newer call, or "" for other names."""
+    """Return a sentence about the first releases that have a newer system call, or "" for other
+    names.
+    """
     if name not in INTRODUCED:
         return ""
     introduced = INTRODUCED[name]
@@ -134,5 +136,5 @@ def since(name: str) -> str:
 
 
 def floor_hint(name: str) -> str:
-    """Return the option with which the agent accepts a newer call."""
+    """Return the option with which the agent accepts a newer system call."""
     return f"--runtime-floor libseccomp={shown(INTRODUCED[name].libseccomp)}"

@@ -143,8 +143,8 @@ def _first_ones(rules: Collection[Rule], default: Answer) -> list[Rule]:
     """Return the rules, and omit each call that an earlier rule already decides.
 
     In every runtime, the first rule without conditions has priority. For example, a rule of
-    Podman's default profile allows a call for all pods, and a later rule denies the call for some
-    pods.
+    Podman's default profile allows a system call for all pods, and a later rule denies the call for
+    some pods.
     """
     decided: dict[str, Rule] = {}
     remaining = []

@@ -1,9 +1,9 @@
 """Warns if a container runtime cannot start a container under a profile.
 
-The lists of calls were measured on x86_64 with UID 0 and 1000: each call was denied separately. A
-process without no_new_privs installs the filter before it changes its UID and capabilities, so a
-container without no_new_privs needs more calls. tests/system/test_start_needs.py compares the lists
-with the installed runtimes.
+The lists of system calls were measured on x86_64 with UID 0 and 1000: each call was denied
+separately. A process without no_new_privs installs the filter before it changes its UID and
+capabilities, so a container without no_new_privs needs more system calls.
+tests/system/test_start_needs.py compares the lists with the installed runtimes.
 """
 
 from collections.abc import Iterator
@@ -16,13 +16,13 @@ from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 # On each architecture, every C and Go program sets up its thread-local storage with the listed
-# call.
+# system call.
 _PROGRAM: Final = frozenset({"arch_prctl"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """The calls that one release of a runtime needs to start a container."""
+    """The system calls that one release of a runtime needs to start a container."""
 
     runtime: Literal["runc", "crun"]
     release: releases.Version
@@ -40,7 +40,7 @@ class Measured:
         return f"{self.runtime} {releases.shown(self.release)}"
 
     def calls(self, *, no_new_privs: bool) -> frozenset[str]:
-        """Return the calls for a container with or without no_new_privs."""
+        """Return the system calls for a container with or without no_new_privs."""
         return self.with_no_new_privs | (frozenset() if no_new_privs else self.without)
 
 
@@ -76,7 +76,7 @@ MEASURED: Final = (
         replaceable=frozenset({"openat2"}),
         replacements=frozenset({"fcntl", "readlinkat"}),
     ),
-    # crun 1.21 and 1.28 need the same calls.
+    # crun 1.21 and 1.28 need the same system calls.
     Measured(
         runtime="crun",
         release=(1, 8, 1),
@@ -124,7 +124,7 @@ def findings(profile: Meaning, floor: releases.RuntimeFloor) -> Iterator[Finding
 
 
 def _denied(profile: Meaning, names: frozenset[str]) -> list[str]:
-    """Return the names of native calls that the profile always denies."""
+    """Return the names of native system calls that the profile always denies."""
     abi = profile.abis[0]
     existing = names & profile.calls(abi)
     return sorted(name for name in existing if profile.call(abi, name).is_always_denied)

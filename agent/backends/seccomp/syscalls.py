@@ -1,9 +1,9 @@
 """Lists the system calls that libseccomp knows and that each ABI has.
 
 The oldest supported runtimes use libseccomp 2.5.4. A name counts as known if the oldest libseccomp
-on the nodes resolves it on any architecture; `releases` lists newer calls. The tables were measured
-with Debian's libseccomp2 2.5.4-1+deb12u1: seccomp_syscall_resolve_name(3) was called for each of
-the 538 names of system-calls 7.2 (Linux 7.2), and seccomp_syscall_resolve_num_arch(3) on 19
+on the nodes resolves it on any architecture; `releases` lists newer system calls. The tables were
+measured with Debian's libseccomp2 2.5.4-1+deb12u1: seccomp_syscall_resolve_name(3) was called for
+each of the 538 names of system-calls 7.2 (Linux 7.2), and seccomp_syscall_resolve_num_arch(3) on 19
 architectures for the names that system-calls lacks.
 """
 
@@ -61,14 +61,14 @@ KNOWN: Final = (
     frozenset(str(name) for name in _CALLS.names()) - _NOT_IN_2_5_4 - _ONLY_IN_DEBIANS_2_5_4
 ) | _ONLY_IN_LIBSECCOMP
 
-# No Linux kernel has ever had these calls, so a rule with one of these names has no effect. For
-# example, the profile prevent-chmod in the AKS documentation lists `chmodat` next to chmod and
+# No Linux kernel has ever had these system calls, so a rule with one of these names has no effect.
+# For example, the profile prevent-chmod in the AKS documentation lists `chmodat` next to chmod and
 # fchmodat. Add only names that published examples contain, and no other misspelt names.
 INERT: Final = frozenset({"chmodat"})
 
-# Each of these newer calls has the effect of an older call. The number is the Linux release that
-# added the newer call (source: man pages). If a profile denies only the older call, a program can
-# use the newer call for the same effect.
+# Each of these newer system calls has the effect of an older call. The number is the Linux release
+# that added the newer system call (source: man pages). If a profile denies only the older system
+# call, a program can use the newer call for the same effect.
 NEWER_VARIANTS: Final[dict[str, tuple[str, frozenset[str]]]] = {
     "clone3": ("5.3", frozenset({"clone"})),
     "execveat": ("3.19", frozenset({"execve"})),
@@ -85,7 +85,9 @@ def known(name: str, floor: releases.RuntimeFloor = releases.LOWEST) -> bool:
 
 
 def exists(name: str) -> bool:
-    """Return whether some architecture of Linux has the call, even if no libseccomp knows it."""
+    """Return whether some architecture of Linux has the system call, even if no libseccomp knows
+    it.
+    """
     return name in KNOWN or name in _NOT_IN_2_5_4 or name in _ONLY_IN_DEBIANS_2_5_4
 
 
@@ -111,21 +113,21 @@ _TABLES: Final = {
 }
 
 
-# From this number on, a call has the same number on every architecture. Some versions of libseccomp
-# do not know the calls after faccessat2, and runtimes with these versions ignore the names of these
-# calls.
+# From this number on, a system call has the same number on every architecture. Some versions of
+# libseccomp do not know the system calls after faccessat2, and runtimes with these versions ignore
+# the names of these calls.
 _FIRST_RECENT: Final = 440
 
 
 @functools.cache
 def of(abi: str) -> frozenset[str]:
-    """Return the names of an ABI's calls, except for calls that Linux has removed."""
+    """Return the names of an ABI's system calls, except for calls that Linux has removed."""
     return frozenset(name for name in KNOWN if number(abi, name) >= 0)
 
 
 @functools.lru_cache(maxsize=1 << 14)
 def number(abi: str, name: str) -> int:
-    """Return the number of a call on an ABI, or -1 if the ABI lacks the call."""
+    """Return the number of a system call on an ABI, or -1 if the ABI lacks the call."""
     try:
         return int(_CALLS.get(name, _TABLES[abi]))
     except (KeyError, system_calls.NotSupportedSystemCall, system_calls.NoSuchSystemCall):
@@ -133,9 +135,8 @@ def number(abi: str, name: str) -> int:
 
 
 def may_exist(abi: str, name: str) -> bool:
-    """Return whether libseccomp may know a number of the call on an ABI.
-
-    libseccomp also knows calls that Linux has removed, whose numbers the agent does not know.
+    """Return whether libseccomp may know a number of the system call on an ABI. libseccomp also
+    knows calls that Linux has removed, whose numbers the agent does not know.
     """
     return number(abi, name) >= 0 or name in _ONLY_IN_LIBSECCOMP
 
