@@ -30,8 +30,9 @@ INTERRUPTED: Final = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status. For a daemon, end the process instead."""
-    # Directories have mode 0755 and files have mode 0644, independent of the caller's umask.
+    """Run one command and return its exit status. A daemon does not return; its process ends."""
+    # The agent creates directories with mode 0755 and files with mode 0644, whatever the caller's
+    # umask is.
     os.umask(0o022)
     streams.open_closed()
     is_daemon = False
@@ -39,13 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsed = cli.parse(sys.argv[1:] if argv is None else argv, os.environ, _read_config)
         is_daemon = isinstance(parsed, cli.Run) and not parsed.oneshot
         return _run(parsed)
-    # Every `finally` block has run, so no command is still running.
+    # Every `finally` block has run at this point, so no program that the agent started is still
+    # running.
     except process.TerminatedError as end:
         process.end_process(end.status, end.number)
     except KeyboardInterrupt:
         return INTERRUPTED
     except streams.OutputError as error:
-        # Without this line, Python would report the unwritten output again when it exits.
+        # Without this statement, Python would report the unwritten output a second time when it
+        # exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.reason:
             streams.warn([f"standard output cannot be written: {error.reason}"])
@@ -246,7 +249,7 @@ def _run_passes(config: Config, *, restore: bool) -> int:
         run = oneshot.restore if restore else oneshot.run_once
         with Progress(sys.stderr, os.environ, quiet=config.quiet) as progress:
             report = run(config, progress.show)
-    # The result already contains the findings.
+    # The log omits the findings, because the result of the command contains them.
     logs.log(report, with_findings=config.log_level != "auto")
     return console.print_report(report, config)
 
@@ -301,7 +304,7 @@ def _read_config(path: str) -> object:
 def _environment_failure(error: Exception) -> int:
     """Report an error whose cause is outside the program, and return the exit status for it.
 
-    If the error is a bug of the program, the function writes nothing and returns 0.
+    If a bug of the program caused the error, the function writes nothing and returns 0.
     """
     from agent import app
 

@@ -1,7 +1,7 @@
 """Builds the objects of the program and passes each object its dependencies.
 
-This module only builds and starts objects; it makes no decisions about profiles. The module reads
-the configuration of the API client, and starts the daemon's servers and threads. Each command
+The module only builds and starts objects; it makes no decisions about profiles. This module also
+reads the configuration of the API client, and starts the daemon's servers and threads. Each command
 imports only the libraries that it needs, because each library uses memory on every node.
 """
 
@@ -45,7 +45,7 @@ BACKEND_PACKAGES: Final[Mapping[ProfileKind, str]] = {
 """The package of each kind, in the order in which a pass handles the kinds."""
 
 STALLED_SECONDS: Final = 60.0
-"""After this time without a heartbeat from the main loop, the liveness probe fails."""
+"""The liveness probe fails after this many seconds without a heartbeat from the main loop."""
 
 
 class StartupError(Exception):
@@ -114,7 +114,7 @@ def backend_parts(
 def confinement_trackers(
     parts: Mapping[ProfileKind, BackendParts],
 ) -> dict[ProfileKind, ports.ConfinementTracker]:
-    """Return the trackers of the kinds whose profiles confine processes by name."""
+    """Return the confinement trackers of all profile kinds that have one."""
     return {
         kind: part.confinement_tracker
         for kind, part in parts.items()
@@ -130,7 +130,7 @@ def connect(
     request_ended: Callable[[str, str, float], None] = lambda *_: None,
     watch_restarted: Callable[[str], None] = lambda _: None,
 ) -> "ClusterConnections | None":
-    """Return the connections to the API server; None if no option needs it.
+    """Return the connections to the API server; None if no option needs the API server.
 
     Args:
         config: the options of this run.
@@ -205,7 +205,7 @@ def build_reconciler(
 
 
 def acknowledgements(config: Config) -> Acknowledgements:
-    """Return the acknowledgements that the operator or this package declares."""
+    """Return the acknowledged warnings of the operator and of the shipped profiles."""
     return SHIPPED | {parse_acknowledgement(text) for text in config.acknowledge_warning}
 
 
@@ -274,7 +274,7 @@ def _start(
 
 
 def _read_ledger(config: Config) -> FileLedger:
-    """Return the ledger after reading it, because the first list of ConfigMaps needs its keys."""
+    """Return the ledger after reading it, because sources need its keys."""
     state = ledger(config)
     state.entries()
     return state
@@ -288,7 +288,7 @@ def _watchers(parts: Mapping[ProfileKind, BackendParts]) -> list[Watcher]:
 def _daemon_backends(
     config: Config, wake_queue: WakeQueue, metrics: "Metrics"
 ) -> dict[ProfileKind, BackendParts]:
-    """Return the backends, which wake the controller after each check and each policy change."""
+    """Return the backends, which wake the controller after a check or a policy change."""
     return backend_parts(
         config,
         check_completed=lambda: wake_queue.put(WakeReason.COMPILED),
@@ -388,12 +388,12 @@ def _servers(config: Config, store: "StatusStore") -> "list[HttpServer]":
 
 
 def _bind_failure(error: OSError, address: str) -> str:
-    """Return why a server cannot use an address, and the next step."""
+    """Return the reason why a server cannot use an address, and how to correct it."""
     if error.errno == errno.EADDRINUSE:
         port = address.rpartition(":")[2]
         return (
             "another process uses this port. Pass another address, or off. This command shows the "
             f"process: ss -ltnp 'sport = :{port}'"
         )
-    # Python adds a remark in parentheses to the error message of the system.
+    # This line removes the remark that Python adds in parentheses to the system's error message.
     return f"{(error.strerror or str(error)).partition(' (while')[0]}. Pass another address, or off"

@@ -3,7 +3,7 @@
 The backend only delegates to its parts, which `factory` builds: `inspector` checks profile texts,
 `policy_view` reads the loaded policy, `processes` finds the processes that use a profile, and
 `policy_changes` writes policy. If the parser, the kernel support or a permission is missing, the
-backend raises no exception, and returns a result with the reason.
+backend returns a result with the reason instead of raising an exception.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -72,13 +72,13 @@ class AppArmorBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """The properties in which AppArmor differs from other kinds."""
+        """The properties in which AppArmor differs from other profile kinds."""
         return Capabilities(removal_unconfines=True, installed_form=InstalledForm.POLICY)
 
     # --- check -----------------------------------------------------------------------------------
 
     def begin_pass(self) -> None:
-        """Begin a pass that uses the results of all finished parser runs."""
+        """Begin a pass, and collect the results of all parser runs that have ended."""
         self.inspector.begin_pass()
 
     def wait(self, progress: Callable[[int, int], None]) -> bool:
@@ -139,7 +139,9 @@ class AppArmorBackend:
         return replace(observation, uses=self.processes.uses(loaded))
 
     def _observed(self, profiles: Mapping[str, ObservedProfile]) -> Observation:
-        """Return an observation that shows which objects this agent loaded."""
+        """Return the observation, completed with the information which profiles this agent
+        loaded.
+        """
         revision = self.view.observed_revision
         own = self.objects.own(self.view.object_ids(profiles), revision, profiles)
         is_hidden = not all(profile.is_readable for profile in profiles.values())
@@ -187,7 +189,8 @@ class AppArmorBackend:
     ) -> Removed | StillInUse | Failed:
         """Remove profiles after a final check of their content and use.
 
-        If the last proof of disuse failed and would fail again, the result is returned at once.
+        If the last attempt to prove that a profile is unused failed, and would fail again now, this
+        method returns the same result at once.
         """
         uses = self.changes.remembered_uses(names) if require_unused else {}
         if uses:

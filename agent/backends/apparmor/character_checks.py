@@ -1,9 +1,9 @@
 """Rejects characters that give a profile text a meaning other than the visible one.
 
 This module is pure. Some characters are rejected everywhere: control characters, line breaks that
-the parser does not know, and characters that change the direction of a line. Other characters are
-rejected only outside comments: spaces that the parser does not treat as spaces, characters without
-a visible form, and typographic quotes around a word.
+the parser does not know, and characters that change the direction of a line. Three other types of
+characters are rejected only outside comments: spaces that the parser does not treat as spaces,
+characters without a visible form, and typographic quotes around a word.
 """
 
 import itertools
@@ -17,8 +17,8 @@ from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 BYTE_ORDER_MARK: Final = "\ufeff"
-# UAX 9 defines the characters that control the direction of text. Editors break lines at U+0085,
-# U+2028 and U+2029.
+# These characters control the direction of text (Unicode Standard Annex 9). Editors break lines at
+# U+0085, U+2028 and U+2029.
 _REJECTED_EVERYWHERE: Final = re.compile(
     "[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]"
     "|\\r(?!\\n)"
@@ -38,7 +38,7 @@ _NAMES_OF_CONTROLS: Final = {"\0": "NULL", "\r": "CARRIAGE RETURN", "\x85": "NEX
 
 
 def errors(text: str) -> Iterator[Finding]:
-    """Yield an error for the first occurrence of each character that is rejected."""
+    """Yield one error for each rejected character, at its first occurrence in the text."""
     if text.startswith(BYTE_ORDER_MARK):
         yield Finding(
             code=FindingCode.NOT_UTF8,

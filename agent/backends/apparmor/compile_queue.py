@@ -3,19 +3,20 @@
 This module only schedules profile texts, and uses no thread, process or clock; compile_worker.py
 runs the parser. A profile text starts on level 0 with a short time slice. After a run that exceeds
 the slice, the profile text moves up one level, where the slice is longer, and waits until all texts
-on lower levels have run. On each level, the profile set that has used the least parser time has
-priority.
+on lower levels have run. Among the texts of one level, those of the profile set that has used the
+least parser time have priority.
 
-An endless stream of new profile texts must not starve a slow text. If a slow profile text has been
-ready for MAX_WAIT_SECONDS, it gets one run that no other text cancels. These reserved runs use at
-most a quarter of the time, so that a new profile text waits for at most one of them.
+A continuous stream of new profile texts must not prevent a slow text from being compiled. If a slow
+profile text has been ready for MAX_WAIT_SECONDS, it gets one run that no other text cancels. These
+reserved runs use at most a quarter of the time, so that a new profile text waits for at most one of
+them.
 
 A profile text is rejected only if the parser itself used too much CPU time or memory, or produced
 too much output, in a run with the longest slice and with all of the memory that the parser may use.
 If a run ended at its wall-clock limit, by a signal or because the container ran out of memory, it
 proves nothing about the profile text: another process, such as the kernel's OOM killer, may have
-ended the parser. After a run that proves nothing about the profile text, the daemon compiles the
-text again later; a command reports that the text has no result.
+ended the parser. After such a run, the daemon compiles the profile text again later, and a command
+reports that the text has no result.
 """
 
 import math
@@ -28,10 +29,10 @@ from agent.backends.apparmor.parser import ParserRun, RunFailure
 from agent.backends.apparmor.policy_cache import ParserResult
 from agent.backoff import delay_seconds
 
-# This is CPU time; among 1,000 public profiles, the slowest one needed 0.2 s (measured).
+# This is CPU time. The slowest of 1,000 public profiles needed 0.2 s (measured).
 FIRST_SLICE_SECONDS: Final = 2.0
 SLICE_FACTOR: Final = 4.0
-# A slow profile text pauses for this multiple of the duration of its last run. With this factor,
+# A slow profile text pauses for this multiple of the duration of its last run. With the factor 3,
 # all slow profile texts together use at most a quarter of one core.
 PAUSE_FACTOR: Final = 3.0
 # A slow profile text that has been ready for this time gets a reserved run.
@@ -52,17 +53,17 @@ class CompileTask:
     origin: str
     """The profile set that contains the text."""
     number: int
-    """The number of the text in the order of submission."""
+    """The position of the text in the order in which texts were submitted."""
     level: int = 0
     is_quick: bool = True
-    """Whether the next run omits the simplification of expressions."""
+    """Whether the parser omits the simplification of expressions in the next run."""
     retry_at: float = 0.0
     waiting_since: float = 0.0
     """The time at which the text became ready after its last run. A cancelled run does not
     change this time.
     """
     has_reserved_run: bool = False
-    """Whether no other text may cancel the current run."""
+    """Whether the current run is reserved, so that no other text may cancel it."""
     inconclusive_runs: int = 0
     failure: ParserRun | None = None
     """The last run of the text, if it reached a limit or did not start."""
@@ -105,7 +106,7 @@ class CompileQueue:
     def submit(
         self, *, key: str, text: bytes, features: tuple[str, ...], context: str, origin: str
     ) -> None:
-        """Add a profile text unless the text is already in the queue."""
+        """Add a profile text, unless it is already in the queue."""
         if self.find(key) is not None:
             return
         self.submitted += 1
@@ -119,7 +120,7 @@ class CompileQueue:
         )
 
     def retain(self, keys: Collection[str]) -> None:
-        """Remove every profile text whose key is not among keys."""
+        """Remove every profile text whose key is not among the given keys."""
         self._waiting = {key: task for key, task in self._waiting.items() if key in keys}
         self._running = {key: task for key, task in self._running.items() if key in keys}
         origins = {task.origin for task in (*self._waiting.values(), *self._running.values())}
@@ -135,7 +136,8 @@ class CompileQueue:
         now.
 
         Only one full run may be active at a time, because it may use all of the memory. A full run
-        includes the simplification of expressions. Only one run at a time is reserved.
+        includes the simplification of regular expressions. Only one reserved run may be active at a
+        time.
         """
         only_quick = any(not task.is_quick for task in self._running.values())
         ready = [
@@ -182,8 +184,8 @@ class CompileQueue:
     def is_cancelled(self, task: CompileTask, now: float) -> bool:
         """Return whether the current run of a profile text must be ended.
 
-        A run is ended if its profile text was removed, or if its text is slow while another text
-        that is not slow is waiting. A reserved run is ended only if its profile text was removed.
+        A run is ended if its profile text was removed, or if its text is slow while a text that is
+        not slow is waiting. A reserved run is ended only if its profile text was removed.
         """
         if self._running.get(task.key) is not task:
             return True
@@ -208,7 +210,9 @@ class CompileQueue:
         match run.outcome:
             case ParserResult() if not (run.outcome.error and task.is_quick):
                 return run.outcome
-            case ParserResult():  # Only a full run can prove that a profile text contains an error.
+            case ParserResult():
+                # Only a run with the simplification of expressions can prove that a profile text
+                # contains an error.
                 task.is_quick = False
             case RunFailure.CANCELLED:
                 pass
@@ -247,7 +251,7 @@ class CompileQueue:
             task.waiting_since = now
 
     def _postpone(self, task: CompileTask, run: ParserRun, now: float) -> None:
-        """Schedule another run of a text after a run without a result."""
+        """Schedule another run of a profile text after a run without a result."""
         task.inconclusive_runs += 1
         delay = delay_seconds(
             task.inconclusive_runs,
@@ -258,7 +262,8 @@ class CompileQueue:
         task.retry_at = now + delay if self.pauses_slow_texts else math.inf
         task.failure = run
         if run.outcome not in (RunFailure.NOT_STARTED, RunFailure.NO_MEMORY):
-            # A parser without memory may hang, so the next run gets more memory.
+            # The parser may have hung because it had too little memory, so the next run gets more
+            # memory.
             task.is_quick = False
         if run.outcome is RunFailure.SIGNAL and self.slice_seconds(task) < self.cpu_limit:
-            task.level += 1  # The CPU limit may have caused the signal.
+            task.level += 1  # The CPU limit may have caused the signal that ended the parser.

@@ -1,5 +1,5 @@
-"""Determines what profile texts are compiled for: the kernel's features, the parser and its
-includes.
+"""Determines the compile target of profile texts: the kernel's features, the parser and its include
+files.
 
 A compiled policy is valid only for one combination of kernel features and parser inputs, which is
 called the context. The first part of a context identifies the features of the kernel; the second
@@ -54,7 +54,9 @@ class TargetReader:
         return self.parser.newest_features_file()
 
     def unsupported_reason(self) -> str:
-        """Return why profile texts cannot be compiled for this kernel, or "" if they can."""
+        """Return the reason why profile texts cannot be compiled for this kernel, or "" if they can
+        be.
+        """
         return "" if self.checks_only else self.access.unsupported_reason()
 
     def read(self) -> CompileTarget:
@@ -72,7 +74,8 @@ class TargetReader:
             features = apparmor_parser.file_content(file)
         else:
             file = str(self.access.host.path(f"{kernel_access.ROOT}/features"))
-            if self._kernel_features is None:  # The features cannot change while the kernel runs.
+            # The features are read only once, because they cannot change while the kernel runs.
+            if self._kernel_features is None:
                 self._kernel_features = self.access.features()
             features = self._kernel_features
         context = f"{_features_digest(features)}:{inputs}"
@@ -85,8 +88,9 @@ class TargetReader:
     def accepts(self, context: str) -> bool:
         """Return whether a policy with this context was compiled for the features of this kernel.
 
-        The parser and the includes may have changed since the compilation, and may even be missing.
-        A policy that was installed and verified remains the last good version.
+        The result does not depend on the parser and its include files, which may have changed or
+        may be missing. If they have changed, a policy that was installed and verified still remains
+        the last good version.
         """
         if self.access.unsupported_reason():
             return False

@@ -72,7 +72,7 @@ class CompileWorker:
         yet.
 
         Returns:
-            Return the last run of the text if that run failed.
+            The last run of the text if that run failed, otherwise None.
         """
         with self._changed:
             if self._outcomes.contains(key):
@@ -90,8 +90,8 @@ class CompileWorker:
             return task.failure if task is not None else None
 
     def retain(self, keys: Collection[str]) -> None:
-        """Remove every queued profile text whose key is not among the given keys, even while it is
-        being compiled.
+        """Remove every profile text whose key is not among the given keys, even if it is being
+        compiled now.
         """
         with self._changed:
             self._queue.retain(keys)
@@ -111,7 +111,7 @@ class CompileWorker:
                 of all texts.
 
         Returns:
-            Return whether a run has ended since the last call of collect().
+            Whether a parser run has ended since the last call of collect().
         """
         while True:
             with self._changed:
@@ -125,7 +125,7 @@ class CompileWorker:
         if self._threads:
             return
         if not self._is_registered:
-            # A parser must not outlive this process.
+            # The parser is ended here, because it must not outlive this process.
             atexit.register(self._stop)
             self._is_registered = True
         for number in range(min(MAX_PARSERS, len(os.sched_getaffinity(0)))):
@@ -162,7 +162,9 @@ class CompileWorker:
                 self._completed()
 
     def _compile(self, task: CompileTask, memory: int) -> ParserRun:
-        """Run the parser. If threads or memory are missing, return a run that did not start."""
+        """Run the parser. If the system has too few threads or too little memory, return a run that
+        did not start.
+        """
         if memory < LEAST_PARSER_BYTES:
             return _NO_MEMORY
         try:

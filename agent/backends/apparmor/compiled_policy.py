@@ -2,8 +2,8 @@
 
 This module is pure.
 
-For any input, the module returns profiles or raises PolicyError, but no other exception. An unknown
-element causes an error, because it could contain a profile. The kernel's
+For every input, the module either returns profiles or raises PolicyError, and raises no other
+exception. An unknown element causes a PolicyError, because it could contain a profile. The kernel's
 security/apparmor/policy_unpack.c defines the layout: a stream of tagged elements (an optional name,
 then a value), in which every profile is a struct named `profile`.
 """
@@ -21,10 +21,10 @@ READER_VERSION = 2  # Increase this number when the result for the same bytes ch
 MODES = {0: "enforce", 1: "complain", 2: "kill", 3: "unconfined", 4: "user"}
 
 _NAME, _STRING, _BLOB, _STRUCT, _STRUCT_END, _LIST, _LIST_END, _ARRAY, _ARRAY_END = range(4, 13)
-_INTEGER_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}  # The size in bytes of an integer with this tag.
+_INTEGER_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}  # This maps a tag to the size in bytes of its integer.
 _ENDS = {_STRUCT: _STRUCT_END, _LIST: _LIST_END, _ARRAY: _ARRAY_END}
 _MAX_DEPTH = 16
-# These fields come between the name and the flags of a profile, and are not part of an attachment.
+# These fields are between the name and the flags of a profile, but do not belong to its attachment.
 # Each entry of the permissions has a reserved number, the allowed permissions, and twelve more
 # numbers (policy_unpack.c: unpack_perm).
 _NUMBERS_PER_ENTRY = 14
@@ -42,7 +42,7 @@ class DeclaredProfile:
     name: str
     mode: str
     has_attachment: bool
-    """Whether the profile has its own attachment or rename field."""
+    """Whether the compiled profile contains an attachment or a rename field."""
     evidence: Evidence
     """The hashes that the kernel shows once the profile is loaded.
 
@@ -62,7 +62,8 @@ class _Element:
     end: int
 
 
-@functools.lru_cache(maxsize=1)  # Several callers read the same policy one after another.
+# The result is cached, because several callers read the same policy one after another.
+@functools.lru_cache(maxsize=1)
 def read(policy: bytes) -> tuple[DeclaredProfile, ...]:
     """Return the profiles in a policy, in their order. Raises PolicyError.
 
@@ -82,15 +83,15 @@ def names(policy: bytes) -> frozenset[str]:
 
 
 def rewrap(blobs: Iterable[bytes], included_names: Collection[str], filler: bytes) -> bytes:
-    """Return a policy that contains the selected profiles of the given policies, but differs in its
-    bytes.
+    """Return a policy with the selected profiles of the given policies that differs from them in
+    its bytes.
 
-    Each profile gets its own version header. This header contains the same version as before and,
-    after the NUL that ends the name in the header, a filler of at least 8 bytes. The kernel
-    compares names with strcmp (aa_unpack_nameX), and its hash of one profile covers only the
-    version and the profile. Therefore, the kernel enforces the same rules and shows the same hash
-    for each profile, but the bytes of the whole policy differ. Raises PolicyError, for example if a
-    profile is in a policy namespace.
+    The function writes a separate version header for each profile. The header contains the same
+    version as before. After the NUL that ends the name in the header, a filler of at least 8 bytes
+    follows. The kernel compares names with strcmp (aa_unpack_nameX), and its hash of one profile
+    covers only the version and the profile. Therefore, the kernel enforces the same rules and shows
+    the same hash for each profile, although the bytes of the whole policy are different. Raises
+    PolicyError, for example if a profile is in a policy namespace.
     """
     policy = b""
     for blob in blobs:
@@ -113,8 +114,8 @@ def _header(version: int, filler: bytes) -> bytes:
 def _profiles(
     blob: bytes,
 ) -> Iterator[tuple[int, str, "_Element", tuple["_Element", ...]]]:
-    """Yield the version, the namespace (`:name:` or ""), the element and the fields of each
-    profile.
+    """Yield for each profile its version, its namespace (`:name:` or ""), its element and its
+    fields.
     """
     version, namespace = None, ""
     for element in _Reader(blob).elements(None, 0):
@@ -130,7 +131,7 @@ def _profiles(
 
 
 def raw_evidence(blob: bytes) -> Evidence:
-    """Return the hashes that the kernel shows for this policy in raw_sha1 or raw_sha256."""
+    """Return the hashes of this policy that the kernel shows in the file raw_sha1 or raw_sha256."""
     return frozenset(
         {
             f"raw:sha256:{hashlib.sha256(blob).hexdigest()}",
@@ -151,7 +152,7 @@ def _own_evidence(own: bytes) -> Evidence:
 def parent(name: str) -> str | None:
     """Return the parent of a hat or child profile, or None for any other profile.
 
-    The kernel splits a name at every `//`, beginning at the left (__lookup_parent).
+    The kernel splits a profile name at every `//`, from left to right (__lookup_parent).
     """
     separator, start = -1, 0
     while (position := name.find("//", start)) >= 0:
@@ -200,7 +201,7 @@ def _can_be_stopped(fields: tuple[_Element, ...]) -> bool:
 
 
 def _values(element: _Element | None) -> dict[str, object]:
-    """Return the values in a struct by their names."""
+    """Return a mapping from the names to the values in a struct."""
     return (
         {} if element is None else {child.name: child.value for child in _children(element.value)}
     )
@@ -231,7 +232,7 @@ def _mode(fields: tuple[_Element, ...]) -> str:
 
 
 class _Reader:
-    """Reads the elements of a policy, and raises PolicyError for an unknown layout."""
+    """Reads the elements of a compiled policy, and raises PolicyError if the layout is unknown."""
 
     def __init__(self, blob: bytes) -> None:
         self.blob = blob
@@ -240,7 +241,7 @@ class _Reader:
     def elements(self, until: int | None, depth: int) -> tuple[_Element, ...]:
         """Read elements up to the tag that ends their parent, or to the end of the policy."""
         if depth > _MAX_DEPTH:
-            raise PolicyError("it is nested too deeply")
+            raise PolicyError("the policy is nested too deeply")
         elements: list[_Element] = []
         while self.position < len(self.blob):
             start = self.position
@@ -253,7 +254,7 @@ class _Reader:
                 tag = self._take(1)[0]
             elements.append(self._element(name, tag, start, depth))
         if until is not None:
-            raise PolicyError("it ends inside a struct, list or array")
+            raise PolicyError("the policy ends inside a struct, list or array")
         return tuple(elements)
 
     def _element(self, name: str, tag: int, start: int, depth: int) -> _Element:
@@ -273,7 +274,7 @@ class _Reader:
         return _Element(name=name, tag=tag, value=value, start=start, end=self.position)
 
     def _tag(self) -> bytes:
-        """Return the name of an element. The kernel ends the name at its first NUL."""
+        """Return the name of an element. As in the kernel, the name ends at its first NUL."""
         text = self._take(int.from_bytes(self._take(2), "little"))
         if not text.endswith(b"\0"):
             raise PolicyError(f"a name before byte {self.position} does not end with NUL")
@@ -288,6 +289,6 @@ class _Reader:
     def _take(self, size: int) -> bytes:
         content = self.blob[self.position : self.position + size]
         if len(content) != size:
-            raise PolicyError("it ends too early")
+            raise PolicyError("the policy ends too early")
         self.position += size
         return content

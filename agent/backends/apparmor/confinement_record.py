@@ -1,8 +1,9 @@
-"""Stores which threads run under which profiles, so that the agent still knows this after a
+"""Stores on disk which threads run under which profiles, so that the agent still knows this after a
 restart.
 
-A record is valid only for one boot, because PIDs and directory numbers start again at the next
-boot. The record is written without fsync, because it is useless after a machine crash.
+A record is valid only for one boot, because the kernel assigns PIDs and directory numbers again
+after the next boot. The record is written without fsync, because it is useless after a machine
+crash.
 """
 
 import json
@@ -37,12 +38,12 @@ class ConfinementRecord:
 
         self._boot_id = ""
         self._content = b""
-        """The content of the file when the agent last read or wrote it."""
+        """The content that the file had when the agent last read or wrote it."""
 
     def load(self) -> ConfinementState:
         """Return the state that an earlier process of the agent recorded in this boot.
 
-        If the record is missing, damaged or from another boot, the returned state is empty.
+        If the record is missing, damaged or from another boot, this method returns an empty state.
         """
         try:
             boot_id = self.host.read(_BOOT_ID, limit=64)
@@ -57,7 +58,7 @@ class ConfinementRecord:
         return state
 
     def save(self, state: ConfinementState) -> None:
-        """Write the state if the state has changed."""
+        """Write the state to disk, if it has changed."""
         content = encoded(self._boot_id, state)
         is_empty = not state.directories and not self._content
         if not self.may_write or not self._boot_id or is_empty or content == self._content:
@@ -78,10 +79,10 @@ class ConfinementRecord:
 
 
 def encoded(boot_id: str, state: ConfinementState) -> bytes:
-    """Return a record of at most RECORDED_THREADS threads, beginning with unconfined threads.
+    """Return a record of at most RECORDED_THREADS threads; unconfined threads come first.
 
     The record contains the threads of the last two observations, because a profile may be removed
-    during the last one.
+    during the last observation.
     """
     confined = {**state.previous, **state.confined}
     lost_threads = sorted(state.lost.items())[:RECORDED_THREADS]

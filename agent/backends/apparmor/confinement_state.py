@@ -1,7 +1,8 @@
 """The threads that ran under agent-owned profiles, and the threads that lost their confinement.
 
-This module only stores the state. `confinement_tracker` reads the threads and decides which of them
-lost their confinement, and `confinement_record` stores the state for the next process.
+This module only keeps the state in memory. `confinement_tracker` reads the threads and decides
+which of them lost their confinement. `confinement_record` stores the state for the next process of
+the agent.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -16,24 +17,25 @@ class ConfinementState:
     """The threads and profiles that the tracker knows."""
 
     directories: Mapping[str, str] = field(default_factory=dict)
-    """Name of a profile -> the directory in which the kernel shows the profile."""
+    """Maps the name of a profile to the directory in which the kernel shows the profile."""
 
     confined: dict[Thread, str] = field(default_factory=dict)
-    """Thread -> the label of the thread at the last observation."""
+    """Maps a thread to its label at the last observation."""
 
     previous: dict[Thread, str] = field(default_factory=dict)
-    """Thread -> the label of the thread at the second-to-last observation."""
+    """Maps a thread to its label at the second-to-last observation."""
 
     lost: dict[Thread, str] = field(default_factory=dict)
-    """Thread -> the profile whose confinement the thread lost."""
+    """Maps a thread to the profile whose confinement the thread lost."""
 
     def names_in_use(self) -> frozenset[str]:
-        """Return the profile names under which a thread ran at the last observation."""
+        """Return the names of the profiles that had at least one thread at the last observation."""
         labels = set(self.confined.values())
         return frozenset().union(*(names_in(label) for label in labels))
 
     def threads_under(self, names: Collection[str]) -> list[tuple[Thread, str]]:
-        """Return the threads of the last two observations whose label contains a name.
+        """Return the threads of the last two observations whose label contains the given profile
+        name.
 
         A thread occurs once for each observation, with its label at that time.
         """
@@ -54,7 +56,8 @@ class ConfinementState:
         confined: Mapping[Thread, str],
         current_label: Callable[[Thread], str | None],
     ) -> None:
-        """Replace the labels that contain one of the names by the current labels.
+        """Replace every recorded label that contains one of the names with the current label of its
+        thread.
 
         Args:
             names: the names of profiles.

@@ -1,10 +1,10 @@
-"""Finds the threads that lost their confinement because a profile was removed.
+"""Finds the threads that lost their confinement because their profile was removed.
 
 After a profile is removed and loaded again, the kernel does not re-confine the threads that ran
 under it (docs/security.md). The tracker reports these unconfined threads until they end. The
 tracker remembers the threads of the last two observations, because a profile may be removed during
-the last one. `confinement_record` preserves this information when the agent restarts. The tracker
-misses threads that began after the last observation, which is at most 10 seconds old.
+the last observation. `confinement_record` preserves this information when the agent restarts. The
+tracker misses threads that began after the last observation, which is at most 10 seconds old.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -57,8 +57,8 @@ class ConfinementTracker:
         return self._loaded_state
 
     def observe(self, names: Collection[str]) -> None:
-        """Record every thread that runs under one of the names; read nothing if there are no
-        names.
+        """Record every thread that runs under one of the named profiles; without names, read
+        nothing.
         """
         state = self._state
         tracked = frozenset(names)
@@ -74,10 +74,11 @@ class ConfinementTracker:
         self._record.save(state)
 
     def observe_before_removal(self, names: Collection[str]) -> None:
-        """Observe the threads of profiles that the agent itself will remove next.
+        """Observe the threads of profiles that the agent is about to remove.
 
         If a thread changed its profile itself, as its policy allows, the removal does not affect
-        it. If a thread began after the last observation, the removal may unconfine it.
+        it. Without this observation, the tracker would miss threads that began after the last
+        observation and that the removal unconfines.
         """
         if not names:
             return
@@ -91,12 +92,12 @@ class ConfinementTracker:
         self._record.save(state)
 
     def record_removals(self, names: Collection[str]) -> None:
-        """Find the threads whose profile was removed, even if the profile has been loaded again."""
+        """Find the threads that lost a removed profile, even if the profile was loaded again."""
         self._find_lost(frozenset(names) | self._reloaded())
         self._record.save(self._state)
 
     def names_in_use(self) -> frozenset[str]:
-        """Return the profile names under which a thread ran at the last observation."""
+        """Return the names of the profiles that had at least one thread at the last observation."""
         return self._state.names_in_use()
 
     def findings(self) -> tuple[Finding, ...]:
@@ -128,7 +129,7 @@ class ConfinementTracker:
                 state.record_loss(thread, profile)
 
     def _reloaded(self) -> frozenset[str]:
-        """Return the names of profiles that have a different directory than before."""
+        """Return the names of the profiles that are now in a different directory than before."""
         before = self._state.directories
         now = self._find_directories(before.keys()) if before else {}
         self._state.record_directories({**before, **now})
@@ -147,10 +148,10 @@ class ConfinementTracker:
 
 
 def _lost_profile(before: str, now: str, removed: frozenset[str]) -> str:
-    """Return the removed profile that the label contained before but no longer contains, or "".
+    """Return the removed profile that only the previous label contains, or "" if there is none.
 
     A thread that changed to another profile, as its policy allows, has not lost its confinement.
-    After a thread lost its confinement, its label contains only `unconfined` and profiles from the
+    The label of a thread that lost its confinement contains only `unconfined` and profiles from its
     previous label.
     """
     left = frozenset(parts(now)) - {UNCONFINED}

@@ -1,8 +1,9 @@
 """Warns about profiles under which a container cannot start or cannot be stopped.
 
-This module is pure. Whether a container can start is decided from the text of the profile itself.
-If an included file may contain file rules, there is no warning, so a profile without a warning may
-still be unusable. Whether a container can be stopped is decided exactly, from the compiled policy.
+This module is pure. The check that a container can start only reads the profile's own text. The
+check gives no warning if an included file may contain file rules, so a profile without a warning
+may still be unusable. The check that a container can be stopped is exact, because it reads the
+compiled policy.
 """
 
 import itertools
@@ -25,7 +26,7 @@ _CONFINING_MODES: Final = frozenset({"enforce", "kill"})
 
 
 def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding, ...]:
-    """Return the warnings about those profiles in a profile text that a pod can use."""
+    """Return warnings about the profiles in a text that a pod can reference."""
     profiles = [profile for profile in declared if compiled_policy.parent(profile.name) is None]
     confining = [profile for profile in profiles if profile.mode in _CONFINING_MODES]
     cannot_start = confining == profiles != [] and _has_no_file_rule(source)

@@ -1,7 +1,7 @@
 """Builds the findings about the parser, the compiled policy and the kernel.
 
-Each function builds one finding. The modules that check a profile text build the findings about the
-text: source_checks.py, character_checks.py, escape_rules.py and validation.py.
+Every function of this module builds one finding. The modules that check a profile text build the
+findings about the text: source_checks.py, character_checks.py, escape_rules.py and validation.py.
 """
 
 from agent.backends.apparmor import compiled_policy
@@ -135,7 +135,9 @@ def kernel_refused(id_: KeyId, error: HostError) -> Finding:
 
 
 def kernel_jammed(id_: KeyId) -> Finding:
-    """Return the error about data from a failed load that block later loads (Linux 6.1 to 7.2)."""
+    """Return the error that data from an earlier failed load block all later loads (Linux 6.1 to
+    7.2).
+    """
     return Finding(
         code=FindingCode.KERNEL_JAMMED,
         location=id_.key,
@@ -180,13 +182,14 @@ def verify_failed(id_: KeyId, reason: str) -> Finding:
 
 
 def content_unverifiable() -> Finding:
-    """Return the warning that the kernel does not show the content of loaded profiles."""
+    """Return the warning that the kernel does not reveal the content of loaded profiles."""
     return Finding(
         code=FindingCode.CONTENT_UNVERIFIABLE,
         location="/sys/module/apparmor/parameters",
         message="The content of AppArmor profiles cannot be verified on this node, because the "
-        "kernel shows neither hashes nor the loaded policy. A profile counts as unchanged while "
-        "its mode is correct and no other program has replaced it or loaded it again.",
+        "kernel shows neither hashes nor the loaded policy. The agent treats a profile as "
+        "unchanged while its mode is correct and no other program has replaced or reloaded the "
+        "profile.",
         hint="Boot without apparmor.hash_policy=0, or without apparmor.export_binary=0.",
     )
 

@@ -1,10 +1,11 @@
 """Finds the directories of profiles that this agent loaded, without reading all directories.
 
-If the agent read all directories after each of 1,000 loads, it would read 1,000,000 directories.
-The index is only a shortcut. The index returns a directory only if the `name` file in that
-directory still contains the name, and `policy_view` uses the result only if the policy revision is
-the same before and after the observation. If the index cannot be certain, it returns None, and
-`policy_view` reads all directories.
+Without the index, 1,000 loads would make the agent read 1,000,000 directories, because it would
+read all of them after each load. The index only saves time, and never decides that a profile is
+present. The index returns a directory only if the `name` file in that directory still contains the
+name, and `policy_view` uses the result only if the policy revision is the same before and after the
+observation. If the index may be out of date, it returns None, and `policy_view` reads all
+directories.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -56,17 +57,17 @@ class DirectoryIndex:
         self._may_have_new = self._may_have_new or may_add
 
     def find(self, names: Collection[str], revision: int) -> dict[str, str] | None:
-        """Return the directory of each loaded name, or None if the index cannot be certain.
+        """Return the directory of each loaded name, or None if the index may be out of date.
 
         Args:
             names: the names to find.
-            revision: the current policy revision. If another program changed the policy since the
-                walk, the index cannot be certain.
+            revision: the current policy revision. The index may be out of date if another program
+                has changed the policy since the walk.
         """
         if self._revision != revision:
             return None
         directories: dict[str, str] = {}
-        for name in sorted(names, key=len):  # Parents come before their children.
+        for name in sorted(names, key=len):  # The sorted order has each parent before its children.
             directory = self._directories.get(name)
             if directory is None and self._may_have_new:
                 directory = self._search(name)
@@ -78,7 +79,7 @@ class DirectoryIndex:
         return directories
 
     def _search(self, name: str) -> str | None:
-        """Search the directories that the index lacks, and add them to the index."""
+        """Find the directories that are not in the index yet, and add them."""
         parent = compiled_policy.parent(name)
         if parent is not None and parent not in self._directories:
             return None
@@ -97,7 +98,7 @@ class DirectoryIndex:
 
 
 def _last_part(name: str, parent: str | None) -> str:
-    """Return the content of the `name` file. For a hat or child, the file only contains the part
-    after the name of the parent.
+    """Return the content of the `name` file of a profile's directory. For a hat or child profile,
+    the file contains only the part of the name after the parent's name.
     """
     return name if parent is None else name[len(parent) + 2 :]

@@ -1,8 +1,8 @@
 """Warns about rules that let a process leave its confinement (apparmor.d(5)).
 
 This module is pure and only reads the text of the profile itself, because included files belong to
-the host. A profile text is never rejected because of such a rule, so the warning also covers
-targets that only may match `unconfined`.
+the host. Such a rule never leads to a rejection. The warning therefore also covers targets that
+might match `unconfined`.
 """
 
 import itertools
@@ -69,7 +69,9 @@ def _change_profile_rules(bare: str) -> Iterator[Finding]:
 
 
 def _may_be_unconfined(target: str) -> bool:
-    """Return whether the target of a transition is, or may match, `unconfined`."""
+    """Return whether the target of a transition is `unconfined`, or is a pattern that may match
+    it.
+    """
     name = re.sub(r"^(?::[^:]*:)?(?://)?", "", target.strip('"'))
     literal = re.split(r"[*?\[{@\\^]", name, maxsplit=1)[0]
     return name == _UNCONFINED if literal == name else _UNCONFINED.startswith(literal)

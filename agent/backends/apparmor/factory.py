@@ -35,7 +35,7 @@ class AppArmorConfig(Protocol):
 
     @property
     def apparmor_parser(self) -> str:
-        """The path of apparmor_parser; if it is empty, the default paths are searched."""
+        """The path of apparmor_parser. If it is empty, the agent searches the default paths."""
 
     @property
     def parser_timeout(self) -> float:
@@ -43,19 +43,19 @@ class AppArmorConfig(Protocol):
 
     @property
     def deny_name(self) -> Collection[str]:
-        """The patterns of names that a profile must not have."""
+        """Patterns of reserved names, which no profile may have."""
 
     @property
     def allow_attachments(self) -> bool:
-        """Whether a profile may attach to programs by their path."""
+        """Whether the agent accepts profiles that attach to programs by path."""
 
     @property
     def allow_unconfined_mode(self) -> bool:
-        """Whether a profile may have the mode `unconfined`."""
+        """Whether the agent accepts profiles in the mode `unconfined`."""
 
 
 def build(config: AppArmorConfig, context: BackendContext) -> BackendParts:
-    """Build the parts of the backend. Building them starts and writes nothing."""
+    """Build the parts of the backend. The function starts no thread and writes no file."""
     access = KernelAccess(context.host, Probes())
     parser = _parser(config, context.program_ran)
     inspector = Inspector(
@@ -126,8 +126,8 @@ def _parser(config: AppArmorConfig, ran: Callable[[float], None]) -> Parser:
 def _worker(
     config: AppArmorConfig, parser: Parser, completed: Callable[[], None] | None
 ) -> CompileWorker:
-    """Build the worker. Without `completed`, a command waits for all results together, and slow
-    profile texts are compiled without pauses.
+    """Build the worker. Without `completed`, the caller is a command that waits for all results, so
+    slow profile texts are compiled without pauses.
     """
     return CompileWorker(
         parser,

@@ -1,9 +1,8 @@
-"""Recognises profile texts of other formats, which people store under the name of an AppArmor
-profile.
+"""Recognises files in other formats that users store under the name of an AppArmor profile.
 
-The parser would report a syntax error in the first line of such a profile text, which does not
-explain the error. No AppArmor profile text begins like the recognised formats, so no valid text is
-rejected.
+For such a file, the parser would only report a syntax error in the first line, which does not show
+the real mistake. No valid AppArmor profile text begins like one of these formats, so this check
+rejects no valid text.
 """
 
 import re
@@ -14,8 +13,8 @@ from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 _JSON: Final = re.compile(r"\s*(?:\{\s*[\"}]|\[\s*[\"{\]])")
-# The possessive quantifier keeps no state for each line. Without it, empty lines of 1 MiB needed
-# 320 MiB of memory.
+# The possessive quantifier stores no state for the lines that it has matched. With an ordinary
+# quantifier, 1 MiB of empty lines needed 320 MiB of memory.
 _YAML: Final = re.compile(r"(?:[ \t]*(?:#[^\n]*|---[^\n]*)?\r?\n)*+(?:apiVersion|kind):[ \t]")
 _KIND: Final = re.compile(r"^kind:[ \t]*([A-Za-z]{1,40})[ \t]*\r?$", re.MULTILINE)
 

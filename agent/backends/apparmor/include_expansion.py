@@ -1,9 +1,9 @@
 """Replaces the include rules of a profile text with the text of the included files.
 
-The result compiles to the same policy as the original profile text with the include directory, on a
-node without those files. Comments show where each part comes from. A profile text that versions of
-the parser read in different ways is not expanded. This module is pure; include_files.py reads the
-included files, and include_rules.py finds the rules of a profile text.
+On a node without the include files, the result compiles to the same policy as the original text
+does with them. Comments in the result show the file from which each part comes. A profile text that
+versions of the parser read in different ways is not expanded. This module is pure; include_files.py
+reads the included files, and include_rules.py finds the rules of a profile text.
 """
 
 import re
@@ -53,7 +53,7 @@ class Expanded:
 
 
 class IncludeFileError(Exception):
-    """An included file exists but cannot be used."""
+    """Raised if an included file exists but cannot be used."""
 
     def __init__(self, reason: str, hint: str) -> None:
         super().__init__(reason)
@@ -62,7 +62,7 @@ class IncludeFileError(Exception):
 
 
 class ExpansionError(Exception):
-    """A profile text cannot be expanded."""
+    """Raised if a profile text cannot be expanded."""
 
     def __init__(self, reason: str, *, origin: Origin, hint: str) -> None:
         super().__init__(reason)
@@ -73,18 +73,18 @@ class ExpansionError(Exception):
 
 
 class IncludeFiles(Protocol):
-    """The files that can be added by `include` rules."""
+    """The files that `include` rules can add to a profile text."""
 
     def find(self, name: str) -> Sequence[IncludedFile] | None:
-        """Return the files that an include of this name adds, in the order in which the parser
-        reads them.
+        """Return the files that an include rule with this name adds, in the order in which the
+        parser reads them.
 
-        If the name is a directory, the include adds all files in it. The result is None if no such
-        file exists. Raises IncludeFileError.
+        If the name is that of a directory, the include rule adds every file in the directory. If
+        neither a file nor a directory has this name, the result is None. Raises IncludeFileError.
         """
 
     def directories(self) -> str:
-        """Return the include directories, for messages."""
+        """Return the paths of the include directories as text for messages."""
 
 
 def expand(text: str, files: IncludeFiles, *, max_characters: int) -> Expanded:
@@ -95,12 +95,12 @@ def expand(text: str, files: IncludeFiles, *, max_characters: int) -> Expanded:
 
 
 class _Expansion:
-    """Builds an expanded text from its beginning to its end."""
+    """Builds the expanded form of one profile text, part by part."""
 
     def __init__(self, files: IncludeFiles, max_characters: int) -> None:
         self._files = files
         self._space = max_characters
-        """The number of characters that may still be added."""
+        """The number of characters that can be added before the limit is reached."""
 
         self._pieces: list[tuple[str, Origin]] = []
         self._has_abi_rule = False
@@ -126,7 +126,8 @@ class _Expansion:
 
     def add_text(self, text: str, file: str, depth: int) -> None:
         """Add a profile text or an included file, with its include rules expanded."""
-        blocks: list[bool] = []  # For each open block of this text, whether it is a profile.
+        # The list records for each open block of this text whether the block is a profile.
+        blocks: list[bool] = []
         position, line = 0, 1
         for rule in self._rules(text, file):
             origin = Origin(file, line + text.count("\n", position, rule.start))
@@ -171,13 +172,15 @@ class _Expansion:
             raise _unbalanced(origin)
 
     def _end_line(self, text: str, position: int, origin: Origin) -> int:
-        """End the line of a comment that replaces a rule, and return the given position."""
+        """End the line of a comment that replaces a rule, and return the position after the
+        rule.
+        """
         if not _REST_OF_LINE_BLANK.match(text, position):
             self._add("\n", origin)
         return position
 
     def _add_include(self, rule: TextRule, origin: Origin, depth: int) -> None:
-        """Add the files of an include rule, or a comment if there is nothing to include."""
+        """Add the files of an include rule, or add a comment if the rule includes nothing."""
         reason = outside_reason(rule.path)
         if reason or not rule.name.isprintable():
             raise ExpansionError(
@@ -211,7 +214,7 @@ class _Expansion:
     def _new_files(self, files: Sequence[IncludedFile], name: str) -> list[IncludedFile]:
         """Return the files that the open profile has not included yet, and record all of them.
 
-        The parser records every file of a directory before it reads the first one.
+        The parser records all files of a directory before it reads the first of them.
         """
         included = self._included[-1]
         new = [file for file in files if file.name == name or file.name not in included]
@@ -232,7 +235,7 @@ class _Expansion:
         return files
 
     def _add(self, piece: str, origin: Origin) -> None:
-        """Add a piece of profile text whose first line comes from an origin."""
+        """Add a part of the result, and record the origin of its first line."""
         self._space -= len(piece)
         if self._space < 0:
             raise ExpansionError(
@@ -253,5 +256,5 @@ def _unbalanced(origin: Origin) -> ExpansionError:
 
 
 def _shown(path: str) -> str:
-    """Return a path in a form that fits into one line of a comment."""
+    """Return a path without the characters that would end the line of a comment."""
     return path if path.isprintable() else ascii(path)

@@ -1,7 +1,8 @@
 """Reads the files of include directories for the expansion of a profile text.
 
-This module opens only regular files inside the include directories that the user names, and follows
-no link that points outside them. include_expansion.py decides which files a profile text needs.
+The module opens only regular files inside the include directories that the user passes, and does
+not follow links that point outside them. include_expansion.py decides which files a profile text
+needs.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Final
 
 from agent.backends.apparmor.include_expansion import IncludedFile, IncludeFileError
 
-# Files that the parser ignores in an included directory (libapparmor, private.c:
+# The parser ignores files with these names in an included directory (libapparmor, private.c:
 # _aa_is_blacklisted).
 _IGNORED_SUFFIXES: Final = (
     ".dpkg-new",
@@ -33,17 +34,19 @@ class IncludeDirectories:
     """The files in the given include directories. Implements include_expansion.IncludeFiles."""
 
     def __init__(self, directories: Sequence[str], *, max_bytes: int) -> None:
-        """Read files in the given directories. The first directory with the name is used."""
+        """Create a reader for the given include directories. If several directories contain a name,
+        the first of them is used.
+        """
         self._directories = tuple(directories)
         self._max_bytes = max_bytes
 
     def directories(self) -> str:
-        """Return the include directories, for messages."""
+        """Return the paths of the include directories as text for messages."""
         return " or ".join(self._directories)
 
     def find(self, name: str) -> Sequence[IncludedFile] | None:
-        """Return the files that an include of this name adds; None if no directory contains the
-        name.
+        """Return the files that an include rule with this name adds; None if no include directory
+        contains the name.
 
         Raises IncludeFileError.
         """
@@ -93,7 +96,9 @@ class IncludeDirectories:
 
 
 def _inside(directory: str, name: str) -> Path:
-    """Return the real path of a name. Raises IncludeFileError if it is outside the directory."""
+    """Return the path of a name after its symbolic links are resolved. Raises IncludeFileError if
+    that path is outside the include directory.
+    """
     root, path = Path(directory).resolve(), Path(directory, name).resolve()
     if not path.is_relative_to(root):
         raise IncludeFileError(

@@ -1,7 +1,7 @@
-"""Finds the rules in a profile text that matter when its includes are expanded.
+"""Finds the rules of a profile text that affect the expansion of its include rules.
 
-This module is pure. All versions of the parser that can read a profile text must agree about these
-rules.
+This module is pure. All parser versions that can read a profile text must find the same rules in
+it.
 """
 
 import enum
@@ -43,7 +43,7 @@ class TextRule:
     start: int
     end: int
     path: str = ""
-    """The path as it is written; empty for a brace."""
+    """The path as it is written in the rule; empty for a brace."""
 
     @property
     def name(self) -> str:
@@ -56,8 +56,8 @@ class TextRule:
 
 
 class AmbiguousTextError(Exception):
-    """No version of the parser can read a profile text, or the versions read it in different
-    ways.
+    """Raised if no version of the parser can read a profile text, or if the versions read it
+    differently.
     """
 
     def __init__(self, reason: str, line: int) -> None:
@@ -89,7 +89,7 @@ def rules(text: str) -> Sequence[TextRule]:
 
 
 def _first_difference(reading: Sequence[TextRule], other: Sequence[TextRule]) -> int:
-    """Return the position of the first rule in which two readings differ."""
+    """Return the position of the first rule that two versions of the parser read differently."""
     differing = [rule.start for rule in (*reading, *other) if (rule in reading) != (rule in other)]
     return min(differing, default=0)
 
@@ -102,8 +102,8 @@ def _read(text: str, dialect: Dialect) -> tuple[tuple[TextRule, ...] | None, int
     """Return the rules that one version of the parser reads, and the position at which the readable
     part ends.
 
-    The first result is None if this version cannot read the whole profile text, or if the text ends
-    inside a rule.
+    Instead of the rules, the result contains None if this version cannot read the whole profile
+    text, or if the text ends inside a rule.
     """
     probed = text + _PROBE
     tokens = list(lexer.tokens(probed, dialect))

@@ -2,9 +2,9 @@
 
 An inspection never waits for the parser: if a profile text has no result, the text is queued and
 its key is pending. Only a policy that was compiled for the features of this kernel is accepted for
-installation. If the parser or the kernel support is missing, an inspection raises no exception, and
-returns a result with the reason. `compile_worker` runs the parser; `source_checks`, `validation`
-and `escape_rules` contain the rules for profile texts and policies.
+installation. If the parser or the kernel support is missing, an inspection returns a result with
+the reason instead of raising an exception. `compile_worker` runs the parser; `source_checks`,
+`validation` and `escape_rules` contain the rules for profile texts and policies.
 """
 
 import contextlib
@@ -65,12 +65,12 @@ class Inspector:
         """The compile target of this pass; None until the target is read."""
 
         self._awaited: set[str] = set()
-        """The cache keys of the results that this pass waits for."""
+        """The cache keys of the results that keys of this pass still need."""
 
     def begin_pass(self) -> None:
-        """Begin a pass that uses the results of all finished parser runs.
+        """Begin a pass, and collect the results of all parser runs that have ended.
 
-        Texts that the previous pass did not inspect are removed from the queue.
+        Profile texts that the previous pass did not inspect are removed from the queue.
         """
         self._target = None
         self.worker.retain(self._awaited)
@@ -78,11 +78,12 @@ class Inspector:
         finished = self.worker.collect()
         if not finished:
             return
-        # The error is reported by each inspection.
+        # Each inspection reports this error.
         with contextlib.suppress(HostError, ParserError):
             context = self._current_target().context
             for each in finished:
-                # If an include changed during the run, the profile text is compiled again.
+                # If an include file changed during the parser run, the profile text is compiled
+                # again.
                 if each.context == context:
                     exceeded = each.result.exceeded_limit
                     key = self._exceeded_key(each.key) if exceeded else each.key
@@ -151,14 +152,14 @@ class Inspector:
     def _text_errors(self, content: bytes) -> tuple[Finding, ...]:
         """Return the errors that prevent a profile text from being passed to the parser.
 
-        If the check cannot decide whether a profile text is safe, the sandbox protects the node.
-        Without a sandbox, such a profile text is rejected.
+        If the check cannot decide whether a profile text is safe, the text is accepted only with a
+        sandbox, which protects the node. Without a sandbox, such a profile text is rejected.
         """
         findings = source_checks.errors(content)
         undecided = () if findings else source_checks.undecided_includes(content)
         try:
             return undecided if undecided and self.parser.unsandboxed_reason() else findings
-        except ParserError:  # The worker reports the error instead of starting the parser.
+        except ParserError:  # The worker reports this error instead of starting the parser.
             return findings
 
     def _submit(

@@ -1,7 +1,8 @@
 """Determines whether the AppArmor policy on this host can be observed and changed.
 
 A kernel without AppArmor, an unreadable policy, and a missing permission are different results.
-This module neither reads nor changes profiles; `policy_view` and `policy_writer` do.
+This module neither reads nor changes profiles; `policy_view` reads them, and `policy_writer`
+changes them.
 """
 
 import ctypes
@@ -27,7 +28,8 @@ _CONTENT_PARAMETERS: Final = tuple(
 )
 _CAP_MAC_ADMIN: Final = 33  # linux/capability.h
 _FEATURE_BYTES: Final = 1 << 20
-_STATFS_WORDS: Final = 64  # This is more words than struct statfs has.
+# This number of words is larger than struct statfs on every architecture.
+_STATFS_WORDS: Final = 64
 
 
 def filesystem_magic(path: Path) -> int:
@@ -45,7 +47,8 @@ def filesystem_magic(path: Path) -> int:
 
 
 def missing_right() -> str:
-    """Return which permission to change policy this process lacks, or "" if it lacks none.
+    """Return the missing permission without which this process cannot change policy, or "" if none
+    is missing.
 
     The kernel checks the same permissions (security/apparmor/policy.c: aa_policy_admin_capable).
     """
@@ -61,15 +64,15 @@ def missing_right() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probes:
-    """The functions with which the backend examines its process and its kernel. Tests pass other
-    functions.
+    """The functions with which the backend examines its process and its kernel. Tests pass
+    functions that simulate other kernels.
     """
 
     filesystem: Callable[[Path], int] = filesystem_magic
     """Returns the magic number of a file system."""
 
     rights: Callable[[], str] = missing_right
-    """Returns which permission this process lacks to change policy."""
+    """Returns the missing permission without which this process cannot change policy."""
 
     shows_pending_exec: Callable[[Host], bool] = pending_exec.is_shown
     """Returns whether the kernel shows the pending exec of another thread."""
@@ -85,10 +88,12 @@ class KernelAccess:
         self.host = host
         self.probes = probes
         self.is_open = False
-        """Whether nothing prevented access to the policy when `barrier` was last called."""
+        """Whether the last call of `barrier` found no obstacle to the access."""
 
     def unsupported_reason(self) -> str:
-        """Return why the host root has no AppArmor, or "" if AppArmor exists or may exist."""
+        """Return the reason why the host root has no AppArmor, or "" if it has or may have
+        AppArmor.
+        """
         try:
             if self.host.exists(f"{ROOT}/features"):
                 return ""
@@ -100,7 +105,9 @@ class KernelAccess:
         return "the kernel has no AppArmor, or it is switched off"
 
     def barrier(self) -> Unsupported | Unobservable | None:
-        """Return why policy cannot be observed and changed on this host, or None if it can."""
+        """Return the reason why policy cannot be observed and changed on this host, or None if it
+        can be.
+        """
         barrier = self._barrier()
         self.is_open = barrier is None
         return barrier
@@ -119,11 +126,13 @@ class KernelAccess:
         try:
             reason = self._obstacle()
         except (HostError, OSError) as error:
-            reason = f"it cannot be read ({error})"
+            reason = f"the policy cannot be read ({error})"
         return unobservable(reason) if reason else None
 
     def _obstacle(self) -> str:
-        """Return why the agent has no access to the policy of a kernel with AppArmor, or ""."""
+        """Return the reason why the agent has no access to the policy of a kernel with AppArmor, or
+        "".
+        """
         if self.probes.filesystem(self.host.path(SECURITYFS)) != SECURITYFS_MAGIC:
             return f"{SECURITYFS} below the host root is not a securityfs"
         if not self.host.exists(f"{ROOT}/features"):
@@ -139,8 +148,8 @@ class KernelAccess:
         return ""
 
     def hides_content(self) -> bool:
-        """Return whether the kernel shows neither hashes nor bytes of profiles that are loaded from
-        now on.
+        """Return whether the kernel will show neither the hash nor the bytes of a profile that is
+        loaded now.
         """
         try:
             return all(

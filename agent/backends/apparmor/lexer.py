@@ -1,13 +1,12 @@
 """Splits AppArmor policy into the tokens that apparmor_parser's own lexer reads.
 
-Only the start condition of the lexer determines whether a `#` begins a comment, and whether
-`include` opens a file. As in flex, the longest match has priority; among matches of equal length,
-the first rule has priority.
+The meaning of `#` and of `include` depends only on the start condition of the lexer. As in flex,
+the longest match has priority; among matches of equal length, the first rule has priority.
 
-This module is pure and does not know the grammar. Where the parser would report a syntax error and
-stop, this lexer continues. Therefore, this lexer may report an include that the parser never reads,
-but it never misses an include that the parser reads. This lexer stops where the parser's lexer
-stops. The tables are in lexer_dialects.py.
+This module is pure and does not know the grammar. At a syntax error, however, the parser stops, and
+this lexer continues. Therefore, this lexer may report an include that the parser never reads, but
+it never misses an include that the parser reads. This lexer stops at the same position as the
+parser's lexer. The tables are in lexer_dialects.py.
 """
 
 import functools
@@ -38,8 +37,8 @@ _compile = functools.cache(re.compile)
 
 @functools.lru_cache(maxsize=8192)
 def _candidates(dialect: Dialect, state: State, character: str) -> tuple[_Candidate, ...]:
-    """Return the rules of a state whose tokens can begin with a character, in their original
-    order.
+    """Return, in their original order, the rules of a state whose tokens can begin with the
+    character.
     """
     return tuple(
         _Candidate(_compile(rule.pattern), rule)
@@ -49,8 +48,8 @@ def _candidates(dialect: Dialect, state: State, character: str) -> tuple[_Candid
 
 
 def tokens(text: str, dialect: Dialect) -> Iterator[Token]:
-    """Yield the tokens in a profile text, except for tokens of the kind TokenKind.OTHER. The last
-    token contains the rest of the profile text that was not read.
+    """Yield the tokens in a profile text, except for tokens of the kind TokenKind.OTHER. If the
+    lexer stops before the end of the profile text, the last token contains the rest of the text.
     """
     states = [State.INITIAL]
     position, size, last_line_break = 0, len(text), text.rfind("\n")

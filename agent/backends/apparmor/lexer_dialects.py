@@ -1,7 +1,7 @@
 """The lexers of apparmor_parser as data: one Dialect for each version that changed the lexer.
 
-The tables follow parser_lex.l of apparmor 3.0 to 6.0~alpha1. If a version is not listed, its lexer
-is the lexer of the preceding listed version. tests/include_search.py compares the tables with real
+The tables follow parser_lex.l of apparmor 3.0 to 6.0~alpha1. A version that is not listed has the
+lexer of the preceding listed version. tests/include_search.py compares the tables with real
 parsers.
 """
 
@@ -52,7 +52,7 @@ _CONDITIONS: Final = (
 _PRIORITY: Final = Rule("p", rf"priority(?={_BLANK}*=)", push=State.INTEGER_MODE)
 _LIST: Final = Rule(r"\(", r"\(", push=State.LIST_VAL_MODE)
 _COMMENT: Final = Rule("#", r"#[^\n]*\n(?:[ \t]*#(?!include)[^\n]*\n)*+", TokenKind.COMMENT)
-# This is a comment at the end of an assignment.
+# This pattern matches a comment at the end of an assignment.
 _LAST_COMMENT: Final = Rule("#", r"#[^\n]*\n", TokenKind.COMMENT, pop=True)
 _CONTINUED: Final = Rule(r"\\", r"\\\n")
 _LAST_LINE_BREAK: Final = Rule(r"[\r\n]", r"\r?\n", pop=True)

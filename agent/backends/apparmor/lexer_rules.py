@@ -1,7 +1,7 @@
 """The types that describe the lexer of apparmor_parser.
 
-A flex lexer has a table of rules for each start condition, and the class State lists these
-conditions. Each rule has a pattern and a start condition for the text after its token.
+A lexer that flex generates has a table of rules for each start condition. The class State lists the
+start conditions. Each rule has a pattern and a start condition for the text after its token.
 lexer_dialects.py contains the tables, and lexer.py applies them.
 """
 
@@ -34,7 +34,7 @@ class State(enum.Enum):
     UNIX_MODE = enum.auto()
     CHANGE_PROFILE_MODE = enum.auto()
     INCLUDE = enum.auto()
-    """This state also stands in for the state INCLUDE_EXISTS of the parser."""
+    """This state also represents the parser's state INCLUDE_EXISTS."""
     ABI_MODE = enum.auto()
     USERNS_MODE = enum.auto()
     MQUEUE_MODE = enum.auto()
@@ -45,7 +45,7 @@ class State(enum.Enum):
 
 
 class TokenKind(enum.Enum):
-    """The kinds of tokens that the checks of profile texts distinguish."""
+    """The types of tokens that the checks of profile texts distinguish."""
 
     COMMENT = enum.auto()
     INCLUDE_PATH = enum.auto()
@@ -76,7 +76,8 @@ class Rule:
     first_characters: str
     """A regular expression for the characters that a match can begin with."""
     pattern: str
-    """A regular expression for the token. A lookahead represents flex's trailing context."""
+    """A regular expression for the token. A lookahead in the expression represents the trailing
+    context of a flex rule."""
     kind: TokenKind = TokenKind.OTHER
     _: KW_ONLY
     pop: bool = False
@@ -86,7 +87,7 @@ class Rule:
     state.
     """
     pushes_by_keyword: bool = False
-    """Whether the word of the token selects the state to push (Dialect.keywords)."""
+    """Whether the word of the token selects the next state (Dialect.keywords)."""
     first_wins: bool = False
     """Whether a match of this rule is accepted without comparing its length with other matches.
 

@@ -1,11 +1,11 @@
-"""Records the policy objects that this agent loaded since the machine started.
+"""Records the profiles that this agent has loaded into the kernel since the machine started.
 
 The kernel shows each loaded profile in a separate directory. A replaced profile keeps its
 directory, and a profile that is loaded again gets a directory with a new number. The kernel never
 uses the same number twice in one boot (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir,
-__aafs_profile_migrate_dents). Therefore, the boot ID and the directory together identify the
-object. Together, the two values distinguish the agent's profile from a profile with the same bytes
-that another program loaded.
+__aafs_profile_migrate_dents). Therefore, the boot ID and the directory together identify a loaded
+profile. They also distinguish the agent's profile from a profile with the same bytes that another
+program loaded.
 
 The record is a file of JSON lines in the state directory. Each line is appended without fsync,
 because the record must survive the end of the process, but is useless after a machine crash. A
@@ -39,17 +39,20 @@ class _Line(msgspec.Struct, omit_defaults=True):
     """The ID of the boot to which the record belongs, in the first line only."""
 
     loaded: dict[str, str] = {}
-    """Name -> directory below policy/profiles."""
+    """Maps the name of a profile to its directory below policy/profiles."""
 
     loading: dict[str, list[str]] = {}
-    """The names that are about to be loaded, with the evidence of their content."""
+    """The names of the profiles that the agent is about to load, with the evidence of their
+    content."""
 
     revision: int = -1
     """The policy revision right before the profiles named in `loading` were loaded."""
 
 
 class LoadedObjects:
-    """Records which loaded objects this agent owns. Only one agent at a time writes the record."""
+    """Records which of the loaded profiles this agent owns. Only one agent at a time may write the
+    record.
+    """
 
     def __init__(self, host: Host, state_dir: str, *, may_write: bool) -> None:
         self.host = host
@@ -60,7 +63,8 @@ class LoadedObjects:
         """Name -> directory."""
 
         self._pending = _Line()
-        """The interrupted load of an earlier process."""
+        """The last load of an earlier process, if that process ended before it recorded the
+        load."""
 
         self._lines = 0
         """The number of lines in the file, or 0 if the next write must replace the whole file."""
@@ -70,13 +74,13 @@ class LoadedObjects:
     def own(
         self, found: Mapping[str, str], revision: int, profiles: Mapping[str, ObservedProfile]
     ) -> frozenset[str]:
-        """Return the names whose loaded profiles this agent loaded.
+        """Return the names of the loaded profiles that this agent loaded.
 
-        If an earlier process ended between a load and its record, the agent still owns the loaded
-        object under two conditions. The first condition is that the load was the only change of
-        policy; each change increments the revision. The second condition is that the kernel shows
-        the content that the agent intended to load, or shows no content at all. If one of the
-        conditions is not met, another program may have loaded the profile.
+        If an earlier process ended after a load but before the record of this load, the agent owns
+        the loaded profile only under two conditions. The first condition is that the load was the
+        only change of policy; each change increments the revision. The second condition is that the
+        kernel shows either the content that the agent intended to load, or no content at all.
+        Otherwise, another program may have loaded the profile.
 
         Args:
             found: the directory of each name.
@@ -98,29 +102,33 @@ class LoadedObjects:
         )
 
     def begin(self, names: Mapping[str, Evidence], revision: int) -> None:
-        """Record that the agent will load names with this evidence, at this policy revision."""
+        """Record that the agent is about to load profiles with this evidence, at this policy
+        revision.
+        """
         self._open()
         loading = {name: sorted(evidence) for name, evidence in sorted(names.items())}
         self._pending = _Line(loading=loading, revision=revision)
         self._append(self._pending)
 
     def record(self, loaded: Mapping[str, str]) -> None:
-        """Record which objects the agent loaded under which names, and that the load is
-        finished.
-        """
+        """Record that the load is finished, with the directory of each loaded profile."""
         self._open()
         self._own |= loaded
         self._pending = _Line()
         self._append(_Line(loaded=dict(loaded)))
 
     def finding(self) -> Finding | None:
-        """If the last write failed, write the record again; return an error if it fails again."""
+        """If the last write failed, write the record again. Return an error if this write fails
+        too.
+        """
         if self._problem is not None:
             self._append(self._pending)
         return self._problem
 
     def _append(self, line: _Line) -> None:
-        """Append a line or write the whole record; if that fails, the record stays in memory."""
+        """Append a line or write the whole record. If the write fails, the record stays in
+        memory.
+        """
         if not self.may_write:
             return
         if 0 < self._lines < _MOST_LINES:
@@ -160,8 +168,8 @@ class LoadedObjects:
         for line in lines:
             self._own |= line.loaded
             self._pending = line
-        # If a full disk cut off the last line, the next line must not be appended to that
-        # incomplete line.
+        # A full disk may have cut off the last line, and no line must be appended to an incomplete
+        # line.
         self._lines = len(lines) if content.endswith(b"\n") else 0
 
 

@@ -1,4 +1,4 @@
-"""Limits the memory of the parser, so that the agent always has enough memory.
+"""Limits the memory that the parser may use, so that enough memory always remains for the agent.
 
 With memory.oom.group, which the kubelet has set since 1.28 under cgroup v2, the kernel ends the
 whole container when one process exceeds the limit. Without memory.oom.group, the kernel ends the
@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-# A profile text is rejected for its memory use only after a run with at least this much memory.
+# A profile text is rejected for its memory use only after a parser run with at least this much
+# memory.
 MIN_PARSER_BYTES: Final = 64 << 20
-# Most public profiles compile with this much memory.
+# This much memory is enough to compile most public profiles.
 LEAST_PARSER_BYTES: Final = 16 << 20
 MAX_PARSER_BYTES: Final = 1 << 30
 # This memory is reserved for the agent and for the output of a running parser.
 _RESERVE_BYTES: Final = 16 << 20
-# If no limit is set, version 1 shows LONG_MAX, aligned to pages (page_counter.h).
+# If no limit is set, cgroup version 1 shows LONG_MAX, rounded down to a multiple of the page size
+# (page_counter.h).
 _UNLIMITED_V1: Final = 1 << 62
 
 
@@ -29,7 +31,7 @@ class _Files:
     usage: Path
     statistics: Path
     page_cache: tuple[str, ...]
-    """These statistics count memory that the kernel can reclaim on demand."""
+    """The kernel can reclaim the memory that these statistics count."""
 
 
 def limit_bytes(
@@ -43,7 +45,7 @@ def limit_bytes(
     """
     try:
         limit = int(_files(own, root).limit.read_text())
-    except (OSError, ValueError):  # If no limit is set, version 2 shows "max".
+    except (OSError, ValueError):  # If no limit is set, cgroup version 2 shows "max".
         return None
     return limit if limit < _UNLIMITED_V1 else None
 
@@ -54,7 +56,7 @@ def available_bytes(
     """Return the memory that new parsers may use together now, at most MAX_PARSER_BYTES.
 
     The memory of running parsers counts as used. The page cache does not count as used, because the
-    kernel reclaims the page cache (cgroup-v2.rst). If the usage is unknown, the result is
+    kernel reclaims the page cache (cgroup-v2.rst). If the memory usage is unknown, the result is
     MIN_PARSER_BYTES.
     """
     limit = limit_bytes(own, root)
@@ -74,8 +76,8 @@ def _files(own: Path, root: Path) -> _Files:
     """Return the files of this process's memory cgroup. Raises OSError and ValueError.
 
     The memory controller belongs either to a version 1 hierarchy or to the version 2 hierarchy. In
-    a cgroup namespace or in a container, a version 1 path may be a path on the host. If the path
-    does not exist, the files at the mount point are used.
+    a container, the path in a version 1 hierarchy may be a path on the host. If that path does not
+    exist, the function uses the files at the mount point.
     """
     paths = {}
     for line in own.read_text().splitlines():

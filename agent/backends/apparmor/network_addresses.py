@@ -1,8 +1,9 @@
-"""Warns about addresses and ports in network rules that the compiled policy does not contain.
+"""Warns about addresses and ports in network rules that the parser drops from the policy.
 
-This module is pure and reads only the profile's own text. If the kernel or the abi does not have
-the feature `network_v8/af_inet`, apparmor_parser 4.1 to 5.0 drop the conditions `ip=` and `port=`
-without a message (network.cc: gen_net_rule), so that the rule applies to every address and port.
+This module is pure, and reads only the text of the profile itself. If the kernel or the abi does
+not have the feature `network_v8/af_inet`, apparmor_parser 4.1 to 5.0 drop the conditions `ip=` and
+`port=` without a message (network.cc: gen_net_rule), so that the rule applies to every address and
+port.
 """
 
 import re
@@ -13,7 +14,7 @@ from agent.backends.apparmor.profile_text import LineCounter, without_comments
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding, limit_findings
 
-# The feature in the files of the kernel (kernel_access.py), and in a features file.
+# The name of the feature, first in the kernel's files (kernel_access.py), then in a features file.
 _KERNEL_FEATURE: Final = b"/features/network_v8/af_inet\0"
 _FEATURE: Final = re.compile(rb"\bnetwork_v8 \{(?:[^{}]|\{[^{}]*\})*?\baf_inet \{yes")
 _RULE: Final = re.compile(
@@ -23,7 +24,7 @@ _ABI: Final = re.compile(r"(?:^|[\s,])abi\s*<\s*\"?(?P<path>abi/\w[\w.-]*)\"?\s*
 
 
 def are_mediated(features: bytes) -> bool:
-    """Return whether features include addresses and ports in network rules."""
+    """Return whether the given features support addresses and ports in network rules."""
     return _KERNEL_FEATURE in features or _FEATURE.search(features) is not None
 
 

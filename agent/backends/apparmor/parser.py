@@ -128,7 +128,7 @@ class Parser:
         self._library_files: tuple[object, tuple[str, ...]] = (None, ())
 
     def unavailable_reason(self) -> str:
-        """Return why the parser cannot be used, or "" if it can."""
+        """Return the reason why the parser cannot be used, or "" if it can be used."""
         if not self.path:
             return "apparmor_parser is not installed"
         if not Path(self.path).is_file() or not os.access(self.path, os.X_OK):
@@ -157,9 +157,10 @@ class Parser:
         return is_inside and os.path.lexists(os.path.join(self.include_dir, path))
 
     def policy_features(self, abi_path: str) -> bytes:
-        """Return the features that a profile text is compiled for, as far as the text decides.
+        """Return the features that the text's abi rule or the parser's configuration selects.
 
-        The result is empty if only the features of the kernel decide.
+        The result is empty if neither of them selects features, so that only the kernel's features
+        apply.
 
         Args:
             abi_path: the path in the text's abi rule; empty if the text has no abi rule.
@@ -213,7 +214,9 @@ class Parser:
         return self._input_digest[1]
 
     def unsandboxed_reason(self) -> str:
-        """Return why the parser runs without a sandbox, or "" if it has one. Raises ParserError."""
+        """Return the reason why the parser has no sandbox, or "" if it has one. Raises
+        ParserError.
+        """
         try:
             return parser_sandbox.unavailable_reason(self.path)
         except OSError as error:
@@ -235,7 +238,7 @@ class Parser:
             features: the command line options that select the kernel features.
             limits: the CPU time and the memory that the parser may use.
             is_quick: whether to omit the simplification of expressions. A quick run takes half the
-                time and produces the same policy, byte for byte (docs/performance.md). For some
+                time of a full run and produces the same bytes (docs/performance.md). For some path
                 patterns, however, a quick run needs much more time and memory.
             is_cancelled: called while the parser runs; if it returns True, the run is ended.
         """
@@ -264,14 +267,14 @@ class Parser:
         access: landlock.Access | None,
         is_cancelled: Callable[[], bool],
     ) -> Exited:
-        """Run the parser once. Raises HostError."""
+        """Run the parser one time. Raises HostError."""
         with commands.started(argv, stdin=text, limits=limits, sandbox=access) as running:
             done = running.result(is_cancelled)
         self.ran(done.seconds)
         return done
 
     def _quotable(self, text: bytes) -> parser_messages.QuotableWords:
-        """Return the words that may appear in a message about a profile text."""
+        """Return the words that the agent may show in a message about a profile text."""
         words = _words(self.path, _signature(self.path))
         return parser_messages.QuotableWords(source=text, words=words, include_dir=self.include_dir)
 
@@ -311,7 +314,7 @@ def _configured(option: re.Pattern[bytes], configuration: bytes) -> list[str]:
 
 
 def _failure_of_child(done: Exited, cpu_seconds: float) -> RunFailure:
-    """Return why a signal ended the child process in which the parser compiles.
+    """Return the reason why a signal ended the child process in which the parser compiles.
 
     The parser does not report the number of the signal (parser_main.c, the macro work_sync_one).
     The kernel samples the CPU time for the limit, so the exact time can be less: in a measurement
@@ -323,8 +326,8 @@ def _failure_of_child(done: Exited, cpu_seconds: float) -> RunFailure:
 def _outcome(
     done: Exited, stderr: bytes, quotable: parser_messages.QuotableWords, limits: CommandLimits
 ) -> ParserResult | RunFailure:
-    # A parser without memory may also hang. In both cases, the lack of memory is the reason for the
-    # failure.
+    # A parser that lacks memory may also hang instead of ending. In both cases, the run failed
+    # because of the lack of memory.
     if done.status != 0 and parser_messages.is_out_of_memory(done.stderr):
         return RunFailure.MEMORY
     if done.limit is not None:
@@ -344,7 +347,7 @@ def _outcome(
 def _detail(failure: RunFailure, done: Exited, limits: CommandLimits) -> str:
     """Return a human-readable description of a failure."""
     return {
-        RunFailure.WALL_CLOCK: f"it took more than {limits.seconds:g} s on this busy node",
+        RunFailure.WALL_CLOCK: f"the run took more than {limits.seconds:g} s on this busy node",
         RunFailure.CPU_TIME: f"more than {limits.cpu_seconds} s of CPU time",
         RunFailure.MEMORY: f"more than {limits.memory_bytes >> 20} MiB of memory",
         RunFailure.OUTPUT: f"more than {_MAX_OUTPUT_BYTES >> 20} MiB of output",
@@ -360,7 +363,7 @@ def _words(path: str, _signature: tuple[int, ...]) -> frozenset[str]:
 def _version(path: Path) -> tuple[list[int], int]:
     """Return the numbers in the name of a features file, for comparison.
 
-    Of two files with the same version, the file without a suffix is last.
+    If two files have the same version, the file without a suffix comes last.
     """
     return [int(number) for number in re.findall(r"\d+", path.name)], -len(path.name)
 
@@ -368,7 +371,8 @@ def _version(path: Path) -> tuple[list[int], int]:
 def _signature(path: str) -> tuple[int, ...]:
     """Return the stat signature of a file, or the errno if the file cannot be examined."""
     try:
-        return stat_signature.of(os.stat(path))  # Faster, called for each include.
+        # os is faster than pathlib, and this runs for each include file.
+        return stat_signature.of(os.stat(path))
     except OSError as error:
         return (error.errno or errno.EIO,)
 
@@ -380,7 +384,8 @@ def file_content(path: str) -> bytes:
     reports the error later.
     """
     try:
-        if not os.path.isfile(path):  # Faster, called for each include.
+        # os is faster than pathlib, and this runs for each include file.
+        if not os.path.isfile(path):
             return b"irregular"  # Reading a FIFO or a device might never end.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:

@@ -1,4 +1,4 @@
-"""The hints for error messages of apparmor_parser 3.0.8 to 5.0.2.
+"""Contains the hints for the error messages of apparmor_parser 3.0.8 to 5.0.2.
 
 This module is pure. If this module has no hint for a message, diagnostics.py adds a general hint.
 """
@@ -58,12 +58,14 @@ class MissingFile:
 
     @property
     def is_abi(self) -> bool:
-        """Whether the file contains the features of an abi rule."""
+        """Whether an abi rule names the file, which then contains features."""
         return self.path.startswith("abi/")
 
 
 def missing_file(message: str) -> MissingFile | None:
-    """Return the file that an error message is about; None if the message has another reason."""
+    """Return the missing file that caused an error message; None if the message has another
+    cause.
+    """
     missing = _MISSING_FILE.search(message)
     return None if missing is None else MissingFile(path=missing["path"] or "")
 
@@ -71,7 +73,7 @@ def missing_file(message: str) -> MissingFile | None:
 def missing_file_hint(
     missing: MissingFile, key: str, *, include_dir: str, parser_version: str, abis: Sequence[str]
 ) -> str:
-    """Return the next step for a profile text that needs a file that the node lacks.
+    """Return a hint for a profile text that needs a file which the node does not have.
 
     Args:
         missing: the file that the parser could not open.
@@ -100,7 +102,7 @@ def missing_file_hint(
 
 
 def hint(message: str, source: str) -> str:
-    """Return the next step for an error message about a profile text, or an empty string."""
+    """Return the hint for an error message about a profile text, or an empty string."""
     undeclared = _UNDECLARED.search(message)
     if undeclared is not None:
         return _undeclared_hint(undeclared["name"], without_comments(source))
@@ -108,7 +110,7 @@ def hint(message: str, source: str) -> str:
 
 
 def _undeclared_hint(name: str, bare: str) -> str:
-    """Return the next step for a variable without a declaration.
+    """Return a hint for the use of an undeclared variable.
 
     Args:
         name: the name of the variable; empty if the message does not contain the name.

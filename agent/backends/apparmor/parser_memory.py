@@ -9,7 +9,9 @@ from agent.backends.apparmor.memory_budget import MIN_PARSER_BYTES
 
 
 class ParserMemory:
-    """The memory that running parsers may use. The caller must hold a lock."""
+    """The memory that running parsers may use. Every caller must hold the lock of the compile
+    worker.
+    """
 
     def __init__(self, free_memory: Callable[[], int]) -> None:
         """Create a budget while no parser is running.
@@ -20,7 +22,7 @@ class ParserMemory:
         """
         self._free_memory = free_memory
         self._reserved: dict[int, int] = {}
-        """Reserved bytes, by the number of the running task."""
+        """Maps the number of each running task to the bytes that are reserved for it."""
 
         self._idle_memory = 0
         """The free memory when a parser last started while no other parser was running."""
@@ -31,16 +33,16 @@ class ParserMemory:
         return not self._reserved
 
     def is_exhausted(self) -> bool:
-        """Return whether the container has no memory left. The call needs no lock."""
+        """Return whether the container has no memory left. The caller does not need the lock."""
         return not self._free_memory()
 
     def left(self) -> int:
         """Return how many bytes one more parser may use, or 0 if it must wait for a running parser.
 
-        Each running parser may use all of the memory that is reserved for it. The current free
-        memory does not include the memory that running parsers use, so the reservations are
-        subtracted from the free memory at the time when no parser ran. Only a parser that runs
-        alone may use less than the minimum.
+        Each running parser may use all of the memory that is reserved for it. Running parsers
+        already use some of their reserved memory. The reservations are therefore subtracted from
+        the free memory that was measured while no parser ran. A parser may get less than the
+        minimum only if no other parser runs.
         """
         free = self._free_memory()
         if not self._reserved:

@@ -2,8 +2,8 @@
 
 The parser quotes words from the file that it reads, which may be a file on the host. A word is
 shown only if it is in the text of the key, if it is one of the parser's own words (words in the
-program file), or if it is the path of a file in the include directory. All other words are
-replaced. This module is pure; parser_hints.py has the hints for known messages.
+program file), or if it is the path of a file in the include directory. The module replaces all
+other words. This module is pure; parser_hints.py has the hints for known messages.
 """
 
 import re
@@ -14,8 +14,8 @@ from typing import Final
 from agent.backends.apparmor.profile_text import without_comments
 
 REPLACED: Final = "(a word from an included file)"
-# This is the path of standard input. If the parser gets this path as an argument, it reports which
-# file a line belongs to.
+# The path denotes the standard input of the process. If the parser reads its input from this path,
+# its messages name the file to which a line belongs.
 INPUT_PATH: Final = "/proc/self/fd/0"
 _MAX_CHARACTERS: Final = 600
 _MAX_WARNINGS: Final = 8
@@ -23,12 +23,13 @@ _MAX_BYTES: Final = 65536
 _LINE: Final = re.compile(r"(?: in (?P<file>\S+))? at line (?P<number>\d+)")
 _INPUT: Final = re.compile(rf" for {INPUT_PATH}(?: in profile (?P<file>\S+))?(?= at line )")
 _SOURCE_OF_WARNING: Final = re.compile(rf" \((?:stdin|{INPUT_PATH})\)(?=:)")
-# The errno would reveal whether a file exists that the parser may not open (parser_yacc.y: abi).
+# The errno is removed, because it reveals whether a file exists that the parser may not open
+# (parser_yacc.y: abi).
 _ERRNO: Final = re.compile(
     r"((?:Could not open|fstat failed for|failed to find features abi) '.*'): [^']*$"
 )
-# These lines never contain the reason for an error, because they are warnings or the message of an
-# uncaught C++ exception.
+# Lines that match this pattern are warnings or the message of an uncaught C++ exception, and never
+# contain the reason for an error.
 _NOT_A_REASON: Final = re.compile(
     r"(?i)warning|cache read/write disabled|terminate called after throwing|what\(\):"
 )
@@ -100,7 +101,7 @@ def is_out_of_memory(stderr: bytes) -> bool:
 def error_message(stderr: bytes, quotable: QuotableWords) -> str:
     """Return the reasons that the parser reports, as one printable line of limited length.
 
-    The line contains no warnings.
+    Warnings of the parser are omitted.
     """
     reasons = [line for line in _lines(stderr) if not _NOT_A_REASON.match(line)]
     shown = dict.fromkeys(_shown(_located(line), quotable) for line in reasons)
@@ -120,7 +121,7 @@ def weaker_rules(stderr: bytes, quotable: QuotableWords) -> tuple[str, ...]:
 
 
 def weaker_rule_line(warning: str, source: str) -> str:
-    """Return `line N` for the first rule that a warning can be about, or ""."""
+    """Return `line N` for the first rule that may have caused a warning, or ""."""
     words = frozenset(re.findall(r"\w+", warning.rpartition(":")[2]))
     keyword = next((_RULE_KEYWORDS[word] for word in _RULE_KEYWORDS if word in words), None)
     if keyword is None:
@@ -135,9 +136,9 @@ def weaker_rule_line(warning: str, source: str) -> str:
 def line_reference(message: str, source: str) -> str:
     """Return `line N` if a message is about a line of the profile text, or "".
 
-    Without INPUT_PATH, the parser does not report which file a line belongs to. The line belongs to
-    an included file if the line number exceeds the length of the profile text, or if the message
-    quotes an included file.
+    Without INPUT_PATH, the parser does not report which file a line belongs to. The result is "" if
+    the line number exceeds the length of the text or if the message quotes an included file,
+    because the line then belongs to that file.
     """
     match = _LINE.search(message)
     if match is None or match["file"] or REPLACED in message:
@@ -158,7 +159,9 @@ def _is_warning(line: str) -> bool:
 
 
 def _located(line: str) -> str:
-    """Keep the name of an included file, and remove the name of the input and the errno."""
+    """Return a message without the path of the input and the errno; the path of an included file
+    stays.
+    """
     match = _INPUT.search(line)
     if match is not None:
         file = match["file"] or INPUT_PATH
@@ -173,7 +176,7 @@ def _shown(line: str, quotable: QuotableWords) -> str:
     pieces: list[str] = []
     is_line_number = False
     if len(line) > 2 * _MAX_CHARACTERS:
-        line = line[: 2 * _MAX_CHARACTERS].rpartition(" ")[0]  # The last word is incomplete.
+        line = line[: 2 * _MAX_CHARACTERS].rpartition(" ")[0]  # The last word may be cut off.
     for piece in line.split():
         word = piece.strip(_PUNCTUATION)
         if (is_line_number and word.isdecimal()) or _is_quotable(word, source, quotable):
@@ -195,7 +198,7 @@ def _printable(character: str) -> str:
 
 
 def _is_quotable(word: str, source: str, quotable: QuotableWords) -> bool:
-    """Return whether a word may be shown."""
+    """Return whether a message may contain a word."""
     # A word that contains only bytes that are not UTF-8 may be shown.
     if not word.strip("\ufffd") or word in quotable.words:
         return True
@@ -208,7 +211,7 @@ def _is_quotable(word: str, source: str, quotable: QuotableWords) -> bool:
     character = _CHARACTER.fullmatch(word)
     if character is not None:
         return int(character[1], 16) in quotable.source
-    # The word must not be a part of a longer word in the profile text.
+    # A part of a longer word in the profile text does not count.
     before = r"(?<!\w)" if word[0].isalnum() else ""
     after = r"(?!\w)" if word[-1].isalnum() else ""
     return word in source and re.search(f"{before}{re.escape(word)}{after}", source) is not None

@@ -2,9 +2,9 @@
 
 The parser runs as root and opens every file that a profile text includes. Therefore, Landlock
 restricts the parser to the include directories, to its own program, libraries and configuration,
-and to the kernel's AppArmor features. The parser can neither write to a file nor execute another
-program. strace records of the versions 3.0.8, 4.1.0 and 5.0.2 are the basis of this list.
-host/landlock.py applies the restriction.
+and to the kernel's AppArmor features. In the sandbox, the parser can neither write to a file nor
+execute another program. strace records of the versions 3.0.8, 4.1.0 and 5.0.2 are the basis of this
+list. host/landlock.py applies the restriction.
 """
 
 import errno
@@ -27,7 +27,7 @@ _LISTED = re.compile(r"(?:^|\s)(/\S+) \(0x[0-9a-f]+\)\s*$", re.MULTILINE)
 _LIST_SECONDS = 10.0
 _LIST_OUTPUT_BYTES = 1 << 20
 _LIST_MEMORY_BYTES = 256 << 20
-# The constants of elf(5).
+# The names and the values of these constants are those of elf(5).
 _PT_INTERP = 3
 _ELFCLASS64 = 2
 _ELF32_HEADER_BYTES = 52
@@ -39,7 +39,7 @@ class NotElfError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IncludeTree:
-    """The files that an include can reach."""
+    """The files that an include rule can reach."""
 
     roots: tuple[str, ...]
     """The include directories."""
@@ -49,7 +49,9 @@ class IncludeTree:
 
 
 def unavailable_reason(parser: str) -> str:
-    """Return why the parser cannot run in a sandbox, or "" if it can. Raises OSError."""
+    """Return the reason why the parser cannot run in a sandbox, or "" if it can do so. Raises
+    OSError.
+    """
     reason = landlock.missing()
     if reason:
         return reason
@@ -115,7 +117,7 @@ def libraries(program: str, loader: str) -> tuple[str, ...]:
 
 
 def include_tree(roots: Iterable[str]) -> IncludeTree:
-    """Return every file in the roots, including files in linked directories."""
+    """Return every file in the include directories, including the files in linked directories."""
     visited: set[tuple[int, int]] = set()
     files: list[str] = []
     links: list[str] = []
@@ -126,7 +128,7 @@ def include_tree(roots: Iterable[str]) -> IncludeTree:
         for entry in _entries(directory, visited):
             if entry.is_symlink():
                 links.append(entry.path)
-            if os.path.isdir(entry.path):  # Returns False for a link that leads to itself.
+            if os.path.isdir(entry.path):  # The result is False for a link that leads to itself.
                 directories.append(entry.path)
             else:
                 files.append(entry.path)
@@ -138,7 +140,7 @@ def include_tree(roots: Iterable[str]) -> IncludeTree:
 def _entries(directory: str, visited: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
     """Yield the entries of a directory, unless it was visited before or cannot be read."""
     try:
-        status = os.stat(directory)  # Faster, called for each directory.
+        status = os.stat(directory)  # os is faster than pathlib, and this runs for each directory.
         if (status.st_dev, status.st_ino) in visited:
             return
         visited.add((status.st_dev, status.st_ino))
@@ -161,8 +163,8 @@ def allowed_access(
         parser: the path of the parser.
         library_files: the dynamic loader, if the parser has one, and then the libraries.
         included: the include directories. Only the host's administrator can create links in these
-            directories, so the parser may follow them. As an exception, it may not follow a link to
-            a parent of an include directory, because the parent contains many other files.
+            directories, so the parser may follow them. A link to a parent of an include directory
+            is an exception, because the parent contains many other files.
         others: the configuration files and the features files.
     """
     roots = [f"{os.path.realpath(root)}/" for root in included.roots]

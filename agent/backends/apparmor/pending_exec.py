@@ -1,10 +1,10 @@
 """Determines whether this kernel shows which profile another thread enters at its next execve(2).
 
-A container runtime writes `exec PROFILE` to its own attr/exec some time before the program of the
-container starts. On Linux 6.1, each reader of attr/exec sees its own state (apparmor_getprocattr
-used the context of `current`). On Linux 6.12, the file shows the state of the thread that owns it.
-Distributions backport the fix, so the kernel version does not show whether the kernel has it.
-`processes` uses the result.
+A container runtime writes `exec PROFILE` to its own attr/exec before it starts the program of the
+container. On Linux 6.1, each reader of attr/exec sees its own state (apparmor_getprocattr used the
+context of `current`). On Linux 6.12, the file shows the state of the thread that owns it.
+Distributions backport this fix, so the kernel version does not show whether the kernel contains the
+fix. The module `processes` uses the result.
 """
 
 import threading
@@ -13,14 +13,15 @@ from typing import Final
 from agent.host.filesystem import Host, HostError
 
 _FILES: Final = ("attr/apparmor/exec", "attr/exec")
-_PROFILE: Final = "unconfined"  # This profile exists even if no profile is loaded.
+_PROFILE: Final = "unconfined"  # The kernel always has this profile, even if no policy is loaded.
 
 
 def is_shown(host: Host) -> bool:
     """Return whether another thread can read the pending exec of a thread.
 
-    For the check, a new thread sets a pending exec, which ends with the thread. Processes of other
-    threads do not inherit it. If the thread cannot set a pending exec, the result is False.
+    For the check, a new thread sets a pending exec, which disappears when the thread ends.
+    Processes that other threads start do not inherit this pending exec. If the thread cannot set a
+    pending exec, the result is False.
     """
     is_set, is_read = threading.Event(), threading.Event()
     files: list[str] = []
@@ -41,7 +42,9 @@ def is_shown(host: Host) -> bool:
 
 
 def _set(host: Host) -> list[str]:
-    """Set a pending exec for the calling thread, and return the file that accepted the write."""
+    """Set a pending exec for the calling thread, and return the path of the file that accepted the
+    write.
+    """
     for name in _FILES:
         try:
             file = f"/proc/{host.link('/proc/thread-self')}/{name}"

@@ -1,9 +1,10 @@
 """Caches parser results: compiled policies, error messages and exceeded limits.
 
 The key of a cached result is a digest of every input that affects the result; it does not depend on
-names and times. Each file is verified when it is read, and a damaged file counts as missing. The
-profiles that a policy declares are stored with it, so that the policy need not be parsed again. If
-the cache cannot be written, profile texts are compiled again after a restart; nothing else changes.
+names and times. Each file is verified when it is read, and a damaged file counts as missing. Each
+policy is stored together with the profiles that it declares, so that the policy need not be parsed
+again. If the cache cannot be written, the only effect is that profile texts are compiled again
+after a restart.
 """
 
 import contextlib
@@ -19,7 +20,8 @@ from agent.host.file_role import FileRole
 from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import modified_ns
 
-_MAX_ENTRY_BYTES: Final = 10 << 20  # This size is larger than the output limit of the parser.
+# The limit is larger than any policy, because the output of the parser has a smaller limit.
+_MAX_ENTRY_BYTES: Final = 10 << 20
 MAX_DISK_BYTES: Final = 64 << 20
 MAX_DISK_ENTRIES: Final = 8192
 
@@ -28,7 +30,7 @@ MAX_DISK_ENTRIES: Final = 8192
 class ParserResult:
     """The final result of the parser for one profile text: a policy, an error or an exceeded limit.
 
-    A result that was read from the cache also has the fields size, sha256 and declared.
+    The fields size, sha256 and declared are set only in a result that comes from the cache.
     """
 
     policy: bytes = b""
@@ -46,7 +48,7 @@ class ParserResult:
     exceeded_limit: str = ""
     """A description of the limit that the text exceeded."""
     is_memory_exceeded: bool = False
-    """Whether this limit is the memory limit."""
+    """Whether the exceeded limit is the memory limit."""
 
 
 class PolicyCache:
@@ -58,7 +60,7 @@ class PolicyCache:
     """
 
     def __init__(self, host: Host, state_dir: str, *, write: bool) -> None:
-        """Open the cache; without `write`, its files are only read."""
+        """Open the cache. Without `write`, the cache reads its files but never changes them."""
         self.host = host
         self.directory = f"{state_dir}/cache"
         self.write = write
@@ -76,7 +78,7 @@ class PolicyCache:
             return self.memory[key]
         result = self._read(key)
         if result is not None:
-            # An inspection needs the policy only if the declared profiles are not stored.
+            # If the declared profiles are stored, no inspection needs the policy itself.
             self._keep(key, replace(result, policy=b"") if result.declared else result)
         return result
 
@@ -113,7 +115,7 @@ class PolicyCache:
     def store(self, key: str, result: ParserResult) -> None:
         """Store a result on disk, or in memory if the disk cannot be written.
 
-        A result on disk uses no memory until an inspection reads it.
+        A result on disk uses no memory before an inspection reads the result.
         """
         self.discard(key)
         try:
@@ -139,7 +141,7 @@ class PolicyCache:
         self._used.add(key)
 
     def _touch(self, key: str) -> None:
-        """Mark an entry as the most recently used one."""
+        """Mark an entry as the most recently used entry."""
         if self._sizes is not None and key in self._sizes:
             self._sizes[key] = self._sizes.pop(key)
 
@@ -171,7 +173,7 @@ class _Head(msgspec.Struct, forbid_unknown_fields=True):
     sha256: str
     """The digest of the policy."""
     reader: int
-    """The READER_VERSION of compiled_policy that read the declared profiles."""
+    """The value of compiled_policy.READER_VERSION when the declared profiles were read."""
     declared: tuple[tuple[str, str, bool, list[str]], ...]
     unstoppable: tuple[str, ...] = ()
     """The names of the declared profiles that block signals from a container runtime."""
@@ -180,11 +182,10 @@ class _Head(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def _encode(result: ParserResult) -> bytes:
-    """Return the content of a file, which consists of the digest of the head, the head and the
-    policy.
-    """
+    """Return the content of a cache file: the digest of the head, the head and the policy."""
     declared: tuple[DeclaredProfile, ...] = ()
-    with contextlib.suppress(compiled_policy.PolicyError):  # The backend reports this error.
+    # The backend reports this error when it reads the policy itself.
+    with contextlib.suppress(compiled_policy.PolicyError):
         declared = compiled_policy.read(result.policy)
     head = msgspec.json.encode(
         _Head(

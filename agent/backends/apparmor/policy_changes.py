@@ -1,10 +1,10 @@
 """Loads, replaces and removes profiles in the kernel, and verifies the result.
 
-New profiles are written to `.load`, which rejects names that are already loaded, so that a foreign
-profile is never replaced. Agent-owned profiles are written to `.replace`. A profile is never
-removed and loaded again, because the removal would unconfine its processes permanently. One write
-changes either all profiles of a key or none of them. A removal requires a check of content and use,
-and removes only the given names.
+New profiles are written to the file `.load`. The kernel then rejects names that are already loaded,
+so that a foreign profile is never replaced. Agent-owned profiles are written to the file
+`.replace`. A profile is never removed and loaded again, because the removal would unconfine its
+processes permanently. One write changes either all profiles of a key or none of them. The content
+and the use of profiles are checked before a removal, which removes only the given names.
 """
 
 import errno
@@ -44,12 +44,12 @@ from agent.host.filesystem import HostError
 
 _NO_EVIDENCE: Evidence = frozenset()
 _REPEATS: Final = 4
-"""The number of attempts until a write is the only change of policy."""
+"""The number of attempts to make a write that no other change of policy interrupts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Load:
-    """A compiled policy that is to be loaded."""
+    """A compiled policy to load."""
 
     id: KeyId
     body: bytes
@@ -80,7 +80,7 @@ class PolicyChanges:
         self.references = references
         self.tracker = tracker
         self._checked: dict[str, str] = {}
-        """Name -> digest of the policy that the agent compiled or verified for the name."""
+        """Maps a name to the digest of the policy that the agent compiled or verified for it."""
 
         self._revision_before = -1
         """The policy revision right before the last write."""
@@ -122,8 +122,7 @@ class PolicyChanges:
             declared = _declared(body, names)
         except compiled_policy.PolicyError as error:
             return Failed(finding=diagnostics.policy_unreadable(profile.id, error))
-        # Each pass checks the access when it observes the node, and the kernel checks the rights
-        # again.
+        # The access is not checked again: each pass checks it, and so does the kernel.
         barrier = None if self.access.is_open else self.access.barrier()
         if barrier is not None:
             return Failed(finding=barrier.finding)
@@ -152,7 +151,7 @@ class PolicyChanges:
         for _ in range(_REPEATS):
             if isinstance(loaded, Failed) or self._is_proven(loaded):
                 break
-            # This agent owns the profiles that its previous write loaded.
+            # The profiles that the previous write loaded belong to this agent.
             repeated = self._load_once(load, replaceable | (load.own.keys() & loaded.keys()))
             if isinstance(repeated, Failed):
                 # An earlier write loaded the policy, so the staged version must stay in the ledger.
@@ -185,12 +184,14 @@ class PolicyChanges:
         return is_readable or self.view.observed_revision == self._revision_before + 1
 
     def _write(self, load: _Load, replaceable: frozenset[str]) -> Failed | None:
-        """Write a policy. If the kernel is jammed, recover it and write the policy once more."""
+        """Write a policy. If an earlier failed load blocks the write, remove its data and write the
+        policy once more.
+        """
         new = load.names - replaceable
         write = self.writer.replace if replaceable else self.writer.load
         for may_cure in (True, False):
-            # `.replace` accepts names that are already loaded, so the names are checked right
-            # before the write.
+            # The names are checked right before the write, because `.replace` also accepts loaded
+            # names.
             failure = self._taken(load.id, new) if replaceable else None
             if failure is not None:
                 return failure
@@ -223,12 +224,12 @@ class PolicyChanges:
         return Failed(finding=diagnostics.foreign_name(id_, sorted(loaded))) if loaded else None
 
     def _cure(self, replaceable: frozenset[str]) -> bool:
-        """Recover a jammed kernel by replacing one of the agent's profiles with the same bytes.
+        """Remove the data of a failed load by replacing an agent-owned profile with the same bytes.
 
         After a failed load by any program, an entry in policy/raw_data may remain that makes every
-        later load fail with EEXIST. The replacement keeps the loaded object and increments the
-        revision, which removes the entry (observed on Linux 6.1, 6.12 and 7.2). The agent owns a
-        profile if the ledger contains it, or if the agent compiled or verified its bytes.
+        later load fail with EEXIST. The replacement keeps the loaded profile and increments the
+        revision, which removes the entry (observed on Linux 6.1, 6.12 and 7.2). A profile is
+        agent-owned here if the ledger contains it, or if the agent compiled or verified its bytes.
         """
         loaded = self.view.observe(replaceable | frozenset(self._checked))
         if isinstance(loaded, Unobservable):
@@ -271,8 +272,8 @@ class PolicyChanges:
         own = self._own(names, evidence)
         if isinstance(own, Failed):
             return own
-        # The observation comes before the proof, because a process that starts between the proof
-        # and the removal would become unconfined.
+        # The tracker observes the threads before the proof, because the removal unconfines a
+        # process that starts between the proof and the removal.
         self.tracker.observe_before_removal(sorted(own))
         if require_unused:
             uses = self._uses(own)
@@ -282,20 +283,22 @@ class PolicyChanges:
                 uses = self._unproven(own, evidence)
                 if uses:
                     return StillInUse(uses=uses)
-                own = self._own(names, evidence)  # The proof of disuse has replaced the profiles.
+                own = self._own(names, evidence)  # The proof of disuse replaced the profiles.
                 if isinstance(own, Failed):
                     return own
         return self._remove(sorted(own))
 
     def remembered_uses(self, names: Collection[str]) -> dict[str, InUse | UnknownUse]:
-        """Return the unknown uses of profiles whose last proof of disuse would fail again."""
+        """Return the uses of profiles whose last proof of disuse failed and would fail again."""
         reason = self.references.remembered_reason(names)
         return self._unknown(names, reason) if reason else {}
 
     def _own(
         self, names: Collection[str], evidence: Mapping[str, Evidence]
     ) -> dict[str, ObservedProfile] | Failed:
-        """Return the loaded profiles if the agent owns them and all their hats and children."""
+        """Return the loaded profiles, if the agent owns all of them with their hats and
+        children.
+        """
         loaded = self.view.observe(names, with_children=True)
         if isinstance(loaded, Unobservable):
             return Failed(finding=loaded.finding)
@@ -308,15 +311,15 @@ class PolicyChanges:
         return Failed(finding=diagnostics.foreign_content(foreign)) if foreign else loaded
 
     def _uses(self, loaded: Collection[str]) -> dict[str, InUse | UnknownUse]:
-        """Return the profiles under which a thread runs, or may run, according to /proc."""
+        """Return the profiles under which a thread runs or may run according to /proc."""
         return _not_unused(self.processes.uses(sorted(loaded)))
 
     def _needs_reference_proof(self, loaded: Mapping[str, ObservedProfile]) -> bool:
         """Return whether a removal also needs the proof that nothing references the profiles.
 
         If the kernel shows pending execs, but no raw data or hashes, the proof is impossible. In
-        this case, only the threads in /proc decide. The result comes from the observed evidence,
-        because no program changed policy while it was read.
+        this case, the removal depends only on the threads in /proc. The function uses the observed
+        evidence, because no program changed policy during the observation.
         """
         if not self.processes.shows_pending_exec():
             return bool(loaded)
@@ -326,8 +329,8 @@ class PolicyChanges:
         self, loaded: Mapping[str, ObservedProfile], evidence: Mapping[str, Evidence]
     ) -> dict[str, InUse | UnknownUse]:
         """Return the profiles that are in use, or that something may still reference."""
-        # The proof of disuse writes different bytes. Only the hash of a single profile stays the
-        # same if the content is the same.
+        # The proof of disuse writes different bytes. Only the hash of each single profile stays the
+        # same.
         if not policy_references.have_own_hashes(loaded, evidence):
             return self._unknown(loaded, "the expected hash of a single profile is missing")
         reason = self.references.why_unproven(loaded.keys())
@@ -339,7 +342,7 @@ class PolicyChanges:
         return dict.fromkeys(names, UnknownUse(reason=f"{prefix}{reason}"))
 
     def _remove(self, names: Sequence[str]) -> Removed | Failed:
-        """Remove profiles, beginning with parents, and verify that they are no longer loaded."""
+        """Remove profiles, parents first, and verify that they are no longer loaded."""
         for name in names:
             try:
                 self.writer.remove(name)
@@ -362,7 +365,7 @@ def _not_unused(uses: Mapping[str, Use]) -> dict[str, InUse | UnknownUse]:
 def _verified(
     id_: KeyId, declared: Iterable[DeclaredProfile], loaded: Mapping[str, ObservedProfile]
 ) -> Installed | Failed:
-    """Return evidence and modes from the kernel if it has exactly the written policy."""
+    """Return evidence and modes from the kernel if the written policy is loaded unchanged."""
     expected = {each.name: each.evidence for each in declared}
     modes = {each.name: each.mode for each in declared}
     for name, evidence in expected.items():
@@ -391,5 +394,5 @@ def _declared(body: bytes, names: frozenset[str]) -> tuple[compiled_policy.Decla
     """
     declared = compiled_policy.read(body)
     if sorted(each.name for each in declared) != sorted(names):
-        raise compiled_policy.PolicyError("it declares names that were not checked")
+        raise compiled_policy.PolicyError("the policy declares names that were not checked")
     return declared

@@ -1,7 +1,7 @@
 """Evaluates the state machine that contains the rules of a compiled AppArmor profile.
 
-This module is pure and does what the kernel does (security/apparmor/match.c). For any
-bytes, the module returns a result or raises DfaError.
+This module is pure, and works like the kernel's implementation (security/apparmor/match.c). For
+every input, the module either returns a result or raises DfaError.
 """
 
 import struct
@@ -13,7 +13,7 @@ START: Final = 1
 """The state in which every evaluation begins (DFA_START)."""
 
 NO_MATCH: Final = 0
-"""The state in which no rule can match any more (DFA_NOMATCH)."""
+"""The state from which no rule can match (DFA_NOMATCH)."""
 
 _MAGIC: Final = b"\x1b\x5e\x78\x3d"
 _MAX_PADDING: Final = 8
@@ -29,7 +29,7 @@ class DfaError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """An array of numbers in the blob."""
+    """One of the arrays of numbers in the binary state machine."""
 
     offset: int
     width: int
@@ -44,26 +44,28 @@ class PolicyDfa:
         # The parser aligns the tables in its output with zero bytes.
         begin = blob.find(_MAGIC, 0, _MAX_PADDING + len(_MAGIC))
         if begin < 0:
-            raise DfaError("it has no header")
+            raise DfaError("the state machine has no header")
         self._blob = blob[begin:]
         self._tables = _tables(self._blob)
         if not self._tables.keys() >= _REQUIRED:
             raise DfaError("a table is missing")
 
     def match(self, state: int, text: bytes) -> int:
-        """Return the state after some bytes. Raises DfaError."""
+        """Return the state that follows a state after the given bytes. Raises DfaError."""
         for character in text:
             state = self._next(state, character)
         return state
 
     def accept(self, state: int) -> int:
-        """Return the permissions of a state, or the index of its permissions. Raises DfaError."""
+        """Return the permissions of a state, or their index in a separate table of permissions.
+        Raises DfaError.
+        """
         return self._read(_ACCEPT, state)
 
     def _next(self, state: int, character: int) -> int:
         if _CLASSES in self._tables:
             character = self._read(_CLASSES, character)
-        # Each step leads to another state, unless the tables contain a loop.
+        # Without a loop in the tables, the search passes each state at most once.
         for _ in range(self._tables[_BASE].length):
             base = self._read(_BASE, state)
             position = (base & _OFFSET) + character
@@ -72,7 +74,7 @@ class PolicyDfa:
             state = self._read(_DEFAULT, state)
             if not base & _DIFFERENCE:
                 return state
-        raise DfaError("its default states form a loop")
+        raise DfaError("the default states form a loop")
 
     def _read(self, table_id: int, index: int) -> int:
         table = self._tables[table_id]
@@ -83,7 +85,7 @@ class PolicyDfa:
 
 
 def _tables(blob: bytes) -> Mapping[int, _Table]:
-    """Return the tables in a blob by their number."""
+    """Return the tables of a binary state machine by their numbers."""
     try:
         header_size, size = struct.unpack_from(">II", blob, 4)
         tables: dict[int, _Table] = {}
@@ -96,7 +98,7 @@ def _tables(blob: bytes) -> Mapping[int, _Table]:
             tables[table_id] = _Table(position + 12, width, length)
             position = (end + 7) & ~7
     except struct.error as error:
-        raise DfaError("it ends too early") from error
+        raise DfaError("the state machine ends too early") from error
     return tables
 
 

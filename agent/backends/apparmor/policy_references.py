@@ -1,18 +1,18 @@
-"""Proves that nothing in the kernel references a profile, even where /proc shows no reference.
+"""Proves that nothing in the kernel references a profile, even if /proc shows no reference.
 
 /proc does not show the profile that an unfinished execve(2) has already chosen, or the credentials
-that io_uring has stored. Linux 6.1 does not show the pending exec of another thread either. The
-kernel keeps the raw data of a policy version (an entry of policy/raw_data) while anything
-references a profile of that version, such as a zombie or a file that a confined process opened. For
-the proof, the agent replaces the profile with a copy of the same policy whose bytes differ. When
-the raw data of every earlier version are gone, only threads with the new version can remain, and
-`processes` finds these threads in /proc.
+that io_uring has stored. On Linux 6.1, /proc does not show the pending exec of another thread
+either. The kernel keeps the raw data of a policy version (an entry of policy/raw_data) while
+anything references a profile of that version, such as a zombie or a file that a confined process
+opened. For the proof, the agent replaces the profile with a copy of the same policy whose bytes
+differ. When the raw data of every earlier version are gone, only threads with the new version can
+remain. The module `processes` finds these threads in /proc.
 
 If raw data of an earlier version remain, the profile may still be referenced. The proof fails for
-profiles with hats or children on Linux 6.1 and 7.2, which never release their first version. In
-complain mode the kernel creates learning profiles (`NAME//null-PROGRAM`). A replacement moves a
-learning profile to the new version, and a learning profile has no raw data. So the proof fails for
-a profile that has a learning profile.
+profiles with hats or children on Linux 6.1 and 7.2, because these kernels never release the first
+version of such profiles. In complain mode the kernel creates learning profiles
+(`NAME//null-PROGRAM`). A replacement moves a learning profile to the new version, and a learning
+profile has no raw data. Therefore, the proof fails for a profile that has a learning profile.
 """
 
 import secrets
@@ -27,13 +27,14 @@ from agent.core.model import Evidence, ObservedProfile
 from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import Signature
 
-# This file also lists learning profiles, which have no directory.
+# The list in this file also contains learning profiles, which have no directory.
 _LIST: Final = f"{ROOT}/profiles"
 _RAW_DATA: Final = f"{ROOT}/policy/raw_data"
 _HOLDERS: Final = "a process, a pending or unfinished exec, a zombie, io_uring or an open file"
 _CHANGED: Final = "the loaded profiles changed during the check"
 RELEASE_SECONDS: Final = 1.0
-"""The longest wait in seconds. In an emulated machine, the kernel needed 4 to 32 ms."""
+"""The longest wait for the kernel in seconds. In an emulated machine, the kernel needed 4 to 32
+ms."""
 
 _POLL_SECONDS: Final = 0.002
 _MOST_FAILURES: Final = 8192
@@ -41,7 +42,7 @@ _FILLER_BYTES: Final = 16
 
 
 def has_raw_data_and_hash(profile: ObservedProfile) -> bool:
-    """Return whether the kernel shows the hash of a single profile, and that of its raw data."""
+    """Return whether the kernel shows both the hash of a profile and the hash of its raw data."""
     return {token.partition(":")[0] for token in profile.evidence} >= {"own", "raw"}
 
 
@@ -56,7 +57,7 @@ def have_own_hashes(
 
 
 class PolicyReferences:
-    """Examines the policy versions that the kernel keeps because something references them."""
+    """Examines the policy versions that the kernel keeps because they are still referenced."""
 
     def __init__(self, host: Host, view: PolicyView, writer: PolicyWriter, probes: Probes) -> None:
         self.host = host
@@ -77,9 +78,10 @@ class PolicyReferences:
         """
 
     def remembered_reason(self, names: Collection[str]) -> str:
-        """Return why the last proof failed if nothing has changed since then, or "" otherwise.
+        """Return the reason why the last proof failed, or "" if a new proof may have another
+        result.
 
-        This check takes less than a millisecond per entry, and a proof may take a second.
+        This check takes less than a millisecond per entry, whereas a proof may take a second.
         """
         wanted = frozenset(names)
         entries, reason = self._failures.get(wanted, (frozenset(), ""))
@@ -101,7 +103,7 @@ class PolicyReferences:
         return reason
 
     def why_unproven(self, names: Collection[str]) -> str:
-        """Return why one of the profiles may still be referenced, or "" if none is referenced.
+        """Return the reason why one of the profiles may still be referenced, or "" if none is.
 
         Replace the profiles with a copy of the same policy whose bytes differ.
 
@@ -128,7 +130,7 @@ class PolicyReferences:
             return _CHANGED
         older = frozenset(self._declaring(names) - set(earlier.values()))
         if older:
-            reason = f"{_HOLDERS} still holds an earlier version of it"
+            reason = f"{_HOLDERS} still references an earlier version of the profile"
             return self._remember(names, older, reason)
         reason = self._shared(names, frozenset(earlier.values()))
         if reason:
@@ -138,16 +140,18 @@ class PolicyReferences:
         filler = secrets.token_hex(_FILLER_BYTES // 2).encode()
         policy = compiled_policy.rewrap(policies, names, filler)
         if compiled_policy.names(policy) != names:
-            return "the loaded policy does not declare it"
+            return "the loaded policy does not declare the profile"
         self.writer.replace(policy)
         return self._wait(names, policy)
 
     def _learning_profile(self, names: frozenset[str]) -> str:
-        """Return why a learning profile of the given names may be referenced, or ""."""
+        """Return the reason why a learning profile of the given names may be referenced, or ""."""
         revision = self.view.revision()
         content = self.host.read(_LIST).decode("utf-8", "surrogateescape")
         if self.view.revision() != revision:
-            return _CHANGED  # The kernel may have left out a name between two reads of the list.
+            # The kernel may have omitted a name if the policy changed between two reads of the
+            # list.
+            return _CHANGED
         loaded = {line.rpartition(" (")[0] for line in content.split("\n")}
         learning = [
             name for name in loaded - names if not names.isdisjoint(compiled_policy.ancestors(name))
@@ -158,7 +162,7 @@ class PolicyReferences:
         return self._remember(names, frozenset(), reason)
 
     def _shared(self, names: frozenset[str], entries: frozenset[str]) -> str:
-        """Return another loaded profile that keeps the raw data, or "".
+        """Return the reason why another loaded profile keeps the raw data, or "".
 
         Profiles that were loaded in one write share their raw data.
         """
@@ -167,7 +171,9 @@ class PolicyReferences:
             together |= self._declared_names(entry) or frozenset()
         loaded = self.view.raw_data_entries(together - names)
         others = sorted(name for name, entry in loaded.items() if entry in entries)
-        return f'it was loaded together with "{others[0]}", which stays' if others else ""
+        if not others:
+            return ""
+        return f'the profile was loaded together with "{others[0]}", which stays loaded'
 
     def _wait(self, names: frozenset[str], policy: bytes) -> str:
         """Wait until only the raw data of the new policy declare the names.
@@ -182,13 +188,13 @@ class PolicyReferences:
         while (declaring := self._declaring(names)) != new:
             if self.probes.clock() >= end:
                 return self._remember(
-                    names, frozenset(declaring - new), f"{_HOLDERS} still holds it"
+                    names, frozenset(declaring - new), f"{_HOLDERS} still references the profile"
                 )
             self.probes.pause(_POLL_SECONDS)
         return ""
 
     def _declaring(self, names: frozenset[str]) -> set[str]:
-        """Return the entries of policy/raw_data that declare, or may declare, one of the names."""
+        """Return the entries of policy/raw_data that declare or may declare one of the names."""
         listed = self.host.names(_RAW_DATA)
         self._declared = {
             entry: self._declared[entry] for entry in listed if entry in self._declared
@@ -201,7 +207,7 @@ class PolicyReferences:
             declared = self._declared_names(entry)
             if declared is not None:
                 return not declared.isdisjoint(names)
-            # If the layout is unknown, the policy must not contain the bytes of a name.
+            # An entry with an unknown layout counts if its bytes contain one of the names.
             content = self.host.read(path)
             return any(name.encode("utf-8", "surrogateescape") in content for name in names)
         except HostError:

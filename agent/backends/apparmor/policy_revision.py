@@ -1,7 +1,7 @@
-"""Detects each change of the AppArmor policy that the kernel has loaded.
+"""Detects changes of the AppArmor policy in the kernel.
 
 The watcher only reports that the policy has changed; a pass determines the changes. The watcher
-sleeps in poll(2), and uses no CPU time while the policy is unchanged.
+waits in poll(2), and uses no CPU time while the policy is unchanged.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ _REVISION_BYTES: Final = 64
 class PolicyRevisionWatcher:
     """Calls a function when the revision of the kernel's policy changes.
 
-    The revision file becomes readable when the current revision differs from the one that was last
-    read (Linux, security/apparmor/apparmorfs.c: ns_revision_poll).
+    The revision file becomes readable when the current revision differs from the last revision that
+    was read from it (Linux, security/apparmor/apparmorfs.c: ns_revision_poll).
     """
 
     def __init__(self, path: Path, changed: Callable[[], None]) -> None:
@@ -50,7 +50,7 @@ class PolicyRevisionWatcher:
             poll = select.poll()
             poll.register(fd, select.POLLIN)
             self._read(fd)
-            self.changed()  # The policy may have changed before the file was opened.
+            self.changed()  # The policy may have changed before this thread opened the file.
             while True:
                 for _, events in poll.poll():
                     if not events & select.POLLIN:
@@ -62,6 +62,6 @@ class PolicyRevisionWatcher:
 
     @staticmethod
     def _read(fd: int) -> None:
-        """Read the current revision, so that the next poll waits for another revision."""
+        """Read the current revision, so that the next poll waits for a newer revision."""
         with contextlib.suppress(BlockingIOError):
             os.read(fd, _REVISION_BYTES)

@@ -36,7 +36,7 @@ class PolicyView:
         """The policy revision of the last observation."""
 
         self._directories: Mapping[str, str] = {}
-        """Name -> directory at the last observation."""
+        """Maps the name of each profile to its directory at the last observation."""
 
         self._index: DirectoryIndex | None = None
         self._known_revision: int | None = None
@@ -45,7 +45,8 @@ class PolicyView:
         """
 
         self._written_revision: int | None = None
-        """The revision right after the agent's last write, until the next observation."""
+        """The policy revision right after the agent's last write; None after the next
+        observation."""
 
     def revision(self) -> int:
         """Return the policy revision, which increases with every change.
@@ -69,7 +70,7 @@ class PolicyView:
                 names changed.
         """
         wanted = frozenset(names)
-        reason = "its policy does not stop changing"
+        reason = "the policy changes during every attempt to read it"
         for attempt in range(_ATTEMPTS):
             self.files.begin_reading(may_defer=attempt == 0)
             try:
@@ -89,16 +90,16 @@ class PolicyView:
             except HostError as error:
                 self._index = None
                 if error.errno not in ABSENCE_ERRNOS:
-                    return unobservable(f"it cannot be read ({error})")
-                reason = f"it cannot be read ({error})"
+                    return unobservable(f"the policy cannot be read ({error})")
+                reason = f"the policy cannot be read ({error})"
             except (OSError, ValueError) as error:
-                return unobservable(f"it cannot be read ({error})")
+                return unobservable(f"the policy cannot be read ({error})")
         return unobservable(reason)
 
     def object_ids(self, names: Collection[str]) -> dict[str, str]:
-        """Return the ID of each named profile's loaded object at the last observation.
+        """Return the IDs that the named profiles had at the last observation.
 
-        The ID of an object is valid until the next boot.
+        An ID is valid until the next boot.
         """
         return {
             name: object_id(self._directories[name].removeprefix(f"{_TOP}/"))
@@ -107,7 +108,8 @@ class PolicyView:
         }
 
     def directories(self, names: Collection[str]) -> dict[str, str]:
-        """Return the current directory of each loaded name, or nothing if they cannot be read.
+        """Return the current directory of each loaded name, or an empty mapping if the directories
+        cannot be read.
 
         A replaced profile keeps its directory. A profile that was removed and loaded again has a
         directory with a new number (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir).
@@ -128,7 +130,7 @@ class PolicyView:
         return None
 
     def raw_data_entries(self, names: Collection[str]) -> dict[str, str]:
-        """Return the entries of policy/raw_data from which the profiles were loaded.
+        """Return for each profile the entry of policy/raw_data from which it was loaded.
 
         Raises:
             HostError: securityfs cannot be read.
@@ -140,7 +142,9 @@ class PolicyView:
         }
 
     def is_unchanged(self) -> bool:
-        """Return whether only the agent itself changed the policy since the last observation."""
+        """Return whether no program except the agent changed the policy since the last
+        observation.
+        """
         try:
             return self._known_revision is not None and self.revision() == self._known_revision
         except (HostError, ValueError):
@@ -154,7 +158,7 @@ class PolicyView:
     def record_write(self, *, is_removal: bool) -> None:
         """Record that the agent changed the policy.
 
-        If the revision increased by more than one, another program changed the policy too.
+        If the revision has increased by more than one, another program also changed the policy.
         """
         try:
             now = self._written_revision = self.revision()
@@ -174,7 +178,7 @@ class PolicyView:
         return self._index.find(wanted, revision) if self._index is not None else None
 
     def _accept(self, directories: Mapping[str, str], revision: int, *, is_walk: bool) -> None:
-        """Store the result of an observation that was not interrupted by a change."""
+        """Store the result of an observation during which the policy did not change."""
         self.files.confirm()
         self.observed_revision, self._directories = revision, directories
         if is_walk:

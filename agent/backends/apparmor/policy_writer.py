@@ -1,4 +1,4 @@
-"""Writes policy to the kernel; each write loads, replaces or removes profiles.
+"""Writes policy to the kernel, to load, replace or remove profiles.
 
 This module makes no decisions: `policy_changes` checks the node before each write and verifies the
 result.
@@ -30,7 +30,7 @@ _MEANINGS: Final = {
 
 
 def meaning(error: HostError) -> str:
-    """Describe the error of a policy write."""
+    """Return a description of the error that a write of policy caused."""
     code = errno.errorcode.get(error.errno, str(error.errno))
     return f"{code}: {_MEANINGS.get(error.errno) or os.strerror(error.errno)}"
 
@@ -67,7 +67,7 @@ class PolicyWriter:
         Raises:
             HostError: the kernel rejected the removal; ENOENT if the name is not loaded.
         """
-        # The kernel expects a name without a newline.
+        # The name is written without a newline, as the kernel expects.
         self._write("remove", name.encode("utf-8", "surrogateescape"))
         self.release.record_removal(name)
 

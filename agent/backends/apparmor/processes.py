@@ -1,10 +1,10 @@
 """Reads the profiles of all threads on the host, to prove that a profile is not in use.
 
 The module reads every thread on the host in two complete scans. Each scan lists processes and
-threads again until no new process or thread appears. If a living thread cannot be read, or if
+threads again until no new process or thread appears. If a running thread cannot be read, or if
 threads start faster than the scan can read them, the result is UnknownUse. A thread in a hat or
-child also uses the parents of that profile. A thread with a stacked label uses each profile in the
-label. `policy_references` covers references that /proc does not show.
+child also uses the parents of that profile. A thread with a stacked label uses every profile in the
+label. The module `policy_references` finds references that /proc does not show.
 """
 
 import errno
@@ -27,11 +27,11 @@ _START_FIELD: Final = 19  # The position of the start time in proc(5) stat, afte
 _UNCONFINED: Final = "unconfined"
 _SCANS: Final = 2
 LISTINGS: Final = 100
-"""After this number of listings of /proc or of one process's threads, a scan fails."""
+"""A scan fails after it has listed /proc, or the threads of one process, this many times."""
 
 
 class UnprovenError(Exception):
-    """A scan reached its limit before it had read every thread."""
+    """Raised if a scan reaches its limit before it has read every thread."""
 
 
 def parts(label: str) -> list[str]:
@@ -40,7 +40,7 @@ def parts(label: str) -> list[str]:
 
 
 def names_in(label: str) -> frozenset[str]:
-    """Return every profile that a label contains, including the parents of hats and children."""
+    """Return every profile in a label, and every parent of a hat or child profile in it."""
     names: set[str] = set()
     for part in [label, *parts(label)]:
         for name in (part, _MODE.sub("", part)):
@@ -80,8 +80,8 @@ class Processes:
     def uses(self, names: Collection[str]) -> dict[str, Use]:
         """Return whether processes run under each of the profile names.
 
-        If `shows_pending_exec` returns False, a profile with the result Unused may still have a
-        pending exec.
+        If `shows_pending_exec` returns False, a thread may have a pending exec under a profile
+        although the result for it is Unused.
         """
         if not names:
             return {}
@@ -102,7 +102,9 @@ class Processes:
         }
 
     def _obstacle(self) -> str:
-        """Return why the agent cannot see all processes of the host, or "" if it can."""
+        """Return the reason why the agent does not see all processes of the host, or "" if it
+        does.
+        """
         if not self.host.exists("/proc/1/stat"):
             return "procfs is missing below the host root"
         if str((self.own / "ns/user").readlink()) != _INITIAL_USER:
@@ -112,8 +114,8 @@ class Processes:
         except HostError as error:
             if error.errno not in (errno.EACCES, errno.EPERM):
                 raise
-            # Only the initial PID namespace shows kernel threads, and no other process looks like a
-            # kernel thread.
+            # The initial PID namespace is recognised by its kernel threads, which no other
+            # namespace shows and which no process can imitate.
             stat = self.host.read("/proc/2/stat", limit=4096).rpartition(b")")[2].split()
             initial = bool(int(stat[6]) & _KERNEL_THREAD)
         if not initial:
@@ -136,13 +138,13 @@ class Processes:
                     users[name].add(int(pid))
 
     def _labels(self) -> Iterator[tuple[str, str]]:
-        """Yield each PID with a label of its process, until a listing shows no new process.
+        """Yield each PID with each label of its process, until /proc lists no new process.
 
-        After /proc was listed, a process may fork and then end or leave its profile before the scan
-        reads it. Only the child then runs under the profile, and the child may in turn fork and
-        leave the profile. The scan therefore lists /proc again until every listed process has been
-        read. PIDs usually increase along a chain of forks, so the newest process is read first.
-        PIDs are reused, so the scan compares the start times at its end.
+        After /proc was listed, and before the scan reads a process, this process may fork and then
+        end or leave its profile. Then only the child runs under the profile, and the child may do
+        the same. Therefore, the scan lists /proc again until every listed process has been read.
+        PIDs usually increase along a chain of forks, so the newest process is read first. PIDs are
+        reused, so the scan compares the start times at its end.
         """
         seen: dict[str, bytes] = {}
         for _ in range(LISTINGS):
@@ -160,7 +162,7 @@ class Processes:
         raise UnprovenError("processes start faster than they can be read")
 
     def _process(self, pid: str) -> frozenset[str]:
-        """Return the labels of a process. Its threads are listed until no new thread appears.
+        """Return the labels of a process. The scan lists its threads until no new thread appears.
 
         After a thread has ended, the leader is read again, because a thread that calls execve(2)
         takes over the leader's ID and start time.
@@ -209,7 +211,7 @@ class Processes:
                 if error.errno in _ENDED_ERRNOS:
                     continue
                 if file == "exec" and error.errno == errno.EINVAL:
-                    return ""  # If no pending exec is set, the kernel returns EINVAL.
+                    return ""  # The kernel returns EINVAL if no pending exec is set.
                 raise
             return content.rstrip(b"\n\0").decode("utf-8", "surrogateescape")
         if file == "current" and self._lives(thread):
@@ -227,7 +229,9 @@ class Processes:
         return stat[_START_FIELD] if stat else b""
 
     def _stat(self, directory: str) -> list[bytes]:
-        """Return the fields of a stat file after the command, or [] if the task has ended."""
+        """Return the fields of a stat file that follow the command name, or [] if the task has
+        ended.
+        """
         try:
             return self.host.read(f"{directory}/stat", limit=4096).rpartition(b")")[2].split()
         except HostError as error:

@@ -2,9 +2,9 @@
 
 Each profile has a directory in policy/profiles. The module reads a profile's name from the `name`
 file, because the kernel changes some characters in the names of directories. Cached content is
-valid for one generation of a profile. The target of the link `raw_data` identifies the generation,
-because it differs after each change of content. `policy_view` decides which directories are read,
-and whether an observation is consistent.
+valid only for one generation of a profile. The target of the link `raw_data` identifies the
+generation, because each change of content also changes this target. `policy_view` decides which
+directories are read, and whether an observation is consistent.
 """
 
 import errno
@@ -18,7 +18,7 @@ from agent.host.filesystem import Host, HostError
 
 ABSENCE_ERRNOS: Final = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ESTALE)
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
-_VALUE_BYTES: Final = 4096  # The kernel returns a longer value in several reads.
+_VALUE_BYTES: Final = 4096  # Longer values need several reads.
 _LONGEST_VALUE_BYTES: Final = 1 << 20
 _EVIDENCE_PREFIXES: Final = {
     "sha1": "own:sha1",
@@ -26,7 +26,7 @@ _EVIDENCE_PREFIXES: Final = {
     "raw_sha1": "raw:sha1",
     "raw_sha256": "raw:sha256",
 }
-_ALL_HASHES: Final = 2  # The hash of one profile, and the hash of the whole load.
+_ALL_HASHES: Final = 2  # Namely the hash of the profile and the hash of the loaded policy.
 
 
 class ProfileFiles:
@@ -37,10 +37,10 @@ class ProfileFiles:
     def __init__(self, host: Host) -> None:
         self.host = host
         self._names: dict[str, tuple[str, str]] = {}
-        """Directory -> generation and name."""
+        """Maps a directory to the generation and the name of its profile."""
 
         self._profiles: dict[str, tuple[str, ObservedProfile]] = {}
-        """Directory -> generation and content."""
+        """Maps a directory to the generation and the content of its profile."""
 
         self._unconfirmed: dict[str, tuple[str, ObservedProfile]] | None = None
         """Content from the current observation, which `confirm` adds to the cache; None if content
@@ -48,15 +48,17 @@ class ProfileFiles:
         """
 
         self._generations: dict[str, str] = {}
-        """Directory -> generation at the first read in the current observation."""
+        """Maps a directory to the generation that the first read of the current observation
+        found."""
 
         self._hash_files: tuple[str, ...] = ()
-        """The names of the hash files, which a directory with all of them has shown."""
+        """The names of the hash files; empty until a directory with all hash files was found."""
 
         self._boot_id = ""
 
     def begin_reading(self, *, may_defer: bool) -> None:
-        """Begin an observation of several profiles, during which each generation is read once.
+        """Begin an observation of several profiles, which reads the generation of each profile
+        once.
 
         Args:
             may_defer: if True, content is only cached when `confirm` is called after a consistent
@@ -67,13 +69,13 @@ class ProfileFiles:
         self._unconfirmed = {} if may_defer else None
 
     def confirm(self) -> None:
-        """Cache the content that the current observation read, because the policy did not
-        change.
+        """Cache the content that the current observation read, after the caller has verified that
+        the policy did not change.
         """
         self._profiles |= self._unconfirmed or {}
 
     def cached_generation(self, directory: str) -> str | None:
-        """Return the generation of the cached content, or None if no content is cached."""
+        """Return the generation of a profile's cached content, or None if no content is cached."""
         return self._profiles[directory][0] if directory in self._profiles else None
 
     def invalidate(self) -> None:
@@ -118,7 +120,9 @@ class ProfileFiles:
         return profile
 
     def _generation(self, directory: str) -> str:
-        """Return the generation of a profile. Its link is read once per observation."""
+        """Return the generation of a profile. Each observation reads the link of the profile only
+        once.
+        """
         generation = self._generations.get(directory)
         if generation is None:
             generation = self._generations[directory] = self._read_generation(directory)
@@ -127,8 +131,9 @@ class ProfileFiles:
     def _read_generation(self, directory: str) -> str:
         """Return the path of the raw data of a profile, raw_data/REVISION.
 
-        New content gets new raw data (Linux, security/apparmor/apparmorfs.c: rawdata_get_link). If
-        the kernel keeps no raw data, the result is "" and nothing is cached.
+        The kernel stores new raw data for new content (Linux, security/apparmor/apparmorfs.c:
+        rawdata_get_link). If the kernel keeps no raw data, the result is "", and the content is not
+        cached.
         """
         try:
             return self.host.link(f"{directory}/raw_data")
@@ -148,7 +153,8 @@ class ProfileFiles:
     def _evidence(self, directory: str) -> Evidence:
         """Return the hashes that the kernel shows for a profile.
 
-        The same files are read for every profile, so that no directory has to be listed.
+        For every profile, the method reads the files of the same names, so that it need not list
+        each directory.
         """
         if self._hash_files:
             try:
@@ -157,7 +163,7 @@ class ProfileFiles:
                 if error.errno not in ABSENCE_ERRNOS:
                     raise
         files = tuple(file for file in self.host.names(directory) if file in _EVIDENCE_PREFIXES)
-        # If a profile was loaded without hashes, other profiles may still have hashes.
+        # This profile may have been loaded without hashes although other profiles have hashes.
         self._hash_files = files if len(files) == _ALL_HASHES else ()
         return self._read_hashes(directory, files)
 
@@ -191,8 +197,8 @@ class ProfileFiles:
         return frozenset({f"raw:sha256:{hashlib.sha256(content).hexdigest()}"})
 
     def _object_evidence(self, directory: str) -> Evidence:
-        """Return evidence for a loaded profile and its last replacement, if the kernel shows no
-        content.
+        """Return evidence that identifies a loaded profile and its last replacement, for kernels
+        that show no content.
 
         When a profile is replaced, the kernel keeps its directory and sets the modification time
         of its files (Linux, security/apparmor/apparmorfs.c: __aafs_profile_migrate_dents).
@@ -207,5 +213,7 @@ class ProfileFiles:
 
 
 def object_id(directory: str) -> str:
-    """Return a directory as text for JSON. The kernel may cut a name inside a UTF-8 character."""
+    """Return the name of a directory as text that JSON can contain. The kernel may cut a name
+    inside a UTF-8 character.
+    """
     return directory.encode("utf-8", "surrogateescape").decode("ascii", "backslashreplace")

@@ -1,8 +1,8 @@
 """Uses the lexer to find comments, declared names and line numbers in a profile text.
 
-This module is pure, and its results only affect messages and warnings. The module therefore uses a
-single version of the lexer: the newest one that reads the whole profile text. source_checks.py
-makes the decisions that protect the host, and considers every version of the parser.
+This module is pure, and its results only affect messages and warnings. The module therefore uses
+only the newest version of the lexer that reads the whole profile text. The module source_checks.py,
+which protects the host, considers every version of the parser.
 """
 
 import functools
@@ -16,7 +16,7 @@ from agent.backends.apparmor.lexer import Token
 from agent.backends.apparmor.lexer_dialects import DIALECTS
 from agent.backends.apparmor.lexer_rules import Dialect, TokenKind
 
-# White space and one comment may follow the last token.
+# After the last token, the pattern allows white space and one comment.
 _END: Final = re.compile(r"[ \t\r\n]*(?:#[^\n]*)?\Z")
 
 
@@ -34,10 +34,11 @@ class LineCounter:
         return f"line {self._line}"
 
 
-@functools.lru_cache(maxsize=1)  # Several checks examine the same profile text one after another.
+# The result is cached, because several checks examine the same profile text.
+@functools.lru_cache(maxsize=1)
 def _dialect(text: str) -> Dialect:
-    """Return the newest dialect that reads the whole profile text, or the newest one if none
-    does.
+    """Return the newest dialect that reads the whole profile text, or the newest dialect if none
+    reads it completely.
     """
     for dialect in reversed(DIALECTS):
         (rest,) = deque(lexer.tokens(text, dialect), maxlen=1)
@@ -46,7 +47,8 @@ def _dialect(text: str) -> Dialect:
     return DIALECTS[-1]
 
 
-@functools.lru_cache(maxsize=1)  # Several checks examine the same profile text one after another.
+# The result is cached, because several checks examine the same profile text.
+@functools.lru_cache(maxsize=1)
 def without_comments(text: str) -> str:
     """Return the profile text without its comments, with the same line breaks.
 
@@ -87,7 +89,7 @@ def name_tokens(text: str) -> Iterator[Token]:
     profile text.
     """
     depth = 0
-    header: Token | None = None  # This word begins a rule that may declare a profile.
+    header: Token | None = None  # A rule that begins with this word may declare a profile.
     for token in lexer.tokens(text, _dialect(text)):
         match token.kind:
             case TokenKind.NAME:

@@ -1,10 +1,10 @@
 """Waits before a load until the kernel has released the raw data of earlier versions.
 
 When the same bytes are loaded again, some kernels of 2026 (6.1.176, but not 6.1.192) reuse raw data
-that they are freeing: aa_replace_profiles in security/apparmor/policy.c increments the reference
-count even if it is zero. A kernel with this fault logs a warning, and may crash. While a process,
-or another profile from the same load, references the raw data, the kernel does not free them, and
-reusing them is safe.
+that they are about to free. The cause is that aa_replace_profiles in security/apparmor/policy.c
+increments the reference count even if it is zero. A kernel with this fault logs a warning, and may
+crash. While a process, or another profile from the same load, references the raw data, the kernel
+does not free the data, and their reuse is safe.
 """
 
 from collections.abc import Collection, Mapping
@@ -16,7 +16,7 @@ from agent.backends.apparmor.kernel_access import ROOT, Probes
 from agent.host.filesystem import Host, HostError
 
 RELEASE_SECONDS: Final = 0.1
-"""The longest wait in seconds. In measurements, the kernel needed 0.2 to 13 ms."""
+"""The longest wait for the kernel in seconds. In measurements, the kernel needed 0.2 to 13 ms."""
 
 _POLL_SECONDS: Final = 0.001
 
@@ -30,10 +30,10 @@ class RawDataRelease:
         self.host = host
         self.probes = probes
         self._generations: dict[str, str] = {}
-        """Name -> the generation of the profile at the last observation."""
+        """Maps the name of a profile to its generation at the last observation."""
 
         self._replaced: set[str] = set()
-        """Generations that were replaced or removed since the last wait."""
+        """The generations that the agent has replaced or removed since the last wait."""
 
     def record_observation(
         self, tracked: Collection[str], loaded: Collection[str], generations: Mapping[str, str]

@@ -20,11 +20,10 @@ from agent.backends.apparmor.profile_text import LineCounter, name_tokens
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding, limit_findings
 
-# At each of these positions, the parser could begin to read the path of an include or abi rule.
+# At each match of this pattern, the parser could begin to read the path of an include or abi rule.
 _CANDIDATE: Final = re.compile(r"#include|include(?=[ \t])|abi(?![A-Za-z0-9_])")
-# This is the usual form of an include or abi rule: a harmless path, and nothing else on the line.
-# In any type of rule, the parser begins no token inside the path, so the search can continue after
-# the path.
+# The pattern matches the usual form of an include or abi rule: a harmless path, and nothing else on
+# the line. No token begins inside such a path, so the search continues after the path.
 _HARMLESS: Final = re.compile(
     r"(?:[ \t]+if[ \t]+exists(?=[ \t]))?[ \t]*(?P<path><(?![/ ])(?![^>\n]*\.\.)[\w./-]+>)[ \t]*,?"
     r"[ \t]*(?:#[^\"\\\n]{0,199})?(?:\r?\n|\Z)",
@@ -57,14 +56,14 @@ def errors(content: bytes) -> tuple[Finding, ...]:
 
 
 def undecided_includes(content: bytes) -> tuple[Finding, ...]:
-    """Return errors for those include rules in an accepted profile text that this module cannot
-    decide.
+    """Return an error for each include rule of an accepted profile text about which this module
+    cannot decide.
 
-    An include rule is undecided for one of two reasons. The profile text may be too long to be
-    split into tokens for every dialect. An included file may also end in an assignment without a
-    line break; the parser then reads the rest of the including line as values of the assigned
-    variable. A profile text with an undecided rule is safe only if a sandbox prevents the parser
-    from opening files outside the include directory.
+    There are two reasons why this module cannot decide about an include rule. First, the profile
+    text may be too long to be split into tokens for every dialect. Second, an included file may end
+    in an assignment without a line break. The parser then reads the text after the include rule as
+    values of the assigned variable. A profile text with an undecided rule is safe only if a sandbox
+    prevents the parser from opening files outside the include directory.
     """
     return limit_findings(_undecided_includes(content.decode("utf-8", "replace")))
 
@@ -103,7 +102,9 @@ def _include_refused(location: str, message: str, hint: str) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class _IncludeRules:
-    """The suspicious include and abi rules in a profile text, by the positions of their paths."""
+    """Contains the suspicious include and abi rules of a profile text, by the positions of their
+    paths.
+    """
 
     rejected: Mapping[int, tuple[str, str]]
     """The keyword and the path of each rule that may open a file outside the include directory."""
@@ -139,8 +140,8 @@ def _include_rules(text: str) -> _IncludeRules:
 
 
 def _is_harmless(text: str) -> bool:
-    """Return whether each include and abi rule has the usual form. The profile text is not split
-    into tokens.
+    """Return whether each include and abi rule has the usual form. This check does not split the
+    profile text into tokens.
     """
     position = 0
     while candidate := _CANDIDATE.search(text, position):
@@ -152,7 +153,7 @@ def _is_harmless(text: str) -> bool:
 
 
 def outside_reason(path: str) -> str:
-    """Return why a path may point outside the include directory, or "" if it does not."""
+    """Return the reason why a path may point outside the include directory, or "" if it cannot."""
     name = path.removeprefix("<").removesuffix(">").strip().strip('"')
     if "\\" in name:
         return "contains a backslash"
@@ -194,6 +195,6 @@ def name_variable(location: str) -> Finding:
 
 
 def _can_spell_variable(text: str) -> bool:
-    """Return whether a brace follows a numeric escape, because the escape may represent `@`."""
+    """Return whether a brace follows a numeric escape, which may represent `@`."""
     escape = _NUMERIC_ESCAPE.search(text)
     return escape is not None and text.find("{", escape.end()) >= 0

@@ -11,9 +11,10 @@ from typing import Final
 from agent.backends.apparmor import policy_dfa
 from agent.backends.apparmor.policy_dfa import DfaError, PolicyDfa
 
-# A runtime is unconfined, or runs under a profile that some distributions load for it.
+# A container runtime is unconfined, or runs under one of these profiles, which some distributions
+# load.
 _RUNTIMES: Final = (b"unconfined", b"runc", b"crun")
-_SIGNALS: Final = bytes([9, 15])  # KILL and TERM, with which the kubelet stops a container
+_SIGNALS: Final = bytes([9, 15])  # KILL and TERM, with which the kubelet stops a container.
 _SIGNAL_CLASS: Final = 10  # AA_CLASS_SIGNAL
 _RECEIVE: Final = 4  # MAY_READ
 
@@ -21,8 +22,8 @@ _RECEIVE: Final = 4  # MAY_READ
 def are_allowed(dfa: bytes, table: Sequence[int] | None) -> bool:
     """Return whether the profile receives TERM and KILL from at least one runtime.
 
-    A profile that mediates no signals receives all signals. If the compiled profile cannot be read,
-    the function also returns True.
+    A profile that does not mediate signals receives all signals. The result is also True if the
+    compiled profile cannot be read.
 
     Args:
         dfa: the state machine of all rules except file rules.

@@ -1,7 +1,7 @@
 """Reads the labels of threads in /proc for `confinement_tracker`.
 
-The tracker repeats its scan every few seconds, so it needs only one scan at a time. The module
-`processes` is more thorough, because it has to prove that a profile is not in use.
+The tracker repeats its scan every few seconds, so a single scan is enough each time. The module
+`processes`, by contrast, scans twice, because it has to prove that a profile is not in use.
 """
 
 import re
@@ -14,11 +14,11 @@ UNCONFINED: Final = "unconfined"
 _FILES: Final = ("attr/apparmor/current", "attr/current")
 _CONTAINER: Final = re.compile(r"[0-9a-f]{64}")
 # The kubelet names the cgroup of a pod by its UID. The systemd driver writes `_` instead of `-` in
-# the UID. The UID of a static pod contains neither character.
+# the UID. The UID of a static pod contains neither `-` nor `_`.
 _POD: Final = re.compile(r"pod([0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})\b")
 _START_FIELD: Final = 19  # The position of the start time in proc(5) stat, after the command name.
 _READ_BYTES: Final = 4096
-"""The size of one read(2); few labels are longer than this."""
+"""The size of the first read(2) in bytes; few labels are longer."""
 
 _LABEL_BYTES: Final = 1 << 20
 
@@ -52,7 +52,7 @@ class ThreadReader:
         except HostError:
             return None
         threads: dict[Thread, str] = {}
-        # Many threads have the same label, so each label is examined and stored only once.
+        # Each label is examined and stored only once, because many threads have the same label.
         matches = {"": "", UNCONFINED: ""}
         for pid in pids:
             for tid in self._tids(pid):
@@ -91,7 +91,7 @@ class ThreadReader:
         for file in self._files:
             text = self._read(f"/proc/{pid}/task/{tid}/{file}")
             if text:
-                # The file that exists on this kernel is read first from now on.
+                # From now on, the method first reads the file that exists on this kernel.
                 self._files = (file, *_FILES)
                 return text.rstrip("\n\0")
         return ""
@@ -106,7 +106,8 @@ class ThreadReader:
     def _read(self, path: str) -> str:
         try:
             content = self.host.read_once(path, size=_READ_BYTES) or b""
-            if len(content) == _READ_BYTES:  # The label of a large stack can be longer.
+            # The label of a thread with many stacked profiles can be longer than the first read.
+            if len(content) == _READ_BYTES:
                 content = self.host.read(path, limit=_LABEL_BYTES)
         except HostError:
             return ""

@@ -1,8 +1,8 @@
 """Decides from names, attachments and modes whether a compiled policy may be loaded.
 
 This module is pure. The decisions use the compiled policy, because the kernel loads it; the profile
-text only provides line numbers. All errors are returned together, so that an author can correct all
-errors at once.
+text only provides line numbers. The module returns all errors together, so that an author can
+correct them at once.
 """
 
 import fnmatch
@@ -34,8 +34,8 @@ DENY_NAMES: Final = (
 )
 _MAX_NAME_BYTES: Final = 200
 _FLAGS: Final = re.compile(r"(?:flags|xattrs)\s*=")
-# A key may contain at most this number of profiles. Each profile needs kernel memory, and adds a
-# label to the Node.
+# A key may contain at most this number of profiles. The number is limited because each profile
+# needs kernel memory and adds a label to the Node.
 MAX_NAMES: Final = 1000
 
 
@@ -44,7 +44,7 @@ class ValidationRules:
     """The operator's options for compiled policies."""
 
     deny_names: Sequence[str] = DENY_NAMES
-    """Patterns (fnmatch) of names that belong to the host."""
+    """The patterns (fnmatch) of names that are reserved for the host."""
     allow_attachments: bool = False
     allow_unconfined_mode: bool = False
 
@@ -182,10 +182,11 @@ def _confinement_errors(
 
 
 def _unsafe_reason(name: str, names: frozenset[str]) -> tuple[str, str] | None:
-    """Return why a name could block the kernel or forge a line of its list, and the correction.
+    """Return the reason why a name could block later loads or forge a line of the kernel's list,
+    and how to correct it.
 
-    If the load of a name fails because the name is too long or lacks a parent, data remain in the
-    kernel that block later loads. The result is None for a safe name.
+    If a load fails because a name is too long or has no parent, data remain in the kernel that
+    block later loads. The result is None for a safe name.
     """
     parent = compiled_policy.parent(name)
     plain = "Choose a name of letters, digits, `-`, `_` and `.`."
