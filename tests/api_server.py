@@ -1,9 +1,10 @@
 """An API server in memory: one Node with field managers, and Events.
 
-Server-side apply behaves as in a real API server. If the field manager of a label no longer applies
-the label, the label is removed, unless another manager also owns it. A forced value takes the field
-from the other managers. An apply of the same labels does not change the Node. An apply with a wrong
-uid is a conflict. An apply to a missing Node is forbidden, because it would create the Node.
+Server-side apply behaves as in a real API server. If a field manager stops applying a label, the
+server removes the label, unless another manager also owns it. A forced apply removes the field from
+all other managers. If a request applies the same labels again, the Node does not change. A request
+with a wrong uid results in a conflict. A request for a missing Node is forbidden, because it would
+create the Node.
 """
 
 import copy
@@ -23,13 +24,13 @@ class ApiServer:
     """A fake with the methods of agent.kube.client.Api, which records each request in `asked`.
 
     Tests set these attributes:
-        errors: the next requests raise these errors, one error for each request, and are not
-            carried out.
-        lost: the next requests raise these errors after they were carried out.
-        bound: the uid of the Node in the token of the client.
-        policy: returns why a change of the labels is denied, given the labels before and after the
-            change.
-        during: called before each request is carried out.
+        errors: the errors of the next requests, one for each request; these requests have no
+            effect.
+        lost: the errors that the next requests raise after their effect.
+        bound: the uid of the Node that the client's token contains.
+        policy: a function of the labels before and after a change; it returns why the change is
+            denied.
+        during: a function that the server calls before each request.
     """
 
     def __init__(self, labels=(), *, taints=(), boot_id=BOOT_ID, bound=""):
@@ -46,7 +47,7 @@ class ApiServer:
         self.make(dict(labels), uid=UID, taints=taints, boot_id=boot_id)
 
     def make(self, labels=(), *, uid, taints=(), boot_id=BOOT_ID):
-        """Create the Node in the same way as a kubelet."""
+        """Create the Node as a kubelet would."""
         self.version += 1
         self.owners = {key: {"kubelet"} for key in dict(labels)}
         self.node = {
@@ -60,7 +61,7 @@ class ApiServer:
         return self.node["metadata"]["labels"]
 
     def set_label(self, key, value, manager="admin"):
-        """Set a label in the same way as another client. A new value takes the field from all other
+        """Set a label as another client would. A new value removes the field from all other
         managers.
         """
         self.version += 1
@@ -69,7 +70,7 @@ class ApiServer:
         self.labels[key] = value
 
     def drop_label(self, key):
-        """Remove a label in the same way as another client."""
+        """Remove a label as another client would."""
         self.version += 1
         self.owners.pop(key, None)
         del self.labels[key]
@@ -124,7 +125,7 @@ class ApiServer:
         return self._end(self.snapshot())
 
     def _patch_metadata(self, patch):
-        """Carry out a JSON patch of the metadata, either completely or not at all."""
+        """Apply a JSON patch to the metadata, either completely or not at all."""
         node = self.snapshot()
         for operation in patch:
             parts = [
@@ -172,7 +173,7 @@ class ApiServer:
 
 
 class WatchedNode:
-    """The store of a Node reflector, which only `deliver` and `fail` change."""
+    """The store of a Node reflector. Only `deliver` and `fail` change the store."""
 
     def __init__(self, server):
         self.server = server

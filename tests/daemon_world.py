@@ -47,7 +47,7 @@ class IdleError(Exception):
 
 
 class ScriptedQueue:
-    """Has the interface of WakeQueue; a wait moves the clock, or ends the wait of the test."""
+    """A WakeQueue for tests. A wait on it advances the clock, or ends the wait of the test."""
 
     def __init__(self, clock):
         self.clock = clock
@@ -80,10 +80,10 @@ class ScriptedQueue:
 
 
 class RevisionBackend(MemoryKind):
-    """A backend that only observes the node again if the node has changed.
+    """A backend that observes the node again only after a change of the node.
 
-    Checks of the texts in `slow_texts` are pending. The backend counts each inspection, observation
-    and check.
+    The check of each text in `slow_texts` stays pending. The backend counts all inspections,
+    observations and checks.
     """
 
     def __init__(self, node):
@@ -140,7 +140,9 @@ class RevisionBackend(MemoryKind):
 
 
 class KeysSource:
-    """A source with one profile set; `keys` is a dictionary of texts, or another snapshot."""
+    """A source with one profile set. The attribute `keys` is a dictionary of texts or a
+    snapshot.
+    """
 
     watched_path = None
 
@@ -279,7 +281,9 @@ class DaemonWorld:
         return self.controller.reports.report
 
     def run_pass(self):
-        """Run a pass, and then deliver its labels to the Node and to the copy of the Node."""
+        """Run a pass. Then publish its labels on the Node, and deliver the changed Node to the
+        agent.
+        """
         report = self.controller.run_pass()
         self.publish()
         return report
@@ -289,7 +293,7 @@ class DaemonWorld:
         self.watch.deliver()
 
     def calls_for_pass(self, *reasons):
-        """Return whether these reasons and the reasons in the queue require a pass now."""
+        """Return whether these reasons or the reasons in the queue require a pass now."""
         for reason in reasons:
             self.queue.put(reason)
         self.queue.is_sleeping = False
@@ -302,7 +306,7 @@ class DaemonWorld:
         return True
 
     def sleep(self):
-        """Wait until a pass is due, and return how many seconds this took."""
+        """Wait until a pass is due, and return the number of seconds that the wait took."""
         begin = self.clock.now
         self.queue.reasons.clear()
         self.controller.wait()

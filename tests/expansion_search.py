@@ -1,8 +1,9 @@
 """Compares the policies that real parsers compile from generated texts and from their expanded
 forms.
 
-Every text that the parser accepts with its include directory must compile to the same bytes without
-it. The texts mix include rules with profiles, hats, blocks, assignments and comments.
+If the parser accepts a text with an include directory, the expanded text must compile to the same
+bytes without this directory. The texts mix include rules with profiles, hats, blocks, assignments
+and comments.
 """
 
 import collections
@@ -85,14 +86,14 @@ def generated(random_):
 
 
 def compiled(command, base, text):
-    """Return the policy of a text; None if the parser rejects the text."""
+    """Return the compiled policy of a text, or None if the parser rejects the text."""
     argv = [*command, "-Q", "-K", "-S", "-O", "no-expr-simplify", "--base", str(base)]
     done = subprocess.run(argv, input=text.encode(), capture_output=True, check=False, cwd="/")
     return None if done.returncode else done.stdout
 
 
 def search(random_, commands, root, number):
-    """Compare a number of texts; return the counts and the texts that compile to different
+    """Compare a number of texts. Return the counts, and the texts that compile to different
     policies.
     """
     include_dir, bare = root / "includes", root / "bare"

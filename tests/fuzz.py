@@ -1,10 +1,11 @@
-"""Runs the agent on mutated inputs: 100,000 for the checks in Python, and 3,000 for the parser.
+"""Runs the agent on mutated inputs. The default is 100,000 inputs for the checks in Python, and
+3,000 inputs for the parser.
 
 usage: python -m tests.fuzz [--seed N] [--texts N] [--parsed N] [--budget SECONDS]
 
-The agent may reject each input. If an exception is not caught, the run ends with the exit status 1.
-The message contains the seed, the number and the bytes of the input, so that the failure can be
-reproduced. Each run prints its seed, so that the run can be repeated.
+The agent may reject every input, but it must catch every exception. After an uncaught exception,
+the run ends with exit status 1. Its message contains the seed, the number and the bytes of the
+input, so that a developer can reproduce the failure. Every run prints its seed.
 """
 
 import argparse
@@ -137,7 +138,7 @@ def _places(value):
 
 
 def before_the_parser(manifest):
-    """Return every function that processes input bytes without the parser, by name."""
+    """Return the functions that process input without the parser, by name."""
     seccomp = app.backend_parts(Config(kinds=frozenset({"seccomp"})))["seccomp"].backend
     docker_settings = Config(kinds=frozenset({"seccomp"}), seccomp_format="docker")
     docker = app.backend_parts(docker_settings)["seccomp"].backend
@@ -192,7 +193,7 @@ def shipped():
 
 
 def fed(name, function, content, where):
-    """Call a function with content, and return whether it raised an exception."""
+    """Call a function with an input, and return whether the function raised an exception."""
     try:
         function(content)
     except Exception:  # noqa: BLE001 - the search is for any exception

@@ -1,12 +1,13 @@
-"""Searches for profile texts that pass the source checks but open a file outside the includes.
+"""Searches for profile texts that pass the source checks, although they make the parser open a file
+outside the include directory.
 
 usage: python -m tests.include_search [--seed N] [--passing N] [--only-host]
 
-Each text of a generator includes its own canary file: by its absolute path, by a path that leaves
-the include directory, or relative to the working directory. The parsers on this machine, from
-Debian 13 and from Debian unstable read the text. inotify reports which canaries they open. The
-search ends with status 1 if a text opens its canary but neither `source_checks.errors` nor
-`source_checks.undecided_includes` reports the text.
+A generator creates the texts. Each text includes its own canary file through an absolute path, a
+path that leaves the include directory, or a path relative to the working directory. Every text is
+read by the parser of this machine, of Debian 13 and of Debian unstable. inotify reports the canary
+files that the parsers open. The search ends with status 1 if a text opens its canary file and
+neither `source_checks.errors` nor `source_checks.undecided_includes` reports the text.
 """
 
 import argparse
@@ -171,7 +172,7 @@ FILES = {
 
 
 def random_numbers(seed):
-    """Return the random numbers of a search."""
+    """Return the random number generator of a search."""
     return random.Random(seed)  # noqa: S311 - repeatable, not secret
 
 
@@ -193,7 +194,7 @@ def generated(random_, paths):
 
 
 def disguised(random_, payload):
-    """Return a payload, which may be hidden after a comment, a quote or a keyword."""
+    """Return a payload that may follow a comment, a quote or a keyword."""
     noise = [random_.choice(WORDS) for _ in range(random_.randint(0, 4))]
     match random_.randrange(6):
         case 0:
@@ -244,7 +245,7 @@ def mutated(random_, content):
 
 
 class Canaries:
-    """Contains one canary file for each text of a batch, and a watch on all canary files."""
+    """The canary files of a batch, one for each text, with an inotify watch on all of them."""
 
     def __init__(self, root):
         self.root = root
@@ -263,7 +264,7 @@ class Canaries:
                 raise OSError(ctypes.get_errno(), "inotify_add_watch")
 
     def paths(self, number):
-        """Return several spellings of the path of a canary."""
+        """Return several spellings of the path of a canary file."""
         climbing = f"../c/c{number}"
         return {
             "absolute": str(self.outside / f"c{number}"),
@@ -274,7 +275,7 @@ class Canaries:
         }
 
     def opened(self):
-        """Return the numbers of the canaries that were opened since the last call."""
+        """Return the numbers of the canary files that were opened since the last call."""
         numbers = set()
         while True:
             try:
@@ -290,7 +291,7 @@ class Canaries:
 
 
 def other_releases():
-    """Return the commands of the parsers of other Debian releases, which are unpacked once."""
+    """Return the parser commands of other Debian releases. The packages are unpacked only once."""
     folder = kept.CACHE / "apparmor"
     commands = {}
     with kept.locked(folder):
@@ -310,7 +311,7 @@ def other_releases():
 
 
 def read_by(commands, canaries, contents):
-    """Let every parser read the texts, and return the canaries that each parser opened."""
+    """Run every parser on the texts, and return the canary files that each parser opened."""
     folder = canaries.root / "texts"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -334,8 +335,8 @@ def read_by(commands, canaries, contents):
 
 
 def search(random_, commands, root, passing):
-    """Generate texts until enough of them passed; return the counts and the texts that opened a
-    canary.
+    """Generate texts until enough of them have passed the checks. Return the counts, and the texts
+    that opened a canary file.
     """
     canaries = Canaries(root)
     counts, failures = collections.Counter(), []
@@ -359,14 +360,16 @@ def search(random_, commands, root, passing):
                 counts["unsafe"] += 1
         for group, contents in groups.items():
             if group == "rejected" and batch % 8:
-                continue  # For rejected texts, only the number of necessary rejections is counted.
+                # Rejected texts are only counted, to show how many of the rejections were
+                # necessary.
+                continue
             opened = read_by(commands, canaries, contents)
             counts[group] += len(contents)
             hits = set().union(*opened.values())
             if group == "passed" and hits:
-                # inotify reports files that any process opens. A parser opens the same files again
-                # in a second run. Another process, for example one that lists the directory, opens
-                # a file only by chance.
+                # inotify reports files that any process opens. Therefore, each parser runs twice. A
+                # parser opens the same files in the second run, but another process opens a file
+                # only by chance.
                 opened = read_by(commands, canaries, contents)
                 counts["not repeated"] += len(hits - set().union(*opened.values()))
                 hits &= set().union(*opened.values())

@@ -1,4 +1,4 @@
-"""Helpers for tests of backends, which wait for checks in the background."""
+"""Helpers for backend tests. These helpers wait for the checks that run in the background."""
 
 from collections.abc import Callable, Collection, Sequence
 from typing import TypedDict, Unpack
@@ -41,7 +41,7 @@ def apparmor_backend(  # noqa: PLR0913 - each test replaces other parts
     probes: Probes = REAL_PROBES,
     **rules: Unpack[Rules],
 ) -> AppArmorBackend:
-    """Build the AppArmor backend with parts that a test may replace."""
+    """Build the AppArmor backend; a test may replace some of its parts."""
     program = Parser(parser, include_dir=include_dir, ran=parser_ran)
     inspector = Inspector(
         targets=TargetReader(KernelAccess(host, probes), program, checks_only=checking),

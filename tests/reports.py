@@ -42,6 +42,6 @@ def status_store(metrics, store_class=StatusStore, **more):
 
 
 def scrape(metrics, accept=""):
-    """Return the content type and the body of a scrape with an Accept header."""
+    """Scrape the metrics with an Accept header, and return the content type and the body."""
     content_type, render = metrics.renderer(accept)
     return content_type, render()

@@ -62,8 +62,8 @@ def test_entries_of_different_keys_are_separate(ledger):
 
 
 def test_content_is_stored_under_its_digest(ledger):
-    """Stored content can be read back by its sha256, and the result for an unknown digest is
-    None.
+    """Stored content can be read by its SHA-256 digest. For an unknown digest, the result
+    is None.
     """
     digests = [model.digest(b"policy"), model.digest(b"other")]
     assert [ledger.has_content(item) for item in digests] == [False, False]
@@ -84,8 +84,8 @@ def files(tmp_path):
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
 def test_a_damaged_entry_counts_as_absent_and_is_reported(files, cut):
-    """If the file of an entry was truncated, the entry counts as absent, and a finding reports
-    this.
+    """If the file of an entry was truncated, the entry counts as absent, and a finding reports the
+    damage.
     """
     ledger, path = files
     path.write_bytes(path.read_bytes()[:cut])
@@ -113,7 +113,7 @@ def test_an_invalid_byte_anywhere_in_an_entry_is_damage(files):
     ],
 )
 def test_a_malformed_entry_is_damaged_or_newer(files, content, code):
-    """A deeply nested entry counts as damaged. If an entry has a newer schema, only its schema
+    """A deeply nested entry counts as damaged. From an entry of a newer schema, only the schema
     version is read.
     """
     ledger, path = files
@@ -128,7 +128,9 @@ def test_a_malformed_entry_is_damaged_or_newer(files, content, code):
 
 
 def test_the_installed_keys_of_each_profile_set_are_measured(tmp_path):
-    """The sizes of the ledger follow each write, each deletion and each read by another ledger."""
+    """The reported sizes are correct after each write and each deletion, and in a new ledger
+    object.
+    """
     ledger = FileLedger(Host(tmp_path), "/state")
     reader = FileLedger(ledger.host, ledger.directory)
     other = KeyId(kind="apparmor", profile_set=ID.profile_set, key="other.profile")
@@ -136,7 +138,7 @@ def test_the_installed_keys_of_each_profile_set_are_measured(tmp_path):
     stored = replace(VERSION, source_digest=model.digest(b"content"))
 
     def size():
-        """Return the size, if a ledger that was read before and a new ledger have the same size."""
+        """Return the size that both the existing ledger object and a new ledger object report."""
         ledgers = [ledger, reader, FileLedger(ledger.host, ledger.directory)]
         for other_ledger in ledgers[1:]:
             other_ledger.entries()
@@ -159,7 +161,9 @@ def test_the_installed_keys_of_each_profile_set_are_measured(tmp_path):
 
 @pytest.mark.parametrize("change", ["in place", "removed", "added", "replaced"])
 def test_changes_of_other_processes_are_noticed(files, change):
-    """A change of a file's content is noticed, although it does not change the directory."""
+    """The ledger notices a change of a file's content, although this change does not affect the
+    directory.
+    """
     ledger, path = files
     kept = ledger.entries()
     assert (ledger.is_unchanged(), ledger.entries() is kept) == (True, True)
@@ -214,7 +218,7 @@ def test_an_entry_of_a_newer_schema_stops_all_changes(files):
 
 
 def test_an_unreadable_ledger_is_not_empty(files):
-    """If a directory has the path of an entry, the whole ledger is unreadable."""
+    """If a directory exists at the path of an entry, the whole ledger is unreadable."""
     ledger, path = files
     path.unlink()
     path.mkdir()
@@ -225,7 +229,9 @@ def test_an_unreadable_ledger_is_not_empty(files):
 
 @pytest.mark.parametrize("folder", ["state", "state/entries"])
 def test_a_ledger_of_another_user_is_not_read(files, tmp_path, folder):
-    """With a forged entry, the agent would remove a foreign file."""
+    """A ledger that belongs to another user is not read, because a forged entry could remove a
+    foreign file.
+    """
     ledger, _ = files
     os.chown(tmp_path / folder, 1234, -1)
     result = FileLedger(ledger.host, ledger.directory).entries()
@@ -234,8 +240,8 @@ def test_a_ledger_of_another_user_is_not_read(files, tmp_path, folder):
 
 
 def test_a_ledger_that_others_can_write_is_made_private(files, tmp_path):
-    """An emptyDir volume has mode 0777. The ledger makes it private and keeps its undamaged
-    entries.
+    """An emptyDir volume has mode 0777. The ledger makes the directory private, and keeps its
+    undamaged entries.
     """
     ledger, _ = files
     for folder in ("state", "state/entries"):
@@ -263,7 +269,7 @@ def test_an_entry_that_others_can_write_is_damaged(files, change):
 
 
 def test_a_link_to_the_state_directory_is_followed(files, tmp_path):
-    """For a link, the agent checks the mode of the target, and not the mode of the link itself."""
+    """If the state directory is a symbolic link, the agent checks the mode of the link's target."""
     (tmp_path / "link").symlink_to("state")
     assert set(FileLedger(Host(tmp_path), "/link").entries()) == {ID}
 
@@ -289,7 +295,7 @@ def test_damaged_content_is_missing(files, tmp_path):
 
 
 def test_content_that_no_entry_needs_is_removed(files):
-    """The ledger removes content that only previous versions needed."""
+    """The ledger removes content that no current version needs."""
     ledger, _ = files
     ledger.store_content(b"old")
     ledger.store_content(b"new")
@@ -324,7 +330,7 @@ def test_a_ledger_with_too_many_entries_is_not_read(tmp_path):
 
 
 def test_a_ledger_with_too_many_bytes_is_not_read(tmp_path):
-    """A few huge entries reach the limit in the same way as many small entries."""
+    """The limit for the total size also applies to a few huge entries."""
     ledger = FileLedger(Host(tmp_path), "/state")
     (tmp_path / "state/entries").mkdir(parents=True)
     with (tmp_path / "state/entries/a.json").open("wb") as file:

@@ -48,7 +48,9 @@ class Volume(Tree):
 
 
 class File(Tree):
-    """Provides profiles in a ConfigMap in a file. The file is JSON, which is valid YAML."""
+    """Provides profiles in a file with a ConfigMap manifest. The file is JSON, which is also valid
+    YAML.
+    """
 
     def fill(self, **keys):
         self.path.write_text(json.dumps({**HEAD, "data": keys}))
@@ -62,7 +64,7 @@ class File(Tree):
 
 @pytest.fixture(params=[Tree, Volume, File], ids=lambda kind: kind.__name__.lower())
 def place(request, tmp_path):
-    """Return a source of each type that contains no profile yet."""
+    """Return an empty source of each type."""
     return request.param(tmp_path)
 
 
@@ -84,7 +86,7 @@ def test_a_snapshot_contains_the_unchanged_content_of_each_profile(place):
 
 
 def test_empty_missing_and_unreadable_differ_and_have_the_same_profile_set(place):
-    """The type of a snapshot shows why a set contains no profiles."""
+    """The type of a snapshot shows why a profile set contains no profiles."""
     snapshots = [read(place)]
     place.fill(**{"README.md": "x"})
     snapshots.append(read(place))
@@ -97,7 +99,7 @@ def test_empty_missing_and_unreadable_differ_and_have_the_same_profile_set(place
 
 
 def test_the_revision_follows_names_and_content_only(place):
-    """Equal keys have the same revision; different content or a different name results in another
+    """Equal keys have the same revision. Different content or a different name results in another
     revision.
     """
     revisions = []

@@ -23,8 +23,8 @@ def named(name, rest):
 
 
 def profile(name, mode=0, between=b""):
-    """Return a policy with one profile; `between` contains the fields between its name and
-    flags.
+    """Return a policy with one profile. `between` contains the fields between the profile's name
+    and its flags.
     """
     encoded = name.encode()
     flags = b"".join(b"\x02" + struct.pack("<I", flag) for flag in (0, mode, 0))
@@ -35,7 +35,7 @@ def profile(name, mode=0, between=b""):
     )
 
 
-# Between a name and its flags there are no fields, or the fields of an attachment.
+# No fields, or the fields of an attachment, are between the name of a profile and its flags.
 BETWEEN = (b"", named(b"xmatch_id", b"\x02" + struct.pack("<I", 1)), b"", b"")
 names = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=40)
 
@@ -51,13 +51,15 @@ def is_handled(blob):
 
 @given(st.binary(max_size=400))
 def test_any_bytes_are_handled(blob):
-    """For any bytes, the reader returns profiles or raises PolicyError, but no other exception."""
+    """For any bytes, the reader either returns profiles or raises PolicyError."""
     assert is_handled(blob)
 
 
 @given(names, st.data())
 def test_a_mutated_policy_is_handled(name, data):
-    """A changed, cut or repeated policy is read, or raises PolicyError."""
+    """For a changed, truncated or repeated policy, the reader either returns profiles or raises
+    PolicyError.
+    """
     blob = bytearray(profile(name) * 2)
     for _ in range(data.draw(st.integers(1, 4))):
         blob[data.draw(st.integers(0, len(blob) - 1))] = data.draw(st.integers(0, 255))
@@ -76,8 +78,10 @@ def test_every_declared_profile_is_found(declared):
 
 
 @given(names)
-def test_a_cut_policy_is_an_error(name):
-    """A policy that ends inside a profile is not read as a policy with fewer profiles."""
+def test_a_truncated_policy_is_an_error(name):
+    """For a policy that ends inside a profile, the reader raises an error instead of returning
+    fewer profiles.
+    """
     whole = profile(name)
     header = whole.index(b"profile") - 3
     for end in range(header + 1, len(whole)):
@@ -98,7 +102,7 @@ def test_any_text_is_checked(source):
 
 @given(st.binary(max_size=2000), st.binary(max_size=200))
 def test_a_parser_message_is_one_bounded_printable_line(stderr, source):
-    """Every output of the parser is converted to one printable line of limited length."""
+    """Every parser output is converted into one printable line of limited length."""
     quotable = parser_messages.QuotableWords(
         source=source, words={"error"}, include_dir="/etc/apparmor.d"
     )
@@ -113,7 +117,7 @@ def test_a_parser_message_is_one_bounded_printable_line(stderr, source):
     )
 )
 def test_the_cache_returns_the_declared_profiles_of_a_policy(declared):
-    """The cache returns the same names, modes, attachments and hashes as the policy."""
+    """The cache returns the names, modes, attachments and hashes that the policy contains."""
     between = zip(declared, BETWEEN, strict=False)
     blob = b"".join(profile(name, mode, fields) for (name, mode), fields in between)
     with tempfile.TemporaryDirectory() as root:

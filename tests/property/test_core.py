@@ -1,4 +1,4 @@
-"""Property tests of planning and executing passes, for any history of a node."""
+"""Property tests of the planning and the execution of passes, for any history of a node."""
 
 import contextlib
 import copy
@@ -59,7 +59,7 @@ CHANGES = st.one_of(
     st.tuples(st.just("use"), NAMES),
     st.tuples(st.just("free"), NAMES),
     st.tuples(st.just("reboot"), st.just("")),
-    # Other programs load other content or the same content, with or without an earlier removal.
+    # Other programs load the same content or different content. They may remove the profile first.
     st.tuples(st.just("load"), NAMES),
     st.tuples(st.just("replace"), NAMES),
     st.tuples(st.just("reload"), NAMES),
@@ -240,7 +240,7 @@ def test_only_recorded_content_of_another_program_is_replaced(history, foreign, 
 @settings(max_examples=300)
 @given(HISTORY, FOREIGN, st.booleans())
 def test_a_profile_that_this_agent_loaded_is_removed_eventually(history, foreign, readable):
-    """A profile that the agent loaded is removed after no key desires it any more."""
+    """A profile that the agent loaded is removed after its key no longer exists."""
     node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, changes in history:
         apply_changes(node, changes)
@@ -260,7 +260,7 @@ def test_a_profile_that_this_agent_loaded_is_removed_eventually(history, foreign
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
 def test_a_profile_that_this_agent_loaded_stays_agent_owned(history, foreign):
-    """Even with rejections and failed writes, the ledger records each profile that the agent
+    """Even after rejections and failed writes, the ledger contains each profile that the agent
     loaded.
     """
     for node, snapshot in passes_with_failures(history, foreign):
@@ -277,7 +277,9 @@ def test_a_profile_that_this_agent_loaded_stays_agent_owned(history, foreign):
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
 def test_every_profile_that_is_reported_as_installed_is_on_the_node(history, foreign):
-    """After a pass, each profile that it reports as installed is on the node with that content."""
+    """After a pass, the node contains each profile that the pass reports as installed, with the
+    reported content.
+    """
     for node, snapshot in passes_with_failures(history, foreign):
         for outcome in run_pass(node, [snapshot]):
             action = outcome.action
@@ -291,7 +293,7 @@ def test_every_profile_that_is_reported_as_installed_is_on_the_node(history, for
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
 def test_the_version_of_every_labelled_profile_is_known(history, foreign):
-    """The label of a profile with a mode always states the mode."""
+    """If a profile has a mode, its label contains the mode."""
     for node, snapshot in passes_with_failures(history, foreign):
         for outcome in run_pass(node, [snapshot]):
             action = outcome.action
@@ -305,7 +307,7 @@ def test_the_version_of_every_labelled_profile_is_known(history, foreign):
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
 def test_passes_over_an_unchanged_node_stop_installing(history, foreign):
-    """Even if every pass has a rejection, later passes do not install the same profiles again."""
+    """Even if every pass rejects a key, later passes do not install the same profiles again."""
     for node, snapshot in passes_with_failures(history, foreign):
         for _ in range(4):
             run_pass(node, [snapshot])
@@ -322,7 +324,9 @@ def test_passes_over_an_unchanged_node_stop_installing(history, foreign):
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
 def test_no_name_of_a_current_key_is_removed(history, foreign):
-    """A name of a current key stays even if the key is rejected or conflicts with another key."""
+    """The profiles of a current key stay on the node, even if the key is rejected or conflicts with
+    another key.
+    """
     for node, snapshot in passes_with_failures(history, foreign):
         node.removed.clear()
         run_pass(node, [snapshot])
@@ -333,7 +337,7 @@ def test_no_name_of_a_current_key_is_removed(history, foreign):
 
 @given(HISTORY, FOREIGN, SNAPSHOTS)
 def test_an_unobservable_kind_is_not_changed(history, foreign, last):
-    """If a kind is unobservable, neither the node nor the ledger changes."""
+    """If the agent cannot observe a kind, neither the node nor the ledger changes."""
     node = Node(loaded=dict(foreign))
     for snapshot, changes in history:
         apply_changes(node, changes)
@@ -359,7 +363,9 @@ def test_no_profile_in_use_is_removed(history):
 
 @given(SETS, KEYS)
 def test_a_rejected_update_keeps_the_last_good_version(keys, rejected_key):
-    """If an update of a key is rejected, all profiles of the key stay on the node unchanged."""
+    """If the agent rejects an update of a key, all profiles of the key stay unchanged on
+    the node.
+    """
     node = Node()
     run_pass(node, [read(keys)])
     before = dict(node.loaded)
@@ -404,11 +410,12 @@ def test_renamed_keys_keep_their_profiles(keys, order):
     {"a": b"compiled a:x"},
     7,
 )
-def test_a_kill_at_any_step_ends_in_the_same_state(history, foreign, step):
-    """If the agent is killed at any step, the next passes reach the same state as without the kill.
+def test_an_agent_that_is_killed_at_any_step_reaches_the_same_state(history, foreign, step):
+    """If the agent is killed at any step, the next passes reach the state of an uninterrupted
+    agent.
 
-    Adopted profiles that are restored after a reboot are the only exception. After a kill, the
-    agent cannot know whether it or another program loaded such a profile. After a kill, such a
+    The only exceptions are adopted profiles that the agent restores after a reboot. If the agent is
+    killed during the restoration, it cannot know whether it loaded the profile itself. Such a
     profile stays adopted, and is never removed.
     """
     node = Node(loaded=dict(foreign))
@@ -445,8 +452,8 @@ def test_a_kill_at_any_step_ends_in_the_same_state(history, foreign, step):
 def test_a_profile_of_an_unfinished_installation_is_removed_eventually(
     history, step, last, readable
 ):
-    """A kill at any step and a later change of the keys leave no agent-owned profile on the
-    node.
+    """If the agent is killed at any step and the keys change afterwards, no agent-owned profile
+    stays on the node.
     """
     node = Node(readable=readable)
     for snapshot, changes in history[:-1]:
@@ -472,7 +479,7 @@ def test_a_profile_of_an_unfinished_installation_is_removed_eventually(
 
 
 def adopted_names(node):
-    """Return the names that entries with an adopted version own."""
+    """Return the profile names in ledger entries that have an adopted version."""
     return {
         name
         for entry in node.entries.values()

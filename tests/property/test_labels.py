@@ -36,7 +36,7 @@ names = texts | hashes | st.text("0123456789abcdef-", min_size=20, max_size=24)
 def rows(draw):
     kind = draw(st.sampled_from(["apparmor", "seccomp"]))
     state = draw(st.sampled_from(STATES))
-    # Only a rejected key can have no profile name.
+    # Only a row about a rejected key may lack a profile name.
     name = draw(st.text("ab/_", min_size=0 if state == "rejected" else 1, max_size=3))
     return ProfileStatus(
         kind=kind,
@@ -55,7 +55,7 @@ def rows(draw):
 
 @st.composite
 def reports(draw):
-    # On a node, each name has exactly one content.
+    # On a node, each profile name has exactly one content.
     built = tuple(draw(st.lists(rows(), max_size=8, unique_by=lambda row: (row.kind, row.name))))
     states = st.sampled_from(["read", "missing", "unreadable", "emptied"])
     origins = sorted({row.profile_set for row in built})
@@ -70,7 +70,7 @@ def reports(draw):
 
 @st.composite
 def cases(draw):
-    """Return a report, and labels of the agent that the Node may have."""
+    """Return a report, and agent labels that the Node may have before the report."""
     built = draw(reports())
     keys = sorted(labels.labels_for(_verified(built), domain=D, digest=True, present={}).labels)
     some = draw(st.lists(st.sampled_from(keys), unique=True))
@@ -99,8 +99,8 @@ def valid(key):
 
 @given(names)
 def test_every_name_has_a_valid_label_key(text):
-    """An unusual name results in a valid label key, so that the API server rejects no other
-    label.
+    """An unusual profile name results in a valid label key, because the API server would otherwise
+    reject all labels.
     """
     for kind in ("apparmor", "seccomp"):
         key = labels.label_key(kind, text, D)
@@ -110,7 +110,9 @@ def test_every_name_has_a_valid_label_key(text):
 
 @given(names)
 def test_a_name_always_has_the_same_recognizable_label_key(text):
-    """A label key contains the name with replaced slashes, or a shortened name with its hash."""
+    """A label key contains either the profile name with replaced slashes, or a shortened name with
+    a hash.
+    """
     name = labels.label_name(text)
     assert labels.label_name(text) == name
     digits = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
@@ -119,7 +121,7 @@ def test_a_name_always_has_the_same_recognizable_label_key(text):
 
 @given(names, names)
 def test_two_names_with_the_same_label_key_have_the_same_hash(first, second):
-    """If a label key contains a complete profile name, no other profile has the same label key."""
+    """Two profile names have the same label key only if their hashes are equal."""
     if first != second and labels.label_name(first) == labels.label_name(second):
         hashes = {hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
                 for text in (first, second)}  # fmt: skip
@@ -128,14 +130,16 @@ def test_two_names_with_the_same_label_key_have_the_same_hash(first, second):
 
 @given(names)
 def test_a_name_that_imitates_a_label_key_has_a_different_label_key(text):
-    """A profile whose name imitates another name cannot get the label of the other profile."""
+    """A profile whose name imitates the label key of another profile has a label key of its own."""
     name = labels.label_name(text)
     assert name == text or labels.label_name(name) != name or name.replace("__", "/") == text
 
 
 @given(cases(), st.integers(0, 12), st.booleans())
 def test_labels_are_added_for_verified_profiles_only(case, limit, digest):
-    """Unobservable profiles keep their labels, and undesired profiles have no label."""
+    """Profiles that cannot be observed keep their labels, and profiles that no source desires have
+    no label.
+    """
     built, present = case
     computed = labels.labels_for(
         built, domain=D, digest=digest, limit=limit, present=present
@@ -175,9 +179,9 @@ def _digest_key(row):
 
 @given(cases(), st.integers(0, 12))
 def test_the_limit_holds_and_existing_labels_have_precedence(case, limit):
-    """Only labels about the support of the node may replace existing labels at the limit.
+    """At the limit, only the labels for supported kinds may replace existing labels.
 
-    Labels of names have priority over labels of digests, which are useless without the name.
+    Name labels have priority over digest labels, because a digest is useless without the name.
     """
     built, present = case
     unlimited = labels.labels_for(built, domain=D, limit=1000, present=present)
@@ -194,7 +198,7 @@ def test_the_limit_holds_and_existing_labels_have_precedence(case, limit):
 
 @given(cases(), st.integers(1, 12))
 def test_labels_that_were_published_stay(case, limit):
-    """If a Node already has the labels of a report, the same report results in the same labels."""
+    """If a Node already has the labels of a report, the same report does not change them."""
     built, present = case
     # A lower limit may remove the label of an unobservable profile, and then also the label of its
     # profile set.
@@ -205,7 +209,7 @@ def test_labels_that_were_published_stay(case, limit):
 
 @given(reports())
 def test_labels_stay_while_nothing_can_be_observed(built):
-    """If neither the node nor a source can be read, the labels of installed profiles stay."""
+    """While neither the node nor any source can be read, the labels of installed profiles stay."""
     before = labels.labels_for(_verified(built), domain=D, digest=True, present={}).labels
     unobservable = replace(
         _verified(built),
@@ -242,7 +246,7 @@ def test_a_node_selector_selects_a_node_with_the_profile(built):
 
 @given(st.text("aD0-./", max_size=12), names)
 def test_a_label_without_a_prefix_of_the_agent_is_foreign(prefix, name):
-    """A label key with a similar domain or without a name is foreign."""
+    """A label key with a similar domain, or without a name after the slash, is foreign."""
     own = {D, *(f"{part}.{D}" for part in
                 ("apparmor", "seccomp", "set", "apparmor-digest", "seccomp-digest"))}  # fmt: skip
     last = labels.label_name(name)
@@ -265,7 +269,7 @@ terms = st.builds(Term, key=keys, relation=st.sampled_from(["exists", "absent"])
 
 @st.composite
 def written(draw, term):
-    """Write a term in any of its notations, which all have the same meaning."""
+    """Write a term in one of its equivalent notations."""
     space = draw(st.sampled_from(["", " ", "  "]))
     if term.relation == "exists":
         return f"{space}{term.key}{space}"
@@ -281,14 +285,16 @@ def written(draw, term):
 
 @given(st.data(), st.lists(terms, min_size=1, max_size=4))
 def test_a_selector_is_parsed_to_its_terms(data, chosen):
-    """Every notation of some terms is parsed to the same terms, in the same order."""
+    """Every notation of a list of terms is parsed into the same terms in the same order."""
     text = ",".join(data.draw(written(term)) for term in chosen)
     assert selector.parse(text) == Selector(terms=tuple(chosen))
 
 
 @given(st.lists(terms, max_size=4), st.dictionaries(keys, values, max_size=4))
 def test_a_selector_selects_objects_that_match_all_terms(chosen, present):
-    """A missing label matches no `in` condition."""
+    """A selector matches only if all of its terms match; an `in` term does not match a missing
+    label.
+    """
     expected = all(
         {
             "exists": term.key in present,
@@ -303,7 +309,9 @@ def test_a_selector_selects_objects_that_match_all_terms(chosen, present):
 
 @given(st.text("ab=!,()- in/", max_size=16) | st.text(max_size=16))
 def test_a_text_is_a_selector_or_is_rejected(text):
-    """Only a blank selector matches everything."""
+    """A text either is a valid selector or is rejected, and only a blank selector matches all
+    objects.
+    """
     try:
         parsed = selector.parse(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Specification of agent.host.reading: all content is read, even if fstat reports another size."""
+"""Property tests of agent.host.reading: all content is read, even if fstat reports a wrong size."""
 
 import os
 import tempfile
@@ -14,9 +14,7 @@ from agent.host import reading
 @example(b"abc", 1, 2)
 @given(st.binary(max_size=300), st.integers(0, 400), st.integers(0, 400))
 def test_the_whole_content_is_read_for_any_reported_size(written, size, limit):
-    """A file that grew or shrank, or that is in /proc, is read up to its end or one byte over the
-    limit.
-    """
+    """A file of any reported size is read to its end, or to one byte above the limit."""
     with tempfile.TemporaryFile() as file:
         file.write(written)
         file.seek(0)
@@ -25,7 +23,7 @@ def test_the_whole_content_is_read_for_any_reported_size(written, size, limit):
 
 @pytest.mark.parametrize("size", [0, 1 << 20])
 def test_a_file_that_is_returned_in_parts_is_read_to_its_end(size):
-    """A file in /proc is read to its end, even if one read returns only a part of it."""
+    """A file is read to its end, even if each read returns only a part of its content."""
     with open("/proc/self/maps", "rb", buffering=0) as file:
         content = reading.read_all(file.fileno(), size)
     assert content.count(b"[stack]") == 1

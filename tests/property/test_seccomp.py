@@ -69,7 +69,7 @@ def inspect(content, machine="x86_64", **options):
 
 
 def always_holds(condition):
-    """Return whether a condition compares no bits, which means that it is always true."""
+    """Return whether a condition is always true, because it compares no bits."""
     return (
         condition["op"] == "SCMP_CMP_MASKED_EQ"
         and condition["value"] == condition.get("valueTwo", 0) == 0
@@ -77,7 +77,7 @@ def always_holds(condition):
 
 
 def effective(tree):
-    """Return the action of the first rule without conditions for each call on x86_64."""
+    """Return, for each system call on x86_64, the action of the first unconditional rule."""
     default = (tree["defaultAction"], tree.get("defaultErrnoRet"))
     actions = {}
     for rule in tree.get("syscalls") or []:
@@ -97,7 +97,7 @@ def effective(tree):
 
 @given(st.binary(max_size=200) | anything.map(lambda tree: json.dumps(tree).encode()))
 def test_any_bytes_are_accepted_or_rejected(content):
-    """A rejected profile has at least one error."""
+    """Any bytes are either accepted, or rejected with at least one error."""
     inspected = inspect(content)
     if isinstance(inspected, Rejection):
         assert any(finding.severity == "error" for finding in inspected.findings)
@@ -108,7 +108,7 @@ def test_any_bytes_are_accepted_or_rejected(content):
 @settings(max_examples=300)
 @given(profiles, machines, formats)
 def test_the_canonical_form_is_its_own_canonical_form(tree, machine, form):
-    """The canonical form of an accepted profile is also accepted."""
+    """The canonical form of an accepted profile is accepted, and equals its own canonical form."""
     inspected = inspect(json.dumps(tree).encode(), machine, format=form)
     if isinstance(inspected, Profile):
         body = backend(machine, format=form).body(inspected)
@@ -120,7 +120,9 @@ def test_the_canonical_form_is_its_own_canonical_form(tree, machine, form):
 @settings(max_examples=300)
 @given(profiles)
 def test_the_canonical_form_has_the_same_effect(tree):
-    """For calls without conditions, the canonical form has the same actions as the profile."""
+    """The unconditional rules of the canonical form have the same effect as the rules of the
+    profile.
+    """
     inspected = inspect(json.dumps(tree).encode())
     if isinstance(inspected, Profile):
         assert effective(json.loads(backend().body(inspected))) == effective(tree)

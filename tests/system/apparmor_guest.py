@@ -1,4 +1,4 @@
-"""Runs inside the virtual machine, and tests the AppArmor backend on a real kernel.
+"""Tests the AppArmor backend on a real kernel, inside the virtual machine.
 
 For each case, the program prints `PASS name`, or `FAIL name` with the reason. After a failure, the
 exit status is 1. The program needs only the standard library, the agent package and
@@ -86,7 +86,7 @@ def parser(text, *options):
 
 @contextlib.contextmanager
 def confined(label, *, command="import time; print(1, flush=True); time.sleep(600)"):
-    """Run a process under a label for some time."""
+    """Run a process under a label until the block ends."""
     script = (
         "import sys; open('/proc/self/attr/exec', 'w').write('exec ' + sys.argv[1]);"
         "import os; os.execv(sys.executable, [sys.executable, '-c', sys.argv[2]])"
@@ -111,19 +111,20 @@ def text(name, rules="", flags=""):
 
 
 @case
-def a_new_profile_is_loaded_and_proven_by_the_kernels_hashes():
+def a_new_profile_is_loaded_and_verified_by_the_kernels_hashes():
     profile = accepted(text("new"))
     done = install(kind(), profile)
     assert isinstance(done, Installed), done
     fact = look("new").profiles["new"]
-    # The agent has predicted both the hash of the whole policy and the hash of the profile alone.
+    # The kernel's hashes of the whole policy and of the single profile are the hashes that the
+    # agent predicted.
     assert fact.evidence <= profile.version.evidence["new"], fact
     assert {token.split(":")[0] for token in fact.evidence} == {"raw", "own"}
     assert (fact.mode, done.modes) == ("enforce", {"new": "enforce"})
 
 
 @case
-def several_profiles_hats_and_children_in_one_key_are_each_proven():
+def several_profiles_hats_and_children_in_one_key_are_each_verified():
     source = text("many1", "  ^HAT { file, }\n  profile kid /bin/ls flags=(complain) { file, }\n")
     profile = accepted(source + text("many2"))
     done = install(kind(), profile)
@@ -160,7 +161,7 @@ def the_parser_runs_in_a_sandbox_on_this_kernel():
 
 
 @case
-def the_sandboxed_parser_reads_the_features_of_the_kernel_and_the_shipped_ones():
+def the_sandboxed_parser_reads_the_kernels_features_and_the_shipped_features():
     for abi in ("", "abi <abi/3.0>,\n", "abi <kernel>,\n"):
         rules = "  file,\n  include <abstractions/base>\n"
         source = f"{abi}include <tunables/global>\nprofile x {{\n{rules}}}\n".encode()
@@ -175,7 +176,7 @@ def the_sandboxed_parser_reads_the_features_of_the_kernel_and_the_shipped_ones()
 
 
 @case
-def a_profile_that_someone_else_loaded_is_never_replaced():
+def a_profile_that_another_program_loaded_is_never_replaced():
     assert parser(text("foreign"), "-r").returncode == 0
     before = look("foreign").profiles
     assert code(put(text("foreign", "  deny /x w,\n"))) == "foreign_name"
@@ -183,7 +184,7 @@ def a_profile_that_someone_else_loaded_is_never_replaced():
 
 
 @case
-def a_foreign_name_beside_one_of_ours_stops_the_whole_replace():
+def a_foreign_profile_in_a_key_prevents_the_replacement_of_the_whole_key():
     installed(text("mixed1"))
     parser(text("mixed2"), "-r")
     before = look("mixed1", "mixed2").profiles
@@ -193,7 +194,7 @@ def a_foreign_name_beside_one_of_ours_stops_the_whole_replace():
 
 
 @case
-def a_changed_profile_replaces_ours_under_the_running_process():
+def a_changed_profile_is_replaced_under_the_running_process():
     installed(text("change"))
     with confined("change") as child:
         installed(text("change", "  deny /x w,\n", "flags=(complain)"), replaceable=["change"])
@@ -202,21 +203,21 @@ def a_changed_profile_replaces_ours_under_the_running_process():
 
 
 @case
-def a_name_that_is_new_beside_ours_is_loaded_with_it():
+def a_profile_that_is_added_to_an_installed_key_is_loaded():
     installed(text("grow"))
     done = installed(text("grow", "  ^H { file, }\n") + text("grow2"), replaceable=["grow"])
     assert sorted(done.evidence) == ["grow", "grow//H", "grow2"]
 
 
 @case
-def content_replaced_from_outside_is_seen():
+def a_replacement_by_another_program_is_noticed():
     done = installed(text("drift"))
     parser(text("drift", "  deny /y w,\n"), "-r")
     assert not look("drift").profiles["drift"].evidence & done.evidence["drift"]
 
 
 @case
-def complain_mode_set_from_outside_is_seen():
+def complain_mode_set_by_another_program_is_noticed():
     done = installed(text("mode"))
     parser(text("mode"), "-r", "-C")
     fact = look("mode").profiles["mode"]
@@ -234,7 +235,7 @@ def an_unused_profile_is_removed_and_an_absent_one_counts_as_removed():
 
 
 @case
-def other_content_is_never_removed():
+def content_of_another_program_is_never_removed():
     done = installed(text("other"))
     parser(text("other", "  deny /y w,\n"), "-r")
     assert code(removed(["other"], done.evidence)) == "foreign_name"
@@ -242,7 +243,7 @@ def other_content_is_never_removed():
 
 
 @case
-def a_child_that_someone_else_added_bars_the_removal_of_its_parent():
+def a_child_that_another_program_added_prevents_the_removal_of_its_parent():
     done = installed(text("host"))
     parser(text("host2", "  profile kid { file, }\n"), "-r")
     blob = subprocess.run(
@@ -264,7 +265,8 @@ def a_dropped_hat_is_removed_alone():
     first = installed(text("hatted", "  ^A { file, }\n  ^B { file, }\n"))
     second = installed(text("hatted", "  ^A { file, }\n"), replaceable=["hatted", "hatted//A"])
     assert "hatted//B" in look("hatted//B").profiles
-    # This removal needs no proof of disuse, since Linux 6.1 cannot prove the disuse of a hat.
+    # This removal happens without a proof of disuse, because Linux 6.1 cannot prove the disuse of a
+    # hat.
     assert removed(["hatted//B"], first.evidence, require_unused=False) == Removed()
     assert set(look("hatted", "hatted//A", "hatted//B").profiles) == {"hatted", "hatted//A"}
     assert second.evidence["hatted"] & look("hatted").profiles["hatted"].evidence
@@ -362,13 +364,13 @@ def the_kernel_denies_stop_signals_to_the_profiles_with_a_warning():
 
 
 @case
-def an_unused_name_is_proven_unused():
+def an_unused_profile_is_proven_unused():
     installed(text("idle"))
     assert look("idle", removal_candidates=["idle"]).uses == {"idle": Unused()}
 
 
 @case
-def inspecting_and_observing_leave_the_revision_alone():
+def inspecting_and_observing_do_not_change_the_revision():
     installed(text("quiet"))
     before = revision()
     accepted(text("quiet"))
@@ -396,7 +398,7 @@ def what_is_compiled_mediates_as_the_parser_itself_would():
 
 
 @case
-def names_that_jam_the_kernel_are_refused():
+def names_that_jam_the_kernel_are_rejected():
     for name, wanted in (("n" * 201, "name_unsafe"), ('"a//b"', "name_unsafe")):
         found = inspect(text(name))
         assert isinstance(found, Rejection), found
@@ -404,13 +406,13 @@ def names_that_jam_the_kernel_are_refused():
 
 
 def jam():
-    """Jam the kernel in the same way as a foreign profile whose name is too long."""
+    """Load a foreign profile whose name is too long, so that the kernel rejects all later loads."""
     result = parser(text("j" * 300 + str(time.monotonic_ns())), "-a")
     assert result.returncode != 0, "the name was not too long"
 
 
 @case
-def a_jammed_kernel_is_cured_by_an_identical_replace_of_our_own():
+def a_jammed_kernel_recovers_by_an_identical_replacement_of_an_agent_owned_profile():
     agent = kind()
     profile = accepted(text("own"))
     assert isinstance(install(agent, profile), Installed)
@@ -424,22 +426,22 @@ def a_jammed_kernel_is_cured_by_an_identical_replace_of_our_own():
 
 
 @case
-def a_jammed_replace_of_ours_is_cured():
+def a_jammed_replacement_of_an_agent_owned_profile_is_repeated():
     installed(text("jreplace"))
     jam()
     installed(text("jreplace", "  deny /x w,\n"), replaceable=["jreplace"])
 
 
 @case
-def a_jam_that_cannot_be_cured_is_reported():
+def a_jam_that_cannot_be_resolved_is_reported():
     jam()
     assert code(put(text("hopeless"))) == "kernel_jammed"
-    # The kernel is recovered for the next case.
+    # This command makes the kernel usable again for the next case.
     installed(text("own", "  deny /z w,\n"), replaceable=["own"])
 
 
 @case
-def what_the_kernel_does_not_understand_is_refused_with_its_reason():
+def a_policy_that_the_kernel_rejects_is_reported_with_its_reason():
     profile = accepted(text("broken"))
     body = kind().body(profile)
     broken = body.replace(b"\x04\x07\x00caps64\x00", b"\x04\x07\x00caps65\x00")
@@ -450,7 +452,7 @@ def what_the_kernel_does_not_understand_is_refused_with_its_reason():
 
 
 @case
-def a_profile_in_unconfined_mode_is_refused():
+def a_profile_in_unconfined_mode_is_rejected():
     found = inspect(text("loose", flags="flags=(unconfined)"))
     assert [one.code for one in found.findings] == ["unconfined_refused"], found
 
@@ -472,7 +474,7 @@ def without_the_right_to_load_nothing_is_observed():
 
 
 @case
-def in_another_pid_namespace_nothing_is_proven_unused():
+def in_another_pid_namespace_no_profile_is_proven_unused():
     installed(text("nsuse"))
     script = (
         "import sys; sys.path.insert(0, '.');"

@@ -27,16 +27,17 @@ def command(release):
 
 
 def backend_options(release, folder):
-    """Return the options of a backend with the parser of one release.
+    """Return the backend options for the parser of one release.
 
-    The backend runs the parser of another release through a script in the folder.
+    If the release is not the release of this machine, the backend runs its parser through a script
+    in the folder.
     """
     if release == "host":
         return {"include_dir": "/etc/apparmor.d"}
     words = command(release)
     script = Path(folder, f"parser-{release}")
-    # The words in the parser program decide what a message may contain, so `words` follows the
-    # command.
+    # The agent filters parser messages by the words in the parser program, so `words` must match
+    # the command.
     start = f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'
     script.write_bytes(start.encode() + Path(words[-1]).read_bytes())
     script.chmod(0o755)

@@ -1,16 +1,16 @@
-"""Builds the files that the system tests need and that are missing in the cache.
+"""Builds the files for the system tests that the cache does not contain yet.
 
 usage: python -m tests.system.build
 
-scripts/test runs this module in the background, while it runs tests that need no control plane. All
-other tests wait for the lock of the cache.
+scripts/test runs this module in the background while it runs the tests that need no control plane.
+All other tests wait until they can lock the cache.
 """
 
 from tests.system import charts, cluster, vm
 
 
 def main():
-    """Build the files of the virtual machine first, because this takes only seconds."""
+    """Build the files of the virtual machine first, because this build takes only a few seconds."""
     vm.tree()
     vm.libraries()
     vm.libraries(network=True)

@@ -1,11 +1,11 @@
-"""Record the agent's system calls, and write the profile of manifests/components/own-seccomp.
+"""Records the agent's system calls, and writes the profile of manifests/components/own-seccomp.
 
     python -m tests.system.calls
 
 In the virtual machine, strace follows runc, the agent and its child processes. The trace covers
 every function of the agent, and the shipped pod's communication with a real API server. Calls
-before runc has loaded the filter are not recorded. The profile also contains variants of the
-recorded calls that another architecture, C library or kernel may use, and calls that occur rarely.
+before runc has loaded the filter are not recorded. The profile also contains rare calls, and the
+variants of the recorded calls on other architectures, C libraries and kernels.
 """
 
 import json
@@ -51,29 +51,31 @@ futex futex_waitv
 getuid geteuid getgid getegid
 """.strip().splitlines()
 RARE = (
-    # These calls are needed after a signal, for example after SIGTERM, a crash, or the end of a
-    # parser that hangs.
+    # The agent needs these calls after a signal, for example after SIGTERM, or when it ends a
+    # hanging parser.
     *("restart_syscall", "rt_sigreturn", "rt_sigaction", "rt_sigprocmask", "sigaltstack"),
     *("exit", "exit_group", "kill", "tgkill", "getpid", "gettid"),
     # These calls read clocks and processors, in case the vDSO cannot respond without a system call.
     *("clock_gettime", "clock_getres", "gettimeofday", "time", "getcpu", "sched_getaffinity"),
-    # These calls are for pauses, for example before a load that waits until the kernel has freed
-    # old policy.
+    # The agent uses these calls to pause, for example until the kernel has freed an old policy.
     *("nanosleep", "clock_nanosleep"),
-    # These calls manage memory, and depend on the memory pressure.
+    # These calls manage memory. Whether they occur depends on the free memory.
     *("brk", "mmap", "mprotect", "mremap", "munmap", "madvise"),
-    # These calls are for the sandbox of the parser, which the recorded kernel may not support.
+    # The sandbox of the parser needs these calls. The kernel of the recording may not support the
+    # sandbox.
     *("landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"),
     # With this call, the dynamic loader writes its messages and the list of libraries.
     "writev",
-    # Other runtimes and later versions make these calls between loading the filter and starting the
-    # agent.
+    # Other runtimes, and later versions of runc, make these calls after they load the filter and
+    # before they start the agent.
     *("capget", "capset", "prctl", "close_range", "sched_yield", "execve", "execveat", "umask"),
 )
 
 
 def profile(called):
-    """Return the profile that allows the recorded calls; every other call fails with ENOSYS."""
+    """Return the profile that allows the recorded calls. Under this profile, every other call fails
+    with ENOSYS.
+    """
     names = {*called, *RARE}
     for family in FAMILIES:
         if not names.isdisjoint(family.split()):
@@ -99,7 +101,7 @@ def record():
     ]
     with rights_run.prepared() as cluster, tempfile.TemporaryDirectory() as folder:
         files = rights_run.files(built.config, cluster, 9)
-        # This filter denies no call.
+        # This filter allows every call.
         files["own/agent.json"] = b'{"defaultAction": "SCMP_ACT_LOG"}'
         for one in (STRACE, *libraries):
             files[f"tools/{Path(one).name}"] = Path(one).read_bytes()

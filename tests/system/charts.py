@@ -1,4 +1,6 @@
-"""Runs helm and helm-unittest, which are built once from the Go module in tests/system/helm."""
+"""Runs helm and helm-unittest. Both programs are built once from the Go module in
+tests/system/helm.
+"""
 
 import os
 import shutil
@@ -15,7 +17,7 @@ PACKAGES = {
     "helm": "helm.sh/helm/v3/cmd/helm",
     "helm-unittest": "github.com/helm-unittest/helm-unittest/cmd/helm-unittest",
 }
-# Like the makefile of helm, these flags set the Kubernetes version for commands that run without a
+# As in helm's makefile, these flags set the Kubernetes version for commands that run without a
 # cluster.
 VERSIONS = " ".join(
     f"-X helm.sh/helm/v3/pkg/{package}.k8sVersion{part}={number}"
@@ -30,7 +32,7 @@ def program(name):
 
 
 def run(name, *words, kubeconfig=None, check=True):
-    """Run helm or helm-unittest without the user's configuration; return its result."""
+    """Run helm or helm-unittest without the user's configuration, and return the result."""
     with tempfile.TemporaryDirectory() as home:
         environ = {"PATH": os.environ["PATH"], "HOME": home}
         if kubeconfig is not None:
@@ -45,10 +47,10 @@ def run(name, *words, kubeconfig=None, check=True):
 
 
 def without_version(folder):
-    """Copy the chart without its required Kubernetes version, and return the copy.
+    """Copy the chart without its required Kubernetes version, and return the path of the copy.
 
-    The API server of the tests is built from modules, which contain no version number. This API
-    server therefore reports v0.0.0, and helm would not install the chart.
+    The API server of the tests is built from Go modules without a version number. It therefore
+    reports v0.0.0, and helm would refuse to install the unchanged chart.
     """
     chart = shutil.copytree(CHART, folder / CHART.name)
     file = chart / "Chart.yaml"
@@ -58,7 +60,7 @@ def without_version(folder):
 
 
 def helm(*words, **more):
-    """Run helm; return its standard output."""
+    """Run helm, and return its standard output."""
     return run("helm", *words, **more).stdout
 
 

@@ -1,9 +1,9 @@
 """Runs a real etcd, kube-apiserver and kube-scheduler on the loopback interface.
 
-The programs come from KUBEBUILDER_ASSETS if it is set (the convention of envtest). If the variable
-is not set, a single binary with all programs is built once from the Go modules in
-tests/system/controlplane. The file go.sum in that directory contains the hashes of the modules. The
-binary and its checksum are cached in ~/.cache/profile-loader.
+If the environment variable KUBEBUILDER_ASSETS is set, the programs come from that directory (the
+convention of envtest). Otherwise, a single binary with all programs is built once from the Go
+modules in tests/system/controlplane. The file go.sum in that directory contains the hashes of the
+modules. The binary and its checksum are cached in ~/.cache/profile-loader.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ NODE_INFO = (
 
 
 def programs(*, older=False):
-    """Return a function that returns the first arguments of a program's command.
+    """Return a function that maps the name of a program to the beginning of its command.
 
     Args:
         older: whether to use the API server of an older minor version.
@@ -66,9 +66,7 @@ def free_port():
 
 
 class Cluster:
-    """A control plane whose store is empty at its start. Its processes end when the context
-    ends.
-    """
+    """A control plane with an initially empty store. Its processes end when the context ends."""
 
     def __init__(self, folder=None, *, older=False):
         self.folder = Path(folder or tempfile.mkdtemp(prefix="cluster-"))
@@ -129,13 +127,11 @@ class Cluster:
         )  # fmt: skip
 
     def save(self):
-        """Copy the data of etcd, as a backup would."""
+        """Copy the data of etcd, as a backup does."""
         self._replace(self.folder / "etcd", self.folder / "saved")
 
     def restore(self):
-        """Replace the data of etcd with the copy, as an administrator would after a loss of
-        data.
-        """
+        """Replace the data of etcd with the copy, as an administrator does after a loss of data."""
         self._replace(self.folder / "saved", self.folder / "etcd")
 
     def _replace(self, source, target):
@@ -147,7 +143,7 @@ class Cluster:
         self.start_api()
 
     def start_api(self, *more):
-        """Start the API server with its previous port and store, and wait until it is ready."""
+        """Start the API server with its previous port and data, and wait until it is ready."""
         f = self.folder
         self._start(
             "kube-apiserver",
@@ -184,7 +180,7 @@ class Cluster:
         )  # fmt: skip
 
     def start_controllers(self, *names):
-        """Start the controller manager with only these controllers."""
+        """Start the controller manager with these controllers only."""
         self.write_kubeconfig("controllers", "controllers")
         self._start(
             "kube-controller-manager",
@@ -236,9 +232,10 @@ class Cluster:
         return self.folder / "ca.crt"
 
     def get(self, path, token="admin"):  # noqa: S107 - of this test server only
-        """Return the response to a GET, or None if the API server responds with an error status.
+        """Return the response to a GET request, or None if the API server responds with an error
+        status.
 
-        The request is repeated while the API server is unreachable or busy.
+        Repeat the request while the API server is unreachable or busy.
         """
         why = ""
 
@@ -281,7 +278,9 @@ class Cluster:
         return path
 
     def kubectl(self, *words, stdin=None, user="admin", check=True):
-        """Run kubectl and return its output, or return the whole result if `check` is false."""
+        """Run kubectl and return its output. If `check` is false, return the result of the process
+        instead.
+        """
         done = subprocess.run(
             [
                 *self.program("kubectl"),
@@ -303,7 +302,9 @@ class Cluster:
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=content)
 
     def node(self, name, boot_id="", labels=None):
-        """Create a Node with the boot ID in its status, as a kubelet would; return its uid."""
+        """Create a Node with a boot ID in its status, as a kubelet does, and return the uid of the
+        Node.
+        """
         created = {
             "apiVersion": "v1",
             "kind": "Node",
@@ -317,7 +318,7 @@ class Cluster:
         return self.get(f"/api/v1/nodes/{name}")["metadata"]["uid"]
 
     def agent_token(self, node, *, account="profile-loader", pod="agent", bound=True):
-        """Return a token like the one of the agent's pod on a Node."""
+        """Return a token that has the rights of the agent's pod on a Node."""
         if self.get(f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}") is None:
             self.kubectl("-n", NAMESPACE, "create", "serviceaccount", account)
         words = ["-n", NAMESPACE, "create", "token", account]

@@ -1,4 +1,4 @@
-"""Runs the attacks on the proof of disuse and on the confinement tracker, on one kernel."""
+"""Runs the scenarios that attack the proof of disuse and the confinement tracker, on one kernel."""
 
 import json
 import re
@@ -17,11 +17,13 @@ SCENARIOS = [
         rf"^def ((?:{words})_\w+)\(", (GUEST / f"{program}.py").read_text(), re.MULTILINE
     )
 ]
-WITHOUT_RAW_DATA = "without_raw_data_nothing_is_proven"
+WITHOUT_RAW_DATA = "disuse_is_not_proven_without_raw_data"
 
 
 def outcomes(release, command, append=""):
-    """Run a command in a guest; return the error of each scenario, or None for a success."""
+    """Run a command in a guest, and return the error of each scenario. The error of a successful
+    scenario is None.
+    """
     files = {f"guest/{one.name}": one.read_bytes() for one in (*GUEST.glob("*.py"), INSPECTION)}
     result = vm.run(files, command, timeout_seconds=LIMIT_SECONDS, release=release, append=append)
     lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
@@ -33,7 +35,9 @@ def outcomes(release, command, append=""):
 
 
 def every_scenario(release):
-    """Return the error of each scenario, on a kernel with raw data and on a kernel without them."""
+    """Return the error of each scenario, on a kernel that keeps raw policy data and on a kernel
+    that does not.
+    """
     command = "; ".join(f"python3 guest/{program}.py" for program in PROGRAMS)
     bare = f"python3 guest/disuse.py {WITHOUT_RAW_DATA}"
     return outcomes(release, command) | outcomes(release, bare, "apparmor.export_binary=0")

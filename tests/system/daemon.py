@@ -1,7 +1,7 @@
 """Runs a real daemon process with its own host root.
 
-The tests check only what an operator can observe: files, /metrics, probes, the log and exit
-statuses.
+The tests check only properties that an operator can observe: files, /metrics, probes, the log and
+exit statuses.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ RIGHTS = [
 ]
 
 
-# With these system calls, every container runtime can start a container.
+# Every container runtime needs these system calls to start a container.
 START_CALLS = """
 arch_prctl capget capset chdir close execve exit_group fcntl fstat fstatfs futex getcwd getdents64
 getppid newfstatat openat prctl read readlinkat rt_sigaction rt_sigprocmask setgid setgroups
@@ -63,7 +63,7 @@ setresgid setresuid setuid statx write
 
 
 def profile(number=1):
-    """Return a seccomp profile without findings, whose default errno is the given number."""
+    """Return a valid seccomp profile that has the given number as its default errno."""
     rule = {"names": START_CALLS.split(), "action": "SCMP_ACT_ALLOW"}
     return json.dumps(
         {
@@ -76,9 +76,10 @@ def profile(number=1):
 
 
 def number_of(content):
-    """Return the number of an installed profile.
+    """Return the version number in an installed profile.
 
-    The result is None if the file is missing, and -1 if it is incomplete or another profile.
+    The result is None if the file is missing, and -1 if the content is not a complete profile of
+    the tests.
     """
     if content is None:
         return None
@@ -108,7 +109,7 @@ class Daemon:
     # --- the process ------------------------------------------------------------------------------
 
     def command(self, *more):
-        """Return the options of the command. An option replaces an earlier option with the same
+        """Return the options of the command. An additional option replaces an option with the same
         name.
         """
         options = [
@@ -128,8 +129,8 @@ class Daemon:
         Args:
             more: additional options.
             module: the module to run.
-            before: a command that runs the interpreter, for example inside a control group.
-            limits: resource limits by resource.
+            before: a command prefix, for example to run the interpreter inside a control group.
+            limits: the limit of each resource.
         """
 
         def limit():
@@ -146,7 +147,9 @@ class Daemon:
         return self
 
     def stop(self, number=signal.SIGTERM):
-        """Send a signal, and return the exit status and the seconds until the process ended."""
+        """Send a signal to the daemon. Return its exit status and the number of seconds until it
+        ended.
+        """
         begin = time.monotonic()
         self.process.send_signal(number)
         status = self.process.wait(pace.scaled(30))
@@ -166,7 +169,7 @@ class Daemon:
     # --- observation ------------------------------------------------------------------------------
 
     def get(self, path):
-        """Return the status and the text of a page, or (0, reason) if there is no response."""
+        """Return the status and the text of a page. Without a response, return (0, reason)."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=100) as page:
                 return page.status, page.read().decode()
@@ -180,7 +183,7 @@ class Daemon:
         return self.get("/readyz")[0] == 200
 
     def metrics(self):
-        """Return the values of all series, or an empty mapping if there is no response."""
+        """Return the values of all series, or an empty mapping if the daemon does not respond."""
         status, text = self.get("/metrics")
         lines = [line for line in text.splitlines() if not line.startswith("#")] if status else []
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
@@ -199,7 +202,7 @@ class Daemon:
         }
 
     def converged(self):
-        """Return whether the last pass was converged."""
+        """Return whether the node was converged after the last pass."""
         return self.metric("converged") == 1.0
 
     def file(self, name):
@@ -213,7 +216,7 @@ class Daemon:
         return number_of(self.file(name))
 
     def files(self):
-        """Return the version number in each profile in the seccomp directory, by its path."""
+        """Return the version number of each profile in the seccomp directory, by path."""
         return {
             str(path.relative_to(self.seccomp)): self.number(path.relative_to(self.seccomp))
             for path in sorted(self.seccomp.rglob("*"))
@@ -234,7 +237,9 @@ class Daemon:
         return [line for line in lines if line["event"] == event]
 
     def usage(self):
-        """Return resident KiB, peak resident KiB, threads and file descriptors of the process."""
+        """Return the process's resident KiB, peak resident KiB, number of threads and number of
+        file descriptors.
+        """
         proc = Path(f"/proc/{self.process.pid}")
         fields = dict(
             line.split(":", 1) for line in (proc / "status").read_text().splitlines() if ":" in line
@@ -268,7 +273,9 @@ class Daemon:
     # --- the source -------------------------------------------------------------------------------
 
     def provide(self, **numbers):
-        """Replace the content of the source directory; the keys are file names without .json."""
+        """Replace the content of the source directory. The keys are file names without the
+        extension .json.
+        """
         for path in self.source.iterdir():
             if path.name.removesuffix(".json") not in numbers:
                 path.unlink()
@@ -299,13 +306,13 @@ class Client:
         return response.status, json.loads(response.read())
 
     def done(self, method, path, body=None, type_="application/json"):
-        """Send a request that must succeed, and return the body of the response."""
+        """Send a request, require its success, and return the body of the response."""
         status, content = self.ask(method, path, body, type_)
         assert 200 <= status < 300, f"{method} {path}: {status} {content}"
         return content
 
     def apply(self, path, body):
-        """Create or change an object as the only owner of its fields."""
+        """Create or change an object, and become the only owner of its fields."""
         self.done("PATCH", f"{path}?fieldManager=test&force=true", body, APPLY)
 
     def merge(self, path, body):
@@ -340,7 +347,7 @@ class OnNode(Daemon):
         return super().command(*more)
 
     def through(self, proxy):
-        """Make the daemon connect through a proxy after its next start."""
+        """Let the daemon connect through a proxy from its next start on."""
         config = json.loads(self.kubeconfig.read_text())
         config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{proxy.port}"
         self.kubeconfig.write_text(json.dumps(config))
@@ -362,7 +369,7 @@ class OnNode(Daemon):
         return self.client.done("GET", f"/api/v1/nodes/{self.name}")
 
     def labels(self):
-        """Return the agent's labels without the domain and the namespace of a profile set."""
+        """Return the agent's labels, with the domain and the namespace removed from their keys."""
         return {
             key.replace(f".{DOMAIN}", "")
             .replace(DOMAIN, "node")
@@ -372,5 +379,5 @@ class OnNode(Daemon):
         }
 
     def until_labels(self, expected, seconds=20.0):
-        """Wait until the agent's labels on the Node are exactly these labels."""
+        """Wait until the Node has exactly these agent labels."""
         self.until(lambda: self.labels() == expected, seconds)

@@ -1,7 +1,7 @@
 """Builds programs from Go modules, and caches them with their checksums.
 
-The file go.sum of each module in this directory contains the hashes of all modules that it needs.
-The programs are in ~/.cache/profile-loader/controlplane.
+Each Go module in this directory has a file go.sum with the hashes of its dependencies. The programs
+are cached in ~/.cache/profile-loader/controlplane.
 """
 
 import functools
@@ -15,18 +15,21 @@ from pathlib import Path
 from tests.system import kept, vm
 
 CACHE = kept.CACHE / "controlplane"
-# The newest version that any module of the tests requires.
+# No Go module of the tests requires a newer version.
 MODULE = Path(__file__).parent / "controlplane"
-# The number of cached builds of each module, since another checkout may use another build.
+# The cache keeps this number of builds of each module, because another checkout may need a
+# different build.
 KEPT = 2
 
 
 def go():
-    """Return the machine's go command if it is new enough, or else the go command of the venv."""
+    """Return the go command of this machine if it is new enough. Otherwise return the go command of
+    the virtual environment.
+    """
     wanted = next(
         line.split()[1] for line in (MODULE / "go.mod").read_text().splitlines() if "go 1" in line
     )
-    # The go command of requirements-go.lock is in the directory of this Python.
+    # pip installs the go command of requirements-go.lock next to the Python interpreter.
     for path in (shutil.which("go"), str(Path(sys.executable).parent / "go")):
         if path is None or not Path(path).exists():
             continue
@@ -44,14 +47,14 @@ def _number(version):
 
 @functools.cache
 def program(module, name, package=".", *, flags="", usual="5 to 10 minutes"):
-    """Return the path of a program; build it if it is missing or damaged.
+    """Return the path of a program.
 
-    Args:
+    Build the program if it is missing or damaged. Args:
         module: The folder of the Go module.
         name: The file name of the program.
-        package: The package of the program.
+        package: The Go package of the program.
         flags: Further flags of the linker.
-        usual: The usual duration of the build on two processors.
+        usual: How long the build usually takes on two processors.
     """
     sources = [module / file for file in ("go.mod", "go.sum", "main.go")]
     parts = [path.read_bytes() for path in sources if path.exists()]
@@ -82,7 +85,7 @@ def _progress(path):
 
 
 def _build(module, package, path, flags):
-    """Build a program from the modules of a Go module."""
+    """Build a program of a Go module."""
     log = path.with_suffix(".log")
     words = ["-v", "-trimpath", "-ldflags", flags, "-o", f"{path}.new", package]
     environ = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}

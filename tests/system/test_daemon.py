@@ -11,14 +11,14 @@ GUEST = Path("tests/system/guest")
 LIMIT_SECONDS = 900
 SCENARIOS = [
     "outside_changes_are_repaired_within_a_second",
-    "a_seccomp_file_that_is_deleted_or_altered_is_back_in_seconds",
+    "a_deleted_or_changed_seccomp_file_is_restored_within_seconds",
     "a_change_of_the_source_is_loaded_at_once",
     "a_process_stays_confined_all_the_time",
-    "who_lost_confinement_is_told_until_it_ends",
-    "what_stayed_for_its_processes_goes_soon_after_them",
-    "sigterm_in_the_middle_of_a_parser_run_ends_within_two_seconds",
-    "a_second_daemon_refuses",
-    "own_changes_wake_it_no_more",
+    "a_process_that_lost_its_confinement_is_reported_until_it_ends",
+    "a_held_profile_is_removed_soon_after_its_last_process_ends",
+    "sigterm_during_a_parser_run_ends_the_daemon_within_two_seconds",
+    "a_second_daemon_does_not_start",
+    "changes_by_the_daemon_itself_cause_no_further_pass",
 ]
 
 

@@ -10,14 +10,14 @@ from tests.system import vm
 GUEST = Path("tests/system/guest")
 LIMIT_SECONDS = 1500
 SCENARIOS = [
-    "who_began_after_the_last_pass_lost_confinement_too",
-    "a_securityfs_that_goes_away_or_is_another_leaves_what_is_loaded",
-    "a_start_without_securityfs_puts_nothing_and_heals",
-    "a_parser_that_fails_in_any_way_keeps_the_last_good_version",
-    "a_repair_waits_for_no_parser_that_hangs",
-    "a_clock_set_back_or_forth_disturbs_nothing",
-    "a_kill_at_a_named_point_ends_in_the_same_state",
-    "a_key_that_disappears_after_a_kill_leaves_no_profile_of_the_agent",
+    "a_process_that_began_after_the_last_pass_is_also_reported",
+    "loaded_profiles_stay_while_securityfs_is_unmounted_or_hidden",
+    "a_start_without_securityfs_installs_nothing_and_recovers",
+    "the_last_good_version_stays_however_the_parser_fails",
+    "a_repair_does_not_wait_for_a_hanging_parser",
+    "a_jump_of_the_clock_does_not_affect_the_daemon",
+    "a_daemon_killed_before_a_named_step_reaches_the_same_state",
+    "a_key_that_is_deleted_after_a_kill_leaves_no_agent_owned_profile",
     "a_foreign_profile_in_place_of_an_unfinished_installation_stays",
     "a_process_stays_confined_through_upgrades_and_downgrades",
 ]

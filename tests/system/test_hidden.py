@@ -18,15 +18,15 @@ KERNELS = {
 SHOWN = ("both", "raw data", "hashes", "nothing")
 SCENARIOS = [
     "loads_of_other_programs_are_no_drift",
-    "a_fresh_node_says_whether_content_can_be_verified",
+    "the_first_pass_reports_whether_content_can_be_verified",
     "a_replacement_by_another_program_is_repaired_once",
     "another_object_of_other_content_is_foreign",
-    "an_object_that_is_handed_over_becomes_the_agents",
-    "the_same_bytes_of_another_program_stay",
-    "the_same_bytes_loaded_over_the_agents_stay_the_agents",
-    "a_restored_profile_is_the_agents_again",
-    "status_only_reports",
-    "a_kill_at_any_step_leaves_nothing_behind",
+    "a_profile_that_is_taken_over_becomes_agent_owned",
+    "equal_bytes_that_another_program_loaded_stay",
+    "a_profile_stays_agent_owned_if_another_program_loads_the_same_bytes",
+    "a_restored_profile_is_agent_owned_again",
+    "the_status_command_changes_no_file",
+    "an_agent_killed_at_any_step_leaves_no_unowned_profile",
 ]
 
 

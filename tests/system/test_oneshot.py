@@ -35,23 +35,23 @@ def outcomes():
 
 SCENARIOS = [
     "shipped_profiles_are_loaded_and_confine",
-    "an_update_replaces_what_is_loaded",
+    "an_update_replaces_the_loaded_policy",
     "enforce_and_complain_follow_the_source",
-    "a_foreign_profile_is_left_alone",
+    "a_foreign_profile_is_not_changed",
     "a_foreign_profile_of_the_same_content_is_adopted",
-    "an_outside_replacement_is_repaired",
+    "a_replacement_by_another_program_is_repaired",
     "a_profile_in_use_is_held_until_its_processes_end",
     "a_hat_in_use_holds_its_parent",
     "a_dropped_hat_is_removed",
     "a_renamed_key_keeps_its_profile_loaded",
-    "names_that_jam_the_kernel_are_refused",
-    "a_jammed_kernel_is_cured",
-    "an_unchanged_pass_touches_nothing",
-    "a_kill_at_any_step_ends_in_the_same_state",
-    "a_reboot_is_restored_without_any_source",
+    "names_that_jam_the_kernel_are_rejected",
+    "a_jammed_kernel_recovers_in_a_pass",
+    "a_pass_without_changes_has_no_effect",
+    "an_agent_killed_at_any_step_reaches_the_same_state",
+    "profiles_are_restored_after_a_reboot_without_any_source",
     "the_last_good_policy_needs_neither_parser_nor_includes",
     "a_missing_source_changes_nothing",
-    "a_broken_update_keeps_the_last_good_version",
+    "the_last_good_version_stays_after_a_broken_update",
 ]
 
 

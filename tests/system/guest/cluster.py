@@ -1,9 +1,9 @@
 """Runs a cluster node in the virtual machine: the daemon on a real AppArmor kernel.
 
-The program reports the boot ID in the status of the Node, as a kubelet does, and starts the agent
-with the arguments of the DaemonSet. The program and the test on the host exchange lines of JSON:
-the program carries out commands, and reports each new version of the profile in the kernel. Times
-come from the monotonic clock of the guest.
+The program reports the boot ID in the status of the Node, as a kubelet does. It starts the agent
+with the arguments of the DaemonSet. The program and the test on the host exchange lines of JSON.
+The program executes the commands of the test, and reports each new version of the profile in the
+kernel. All times come from the monotonic clock of the guest.
 """
 
 import hashlib
@@ -57,15 +57,18 @@ def held(name):
             content = next(path.glob("sha*")).read_text().strip()
             return [content, (path / "mode").read_text().strip()]
         except (OSError, StopIteration):
-            return ABSENT  # The profile was just removed, which increments the revision.
+            # Another process removed the profile during this read. The removal also increments the
+            # policy revision.
+            return ABSENT
     return ABSENT
 
 
 def compiled(text):
-    """Return the kernel's hash of a profile text, and the seconds that the parser took.
+    """Return the hash that the kernel computes for a profile, and the number of seconds that the
+    parser took.
 
-    The kernel omits the 12 bytes of the version header: security/apparmor/policy_unpack.c,
-    aa_calc_profile_hash.
+    The hash does not cover the 12 bytes of the version header (security/apparmor/policy_unpack.c,
+    aa_calc_profile_hash).
     """
     begin = time.monotonic()
     done = subprocess.run(
@@ -77,7 +80,7 @@ def compiled(text):
 
 
 class Line:
-    """The connection to the test on the host, which any thread may use."""
+    """The connection to the test on the host. All threads may use the connection."""
 
     def __init__(self, address):
         self.socket = socket.create_connection(address, 300)
@@ -96,7 +99,9 @@ class Line:
 
 
 def watch(name, line):
-    """Report each change of the profile in the kernel, with priority over other processes."""
+    """Report each change of the profile in the kernel. The function runs with a high priority, so
+    that its times are exact.
+    """
     os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
     fd = os.open(SECURITY / "revision", os.O_RDONLY | os.O_NONBLOCK)
     poll = select.poll()
@@ -104,7 +109,7 @@ def watch(name, line):
     last = None
     while True:
         now = held(name)
-        at = time.monotonic()  # The kernel loaded the version before this time.
+        at = time.monotonic()  # The kernel has loaded this version at the latest at this time.
         if now != last:
             line.say(kernel=now, at=at)
             last = now
@@ -124,7 +129,7 @@ class Agent:
 
     def start(self):
         environ = dict(os.environ)
-        # The guest has no bytecode, so the agent stores the bytecode that it compiles.
+        # The guest contains no Python bytecode, so the agent stores the bytecode that it compiles.
         environ.pop("PYTHONDONTWRITEBYTECODE", None)
         with LOG.open("a") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=environ)
@@ -135,7 +140,7 @@ class Agent:
 
 
 def serve(agent, line):
-    """Carry out the commands of the test until the command `end` arrives."""
+    """Execute the commands of the test until the command `end` arrives."""
     for asked in line.heard():
         match asked["do"]:
             case "clock":

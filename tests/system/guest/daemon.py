@@ -164,7 +164,7 @@ def outside_changes_are_repaired_within_a_second():
         assert set(loaded().values()) == {"enforce"}
 
 
-def a_seccomp_file_that_is_deleted_or_altered_is_back_in_seconds():
+def a_deleted_or_changed_seccomp_file_is_restored_within_seconds():
     """A file that is deleted or changed is restored with its content each time."""
     files = [SECCOMP / f"s{number}.json" for number in range(REPAIRS)]
     source()
@@ -238,7 +238,7 @@ def a_process_stays_confined_all_the_time():
     assert seen == {"web (enforce)"}, seen
 
 
-def who_lost_confinement_is_told_until_it_ends():
+def a_process_that_lost_its_confinement_is_reported_until_it_ends():
     """A removed profile is restored, and the process that stays unconfined is reported."""
     source(web=plain("web"))
     lost = "profile_loader_confinement_lost_processes"
@@ -258,7 +258,7 @@ def who_lost_confinement_is_told_until_it_ends():
         until(lambda: metric(lost) == 0)
 
 
-def what_stayed_for_its_processes_goes_soon_after_them():
+def a_held_profile_is_removed_soon_after_its_last_process_ends():
     """When the last confined process ends, its profile is removed minutes before the next
     resync.
     """
@@ -274,7 +274,7 @@ def what_stayed_for_its_processes_goes_soon_after_them():
     assert pace.in_time(seconds, 30.0)
 
 
-def sigterm_in_the_middle_of_a_parser_run_ends_within_two_seconds():
+def sigterm_during_a_parser_run_ends_the_daemon_within_two_seconds():
     """If the daemon is stopped, the parser ends too, and the node does not change."""
     slow = Path("/tmp/slow-parser")  # noqa: S108
     slow.write_text("#!/bin/bash\ntouch /tmp/in-parser\nsleep 60\n")
@@ -292,7 +292,7 @@ def sigterm_in_the_middle_of_a_parser_run_ends_within_two_seconds():
     assert left.stdout == b"", left
 
 
-def a_second_daemon_refuses():
+def a_second_daemon_does_not_start():
     """If a second daemon starts, the first daemon keeps the lock and continues to run."""
     source(web=plain("web"))
     with Daemon() as first:
@@ -305,7 +305,7 @@ def a_second_daemon_refuses():
         assert first.process.poll() is None
 
 
-def own_changes_wake_it_no_more():
+def changes_by_the_daemon_itself_cause_no_further_pass():
     """The daemon's own changes cause no further pass, and an idle daemon runs no pass."""
     source(web=plain("web"))
     with Daemon() as daemon:
@@ -329,14 +329,14 @@ def cpu(pid):
 
 SCENARIOS = [
     outside_changes_are_repaired_within_a_second,
-    a_seccomp_file_that_is_deleted_or_altered_is_back_in_seconds,
+    a_deleted_or_changed_seccomp_file_is_restored_within_seconds,
     a_change_of_the_source_is_loaded_at_once,
     a_process_stays_confined_all_the_time,
-    who_lost_confinement_is_told_until_it_ends,
-    what_stayed_for_its_processes_goes_soon_after_them,
-    sigterm_in_the_middle_of_a_parser_run_ends_within_two_seconds,
-    a_second_daemon_refuses,
-    own_changes_wake_it_no_more,
+    a_process_that_lost_its_confinement_is_reported_until_it_ends,
+    a_held_profile_is_removed_soon_after_its_last_process_ends,
+    sigterm_during_a_parser_run_ends_the_daemon_within_two_seconds,
+    a_second_daemon_does_not_start,
+    changes_by_the_daemon_itself_cause_no_further_pass,
 ]
 
 

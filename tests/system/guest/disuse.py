@@ -485,7 +485,7 @@ def a_dropped_hat_is_removed_and_one_with_a_pending_exec_stays():
     assert {"hatted", "hatted//A"} <= set(loaded())
 
 
-def an_open_file_of_a_confined_process_removes_nothing_by_mistake():
+def an_open_file_of_a_confined_process_causes_no_wrong_removal():
     """An open file that another process keeps prevents the proof."""
     evidence = installed(text("file"))
     code = "f = open('/tmp/kept', 'w'); print(f.fileno(), flush=True); import time; time.sleep(600)"
@@ -613,14 +613,14 @@ def a_live_thread_of_a_zombie_leader_keeps_its_profile():
     until_removed(evidence)
 
 
-def the_kernel_says_whether_it_shows_pending_execs():
+def the_agent_detects_whether_the_kernel_shows_pending_execs():
     """The agent detects whether the kernel hides pending execs, and leaves no files behind."""
     before = scenarios.revision()
     assert kind().processes.shows_pending_exec() is SHOWS_PENDING_EXEC
     assert scenarios.revision() == before
 
 
-def without_raw_data_nothing_is_proven():
+def disuse_is_not_proven_without_raw_data():
     """With apparmor.export_binary=0, disuse is proven only on a kernel that shows pending execs."""
     evidence = installed(text("bare"))
     done = removed(evidence)

@@ -112,7 +112,7 @@ def left_in_peace(running):
 # --- scenarios ------------------------------------------------------------------------------------
 
 
-def a_securityfs_that_goes_away_or_is_another_leaves_what_is_loaded():
+def loaded_profiles_stay_while_securityfs_is_unmounted_or_hidden():
     """If securityfs is unmounted or hidden, this is reported, and the daemon recovers
     afterwards.
     """
@@ -139,7 +139,7 @@ def a_securityfs_that_goes_away_or_is_another_leaves_what_is_loaded():
         left_in_peace(running)
 
 
-def a_start_without_securityfs_puts_nothing_and_heals():
+def a_start_without_securityfs_installs_nothing_and_recovers():
     """Without securityfs, loaded profiles stay; new profiles are loaded after it was mounted
     again.
     """
@@ -158,7 +158,7 @@ def a_start_without_securityfs_puts_nothing_and_heals():
             subprocess.run(["mount", "-t", "securityfs", "securityfs", top], check=True)
 
 
-def a_parser_that_fails_in_any_way_keeps_the_last_good_version():
+def the_last_good_version_stays_however_the_parser_fails():
     """If the parser is missing, hangs, is killed or is broken, this is reported until it works."""
     PARSER.write_text(PARSERS)
     PARSER.chmod(0o755)
@@ -203,7 +203,7 @@ def a_parser_that_fails_in_any_way_keeps_the_last_good_version():
         left_in_peace(running)
 
 
-def a_repair_waits_for_no_parser_that_hangs():
+def a_repair_does_not_wait_for_a_hanging_parser():
     """While the parser hangs on one text, another profile is restored and reported."""
     PARSER.write_text(PARSERS)
     PARSER.chmod(0o755)
@@ -241,7 +241,7 @@ def hanging():
     return found
 
 
-def a_clock_set_back_or_forth_disturbs_nothing():
+def a_jump_of_the_clock_does_not_affect_the_daemon():
     """If CLOCK_REALTIME jumps by a year or a day, repairs, updates and the exit work as before."""
     source(web=text(1))
     now = time.time()
@@ -295,7 +295,7 @@ class Killed(Daemon):
         return self
 
 
-def a_kill_at_a_named_point_ends_in_the_same_state():
+def a_daemon_killed_before_a_named_step_reaches_the_same_state():
     """A kill before a write to the kernel unconfines no process, and the next start continues."""
     for point in (
         "before_a_policy_is_loaded",
@@ -324,7 +324,7 @@ def a_kill_at_a_named_point_ends_in_the_same_state():
         assert len(entries) == 3, (point, entries)
 
 
-def a_key_that_disappears_after_a_kill_leaves_no_profile_of_the_agent():
+def a_key_that_is_deleted_after_a_kill_leaves_no_agent_owned_profile():
     """A profile of an unfinished installation is held while a process uses it, and is removed
     afterwards.
     """
@@ -447,7 +447,7 @@ def a_process_stays_confined_through_upgrades_and_downgrades():
     assert seen == {"web (enforce)"}, seen
 
 
-def who_began_after_the_last_pass_lost_confinement_too():
+def a_process_that_began_after_the_last_pass_is_also_reported():
     """The observation every ten seconds also finds processes that began after the last pass."""
     source(web=text(1))
     lost = "profile_loader_confinement_lost_processes"
@@ -463,14 +463,14 @@ def who_began_after_the_last_pass_lost_confinement_too():
 
 
 SCENARIOS = [
-    who_began_after_the_last_pass_lost_confinement_too,
-    a_securityfs_that_goes_away_or_is_another_leaves_what_is_loaded,
-    a_start_without_securityfs_puts_nothing_and_heals,
-    a_parser_that_fails_in_any_way_keeps_the_last_good_version,
-    a_repair_waits_for_no_parser_that_hangs,
-    a_clock_set_back_or_forth_disturbs_nothing,
-    a_kill_at_a_named_point_ends_in_the_same_state,
-    a_key_that_disappears_after_a_kill_leaves_no_profile_of_the_agent,
+    a_process_that_began_after_the_last_pass_is_also_reported,
+    loaded_profiles_stay_while_securityfs_is_unmounted_or_hidden,
+    a_start_without_securityfs_installs_nothing_and_recovers,
+    the_last_good_version_stays_however_the_parser_fails,
+    a_repair_does_not_wait_for_a_hanging_parser,
+    a_jump_of_the_clock_does_not_affect_the_daemon,
+    a_daemon_killed_before_a_named_step_reaches_the_same_state,
+    a_key_that_is_deleted_after_a_kill_leaves_no_agent_owned_profile,
     a_foreign_profile_in_place_of_an_unfinished_installation_stays,
     a_process_stays_confined_through_upgrades_and_downgrades,
 ]

@@ -85,7 +85,7 @@ def loads_of_other_programs_are_no_drift(shows):
     assert {"other", "stranger"} <= set(loaded()), loaded()
 
 
-def a_fresh_node_says_whether_content_can_be_verified(shows):
+def the_first_pass_reports_whether_content_can_be_verified(shows):
     """The first pass reports whether content can be verified, even on a node without profiles."""
     source(web=plain("web"))
     report, _ = agent()
@@ -125,7 +125,7 @@ def another_object_of_other_content_is_foreign(_):
     assert loaded()["web"] == "complain"
 
 
-def an_object_that_is_handed_over_becomes_the_agents(_):
+def a_profile_that_is_taken_over_becomes_agent_owned(_):
     """With --take-over, a foreign profile is replaced, and later removed with its key."""
     source(web=plain("web"), other=plain("other"))
     agent()
@@ -139,7 +139,7 @@ def an_object_that_is_handed_over_becomes_the_agents(_):
     assert_own(report, "web")
 
 
-def the_same_bytes_of_another_program_stay(shows):
+def equal_bytes_that_another_program_loaded_stay(shows):
     """A profile that another program loaded with the desired content stays when the key is
     removed.
     """
@@ -156,7 +156,7 @@ def the_same_bytes_of_another_program_stay(shows):
     assert {"web", "web//HAT", "web//kid"} <= set(loaded()), loaded()
 
 
-def the_same_bytes_loaded_over_the_agents_stay_the_agents(_):
+def a_profile_stays_agent_owned_if_another_program_loads_the_same_bytes(_):
     """If another program replaces a profile, the kernel keeps the object that the agent created."""
     source(web=plain("web"), other=plain("other"))
     agent()
@@ -167,7 +167,7 @@ def the_same_bytes_loaded_over_the_agents_stay_the_agents(_):
     assert_own(report, "web")
 
 
-def a_restored_profile_is_the_agents_again(_):
+def a_restored_profile_is_agent_owned_again(_):
     """A profile that was restored from the ledger is removed with its key."""
     source(web=kids("web"), other=plain("other"))
     agent()
@@ -179,7 +179,7 @@ def a_restored_profile_is_the_agents_again(_):
     assert_own(report, "web", "web//HAT", "web//kid")
 
 
-def status_only_reports(shows):
+def the_status_command_changes_no_file(shows):
     """After an interrupted load, `status` changes no file and shows the finding about the node."""
     source(web=plain("web"))
     agent()
@@ -198,7 +198,7 @@ def status_only_reports(shows):
     assert rows(report) == {"web": same if shows == "content" else other}, rows(report)
 
 
-def a_kill_at_any_step_leaves_nothing_behind(shows):
+def an_agent_killed_at_any_step_leaves_no_unowned_profile(shows):
     """If the agent is killed before any effect of an update, the next passes install the profile.
 
     scenarios.py has the same scenario for kernels that show content.
@@ -253,15 +253,15 @@ def after_a_reboot():
 BOOTS = {"before": before_a_reboot, "after": after_a_reboot}
 SCENARIOS = (
     loads_of_other_programs_are_no_drift,
-    a_fresh_node_says_whether_content_can_be_verified,
+    the_first_pass_reports_whether_content_can_be_verified,
     a_replacement_by_another_program_is_repaired_once,
     another_object_of_other_content_is_foreign,
-    an_object_that_is_handed_over_becomes_the_agents,
-    the_same_bytes_of_another_program_stay,
-    the_same_bytes_loaded_over_the_agents_stay_the_agents,
-    a_restored_profile_is_the_agents_again,
-    status_only_reports,
-    a_kill_at_any_step_leaves_nothing_behind,
+    a_profile_that_is_taken_over_becomes_agent_owned,
+    equal_bytes_that_another_program_loaded_stay,
+    a_profile_stays_agent_owned_if_another_program_loads_the_same_bytes,
+    a_restored_profile_is_agent_owned_again,
+    the_status_command_changes_no_file,
+    an_agent_killed_at_any_step_leaves_no_unowned_profile,
 )
 
 

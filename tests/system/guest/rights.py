@@ -48,7 +48,7 @@ TRY = (
 # --- scenarios with every right -------------------------------------------------------------------
 
 
-def one_pass_puts_what_ships_and_it_confines(bundle):
+def one_pass_installs_the_shipped_profiles_and_they_confine(bundle):
     """All shipped profiles are installed; one denies writing and another denies chmod in a
     container.
     """
@@ -140,7 +140,7 @@ def every_function_works(bundle, change=lambda config: None):
     note(f"{bundle}: every function in {time.monotonic() - begin:.1f} s")
 
 
-def its_own_profile_is_put_by_its_init_container():
+def the_init_container_installs_the_agents_own_profile():
     """On a new node, the init container installs the agent's seccomp file before the agent
     starts.
     """
@@ -151,7 +151,7 @@ def its_own_profile_is_put_by_its_init_container():
     assert installed["defaultAction"] == wanted["defaultAction"]
 
 
-def the_pod_as_it_ships_labels_its_node():
+def the_shipped_pod_labels_its_node():
     """The pod runs with the arguments of the manifests, an API server and a strict profile."""
     api = json.loads(Path("api.json").read_text())
     node = f"{api['url']}/api/v1/nodes/node"
@@ -168,7 +168,7 @@ def the_pod_as_it_ships_labels_its_node():
 
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     ask(f"{node}/status", {"status": {"nodeInfo": {**api["info"], "bootID": boot}}})
-    its_own_profile_is_put_by_its_init_container()
+    the_init_container_installs_the_agents_own_profile()
     begin = time.monotonic()
 
     def labels():
@@ -263,14 +263,14 @@ def without(bundle):
 # --- everything ----------------------------------------------------------------------------------
 
 SCENARIOS = {
-    "base one pass": lambda: one_pass_puts_what_ships_and_it_confines("base"),
+    "base one pass": lambda: one_pass_installs_the_shipped_profiles_and_they_confine("base"),
     "base daemon": lambda: every_function_works("base"),
     "privileged daemon": lambda: every_function_works("privileged"),
     "own seccomp daemon": lambda: (
-        its_own_profile_is_put_by_its_init_container(),
+        the_init_container_installs_the_agents_own_profile(),
         every_function_works("own-seccomp", strictly),
     ),
-    "own seccomp as it ships": the_pod_as_it_ships_labels_its_node,
+    "own seccomp as it ships": the_shipped_pod_labels_its_node,
 }
 
 

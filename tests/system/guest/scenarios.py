@@ -225,7 +225,7 @@ def shipped_profiles_are_loaded_and_confine():
     assert all(one["state"] == "installed" for one in report["profiles"]), rows(report)
 
 
-def an_update_replaces_what_is_loaded():
+def an_update_replaces_the_loaded_policy():
     """If a text changes, the kernel has the new version under the same name after the next pass."""
     source(web=plain("web"))
     agent()
@@ -246,7 +246,7 @@ def enforce_and_complain_follow_the_source():
     assert (loaded()["web"], report["profiles"][0]["mode"]) == ("enforce", "enforce")
 
 
-def a_foreign_profile_is_left_alone():
+def a_foreign_profile_is_not_changed():
     """If an administrator loaded a profile, the agent neither replaces nor removes it."""
     assert parser(plain("web", "deny /x r,"), "-a")[0] == 0
     old = content("web")
@@ -271,7 +271,7 @@ def a_foreign_profile_of_the_same_content_is_adopted():
     assert "web" in loaded()
 
 
-def an_outside_replacement_is_repaired():
+def a_replacement_by_another_program_is_repaired():
     """A profile is repaired after a change of its text or its mode, and after its removal."""
     source(web=plain("web"))
     agent()
@@ -348,7 +348,7 @@ def a_renamed_key_keeps_its_profile_loaded():
     assert revision() == before
 
 
-def names_that_jam_the_kernel_are_refused():
+def names_that_jam_the_kernel_are_rejected():
     """A name that would jam every later load never reaches the kernel."""
     source(long=plain("n" * 253), orphan=plain("nobody//child"), good=plain("good"))
     before = revision()
@@ -360,7 +360,7 @@ def names_that_jam_the_kernel_are_refused():
     assert revision() != before
 
 
-def a_jammed_kernel_is_cured():
+def a_jammed_kernel_recovers_in_a_pass():
     """If another program jams the kernel, a pass of the agent still loads a profile."""
     source(first=plain("first"))
     agent()
@@ -373,7 +373,7 @@ def a_jammed_kernel_is_cured():
     assert {"first", "second"} <= set(loaded())
 
 
-def an_unchanged_pass_touches_nothing():
+def a_pass_without_changes_has_no_effect():
     """A second equal pass starts no process, writes no file, and does not change the revision."""
     source(web=HATS, other=plain("other"))
     (SOURCE / "audit.json").write_text('{"defaultAction": "SCMP_ACT_LOG"}')
@@ -410,7 +410,7 @@ def _end():
     return policy, _tree(SECCOMP), entries
 
 
-def a_kill_at_any_step_ends_in_the_same_state():
+def an_agent_killed_at_any_step_reaches_the_same_state():
     """If the agent is killed before any effect, another pass reaches the state of a normal run."""
 
     def first():
@@ -448,7 +448,7 @@ def a_kill_at_any_step_ends_in_the_same_state():
     print(json.dumps({"note": f"killed at each of {step} side effects"}))
 
 
-def a_reboot_is_restored_without_any_source():
+def profiles_are_restored_after_a_reboot_without_any_source():
     """If the kernel is empty, the agent restores all profiles from the ledger alone."""
     source(web=plain("web"))
     agent()
@@ -489,7 +489,7 @@ def a_missing_source_changes_nothing():
     assert "web" in loaded()
 
 
-def a_broken_update_keeps_the_last_good_version():
+def the_last_good_version_stays_after_a_broken_update():
     """If a text does not compile, the loaded profile does not change."""
     source(web=plain("web"))
     agent()

@@ -105,7 +105,7 @@ def a_vanished_part_of_a_stack_is_reported():
         assert pids(made) == {"web": {child.pid}}, (pids(made), label)
 
 
-def a_part_of_a_stack_is_known_where_the_label_is_longer_than_a_page():
+def a_stacked_profile_is_recognized_in_a_label_longer_than_a_page():
     """A label is read completely, even if it is longer than a page because of stacked profiles."""
     stack = (
         "import sys, time\n"
@@ -148,7 +148,7 @@ def a_profile_that_was_removed_and_loaded_again_is_noticed():
         unload("other")
 
 
-def a_replacement_is_no_removal():
+def a_replacement_is_not_reported_as_a_removal():
     """If the agent, another program or the proof of disuse replaces a profile, nothing is
     reported.
     """
@@ -165,7 +165,7 @@ def a_replacement_is_no_removal():
         assert current(child.pid) == "web (enforce)"
 
 
-def a_thread_that_the_agents_own_removal_unconfined_is_reported():
+def a_thread_that_a_removal_by_the_agent_unconfined_is_reported():
     """A removal by the agent itself without the proof of disuse causes a report."""
     evidence = fresh()
     with program(SLEEP, label="web") as child:
@@ -177,7 +177,7 @@ def a_thread_that_the_agents_own_removal_unconfined_is_reported():
         assert pids(made) == {"web": {child.pid}}
 
 
-def an_unchanged_node_is_looked_at_without_a_write():
+def an_unchanged_node_is_observed_without_a_write():
     """The duration of an observation is measured on a node with many processes and threads."""
     fresh()
     ended = threading.Event()
@@ -203,7 +203,7 @@ def an_unchanged_node_is_looked_at_without_a_write():
     )
 
 
-def a_loss_is_reported_across_a_restart_of_the_daemon():
+def lost_confinement_is_reported_across_a_restart_of_the_daemon():
     """A loss before or during a restart is reported until the threads end."""
     RECORD.unlink(missing_ok=True)
     source(web=plain("web"), other=plain("other"))

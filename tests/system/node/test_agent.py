@@ -74,7 +74,7 @@ def token(lab, node):
     return node.run(f"cat {folder}/kube-api-access-*/token").strip()
 
 
-def test_the_agents_token_can_do_nothing_but_label_its_own_node(lab, node):
+def test_the_agents_token_can_only_label_its_own_node(lab, node):
     """A stolen token cannot change other Nodes, labels or taints, and cannot read secrets."""
     lab.cluster.write_kubeconfig("thief", token(lab, node))
     if lab.get("/api/v1/nodes/node-b") is None:

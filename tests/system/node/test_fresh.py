@@ -16,7 +16,7 @@ def tainted(lab):
     return any(one["key"] == TAINT for one in taints)
 
 
-def test_a_fresh_node_takes_no_ordinary_pod_before_its_profiles_are_there(lab, tmp_path):
+def test_a_new_node_runs_no_ordinary_pod_before_its_profiles_are_installed(lab, tmp_path):
     """The agent removes the startup taint after the profiles are installed, and only then do pods
     start.
     """

@@ -11,7 +11,7 @@ $(sed -n s/^ExecStart=//p $unit)
 """
 
 
-def test_the_last_good_profiles_are_back_before_the_api_server(lab, node):
+def test_the_last_good_profiles_are_restored_before_the_api_server_starts(lab, node):
     """`restore` needs no source, and pods start confined when the API server is available again."""
     lab.config_map("boot", {"pl-boot": text("pl-boot", "deny /tmp/** w")})
     lab.config_map("boot-2", {"boot.json": refusing_mkdir(95)})

@@ -18,7 +18,7 @@ def examples(lab):
         lab.delete(*EXAMPLES, wait=False)
 
 
-def test_the_pods_of_the_tutorials_do_what_the_tutorials_say(lab, node):
+def test_the_pods_of_the_tutorials_behave_as_documented(lab, node):
     """Each pod is scheduled by its nodeSelector, and its profile denies the documented calls.
 
     hello-apparmor cannot write. The log of the kernel contains the calls of audit-pod. fine-pod

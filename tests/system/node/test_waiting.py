@@ -6,7 +6,7 @@ from tests.system.node.lab import until
 from tests.system.node.pods import enforced, pod, refusing_mkdir, text
 
 
-def test_a_pod_waits_for_a_label_and_runs_when_the_profile_comes(lab, node):
+def test_a_pod_waits_for_a_label_and_runs_after_the_installation(lab, node):
     """A pod is Pending until a ConfigMap provides its profile, and then runs confined.
 
     The test does not change the pod. The test prints the duration of each step.
