@@ -70,6 +70,13 @@ TEXTS_WITH_NODE_REJECTIONS = st.one_of(
     TEXTS, st.sets(NAMES, min_size=1, max_size=2).map(lambda n: f"{','.join(sorted(n))}:?".encode())
 )
 # The history includes rejections by the node and failed writes of the ledger.
+EMPTIED = Emptied(profile_set="dir /p", revision="")
+# A key moves to a profile set that is not read any more when the key returns.
+MOVED_AND_BACK = [
+    ([read({"one.profile": b"a:x"})], []),
+    ([EMPTIED, read({"one.profile": b"a,b:x"}, "dir /q")], []),
+    ([read({"one.profile": b"a:x"})], []),
+]
 HISTORY_WITH_FAILURES = st.lists(
     st.tuples(
         st.dictionaries(KEYS, TEXTS_WITH_NODE_REJECTIONS, max_size=3).map(read),
@@ -449,6 +456,8 @@ def test_an_agent_that_is_killed_at_any_step_reaches_the_same_state(history, for
     [read({"one.profile": b"a:x"})],
     True,
 )
+@example(MOVED_AND_BACK, 3, [EMPTIED], True)
+@example(MOVED_AND_BACK, 3, [EMPTIED], False)
 def test_a_profile_of_an_unfinished_installation_is_removed_eventually(
     history, step, last, readable
 ):

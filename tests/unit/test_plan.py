@@ -837,6 +837,31 @@ def test_a_staged_name_that_another_entry_owns_is_left_to_that_entry():
     ]
 
 
+def test_a_staged_profile_is_removed_if_its_owner_does_not_match_the_node():
+    """The owner releases the name, because the agent replaced its profile before the kill."""
+    owner = entry(key("owner"), content="v1")
+    stored = LedgerEntry(id=key("staged"), provenance="installed", staged=version("v2"))
+    observation = Observation(profiles={"web": fact("v2")}, uses={"web": Unused()})
+    assert summary(decide(desired(), owner, stored, observation=observation)) == [
+        (Release, "foreign", ("web",)),
+        (Remove, "not desired", ("web",)),
+    ]
+
+
+def test_a_staged_profile_stays_if_its_owner_stays():
+    """The source of the owner cannot be read, so the owner restores its last good version."""
+    owner = entry(key("owner", origin="configmap ns/unread"), content="v1")
+    stored = LedgerEntry(id=key("staged"), provenance="installed", staged=version("v2"))
+    observation = Observation(profiles={"web": fact("v2")}, uses={"web": Unused()})
+    sets = [
+        Read(profile_set=ORIGIN, revision="1", source_keys=()),
+        Unreadable(profile_set="configmap ns/unread", reason="EIO"),
+    ]
+    actions = decide(desired(sets=sets), owner, stored, observation=observation)
+    assert (Release, "moved", ("web",)) in summary(actions)
+    assert not [action for action in actions if isinstance(action, Remove)]
+
+
 def test_two_entries_own_a_name_that_a_third_entry_staged():
     """The releases of moved names do not require an installed version."""
     first, second = entry(key("a"), content="v1"), entry(key("b"), content="v1")

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from agent.core.actions import Action, Hold, Release, Remove
-from agent.core.model import Evidence, LedgerEntry, Read
+from agent.core.model import Evidence, LedgerEntry, ObservedProfile, Read
 from agent.core.ownership import (
+    evidence_of,
     has_exact_content,
     has_same_content,
     is_installed_by_agent,
@@ -146,9 +147,12 @@ class UndesiredNamePlanner:
         is_owned = name in owned_names(entry)
         if observed is None:
             return Reason.ABSENT if is_owned else Reason.NEVER_INSTALLED
-        if not is_owned and self.context.owners_of(name):
+        owners = self.context.owners_of(name)
+        is_proven = is_proven_staged(entry, name, observed)
+        is_sole = is_proven and all(self._is_stale(owner, name, observed) for owner in owners)
+        if not is_owned and owners and not is_sole:
             return Reason.MOVED
-        if is_proven_staged(entry, name, observed):
+        if is_proven:
             return None
         if not is_installed_by_agent(entry, name):
             return Reason.ADOPTED
@@ -156,6 +160,16 @@ class UndesiredNamePlanner:
             has_exact_content(evidence, observed) and observed.is_agent_object is not False
         )
         return None if is_agent_owned else Reason.FOREIGN
+
+    def _is_stale(self, owner: LedgerEntry, name: str, observed: ObservedProfile) -> bool:
+        """Return whether an entry releases a name, because its key is not desired and the node has
+        other content.
+        """
+        return (
+            self.context.is_undesired_or_duplicate(owner.id)
+            and self._reason_to_stay_whole(owner) is None
+            and not has_exact_content(evidence_of(owner, name), observed)
+        )
 
     def _hold(self, entry: LedgerEntry, name: str, holds: Mapping[str, Hold]) -> Hold | None:
         """Return the Hold for a name that must stay on the node; return None if the name may be
