@@ -6,6 +6,7 @@ imports only the libraries that it needs, because each library uses memory on ev
 """
 
 import errno
+import functools
 import importlib
 import platform
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from agent import reconciler
+from agent.backends import security_modules
 from agent.backends.parts import BackendContext, BackendParts, Watcher
 from agent.config import Config
 from agent.core import plan, ports
@@ -200,6 +202,7 @@ def build_reconciler(
         ),
         allow_empty=config.allow_empty,
         heartbeat=heartbeat,
+        observe_modules=functools.partial(security_modules.states, host(config)),
         acknowledged=acknowledgements(config),
     )
 
@@ -239,11 +242,7 @@ def daemon(config: Config, log_lines_dropped: Callable[[], int]) -> "Controller"
     store = _status_store(config, metrics, publisher, confinement, heartbeat)
     files = FileWatcher(_watched_paths(config, parts, sources), wake_queue.put)
     passes = build_reconciler(
-        config,
-        parts=parts,
-        sources=sources,
-        ledger=state,
-        heartbeat=heartbeat,
+        config, parts=parts, sources=sources, ledger=state, heartbeat=heartbeat
     )
     controller = Controller(
         reconciler=passes,

@@ -50,6 +50,7 @@ class Reconciler:
         options: plan.PlanOptions,
         allow_empty: bool,
         heartbeat: Heartbeat,
+        observe_modules: Callable[[], ports.ModuleStates],
         acknowledged: Acknowledgements = SHIPPED,
     ) -> None:
         """Build a reconciler. Before its first pass, the reconciler neither reads nor changes the
@@ -62,14 +63,15 @@ class Reconciler:
             options: the operator's settings for removals and ownership.
             allow_empty: whether the agent removes the profiles of an emptied profile set.
             heartbeat: records a beat between keys and between actions.
+            observe_modules: returns the states of the security modules that are only reported.
             acknowledged: the warnings that the operator accepts.
         """
-        self.sources = sources
+        self.sources = _Sources(sources, allow_empty=allow_empty)
         self.backends = backends
         self.ledger = ledger
         self.options = options
-        self.allow_empty = allow_empty
         self.heartbeat = heartbeat
+        self.modules = _Modules(observe_modules)
         self.inspector = Inspector(backends, heartbeat, acknowledged)
         self._pass_number = 0
         self._converged: tuple[_PassInputs, Report] | None = None
@@ -97,7 +99,7 @@ class Reconciler:
             label_absent_seconds=conditions.label_absent_seconds,
             pods_by_profile=conditions.pods_by_profile,
         )
-        return self._reconcile(self._read_sources, options, dry_run=dry_run)
+        return self._reconcile(self.sources.read, options, dry_run=dry_run)
 
     def restore(self, *, dry_run: bool = False) -> Report:
         """Reinstall the profiles that the ledger records, without any source; remove nothing."""
@@ -130,7 +132,11 @@ class Reconciler:
     def is_unchanged(self) -> bool:
         """Return whether the node is unchanged since the last pass, judging by its signatures."""
         backends = self.backends.values()
-        return all(backend.is_unchanged() for backend in backends) and self.ledger.is_unchanged()
+        return (
+            all(backend.is_unchanged() for backend in backends)
+            and self.ledger.is_unchanged()
+            and self.modules.is_unchanged()
+        )
 
     def _reconcile(
         self, read: _ReadSnapshots, options: plan.PlanOptions, *, dry_run: bool
@@ -148,7 +154,8 @@ class Reconciler:
         capabilities = {kind: backend.capabilities for kind, backend in self.backends.items()}
         with timer.step("observe"):
             observed = self._observe(wanted, ledger, options)
-        inputs = _PassInputs(revisions=self._revisions(options), observed=observed)
+            modules = self.modules.observe()
+        inputs = _PassInputs(revisions=self._revisions(options), observed=observed, modules=modules)
         if self._converged is not None and self._converged[0] == inputs:
             return self._converged[1]
         planned = plan.plan(wanted, entries, observed, options, capabilities)
@@ -162,7 +169,12 @@ class Reconciler:
                 capabilities=capabilities,
                 sandboxes={kind: backend.sandbox() for kind, backend in self.backends.items()},
                 outcomes=outcomes,
-                findings=(*self.ledger.findings, *_ledger_finding(ledger)),
+                modules=modules,
+                findings=(
+                    *self.ledger.findings,
+                    *_ledger_finding(ledger),
+                    *(state.finding for state in modules.values() if state.finding),
+                ),
                 dry_run=dry_run,
                 pass_number=self._pass_number,
                 seconds=timer.seconds,
@@ -172,50 +184,15 @@ class Reconciler:
         self._converged = (inputs, report) if is_final else None
         return report
 
-    # --- read ------------------------------------------------------------------------------------
-
     def _invalidate(self) -> None:
         """Discard signatures, revisions and earlier results before the next pass."""
         self._converged = None
         self._observed_names = None
         self.inspector.invalidate()
         self.ledger.invalidate()
-        for source in self.sources:
-            source.invalidate()
+        self.sources.invalidate()
         for backend in self.backends.values():
             backend.invalidate()
-
-    def _read_sources(self, ledger: _LedgerContent) -> list[model.Snapshot]:
-        """Return every profile set from the sources, and the state of each profile set that is
-        missing.
-        """
-        snapshots = [
-            self._as_intended(snapshot) for source in self.sources for snapshot in source.read()
-        ]
-        if not isinstance(ledger, Finding):
-            recorded = {id_.profile_set for id_ in ledger}
-            snapshots += self._absent(recorded - {one.profile_set for one in snapshots})
-        return snapshots
-
-    def _as_intended(self, snapshot: model.Snapshot) -> model.Snapshot:
-        """If --allow-empty is set, treat an emptied profile set as completely read."""
-        if not self.allow_empty or not isinstance(snapshot, model.Emptied):
-            return snapshot
-        return model.Read(
-            profile_set=snapshot.profile_set, revision=snapshot.revision, source_keys=()
-        )
-
-    def _absent(self, profile_sets: set[str]) -> list[model.Snapshot]:
-        """Return the state of profile sets that no source provided."""
-        snapshots: list[model.Snapshot] = []
-        for profile_set in sorted(profile_sets):
-            answers = [source.explain_absence(profile_set) for source in self.sources]
-            known = [answer for answer in answers if answer is not None]
-            # If one source is unreadable and another source does not have the set, the result is
-            # unreadable.
-            known.sort(key=lambda answer: not isinstance(answer, Unreadable))
-            snapshots += known[:1]
-        return snapshots
 
     # --- observe and execute ---------------------------------------------------------------------
 
@@ -261,6 +238,68 @@ class Reconciler:
         return outcomes
 
 
+class _Sources:
+    """The sources of profiles, which a pass reads together."""
+
+    def __init__(self, sources: Sequence[ports.Source], *, allow_empty: bool) -> None:
+        self.sources = sources
+        self.allow_empty = allow_empty
+
+    def invalidate(self) -> None:
+        """Read the content of every source at the next `read`."""
+        for source in self.sources:
+            source.invalidate()
+
+    def read(self, ledger: _LedgerContent) -> list[model.Snapshot]:
+        """Return every profile set from the sources, and the state of each profile set that is
+        missing.
+        """
+        snapshots = [
+            self._as_intended(snapshot) for source in self.sources for snapshot in source.read()
+        ]
+        if not isinstance(ledger, Finding):
+            recorded = {id_.profile_set for id_ in ledger}
+            snapshots += self._absent(recorded - {one.profile_set for one in snapshots})
+        return snapshots
+
+    def _as_intended(self, snapshot: model.Snapshot) -> model.Snapshot:
+        """If --allow-empty is set, treat an emptied profile set as completely read."""
+        if not self.allow_empty or not isinstance(snapshot, model.Emptied):
+            return snapshot
+        return model.Read(
+            profile_set=snapshot.profile_set, revision=snapshot.revision, source_keys=()
+        )
+
+    def _absent(self, profile_sets: set[str]) -> list[model.Snapshot]:
+        """Return the state of profile sets that no source provided."""
+        snapshots: list[model.Snapshot] = []
+        for profile_set in sorted(profile_sets):
+            answers = [source.explain_absence(profile_set) for source in self.sources]
+            known = [answer for answer in answers if answer is not None]
+            # If one source is unreadable and another source does not have the set, the result is
+            # unreadable.
+            known.sort(key=lambda answer: not isinstance(answer, Unreadable))
+            snapshots += known[:1]
+        return snapshots
+
+
+class _Modules:
+    """The security modules that are only reported, and their states in the last pass."""
+
+    def __init__(self, read: Callable[[], ports.ModuleStates]) -> None:
+        self.read = read
+        self.states: ports.ModuleStates = {}
+
+    def observe(self) -> ports.ModuleStates:
+        """Return the current states."""
+        self.states = self.read()
+        return self.states
+
+    def is_unchanged(self) -> bool:
+        """Return whether the states are the same as in the last pass."""
+        return self.read() == self.states
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Revisions:
     """The inputs that determine which names are observed."""
@@ -272,10 +311,11 @@ class _Revisions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _PassInputs:
-    """The inputs that determine the plan of a pass."""
+    """The inputs that determine the report of a pass."""
 
     revisions: _Revisions
     observed: Mapping[ProfileKind, Observed]
+    modules: ports.ModuleStates
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

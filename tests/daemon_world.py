@@ -263,7 +263,7 @@ class DaemonWorld:
                 self.backend,
                 self.ledger,
                 plan.PlanOptions(grace_seconds=GRACE_SECONDS),
-                self.heartbeat,
+                heartbeat=self.heartbeat,
             ),
             wake_queue=self.queue,
             cluster=self.cluster,

@@ -340,13 +340,13 @@ def settled(node):
     )
 
 
-def build_reconciler(sources, backend, ledger, options=None, heartbeat=None):
-    """Return a reconciler with one backend."""
+def build_reconciler(sources, backend, ledger, options=None, **more):
+    """Return a reconciler with one backend on a node without other security modules."""
     return Reconciler(
         sources=sources,
         backends={backend.name: backend},
         ledger=ledger,
         options=options or plan.PlanOptions(),
         allow_empty=False,
-        heartbeat=heartbeat or Heartbeat(time.monotonic),
+        **{"heartbeat": Heartbeat(time.monotonic), "observe_modules": dict, **more},
     )

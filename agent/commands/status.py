@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from agent import app
+from agent.backends import security_modules
 from agent.config import Config
 from agent.core import report_builder
 from agent.core.findings import Finding
@@ -45,7 +46,12 @@ def status(config: Config, problems: Problems) -> Report:
     rows: list[ProfileStatus] = []
     supports: dict[ProfileKind, KindSupport] = {}
     sandboxes = {kind: part.backend.sandbox() for kind, part in parts.items()}
-    findings = [*ledger.findings, *report_builder.sandbox_findings(sandboxes.values())]
+    modules = security_modules.states(app.host(config))
+    findings = [
+        *ledger.findings,
+        *report_builder.sandbox_findings(sandboxes.values()),
+        *(state.finding for state in modules.values() if state.finding),
+    ]
     for kind, part in parts.items():
         of_kind = [entry for id_, entry in entries.items() if id_.kind == kind]
         names = {name for entry in of_kind for name in recorded_names(entry)}
@@ -58,7 +64,11 @@ def status(config: Config, problems: Problems) -> Report:
     rows = _with_problems(rows, problems)
     rows.sort(key=lambda row: (row.kind, row.name or row.key))
     return Report(
-        profiles=tuple(rows), profile_sets=(), kind_support=supports, findings=tuple(findings)
+        profiles=tuple(rows),
+        profile_sets=(),
+        kind_support=supports,
+        findings=tuple(findings),
+        security_modules={name: module.mode for name, module in modules.items()},
     )
 
 

@@ -146,6 +146,9 @@ class FindingCode(StrEnum):
     NEWER_CALL_ALLOWED = "newer_call_allowed", Severity.WARNING
     """The profile denies a call but allows its newer variant."""
     CONDITION_SURPRISING = "condition_surprising", Severity.WARNING
+    # security modules without profiles
+    MODULE_UNOBSERVABLE = "module_unobservable", Severity.NOTICE
+    """The agent cannot read the mode of a security module."""
     # as a daemon
     DRIFT_FOUGHT = "drift_fought", Severity.ERROR
     """Another program keeps changing a repaired profile."""

@@ -15,11 +15,12 @@ from typing import Final
 
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
-from agent.core.model import KINDS, ProfileKind
+from agent.core.model import KINDS, SECURITY_MODULES, ProfileKind
 from agent.core.report import ProfileSetStatus, ProfileStatus, Report
 from agent.core.vocabulary import (
     ON_NODE,
     LeftOutReason,
+    ModuleMode,
     ProfileSetState,
     ProfileState,
     Reason,
@@ -85,7 +86,9 @@ def is_agent_label(label: str, domain: str) -> bool:
 def has_agent_label_form(label: str) -> bool:
     """Return whether a label key looks like one of the agent's label keys, in any domain."""
     prefix, _, text = label.rpartition("/")
-    return prefix.partition(".")[0] in _PREFIXES or (prefix != "" and text in KINDS)
+    return prefix.partition(".")[0] in _PREFIXES or (
+        prefix != "" and text in (*KINDS, *SECURITY_MODULES)
+    )
 
 
 _PREFIXES: Final = (*KINDS, "set", *(f"{kind}-digest" for kind in KINDS))
@@ -133,6 +136,9 @@ def labels_for(
             if support.state == SupportState.UNKNOWN
             else support.state
         )
+    for module, mode in report.security_modules.items():
+        if mode != ModuleMode.UNKNOWN:
+            labels[f"{domain}/{module}"] = mode
     kept, omitted = _limited(labels, _created_by_label(report, domain), domain, limit, present)
     findings = [_collision(label, sorted(names)) for label, names in sorted(collisions.items())]
     findings += [_too_many(omitted, limit)] if omitted else []
@@ -289,7 +295,7 @@ def _limited(
     def rank(label: str) -> tuple[bool, bool, bool, bool, str, bool, str]:
         prefix = label.partition("/")[0]
         return (
-            prefix != domain,  # The labels of supported kinds come first.
+            prefix != domain,  # The labels of kinds and modules come first.
             prefix.endswith(
                 f"-digest.{domain}"
             ),  # The digest label is useless without the label for the name.

@@ -18,6 +18,10 @@ from agent.core.vocabulary import Provenance, UnreadableCause
 ProfileKind = Literal["apparmor", "seccomp"]
 KINDS: Final[tuple[ProfileKind, ...]] = get_args(ProfileKind)
 
+# These security modules are only reported, because the agent installs no profiles for them.
+SecurityModule = Literal["selinux"]
+SECURITY_MODULES: Final[tuple[SecurityModule, ...]] = get_args(SecurityModule)
+
 # Evidence consists of opaque tokens that identify the content of a profile. Each backend defines
 # its own tokens, for example "bytes:<hex>", the sha256 of a file. Two versions have equal content
 # if their evidence shares at least one token. No token is derived from a name or an exit status. If

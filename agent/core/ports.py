@@ -20,10 +20,12 @@ from agent.core.model import (
     Observed,
     Profile,
     ProfileKind,
+    SecurityModule,
     Snapshot,
     SourceKey,
     UnknownUse,
 )
+from agent.core.vocabulary import ModuleMode
 
 Progress = Callable[[str, int, int], None]
 """Shows a kind of work, the number of its finished parts, and the number of all its parts."""
@@ -184,6 +186,18 @@ class ProfileBackend(Protocol):
 
     def invalidate(self) -> None:
         """Read the content at the next observation, even if its signature is unchanged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleState:
+    """The state of a security module for which the agent installs nothing."""
+
+    mode: ModuleMode
+    finding: Finding | None = None
+    """The reason if the mode is unknown."""
+
+
+ModuleStates = Mapping[SecurityModule, ModuleState]
 
 
 class ConfinementTracker(Protocol):

@@ -11,11 +11,12 @@ from typing import Final, Literal
 from agent.core.finding_codes import SOURCE_CODES, FindingCode, Severity
 from agent.core.findings import Finding
 from agent.core.left_out import LeftOut
-from agent.core.model import ProfileKind
+from agent.core.model import ProfileKind, SecurityModule
 from agent.core.vocabulary import (
     DRIFTS,
     INSTALLS,
     ActionName,
+    ModuleMode,
     ProfileSetState,
     ProfileState,
     Reason,
@@ -116,6 +117,9 @@ class Report:
     kind_support: Mapping[ProfileKind, KindSupport]
     findings: tuple[Finding, ...] = ()
     """The findings that do not belong to a row, for example about sources or the ledger."""
+
+    security_modules: Mapping[SecurityModule, ModuleMode] = field(default_factory=dict)
+    """The modes of the security modules for which the agent installs nothing."""
 
     pending: int = 0
     """The number of keys that are still being checked in the background."""

@@ -26,7 +26,7 @@ from agent.core.model import (
     Unsupported,
     Version,
 )
-from agent.core.ports import Capabilities, InstalledForm, Sandbox
+from agent.core.ports import Capabilities, InstalledForm, ModuleStates, Sandbox
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.core.vocabulary import (
     DRIFTS,
@@ -53,6 +53,7 @@ class PassResult:
     findings: Sequence[Finding] = ()
     """The findings about the pass itself, for example about the ledger."""
 
+    modules: ModuleStates = field(default_factory=dict)
     dry_run: bool = False
     pass_number: int = 0
 
@@ -79,6 +80,7 @@ def build_report(result: PassResult) -> Report:
             for kind, observation in result.observed.items()
         },
         findings=_pass_findings(result),
+        security_modules={name: module.mode for name, module in result.modules.items()},
         pending=len(desired.pending)
         + sum(outcome.result == OutcomeResult.PENDING for outcome in outcomes),
         dry_run=result.dry_run,

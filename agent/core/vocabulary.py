@@ -232,6 +232,17 @@ class SupportState(StrEnum):
     UNKNOWN = "unknown"
 
 
+class ModuleMode(StrEnum):
+    """The mode of a security module of the node."""
+
+    ENFORCING = "enforcing"
+    PERMISSIVE = "permissive"
+    """The module logs denials, but allows the access."""
+
+    DISABLED = "disabled"
+    UNKNOWN = "unknown"
+
+
 class PruneMode(StrEnum):
     """The undesired profiles that a pass may remove (`--prune`)."""
 

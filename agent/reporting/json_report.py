@@ -39,6 +39,7 @@ def document(report: Report, *, exit_status: int, domain: str = labels.DOMAIN) -
             kind: _support(support, is_public=False)
             for kind, support in report.kind_support.items()
         },
+        "security_modules": _modules(report),
         "profiles": [_profile(row, domain, is_public=False) for row in report.profiles],
         "problems": [_finding(finding, is_public=False) for finding in report.findings],
         "seconds": {name: round(value, 6) for name, value in report.seconds.items()},
@@ -64,6 +65,7 @@ def public_document(report: Report, *, exit_status: int, domain: str) -> bytes:
         "support": {
             kind: _support(support, is_public=True) for kind, support in report.kind_support.items()
         },
+        "security_modules": _modules(report),
         "seconds": {name: round(value, 6) for name, value in report.seconds.items()},
     }
     content = bytearray(json.dumps(head).encode().removesuffix(b"}"))
@@ -120,6 +122,10 @@ def _support(support: KindSupport, *, is_public: bool) -> dict[str, object]:
         "problem": _finding(finding, is_public=is_public) if finding is not None else None,
         "sandboxed": support.sandboxed,
     }
+
+
+def _modules(report: Report) -> dict[str, object]:
+    return {name: {"mode": mode} for name, mode in report.security_modules.items()}
 
 
 def _profile(row: ProfileStatus, domain: str, *, is_public: bool) -> dict[str, object]:

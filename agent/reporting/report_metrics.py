@@ -14,7 +14,13 @@ from prometheus_client.registry import Collector
 
 from agent.core.finding_codes import FindingCode
 from agent.core.report import ProfileSetStatus, ProfileStatus, Report
-from agent.core.vocabulary import ON_NODE, ProfileSetState, ProfileState, SupportState
+from agent.core.vocabulary import (
+    ON_NODE,
+    ModuleMode,
+    ProfileSetState,
+    ProfileState,
+    SupportState,
+)
 
 NAMES: Final = 100  # The number of profiles that have their own series.
 SETS: Final = 50  # The number of profile sets that have their own series.
@@ -76,6 +82,7 @@ class ReportCollector(Collector):
         yield from self._of_profiles()
         yield from self._of_sources()
         yield from self._of_kinds()
+        yield self._of_modules()
         counts = finding_counts(self._report) if self._report is not None else Counter()
         yield _family(
             "problems",
@@ -133,6 +140,15 @@ class ReportCollector(Collector):
             "1: the parser can open only its include files and its configuration.",
             ("kind",),
             {(kind,): one.sandboxed for kind, one in supports.items() if one.sandboxed is not None},
+        )
+
+    def _of_modules(self) -> Metric:
+        modules = self._report.security_modules if self._report is not None else {}
+        return _family(
+            "security_module_mode",
+            "1: the security module of the node has this mode.",
+            ("module", "mode"),
+            {(name, mode): mode == now for name, now in modules.items() for mode in ModuleMode},
         )
 
 

@@ -227,7 +227,14 @@ def _summary(view: StatusView, report: Report) -> str:
         if report.converged
         else "Not converged: some profiles are not installed, or a source has a problem."
     )
-    return f"<p>{result} The last pass ended at {_time(view.at)}. Version {text(view.version)}.</p>"
+    modules = "".join(
+        f" The security module {text(name)} is {text(mode)}."
+        for name, mode in report.security_modules.items()
+    )
+    return (
+        f"<p>{result}{modules} The last pass ended at {_time(view.at)}. "
+        f"Version {text(view.version)}.</p>"
+    )
 
 
 def _footer(view: StatusView) -> str:

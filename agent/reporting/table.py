@@ -64,7 +64,7 @@ def table(
         report: the report.
         width: the number of columns of the terminal.
         domain: the domain of the Node's labels. If a domain is passed, the text contains the
-            nodeSelector of each profile and the active sandboxes.
+            nodeSelector of each profile, the active sandboxes and the security modules.
         nothing: the summary of a report that has no profiles.
         has_colors: whether to color the states of profiles.
     """
@@ -81,7 +81,7 @@ def table(
         if support.finding is not None
     ]
     if domain:
-        paragraphs += [_sandboxes(report), _selectors(report, domain)]
+        paragraphs += [_node_states(report), _selectors(report, domain)]
     paragraphs.append(_wrap(_summary(report, nothing), width))
     return "\n\n".join("\n".join(lines) for lines in paragraphs if lines) + "\n"
 
@@ -149,10 +149,11 @@ def _notes(report: Report) -> list[_Note]:
     return sorted(notes, key=lambda note: _ORDER.index(note.finding.severity))
 
 
-def _sandboxes(report: Report) -> list[str]:
-    """Return a line for each kind whose parser runs in a sandbox."""
+def _node_states(report: Report) -> list[str]:
+    """Return a line for each kind whose parser runs in a sandbox, and for each security module."""
     kinds = [kind for kind, support in report.kind_support.items() if support.sandboxed]
-    return [f"{kind}: the parser runs in a sandbox (Landlock)." for kind in kinds]
+    lines = [f"{kind}: the parser runs in a sandbox (Landlock)." for kind in kinds]
+    return lines + [f"{name}: {mode}" for name, mode in report.security_modules.items()]
 
 
 def _selectors(report: Report, domain: str) -> list[str]:

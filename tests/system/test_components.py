@@ -99,6 +99,16 @@ def is_privileged(objects):
     )
 
 
+def reads_the_mode_of_selinux(objects):
+    """Return whether selinuxfs is mounted at its usual place and is read-only."""
+    mount = {"name": "selinux", "mountPath": "/sys/fs/selinux", "readOnly": True}
+    directory = {"path": "/sys/fs/selinux", "type": "Directory"}
+    return (
+        mount in agent(objects)["volumeMounts"]
+        and volume(objects, "selinux")["hostPath"] == directory
+    )
+
+
 def removes_a_taint(objects):
     """Return whether the agent and the admission policy use the same startup taint."""
     taint = variable(objects, "PROFILE_LOADER_STARTUP_TAINT")
@@ -124,6 +134,7 @@ EFFECTS = {
     "own-seccomp": has_own_seccomp_profile,
     "pod-aware": may_list_pods,
     "privileged": is_privileged,
+    "selinux": reads_the_mode_of_selinux,
     "settings": lambda objects: is_in(objects, "profile-loader"),
     "startup-taint": removes_a_taint,
 }

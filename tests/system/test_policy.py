@@ -292,6 +292,8 @@ def narrowed(cluster, old, new):
 OLDER_POLICIES = {
     # These are the changes of the policy, and the label that the changed policy denies.
     "a prefix is unknown": ("''set.'', ''apparmor", "''apparmor", f"set.{DOMAIN}/ns__web"),
+    "a key is unknown": (", variables.labelDomain + ''/selinux'']", "]", f"{DOMAIN}/selinux"),
+    "a mode is unknown": ("|enforcing|permissive|", "|", f"{DOMAIN}/selinux"),
     "a value is unknown": ("|installed|ready|", "|installed|", f"set.{DOMAIN}/ns__web"),
 }
 

@@ -16,7 +16,7 @@ from agent.config import OPTIONS
 from agent.core import labels
 from agent.core.finding_codes import FindingCode
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
-from agent.core.vocabulary import SupportState
+from agent.core.vocabulary import ModuleMode, SupportState
 from agent.reporting import json_report
 
 DOCS = Path("docs")
@@ -174,6 +174,7 @@ def test_the_table_of_labels_lists_the_labels_of_a_node():
             "apparmor": KindSupport(state="enabled"),
             "seccomp": KindSupport(state="enabled"),
         },
+        security_modules={"selinux": ModuleMode.DISABLED},
     )
     actual = labels.labels_for(report, domain="DOMAIN", digest=True, present={}).labels
     assert documented.keys() == actual.keys()
@@ -181,6 +182,8 @@ def test_the_table_of_labels_lists_the_labels_of_a_node():
     assert all(actual[key] in expected for key, expected in values.items())
     assert values["apparmor.DOMAIN/web"] == list(compiled_policy.MODES.values())
     states = [state.value for state in SupportState]
+    modes = [mode.value for mode in ModuleMode if mode != ModuleMode.UNKNOWN]
+    assert values["DOMAIN/selinux"] == modes
     assert values["DOMAIN/apparmor"] == values["DOMAIN/seccomp"] == states
 
 

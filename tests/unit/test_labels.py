@@ -9,7 +9,7 @@ from agent.core import labels, left_out
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
-from agent.core.vocabulary import LeftOutReason
+from agent.core.vocabulary import LeftOutReason, ModuleMode
 
 D = "example.org"
 SET = "configmap ns/web"
@@ -210,6 +210,21 @@ def test_the_support_of_the_node_keeps_its_label_when_an_observation_fails():
     assert computed == {f"{D}/apparmor": "enabled", f"{D}/seccomp": "unknown"}
 
 
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("enforcing", {f"{D}/selinux": "enforcing"}),
+        ("permissive", {f"{D}/selinux": "permissive"}),
+        ("disabled", {f"{D}/selinux": "disabled"}),
+        ("unknown", {}),
+    ],
+)
+def test_the_mode_of_a_security_module_is_a_label(mode, expected):
+    """An unknown mode has no label, and does not keep the label of the previous mode."""
+    observed = replace(report(sets=()), security_modules={"selinux": ModuleMode(mode)})
+    assert labels_of(observed, {f"{D}/selinux": "enforcing"}).labels == expected
+
+
 def test_labels_of_names_precede_labels_of_digests():
     """The digest label is set only if the profile label is set too."""
     rows = [row(name, source_digest="0123456789abcdef") for name in ("a", "b")]
@@ -390,6 +405,7 @@ def test_a_labelled_profile_has_a_node_selector():
     ("label", "expected"),
     [
         ("previous.example/seccomp", True),
+        ("previous.example/selinux", True),
         ("set.previous.example/x", True),
         (f"seccomp-digest.{D}/x", True),
         ("seccomp", False),

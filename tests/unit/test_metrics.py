@@ -98,6 +98,19 @@ def test_the_series_of_the_sandbox_exists_only_for_a_kind_with_a_parser():
     assert series(metrics)[name_of_series] == 0
 
 
+def test_the_mode_of_a_security_module_has_one_series_for_each_mode():
+    """The series of the current mode is 1, and the other series are 0."""
+    metrics = Metrics("1")
+    metrics.count_pass(report(security_modules={"selinux": "permissive"}), 1000.0)
+    modes = {name: value for name, value in series(metrics).items() if "security_module" in name}
+    assert modes == {
+        f'profile_loader_security_module_mode{{mode="{mode}",module="selinux"}}': value
+        for mode, value in (
+            ("enforcing", 0), ("permissive", 1), ("disabled", 0), ("unknown", 0),
+        )
+    }  # fmt: skip
+
+
 def test_the_series_of_a_resolved_finding_is_zero_and_that_of_a_removed_name_ends():
     """If a source is removed, its series ends."""
     metrics = Metrics("1")
