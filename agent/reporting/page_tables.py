@@ -2,18 +2,15 @@
 
 Text from profiles, names and errors is always escaped. To keep a table small, its cells have no
 attributes that a style sheet can replace. For example, a narrow screen shows the name of the column
-in front of each cell, and these names are in the style sheet. agent.reporting.status_page selects
-the content of the tables.
+in front of each cell, and these names are in the style sheet. An empty cell has no content, and the
+style sheet shows a dash in it. agent.reporting.status_page selects the content of the tables.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Final
 
 from agent.core.printable import printable
-
-NOTHING: Final = "&mdash;"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +50,16 @@ class Table:
         )
 
     def narrow_style(self) -> str:
-        """Return the rules that show the name of a column in front of each of its cells."""
+        """Return the rules that show the name of a column in front of each of its cells.
+
+        Cells whose words are never broken are short, so several of them share a line.
+        """
         return "".join(
             f'{self._cells(column)}::before{{content:"{column}: "}}' for column in self.columns
+        ) + "".join(
+            f"{self._cells(column)}:not(:empty){{display:inline-block;margin-right:1rem}}"
+            for column in self.columns
+            if column in self.unbroken
         )
 
     def _cells(self, column: str) -> str:
@@ -105,7 +109,7 @@ def plain(*values: str) -> tuple[str, ...]:
 
 
 def _line(row: Row) -> str:
-    first, *others = (cell or NOTHING for cell in row.cells)
+    first, *others = row.cells
     classes = f' class="{row.classes}"' if row.classes else ""
     cells = "".join(f"<td role=cell>{cell}</td>" for cell in others)
     return f"<tr role=row{classes}><th scope=row role=rowheader>{first}</th>{cells}</tr>"

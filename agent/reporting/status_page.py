@@ -20,7 +20,7 @@ from agent.core.model import KINDS
 from agent.core.report import ProfileStatus, Report
 from agent.core.vocabulary import ProfileState
 from agent.reporting.page_tables import Row, Table, plain, text
-from agent.reporting.table import BAD_STATES, GOOD_STATES
+from agent.reporting.table import BAD_STATES, GOOD_STATES, displayed_reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +114,8 @@ thead th{overflow-wrap:normal}
 .profiles .bad>:nth-child(3),.sets .bad>:nth-child(2){color:var(--bad);font-weight:600}
 .profiles .good>:nth-child(3),.sets .good>:nth-child(2){color:var(--good);font-weight:600}
 code{font-size:.95em;user-select:all}
+td:empty::after{content:"\\2014"}
+span[id]{scroll-margin-top:5rem}
 td code{display:block}.l::before{content:"localhostProfile: "}.n::before{content:"nodeSelector: "}
 """
     + "".join(
@@ -123,13 +125,14 @@ td code{display:block}.l::before{content:"localhostProfile: "}.n::before{content
     )
     + "".join(table.wide_style() for table in TABLES)
     + """
-@media(min-width:60rem){.profiles td:nth-child(6){width:15%}
-.profiles td:last-child{width:30%}}
+@media(min-width:60rem){.profiles th:first-child{width:18%}
+.profiles td:nth-child(6){width:16%}.profiles td:last-child{width:32%}}
 @media(max-width:45rem){
 thead{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 tr{display:block;border-bottom:1px solid var(--line);padding:.4rem 0}
 th,td{display:block;border:0;padding:.1rem 0}
-tbody th::before,tbody td::before{font-weight:400}
+tbody th::before,tbody td::before{color:CanvasText;font-weight:400}
+td:empty{display:none}
 """
     + "".join(table.narrow_style() for table in TABLES)
     + "}\n"
@@ -316,7 +319,7 @@ def _profile_row(row: ProfileStatus, view: StatusView) -> Row:
         row.kind,
         row.state,
         row.mode,
-        row.why,
+        displayed_reason(row),
         source,
         _label_state(row, selector, view),
     )

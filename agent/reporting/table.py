@@ -69,7 +69,7 @@ def table(
         has_colors: whether to color the states of profiles.
     """
     rows = [
-        (row.kind, printable(row.name or row.key), row.state, printable(_why(row)))
+        (row.kind, printable(row.name or row.key), row.state, printable(displayed_reason(row)))
         for row in report.profiles
     ]
     colors = _COLORS if has_colors else {}
@@ -165,7 +165,7 @@ def _selectors(report: Report, domain: str) -> list[str]:
     return ["nodeSelector, if the Node has labels:", *lines] if lines else []
 
 
-def _why(row: ProfileStatus) -> str:
+def displayed_reason(row: ProfileStatus) -> str:
     """Return the code of the first error, which a note explains, or else the reason for the
     action.
     """

@@ -1,6 +1,7 @@
 """Tests of agent.reporting.status_page: its text, its structure and its escaping."""
 
 import re
+from hashlib import sha256
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from agent.core.findings import Finding
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.reporting.status_page import MAX_BYTES, STYLE, PassSummary, StatusView
 from agent.reporting.status_page import page as parts_of
+from tests import status_page_example
 
+DOCS = Path("docs")
 EVIL = "</title><script>alert(1)</script>\"'>\x1b[31m\u202e"
 SHOWN = "&lt;/title&gt;&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#x27;&gt;\\x1b[31m\\u202e"
 ENDED = 1_800_000_301.0
@@ -117,7 +120,7 @@ def test_findings_are_sorted_by_severity():
 
 def test_the_page_shows_everything_about_the_last_pass():
     """The order of the page is: answer, findings, profiles, sources, other labels, last passes."""
-    none = "—"
+    none = ""  # The style sheet shows a dash.
     source = "configmap ns/web"
     assert Structure(page(view())).tables == [
         [
@@ -126,7 +129,7 @@ def test_the_page_shows_everything_about_the_last_pass():
         ],
         [
             ["Name", "Kind", "State", "Mode", "Why", "Source", "Label", "For the pod"],
-            ["b.json", "seccomp", "rejected", none, none, source, none, "b.json"],
+            ["b.json", "seccomp", "rejected", none, "not_json", source, none, "b.json"],
             ["a.json", "seccomp", "installed", none, "unchanged", source, "set",
              "a.jsonseccomp.example.org/a.json: installed"],
             ["web", "apparmor", "installed", "enforce", "drifted", source, "not set",
@@ -168,7 +171,7 @@ def test_a_code_is_a_link_to_its_entry_in_the_runbook():
 
 def test_every_code_is_a_heading_of_the_runbook():
     """The link of each code leads to a heading."""
-    headings = re.findall(r"^### (\w+)$", Path("docs/runbook.md").read_text(), re.MULTILINE)
+    headings = re.findall(r"^### (\w+)$", (DOCS / "runbook.md").read_text(), re.MULTILINE)
     assert set(FindingCode) <= set(headings)
 
 
@@ -286,6 +289,20 @@ def test_a_screen_reader_can_read_the_page():
     viewport = next(one for tag, one in tags if one.get("name") == "viewport")
     # This text may be larger than the others.
     assert viewport["content"] == "width=device-width,initial-scale=1"
+
+
+def test_the_pictures_in_the_guide_show_the_current_page():
+    """The recorded digests match the page and the pictures. After a change of the page, run
+    scripts/screenshots.py, and look at each picture.
+    """
+    lines = (DOCS / "status-page.sha256").read_text().splitlines()
+    recorded = {name: digest for digest, name in (line.split("  ") for line in lines)}
+    pictures = {path.name: path.read_bytes() for path in DOCS.glob("status-page*.png")}
+    contents = {"the page in the pictures": status_page_example.html().encode(), **pictures}
+    assert recorded == {name: sha256(content).hexdigest() for name, content in contents.items()}
+    assert len(pictures) == 8
+    guide = (DOCS / "operations.md").read_text()
+    assert [name for name in pictures if f"({name})" not in guide] == []
 
 
 def luminance(color):
