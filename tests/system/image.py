@@ -1,8 +1,8 @@
-"""Builds the image from the Containerfile without an image registry.
+"""Builds the image of the Containerfile without an image registry.
 
 mmdebstrap builds the base image from Debian packages. pip downloads the Python packages from its
-configured index, and verifies their hashes. The base, the wheels and the last two images are cached
-with their checksums in ~/.cache/profile-loader/image.
+configured index, and verifies their hashes. The base image, the wheels and the last two images are
+cached with their checksums in ~/.cache/profile-loader/image.
 """
 
 import hashlib
@@ -52,17 +52,17 @@ SLIM = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """A built image, with its file system, its configuration and its docker-archive."""
+    """A built image: its file system, its configuration and its docker-archive."""
 
     root: Path
     config: dict
     packed: Path
 
     def run(self, *arguments, mounts=(), check=True):
-        """Run the entry point in the same way as the DaemonSet, with a read-only file system.
+        """Run the entry point as the DaemonSet does, with a read-only file system.
 
-        The only capability is CAP_MAC_ADMIN. The mounts exist only in the command's mount
-        namespace.
+        The only capability is CAP_MAC_ADMIN. The mounts exist only in the mount namespace of the
+        command.
 
         Args:
             arguments: The arguments of the entry point.
@@ -72,7 +72,7 @@ class Image:
         return self.execute(*self.config["Entrypoint"], *arguments, mounts=mounts, check=check)
 
     def execute(self, *command, mounts=(), check=True):
-        """Run any command in the image, in the same way as `run`."""
+        """Run any command in the image, with the same restrictions as `run`."""
         root = shlex.quote(str(self.root))
         script = [
             "set -e",
@@ -98,7 +98,7 @@ class Image:
 
 
 def build():
-    """Return the image of this checkout; build it if it is missing, damaged or outdated."""
+    """Return the image of this checkout. Build the image if it is missing, damaged or outdated."""
     with kept.locked(CACHE):
         folder = CACHE / f"built-{_key(_sources(), base().name)}"
         if not _whole(folder):
@@ -113,7 +113,7 @@ def build():
 
 
 def again():
-    """Return the digests of a second build from the same sources, which are also cached."""
+    """Return the digests of a second build from the same sources. The digests are cached."""
     digests_file = build().root.parent / "again.json"
     with kept.locked(CACHE):
         if not digests_file.exists():
@@ -128,7 +128,7 @@ def archive(path):
 
 
 def make(folder, *, pack):
-    """Build the image in an empty folder, with its archive if requested, and return the image."""
+    """Build the image and, if requested, its archive in an empty folder. Return the image."""
     context = folder / "context"
     context.mkdir()
     for name in INPUTS:
@@ -171,14 +171,16 @@ def make(folder, *, pack):
 
 
 def base():
-    """Return a tar file of a minimal Debian; build it if it is missing or damaged."""
+    """Return the tar file of a minimal Debian system. Build the file if it is missing or
+    damaged.
+    """
     path = CACHE / f"base-{_key(RECIPE, SUITE, *SLIM)}.tar"
     mark = path.with_suffix(".sha256")
     if not (path.exists() and mark.exists() and mark.read_text() == vm.sha256(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         command = ["mmdebstrap", "-q", "--variant=minbase"]
         command += [f"--dpkgopt={one}" for one in SLIM]
-        # mmdebstrap copies these files from this machine, but they must not be in the image.
+        # mmdebstrap copies these files from this machine, but the image must not contain them.
         command += ['--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"']
         command += [SUITE, str(path), mirror()]
         with kept.announced("image: its Debian base", "about a minute"):
@@ -198,7 +200,9 @@ def mirror():
 
 
 def wheels():
-    """Return a directory with the packages of the lock files, after their hashes were verified."""
+    """Return a directory with the packages of the lock files. pip has verified the hashes of the
+    packages.
+    """
     locks = [Path(name) for name in INPUTS if name.endswith(".lock")]
     path = CACHE / f"wheels-{_key(RECIPE, *(lock.read_text() for lock in locks))}"
     if not (path / "complete").exists():
@@ -248,7 +252,9 @@ def _whole(folder):
 
 
 def _package():
-    """Return the directory of the agent's package, which may come from the installed wheel."""
+    """Return the directory of the agent's package, either in the checkout or from the installed
+    wheel.
+    """
     return Path(agent.__file__).parent
 
 
@@ -265,7 +271,7 @@ def _sources():
 
 @contextmanager
 def _scratch():
-    """Yield a folder next to the cached images, which is deleted at the end unless it was
+    """Yield a folder next to the cached images. At the end, delete the folder unless it was
     renamed.
     """
     folder = Path(tempfile.mkdtemp(prefix="making-", dir=CACHE))

@@ -1,8 +1,8 @@
 """Manages the cache of files that the system tests build, in ~/.cache/profile-loader.
 
-Tests run in parallel lanes, and any lane may be the first one that needs a file. Therefore, only
-one process at a time checks a folder of the cache and builds missing files. A process that has
-waited for the lock checks the folder again.
+Tests run in parallel processes, and any of these processes may be the first that needs a file.
+Therefore, only one process at a time checks a folder of the cache and builds missing files. A
+process that had to wait for the lock checks the folder again.
 """
 
 import contextlib
@@ -32,12 +32,13 @@ def locked(folder):
 
 @contextlib.contextmanager
 def announced(what, usual, progress=lambda: "", *, every=60.0):
-    """Print which result is being built and how long this usually takes; report the progress.
+    """Print what is being built and how long the build usually takes. Then print the progress from
+    time to time.
 
     Args:
-        what: The result that is built, for example "virtual machine: root tree".
+        what: A description of the result, for example "virtual machine: root tree".
         usual: The usual duration, in words.
-        progress: Returns a description of the progress.
+        progress: A function that returns a description of the progress.
         every: The number of seconds between two progress reports.
     """
     begin = time.monotonic()
@@ -60,7 +61,9 @@ def announced(what, usual, progress=lambda: "", *, every=60.0):
 
 
 def package(name):
-    """Return a directory with the files of a Debian package, which is downloaded if missing."""
+    """Return a directory with the files of a Debian package. Download the package if it is
+    missing.
+    """
     folder = PACKAGES / name
     with locked(PACKAGES):
         if not (folder / "complete").exists():

@@ -1,8 +1,9 @@
-"""Runs the agent, and kills it with SIGKILL right before one step: `python -m` this module.
+"""Runs the agent, and kills it with SIGKILL right before one step.
 
-The environment variable KILLED contains the name of the step. If ARMED contains the path of a file,
-steps count only while this file exists. Python's audit events (PEP 578) show each step without a
-hook in the agent. The module reads the path of a directory's descriptor from /proc.
+The environment variable KILLED contains the name of the step. If the environment variable ARMED
+contains the path of a file, only steps while this file exists count. Audit events of Python (PEP
+578) show each step, so that the agent itself needs no hook. If an event contains the descriptor of
+a directory, the module reads the path of the directory from /proc.
 """
 
 import os

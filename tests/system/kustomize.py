@@ -1,4 +1,4 @@
-"""Builds manifests/base with components, as a user's own kustomization does."""
+"""Builds manifests/base with components, as the kustomization of a user does."""
 
 import functools
 import os
@@ -20,7 +20,7 @@ def write(folder, *components, root=ROOT, **fields):
     Args:
         folder: The folder of the kustomization.
         components: The names of components.
-        root: The manifests.
+        root: The directory of the manifests.
         fields: Further fields of the kustomization.
     """
     relative = os.path.relpath(root, folder)

@@ -1,9 +1,10 @@
-"""Follows a change from the API server to a real kernel and to the label of the Node.
+"""Measures how a change reaches the kernel and the label of the Node.
 
 A real API server with the base manifests runs on this machine. The agent runs in a virtual machine
 with AppArmor, with the options of the DaemonSet and with digest labels. The test changes a
-ConfigMap here, and the guest observes its kernel. Right before each change, the two clocks are
-compared, which gives an upper bound for the time of each kernel event on the clock of this machine.
+ConfigMap here, and the guest observes its kernel. Right before each change, the test compares the
+clocks of both machines. The result is an upper bound for the time of each kernel event on the clock
+of this machine.
 """
 
 import concurrent.futures
@@ -32,21 +33,20 @@ NAME = "changed"
 CHANGES = int(os.environ.get("CHANGES", "20"))
 AWAY = 5  # the number of restores without an API server
 LIMIT_SECONDS = 600
-# The guest is emulated: it boots a kernel and compiles every module to bytecode.
+# The first start is slow, because an emulated guest boots a kernel and compiles every Python module
+# to bytecode.
 FIRST_SECONDS = 1500
 ABSENT = ["", ""]
 
 
 def text(number):
-    """Return a numbered version of the profile; the mode of each version differs from the mode of
-    the previous version.
-    """
+    """Return a numbered version of the profile. Consecutive versions have different modes."""
     flags = "flags=(complain) " if number % 2 else ""
     return f"profile {NAME} {flags}{{\n  file,\n  signal,\n  deny /etc/secret{number} r,\n}}\n"
 
 
 def expected(number):
-    """Return the labels of the changed profile while one of its versions is installed."""
+    """Return the expected labels while the given version of the profile is installed."""
     return {
         f"apparmor.{DOMAIN}/{NAME}": "complain" if number % 2 else "enforce",
         f"apparmor-digest.{DOMAIN}/{NAME}": hashlib.sha256(text(number).encode()).hexdigest()[:12],
@@ -55,15 +55,15 @@ def expected(number):
 
 @dataclass
 class Seen:
-    """The measured seconds after the response to each change, and the observed states."""
+    """The measured durations, each from the response to a change, and the observed states."""
 
     kernel: list[float] = field(default_factory=list)
     label: list[float] = field(default_factory=list)
-    # the seconds of the parser run for each change
+    # the duration of the parser run for each change, in seconds
     compile: list[float] = field(default_factory=list)
-    # each observed state of the kernel, in their order
+    # the observed states of the kernel, in order
     kernels: list[list[str]] = field(default_factory=list)
-    # each observed state of the labels, in their order
+    # the observed states of the labels, in order
     labels: list[dict[str, str]] = field(default_factory=list)
     held: list[list[str]] = field(default_factory=list)  # the hash and the mode of each version
     restored: list[float] = field(default_factory=list)
@@ -71,14 +71,14 @@ class Seen:
     started: float = 0.0
     caught_up: float = 0.0
     shipped: dict[str, str] = field(default_factory=dict)
-    # This is the fraction of the time during which a task waited for a CPU, with and without the
-    # API server.
+    # The fraction of the time during which a task waited for a CPU, with and without the API
+    # server.
     short: float = 0.0
     away_short: float = 0.0
 
 
 class Api:
-    """The view of an administrator: a ConfigMap to change, and a Node to watch."""
+    """Changes the ConfigMap and watches the Node, with the rights of an administrator."""
 
     def __init__(self, cluster):
         self.cluster = cluster
@@ -127,7 +127,7 @@ class Api:
         return at
 
     def watch(self):
-        """Begin to watch the Node; the current labels arrive first."""
+        """Begin to watch the Node. The first event contains the current labels."""
         self._unwatch()
         self.watching = self._connection()
         path = f"/api/v1/nodes?watch=true&fieldSelector=metadata.name%3D{NODE}"
@@ -136,9 +136,7 @@ class Api:
         assert self.events.status == 200, self.events.status
 
     def until(self, wanted):
-        """Read the watch until the Node has all of these labels, and return the time of that
-        event.
-        """
+        """Read events until the Node has all of these labels, and return the time of that event."""
         at = time.monotonic()
         while not wanted.items() <= self.labels.items():
             line = self.events.readline()
@@ -172,7 +170,8 @@ class Guest:
 
     def __exit__(self, *_):
         with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)  # The guest ends, and sends its log.
+            # On this command, the guest sends its log and ends.
+            self.socket.shutdown(socket.SHUT_RDWR)
         self.lines.close()
         self.socket.close()
 
@@ -186,14 +185,18 @@ class Guest:
             self.told.append(output)
 
     def kernel(self, wanted):
-        """Wait until the kernel has a version, and return the time in the guest."""
+        """Wait until the kernel has loaded a version, and return the time of the load on the
+        guest's clock.
+        """
         while True:
             output = self.told.pop(0) if self.told else self._said()
             if output["kernel"] == wanted:
                 return output["at"]
 
     def offset(self):
-        """Return the largest possible difference between the host's time and the guest's time."""
+        """Return an upper bound for the difference between the host's clock and the guest's
+        clock.
+        """
         result = []
         for _ in range(5):
             at = self.ask("clock", "clock")
@@ -211,7 +214,7 @@ class Guest:
 
 
 def drive(guest, api, proxy):
-    """Change the ConfigMap, observe the results, and return the measurements."""
+    """Change the ConfigMap several times, and return the measurements."""
     seen = Seen()
     number = CHANGES + 2
     texts = [text(item) for item in range(number)]
@@ -226,8 +229,8 @@ def drive(guest, api, proxy):
     guest.kernel(held[0])
     since = busy.Since()
     for version in range(1, CHANGES + 1):
-        # The measurement is repeated while the agent waits, because the agent was starting during
-        # the first one.
+        # The test measures again while the agent waits, because the agent was still starting during
+        # the first measurement.
         ((_, seconds),) = guest.ask("compile", "compiled", texts=[text(version)])
         seen.compile.append(seconds)
         offset = guest.offset()
@@ -240,14 +243,16 @@ def drive(guest, api, proxy):
     seen.shipped = {key: value for key, value in api.labels.items() if DOMAIN in key}
     outage(guest, api, proxy, seen)
     guest.ask("end", "ended")
-    # If the guest was started again, it finds the labels of the previous guest.
+    # After a second start of the guest, the Node still has the labels from the first guest.
     seen.labels = api.history[api.history.index(expected(0)) :]
     seen.kernels = guest.history[guest.history.index(held[0]) :]
     return seen
 
 
 def outage(guest, api, proxy, seen):
-    """Disconnect the agent, remove its profile several times, kill the agent, and reconnect it."""
+    """Disconnect the agent from the API server, remove its profile several times, kill the agent,
+    and reconnect it.
+    """
     proxy.refuse()
     since = busy.Since()
     for _ in range(AWAY):
@@ -261,7 +266,7 @@ def outage(guest, api, proxy, seen):
     status, said = guest.ask("restart", "restarted", text=text(CHANGES))
     assert status == 0, said
     gone = guest.kernel(ABSENT)
-    # The agent restores the profile from the ledger, because it has no other source.
+    # The agent can restore the profile only from the ledger, because it has no other source.
     seen.started = guest.kernel(seen.held[CHANGES]) - gone
     seen.away.append(api.now())
     proxy.forward()
@@ -280,7 +285,9 @@ def arguments(objects):
 
 
 def files(cluster, proxy, listener, objects):
-    """Return the files that configure the guest as this Node: settings, kubeconfig and CA."""
+    """Return the files that the guest needs to act as this Node: settings, kubeconfig and CA
+    certificate.
+    """
     config = json.loads(cluster.write_kubeconfig("agent", cluster.agent_token(NODE)).read_text())
     config["clusters"][0]["cluster"] = {
         "server": f"https://{vm.HOST}:{proxy.port}",
@@ -325,7 +332,7 @@ def measured():
             vm.run, given, "python3 guest/cluster.py", timeout_seconds=LIMIT_SECONDS, network=True
         )
         value, error = None, None
-        while not run.done():  # If the guest ends, it is started again, and connects again.
+        while not run.done():  # If the guest ends unexpectedly, the test starts it again.
             with contextlib.suppress(TimeoutError):
                 connection, _ = listener.accept()
                 value, error = None, None

@@ -16,7 +16,9 @@ def manifest_limit():
 
 @contextlib.contextmanager
 def memory_group(limit):
-    """Yield a control group (v1 or v2) with a limit in bytes, or None if none can be created."""
+    """Yield a control group (v1 or v2) with a limit in bytes, or None if this machine cannot create
+    a control group.
+    """
     name = f"profile-loader-{os.getpid()}"
     for base, file in (
         (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
@@ -41,5 +43,5 @@ def memory_group(limit):
 
 
 def joining(group):
-    """Return the prefix for a command that runs in a control group."""
+    """Return the command prefix that runs a command in a control group."""
     return ["sh", "-c", 'echo $$ > "$0"/cgroup.procs && exec "$@"', str(group)] if group else []

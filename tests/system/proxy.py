@@ -1,4 +1,4 @@
-"""Simulates the faults of a network with a TCP relay on the loopback interface."""
+"""Simulates network faults with a TCP relay on the loopback interface."""
 
 import contextlib
 import socket
@@ -42,24 +42,24 @@ class Proxy:
         self.mode, self.seconds = "forward", 0.0
 
     def delay(self, seconds):
-        """Delay the data from the server by a number of seconds."""
+        """Delay all data from the server by a number of seconds."""
         self.mode, self.seconds = "forward", seconds
 
     def refuse(self):
-        """Close all connections, and close each new connection at once."""
+        """Close all connections, and close each new connection immediately."""
         self.mode = "refuse"
         self._cut()
 
     def silence(self):
-        """Keep the connections open but relay nothing, as a broken network would."""
+        """Keep the connections open but relay no data, as a broken network does."""
         self.mode = "silence"
 
     def sent(self):
-        """Return how many bytes the clients have sent."""
+        """Return the number of bytes that the clients have sent."""
         return self.bytes
 
     def idle(self):
-        """Return for how many seconds no client has sent any data."""
+        """Return the number of seconds since a client last sent data."""
         return time.monotonic() - self.last
 
     def open(self):

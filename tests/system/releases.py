@@ -1,7 +1,7 @@
 """Unpacks packages of other Debian releases into a directory.
 
-The packages come from the archive that apt uses on this machine. apt verifies the signature of the
-archive's package indexes and the checksum of each package.
+The packages come from the archive that apt uses on this machine. apt verifies the signatures of the
+package indexes and the checksum of each package.
 """
 
 import functools

@@ -1,11 +1,11 @@
 """Translates the agent's pod into the OCI configurations of its containers.
 
 This module does not define any right of the agent. The user, the capabilities, privileges, root
-file system, profiles, mounts, namespaces and limits come from the pod that kustomize builds. If the
-pod does not set a field, the field gets the default that containerd uses for the kubelet (its
-packages pkg/oci and internal/cri). The seccomp profile of CRI-O and Podman from Debian's package
-serves as RuntimeDefault. This module evaluates the conditions of the seccomp profile in the same
-way as CRI-O and Podman.
+file system, profiles, mounts, namespaces and limits come from the pod that kustomize builds. A
+field that the pod does not set gets the default of containerd for pods of the kubelet (packages
+pkg/oci and internal/cri of containerd). The seccomp profile of CRI-O and Podman in Debian's package
+serves as RuntimeDefault. This module evaluates the conditions in the seccomp profile as CRI-O and
+Podman do.
 """
 
 import copy
@@ -16,9 +16,9 @@ from tests.system import kept, kustomize
 
 ROOT = kustomize.ROOT
 PACKAGE = "golang-github-containers-common"
-# The first group (usual) is the default capabilities of a container. The second group (other) is
-# the additional capabilities of a privileged container. The default masked and read-only paths
-# follow.
+# The group `usual` contains the default capabilities of a container. The group `other` contains the
+# additional capabilities of a privileged container. The other groups contain the default masked
+# paths and read-only paths.
 WORDS = """
 usual: CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP
 usual: NET_BIND_SERVICE SYS_CHROOT KILL AUDIT_WRITE
@@ -35,7 +35,7 @@ PROPAGATION = {"None": "rprivate", "HostToContainer": "rslave", "Bidirectional":
 
 
 def words(kind):
-    """Return the capabilities or paths of a kind."""
+    """Return the capabilities or the paths of a group."""
     lines = [line.split() for line in WORDS.strip().splitlines()]
     return [word for line in lines if line[0] == f"{kind}:" for word in line[1:]]
 
@@ -46,9 +46,9 @@ def pod(*components):
 
 
 def without_api(pod, *more):
-    """Return the pod with its profiles in a mounted directory, so that it needs no API server.
+    """Return the pod with its profiles in a mounted directory, so that the pod needs no API server.
 
-    The component mounted-volume also mounts a directory. The rights of the pod do not change.
+    The component mounted-volume does the same. The rights of the pod do not change.
     """
     pod = copy.deepcopy(pod)
     (agent,) = pod["containers"]
@@ -65,14 +65,14 @@ def in_cluster(pod, token, environ):
     Args:
         pod: The pod.
         token: The directory that contains the token of the service account.
-        environ: The values of environment variables that refer to other fields.
+        environ: The values of the environment variables that reference other fields.
     """
     pod = copy.deepcopy(pod)
     (agent,) = pod["containers"]
     known = [one for one in agent["env"] if "value" in one]
     given = [{"name": name, "value": value} for name, value in environ.items()]
     assert {one["name"] for one in agent["env"]} <= {one["name"] for one in [*known, *given]}
-    # The given variables come first, because the known values reference them.
+    # The variables in `environ` come first, because other variables reference them.
     agent["env"] = given + [one for one in known if one["name"] not in environ]
     place = "/var/run/secrets/kubernetes.io/serviceaccount"
     agent["volumeMounts"].append({"name": "token", "mountPath": place, "readOnly": True})
@@ -141,7 +141,7 @@ def config(pod, container, image, places):
 
 
 def runtime_default(capabilities):
-    """Return the runtime's default profile for amd64 and these capabilities."""
+    """Return the runtime's default seccomp profile for amd64 and these capabilities."""
     profile = json.loads(_packaged().read_text())
     held = set(capabilities)
 
@@ -211,7 +211,9 @@ def _bytes(quantity):
 
 
 def _mount(mount, volume, places):
-    """Return the OCI mount of one volume; a hostPath is mounted from the same path on the node."""
+    """Return the OCI mount of one volume. A hostPath volume is mounted from the same path on the
+    node.
+    """
     access = "ro" if mount.get("readOnly") else "rw"
     if "emptyDir" in volume:
         size = _bytes(volume["emptyDir"]["sizeLimit"])

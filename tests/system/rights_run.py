@@ -1,7 +1,7 @@
 """Prepares containers and files for the tests of the agent's rights in the virtual machine.
 
-Each container comes from a pod in the manifests. To test a right, the tests run the container
-without it.
+Each container is defined by a pod in the manifests. To test that a right is necessary, the tests
+run the container without this right.
 """
 
 import contextlib
@@ -95,7 +95,7 @@ def bundles(config, port):
 
 
 def files(config, cluster, many):
-    """Return the files of the guest by path; `many` is the expected number of labels of its
+    """Return the files of the guest by path. `many` is the expected number of labels on its
     Node.
     """
     found = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}

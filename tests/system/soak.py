@@ -1,4 +1,5 @@
-"""Makes random changes around one daemon in batches, and checks a model after each batch.
+"""Makes batches of random changes around one daemon, and compares the results with a model after
+each batch.
 
 The same seed always results in the same changes. tests/system/soak_model.py contains the
 invariants.
@@ -31,8 +32,8 @@ class Soak(SoakModel):
     """Makes random changes to the ConfigMaps, pods, files and processes of the model."""
 
     def run(self, seconds):
-        """Make batches of changes for a number of seconds, and return the counts and the memory
-        growth.
+        """Make batches of changes for a number of seconds. Return the counts of changes and the
+        memory growth.
         """
         begin = time.monotonic()
         watcher = threading.Thread(target=self._watch)
@@ -40,7 +41,7 @@ class Soak(SoakModel):
         watcher.start()
         try:
             while time.monotonic() - begin < seconds:
-                # The same process runs until the end.
+                # From here on, the same process runs until the end.
                 calm = time.monotonic() - begin > seconds / 3
                 self.batch(calm=calm)
         except BaseException:
@@ -105,9 +106,9 @@ class Soak(SoakModel):
         self.daemon.config_map(data, name, labels={"use": "profiles"})
 
     def _mark(self, name):
-        """Change a key that only marks the batch.
+        """Change a key that contains only the number of the batch.
 
-        The file of the key shows that the ConfigMap was read.
+        When the file of the key changes, the agent has read the ConfigMap.
         """
         key = f"z-{name}.json"
         self.maps[name][key] = self._new()
@@ -156,12 +157,14 @@ class Soak(SoakModel):
         self.record(f"{name} has no {key} any more")
 
     def _may_go(self, key):
-        # If a reboot removed a file, it is only restored while it is desired.
+        # The agent restores a file that a reboot removed only while a key desires the file.
         if not self._used(key) or key in self.disturbed:
             self.possible.setdefault(key, {None}).add(None)
 
     def move(self):
-        """Move a key with its content to the other ConfigMap, in either order."""
+        """Move a key with its content to the other ConfigMap. The new key is added before or after
+        the removal of the old key.
+        """
         maps = [name for name, keys in self.maps.items() if keys]
         key = self._free(MOVERS)
         if len(maps) < 2 or key is None:
@@ -184,7 +187,7 @@ class Soak(SoakModel):
         self.record(f"{key} {version} moves from {old} to {new}")
 
     def empty(self):
-        """Empty or delete a ConfigMap, unless it is the last one with keys."""
+        """Empty or delete a ConfigMap, unless it is the last ConfigMap that has keys."""
         full = [name for name, keys in self.maps.items() if keys]
         if len(full) < 2:
             return
@@ -197,11 +200,11 @@ class Soak(SoakModel):
         self.record(f"{name} is {'deleted' if self.maps[name] is None else 'emptied'}")
 
     def refill(self):
-        """Fill a ConfigMap that was emptied or deleted."""
+        """Add keys to a ConfigMap that was emptied or deleted."""
         name = next((name for name, keys in self.maps.items() if not keys), None)
         if name is None or self.touched & {*MAPS[name]}:
             return
-        # After this, the agent removes earlier keys that the ConfigMap does not contain any more.
+        # The agent now removes the profiles of earlier keys that the ConfigMap no longer contains.
         keys = [*MAPS[name], *MOVERS]
         wanted = [key for key in MAPS[name] if self.random.random() < 0.6] or MAPS[name][:2]
         self.maps[name] = {}
@@ -217,8 +220,8 @@ class Soak(SoakModel):
     def edit(self):
         """Delete or overwrite one of the agent's files, as another program would."""
         now = time.monotonic()
-        # If a file is not desired, the agent would release it after the edit, which makes the file
-        # foreign.
+        # After an edit of a file that no key desires, the agent would release the file, and the
+        # file would become foreign.
         names = [
             name
             for name in sorted(self.steady)
@@ -284,7 +287,7 @@ class Soak(SoakModel):
         self.record(f"the foreign file {name} is removed")
 
     def _freed(self, name):
-        """Allow that a file is missing, because a foreign file had its path until now."""
+        """Allow that a file is missing, because a foreign file was at its path until now."""
         self.possible.setdefault(name, set()).add(None)
 
     def relabel(self):
@@ -293,7 +296,8 @@ class Soak(SoakModel):
         self.note = change["note"]
         now = time.monotonic()
         recent = [at for at in self.relabelled if now - at < TRUCE_SECONDS]
-        # The last writer owns a label. If the agent removed the profile now, the label would stay.
+        # The last client that sets a label owns it. If the agent removed the profile now, the label
+        # would stay.
         there = {one for one, versions in self.possible.items() if None not in versions}
         name = self._free(sorted(self.steady & there - self.foreign.keys()))
         if name is not None and len(recent) < RELABELS:
@@ -323,7 +327,7 @@ class Soak(SoakModel):
         self.record(f"a pod uses {name}")
 
     def cut(self):
-        """Make the API server unreachable, silent or slow for a part of this batch."""
+        """Make the API server unreachable, unresponsive or slow for a part of this batch."""
         fault = self.random.choice(["refuse", "silence", "delay"])
         if fault == "delay":
             self.proxy.delay(0.3)
@@ -333,7 +337,7 @@ class Soak(SoakModel):
         until_passed(self.random.uniform(0.1, 1.0))
 
     def restart(self):
-        """End the daemon, and start it again at once or at the end of the batch."""
+        """End the daemon. Start it again at once or at the end of the batch."""
         number = self.random.choice([signal.SIGTERM, signal.SIGKILL])
         status, seconds = self.daemon.stop(number)
         if number == signal.SIGTERM and (status, pace.in_time(seconds, 5.0)) != (0, True):
@@ -357,7 +361,7 @@ class Soak(SoakModel):
             for name in self.foreign:
                 self._freed(name)
             self.foreign.clear()
-            # A held profile that is not desired is not restored.
+            # The agent does not restore a held profile that no key desires.
             desired = {key for keys in self.maps.values() for key in keys or ()}
             for name, versions in self.possible.items():
                 if name not in desired:

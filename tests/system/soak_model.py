@@ -1,6 +1,7 @@
-"""The model of the soak test: it contains the changes, and the states that may result from them.
+"""The model of the soak test.
 
-The test compares the model with files, the labels of the Node, /metrics and the log, but never with
+The model records the changes, and computes the states that may result from these changes. The test
+compares the model with files, the labels of the Node, /metrics and the log. It never reads the
 internal state of the agent. If the order of two events is unknown, the model allows both results.
 tests/system/soak.py makes the changes.
 """
@@ -21,7 +22,7 @@ MAPS = {
 MOVERS = ["m0.json", "m1.json"]
 THEIRS = f"seccomp.{DOMAIN}/theirs"
 OPTIONS = ("--pod-aware", "--removal-grace=200ms", "--resync=3s", "--log-level=debug")
-# With more edits of one file, or more changes of its labels, the agent would delay its repairs.
+# After more edits of one file, or more changes of its labels, the agent would delay repairs.
 FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7
 TRUCE_SECONDS, RELABELS = 610.0, 3
 WARM = 12  # the number of batches before the growth is measured
@@ -40,15 +41,15 @@ class SoakModel:
         self.client = daemon.client
         # the keys of each ConfigMap, or None if it is deleted
         self.maps = {name: {} for name in MAPS}
-        # the versions that the file of each name may have; None means a missing file
+        # the versions that the file of each name may have; None represents a missing file
         self.possible = {}
         self.foreign = {}  # the signature that the foreign file of each name must keep
         self.pods = {}  # whether a pod has used the profile since before this batch, by name
         self.released = set()  # the names whose pod ended in this batch
         self.edits = {}  # the times at which the file of a profile was edited, by name
         self.relabelled = []  # the times at which the test changed the agent's labels
-        self.steady = set()  # the names that were desired since the last settled batch
-        self.touched = set()  # the names that this batch does not change again
+        self.steady = set()  # the names that have been desired since the last checked batch
+        self.touched = set()  # the names that this batch must not change again
         self.disturbed = set()  # the names whose file this test may have removed
         self.note = "0"
         self.version = 0
@@ -89,7 +90,7 @@ class SoakModel:
         self.disturbed = set()
 
     def _wanted(self):
-        """Return the versions that each file may have, and the desired version of each name."""
+        """Return the versions that each file may have, and the desired version of each file."""
         desired = {}
         for keys in self.maps.values():
             desired.update(keys or {})
@@ -107,18 +108,18 @@ class SoakModel:
         return wanted, desired
 
     def _unread(self, name):
-        """Return whether the ConfigMap that provided a name is emptied or deleted."""
+        """Return whether the ConfigMap that provided a name was emptied or deleted."""
         return any(
             not keys and (name in (*MAPS[map_], *MOVERS, f"z-{map_}.json"))
             for map_, keys in self.maps.items()
         )
 
     def _used(self, key):
-        """Return whether a pod has used a key since before this batch, and still uses it."""
+        """Return whether a pod that started before this batch still uses a key."""
         return self.pods.get(key) is True and key not in self.released
 
     def _versions(self, key):
-        """Return the versions that the ConfigMaps provide for a key, except for broken ones."""
+        """Return the versions of a key in all ConfigMaps, except for invalid versions."""
         versions = [(keys or {}).get(key) for keys in self.maps.values()]
         return {one for one in versions if isinstance(one, int)}
 
@@ -156,7 +157,7 @@ class SoakModel:
         if values - {"installed"}:
             return f"values {values}"
         for map_, keys in self.maps.items():
-            # A last good version is sufficient.
+            # The last good version of a key is sufficient.
             whole = all(key in ours for key in keys or ())
             if keys and (f"set.{DOMAIN}/{self.daemon.name}__{map_}" in labels) != whole:
                 return f"the label of the set {map_} says {not whole}"
@@ -172,14 +173,16 @@ class SoakModel:
         return ""
 
     def _collapse(self):
-        """Keep only the current version of each file, unless another version may still follow."""
+        """Reduce the allowed versions of each file to its current version, unless another version
+        may still follow.
+        """
         files = {name: number_of(self.daemon.file(name)) for name in self.possible}
         desired = {key: name for name, keys in self.maps.items() for key in keys or ()}
         self.steady = set(desired)
         for name in self.possible:
             if name in self.foreign:
-                # The agent may notice the removal of the foreign file before the removal of the
-                # key.
+                # The agent may notice the removal of the foreign file before it notices the removal
+                # of the key.
                 self.possible[name] = {None, *self._versions(name)}
             elif name in desired or not (name in self.pods or self._unread(name)):
                 self.possible[name] = {files[name]}
@@ -196,7 +199,7 @@ class SoakModel:
                 raise InvariantError(f"{name} was removed: {line!r}")
 
     def _watch(self):
-        """Check continuously that each label has its file."""
+        """Check continuously that the file of each labelled profile exists."""
         client = Client(self.daemon.cluster)
         while not self.stop.wait(0.05):
             generation, disturbed = self.generation, set(self.disturbed)
@@ -217,8 +220,8 @@ class SoakModel:
             return set()
 
     def growth(self):
-        """Return how much the last process grew, from medians of its first and last settled
-        batches.
+        """Return the memory growth of the last process: the difference between the medians of its
+        first and its last batches.
         """
         pid = self.daemon.process.pid
         own = [usage for one, usage in self.samples if one == pid][WARM:]

@@ -23,7 +23,7 @@ class Case:
     text: str
     releases: tuple[str, ...] = ALL
     code: str = ""
-    """The code of the finding; empty if the text is accepted without a finding."""
+    """The code of the finding. The code is empty if the text is accepted without a finding."""
     location: str = "key"
     message: str = ""
     """A part of the message."""

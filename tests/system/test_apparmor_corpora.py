@@ -1,6 +1,6 @@
 """Tests with all profiles of Debian's packages apparmor-profiles and apparmor-profiles-extra.
 
-`apt-get download` downloads the packages once, into ~/.cache/profile-loader.
+`apt-get download` stores the packages once in ~/.cache/profile-loader.
 """
 
 import shutil
@@ -17,8 +17,8 @@ from tests.system import kept
 PACKAGES = ("apparmor-profiles", "apparmor-profiles-extra")
 DIRECTORIES = ("etc/apparmor.d", "usr/share/apparmor/extra-profiles")
 
-# These are the findings about profiles when attachments are allowed. All other profiles are
-# accepted without a finding. Debian ships the following profiles in complain mode:
+# The expected findings when attachments are allowed. All other profiles are accepted without a
+# finding. Debian ships the following profiles in complain mode:
 COMPLAIN = [
     "bin.ping",
     "php-fpm",
@@ -66,7 +66,7 @@ COMPLAIN_EXTRA = [
 EXPECTED = {
     **{f"apparmor.d/{name}": {"complain_mode"} for name in COMPLAIN},
     **{f"extra-profiles/{name}": {"complain_mode"} for name in COMPLAIN_EXTRA},
-    # This file is an English text; a source ignores README because of its name.
+    # This file contains English text. A source would ignore it because of its name, README.
     "extra-profiles/README": {"parser_rejected"},
     # The following profiles start a shell, a mailer or a script without a profile (ux, Ux, PUx).
     "apparmor.d/usr.bin.totem": {"unconfined_exec", "rule_not_enforced"},
@@ -74,8 +74,8 @@ EXPECTED = {
     "extra-profiles/sbin.dhclient-script": {"unconfined_exec"},
     "extra-profiles/sbin.dhcpcd": {"unconfined_exec"},
     "extra-profiles/usr.sbin.sshd": {"unconfined_exec"},
-    # The following profiles have D-Bus rules, which are not among the features of Debian's
-    # parser.conf.
+    # The following profiles have D-Bus rules. The features in Debian's parser.conf do not include
+    # D-Bus.
     "apparmor.d/usr.bin.irssi": {"complain_mode", "rule_not_enforced"},
     "apparmor.d/usr.bin.pidgin": {"rule_not_enforced"},
     "apparmor.d/usr.bin.totem-previewers": {"rule_not_enforced"},
@@ -95,7 +95,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def includes(corpus, tmp_path_factory):
-    """Create the include directory of a machine with these packages."""
+    """Create an include directory like the directory of a machine with these packages."""
     directory = tmp_path_factory.mktemp("apparmor.d")
     for origin in (Path("/etc/apparmor.d"), corpus / "etc/apparmor.d"):
         shutil.copytree(origin, directory, dirs_exist_ok=True)
@@ -130,16 +130,14 @@ def outcomes(corpus, includes, tmp_path, *, allow_attachments):
 
 
 def test_with_attachments_allowed_every_finding_is_expected(corpus, includes, tmp_path):
-    """Each profile in the packages has exactly the findings in the list above."""
+    """With --allow-attachments, each profile in the packages has exactly the expected findings."""
     codes_by_key = outcomes(corpus, includes, tmp_path, allow_attachments=True)
     assert len(codes_by_key) == 141
     assert {key: set(codes) for key, codes in codes_by_key.items() if codes} == EXPECTED
 
 
 def test_by_default_a_profile_for_programs_of_the_host_is_rejected(corpus, includes, tmp_path):
-    """Profiles that would confine programs on the host are accepted only with
-    --allow-attachments.
-    """
+    """By default, the agent rejects profiles that would confine programs of the host."""
     codes_by_key = outcomes(corpus, includes, tmp_path, allow_attachments=False)
     assert [key for key, codes in codes_by_key.items() if "attachment_refused" not in codes] == [
         "extra-profiles/README"

@@ -1,4 +1,4 @@
-"""Tests of the source checks, compared with the files that the real apparmor_parser opens."""
+"""Tests that compare the source checks with the files that the real apparmor_parser opens."""
 
 from pathlib import Path
 
@@ -29,7 +29,9 @@ HIDDEN = {
 
 @pytest.mark.parametrize("template", HIDDEN.values(), ids=HIDDEN)
 def test_no_hidden_include_reaches_the_parser(tmp_path, template):
-    """A text that would open a file outside the includes is rejected before the parser runs."""
+    """If a text would make the parser open a file outside the include directory, the agent rejects
+    it before the parser runs.
+    """
     canaries = include_search.Canaries(tmp_path)
     content = template.format(**canaries.paths(0)).encode()
     backend = apparmor_backend(Host(tmp_path), checking=True, include_dir=str(canaries.inside))
@@ -59,9 +61,7 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("content", ACCEPTED.values(), ids=ACCEPTED)
 def test_words_in_comments_and_children_of_includes_are_accepted(tmp_path, content):
-    """A text is accepted if a comment contains any word, or if an included file declares
-    children.
-    """
+    """Any word may occur in a comment, and an included file may declare child profiles."""
     backend = apparmor_backend(Host(tmp_path), checking=True)
     (result,) = inspected(
         backend, SourceKey(profile_set="dir test", key="key", content=content.encode())
@@ -84,7 +84,9 @@ def test_no_accepted_text_of_a_short_search_opens_a_canary(tmp_path):
 
 @pytest.mark.search
 def test_no_accepted_text_of_a_long_search_opens_a_canary(tmp_path):
-    """The parsers of Debian 12, 13 and unstable read 300,000 accepted texts and open no canary."""
+    """The parsers of Debian 12, 13 and unstable read 300,000 accepted texts, and open no canary
+    file.
+    """
     commands = {"host": [apparmor_backend(Host(tmp_path)).inspector.parser.path]}
     commands |= include_search.other_releases()
     counts, failures = include_search.search(
@@ -115,9 +117,7 @@ QUOTED = (
 
 @pytest.mark.parametrize("rule", QUOTED)
 def test_a_message_quotes_the_key_and_no_included_file(tmp_path, rule):
-    """If the parser quotes a word, the message shows the word only if the key itself contains
-    it.
-    """
+    """If the parser quotes a word, the message contains the word only if the key contains it."""
     copy_features(tmp_path)
     (tmp_path / "host").write_text(f"{rule}\n")
     backend = apparmor_backend(
@@ -150,7 +150,7 @@ CHANGES = {
 
 @pytest.mark.parametrize(("rule", "changed", "content"), CHANGES.values(), ids=CHANGES)
 def test_a_changed_include_invalidates_the_cached_policy(tmp_path, rule, changed, content):
-    """After any change in the include directory, a key is compiled again."""
+    """After any change in the include directory, the agent compiles a key again."""
     (tmp_path / "d/dir").mkdir(parents=True)
     (tmp_path / "d/dir/old").write_text("/old r,\n")
     (tmp_path / "d/outer").write_text("include if exists <inner>\n")

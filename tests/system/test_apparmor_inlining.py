@@ -1,8 +1,8 @@
-"""Compares expanded texts with the original texts, as apparmor_parser of several releases compiles
-them.
+"""Compares the compiled policies of expanded texts and of the original texts.
 
-The original is compiled with its include directory. The expanded text is compiled with a directory
-that contains only the features files of abi rules. Both must result in the same bytes.
+The parsers come from several releases. A parser compiles the original text with its include
+directory. It compiles the expanded text with a directory that contains only the features files of
+abi rules. Both policies must consist of the same bytes.
 """
 
 import shutil
@@ -17,7 +17,7 @@ from tests import expansion_search, include_search
 from tests.system import apparmor_releases, kept
 
 PACKAGES = ("apparmor-profiles", "apparmor-profiles-extra")
-# The numbers of profiles of each release's packages that compile.
+# The number of profiles in each release's packages that compile.
 COMPILED = {"host": 143, "trixie": 97, "sid": 141}
 FILES = {
     "tunables/base": "@{BASE}=/srv\n",
@@ -62,7 +62,9 @@ TEXTS = {
 
 
 def packaged_profiles(release):
-    """Return the profiles that the packages of a release contain, and create their local files."""
+    """Return the profiles in the packages of a release, and create the local files that the
+    profiles include.
+    """
     directories = [apparmor_releases.include_dir(release)]
     if release == "host":
         for package in PACKAGES:
@@ -96,7 +98,7 @@ class Compiler:
                 origin = kept.package(package) / "etc/apparmor.d"
                 shutil.copytree(origin, self.include_dir, dirs_exist_ok=True)
         for path in self.profiles:
-            # The scripts of the packages create an empty local file for each profile.
+            # The installation scripts of the packages create an empty local file for each profile.
             (self.include_dir / "local" / path.name).touch()
         self.bare = folder / "bare"
         shutil.copytree(self.include_dir / "abi", self.bare / "abi")
@@ -110,14 +112,16 @@ class Compiler:
         return done.returncode, done.stdout
 
     def expanded(self, text):
-        """Return a text without include rules."""
+        """Return the expanded form of a text, which has no include rules."""
         files = IncludeDirectories([str(self.include_dir)], max_bytes=1 << 20)
         return include_expansion.expand(text, files, max_characters=1 << 20).text
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_an_expanded_text_compiles_to_the_same_policy(compiler, text):
-    """The expanded text needs no file except the features file of its abi rule."""
+    """An expanded text compiles to the same policy. It needs no file except the features file of
+    its abi rule.
+    """
     for name, content in FILES.items():
         path = compiler.include_dir / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,8 +140,8 @@ def test_some_packaged_profiles_compile_to_the_same_policy(compiler):
 
 @pytest.mark.search
 def test_every_packaged_profile_compiles_to_the_same_policy(compiler):
-    """All profiles of Debian's packages are expanded, and a file that contains no profile is
-    refused.
+    """Every profile of Debian's packages compiles to the same policy after its expansion. A file
+    that contains no profile is rejected.
     """
     compiled, refused = expanded_profiles(compiler, compiler.profiles)
     assert refused == [("README", 1)] * (compiler.release == "host")
@@ -158,7 +162,9 @@ def test_generated_texts_compile_to_the_same_policy(tmp_path):
 
 @pytest.mark.search
 def test_many_generated_texts_compile_to_the_same_policy(tmp_path):
-    """The parsers of three releases compile 2,000 texts."""
+    """The parsers of three releases compile 2,000 texts and their expanded forms to the same
+    policies.
+    """
     commands = {name: apparmor_releases.command(name) for name in apparmor_releases.RELEASES}
     random_ = include_search.random_numbers(1616)
     counts, failures = expansion_search.search(random_, commands, tmp_path, 2000)
@@ -167,7 +173,7 @@ def test_many_generated_texts_compile_to_the_same_policy(tmp_path):
 
 
 def expanded_profiles(compiler, paths):
-    """Return how many profiles compile to the same policy, and the refused files."""
+    """Return the number of profiles that compile to the same policy, and the rejected files."""
     compiled, refused = 0, []
     for path in paths:
         text = path.read_bytes().decode("utf-8")

@@ -25,5 +25,5 @@ def output():
 
 @pytest.mark.parametrize("case", CASES)
 def test_on_a_real_kernel(output, case):
-    """Each case checks the behaviour in its name."""
+    """On a real kernel, the backend has the behaviour that the name of each case describes."""
     assert re.search(rf"^PASS {case}\s*$", output, re.MULTILINE), output

@@ -1,8 +1,8 @@
-"""Applies the next step of each refusal to the profiles of Debian's packages.
+"""Applies the next step of each finding to the rejected profiles of Debian's packages.
 
 The node is a plain installation of a release, without the packages apparmor-profiles and
-apparmor-profiles-extra. The steps are: rename a profile, remove a flag, name an existing abi, and
-put the included rules into the text.
+apparmor-profiles-extra. A next step renames a profile, removes a flag, selects an existing abi, or
+replaces an include rule by the included rules.
 """
 
 import re
@@ -34,7 +34,7 @@ MAX_STEPS = 5
 
 @pytest.fixture(scope="module")
 def local_directory(tmp_path_factory):
-    """Create the empty local files that the scripts of the packages create."""
+    """Create the empty local files that the installation scripts of the packages create."""
     folder = tmp_path_factory.mktemp("includes") / "local"
     folder.mkdir()
     for package in PACKAGES:
@@ -73,7 +73,7 @@ def renamed(text):
 
 
 def corrected(text, finding, include_directories):
-    """Return a text after the next step of a finding; None if the step needs a person."""
+    """Return a text after the next step of a finding, or None if only a person can do the step."""
     if "@{exec_path} = /usr/bin/NAME" in finding.hint:
         return f"@{{exec_path}} = /usr/bin/program\n{text}"
     missing = re.search(r"Could not open '?(?P<abi>abi/)?", finding.message)
@@ -91,7 +91,7 @@ def corrected(text, finding, include_directories):
 
 
 def steps(folder, options, text, include_directories):
-    """Apply next steps until the text is accepted; return the codes of the refusals."""
+    """Apply next steps until the text is accepted. Return the codes of the findings."""
     codes = []
     for _ in range(MAX_STEPS):
         result = apparmor_releases.inspect(folder, options, text)
@@ -109,7 +109,7 @@ def steps(folder, options, text, include_directories):
 
 
 def outcomes(release, folder, local_directory, stride):
-    """Return the refusals of some profiles of a release, and the profiles that stay refused."""
+    """Return the findings of some profiles of a release, and the profiles that stay rejected."""
     options = apparmor_releases.backend_options(release, folder)
     include_directories = [options["include_dir"], str(local_directory)]
     include_directories += [str(kept.package(package) / FOLDERS[0]) for package in PACKAGES]
@@ -124,8 +124,8 @@ def outcomes(release, folder, local_directory, stride):
 
 
 @pytest.mark.parametrize("release", apparmor_releases.RELEASES)
-def test_the_next_step_of_a_refusal_works(tmp_path, local_directory, release):
-    """Every tenth profile of the packages is accepted after its next steps."""
+def test_the_next_step_of_a_rejection_works(tmp_path, local_directory, release):
+    """After the next steps of its findings, every tenth profile of the packages is accepted."""
     refusals, remaining = outcomes(release, tmp_path, local_directory, 10)
     assert "attachment_refused" in refusals
     assert remaining == {}
@@ -133,8 +133,8 @@ def test_the_next_step_of_a_refusal_works(tmp_path, local_directory, release):
 
 @pytest.mark.search
 @pytest.mark.parametrize("release", apparmor_releases.RELEASES)
-def test_the_next_step_of_every_refusal_works(tmp_path, local_directory, release):
-    """Every profile of the packages is accepted after its next steps."""
+def test_the_next_step_of_every_rejection_works(tmp_path, local_directory, release):
+    """After the next steps of its findings, every profile of the packages is accepted."""
     refusals, remaining = outcomes(release, tmp_path, local_directory, 1)
     assert "attachment_refused" in refusals
     assert remaining == {}

@@ -49,7 +49,9 @@ def inspect(tmp_path, text, *, checking=True, **options):
     ],
 )  # fmt: skip
 def test_each_mistake_has_a_code_a_line_and_a_hint(tmp_path, text, code, location):
-    """If the parser reports no line, the location of the finding is the key."""
+    """Each mistake causes a finding with a code, a line and a hint. Without a line from the parser,
+    the finding contains only the key.
+    """
     result = inspect(tmp_path, text)
     assert isinstance(result, Rejection)
     first = result.findings[0]
@@ -82,7 +84,9 @@ def test_names_and_modes_are_read_from_the_compiled_policy(tmp_path):
 
 
 def test_rules_that_the_parser_omits_cause_a_warning(tmp_path):
-    """If a policy lacks rules of its text, it is accepted with the warning of the parser."""
+    """If the parser omits rules of a text from the policy, the text is accepted with the parser's
+    warning.
+    """
     result = inspect(tmp_path, "profile x {\n  signal, file,\n  dbus,\n  dbus send,\n}\n")
     assert isinstance(result, Profile)
     assert [(finding.code, finding.location) for finding in result.findings] == [
@@ -92,7 +96,9 @@ def test_rules_that_the_parser_omits_cause_a_warning(tmp_path):
 
 
 def test_comments_change_the_source_and_not_the_policy(tmp_path):
-    """If only the comments of a text change, the policy stays the same."""
+    """If only the comments of a text change, the digest of the source changes, but the policy does
+    not.
+    """
     one = inspect(tmp_path, "profile x { file, }")
     two = inspect(tmp_path, "# a comment\nprofile x {\n file, }")
     assert isinstance(one, Profile)
@@ -102,21 +108,21 @@ def test_comments_change_the_source_and_not_the_policy(tmp_path):
 
 
 def test_a_node_without_apparmor_rejects_only_texts_with_errors(tmp_path):
-    """On a node without AppArmor, a text without errors is reported as not supported."""
+    """On a node without AppArmor, a text without errors is reported as unsupported."""
     good = inspect(tmp_path, "profile x { file, }", checking=False)
     assert isinstance(good, Unchecked)
     assert good.finding.code == "kind_unsupported"
     assert isinstance(inspect(tmp_path, "profile x {", checking=False), Rejection)
 
 
-def test_checking_writes_nothing(tmp_path):
+def test_the_command_check_writes_no_file(tmp_path):
     """The command `check` does not change the machine of a CI job."""
     inspect(tmp_path, "profile x { file, }")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_mutated_texts_are_accepted_or_rejected(tmp_path):
-    """If bytes of a text are changed or cut, the inspection raises no exception."""
+    """If bytes of a text are changed or removed, the inspection raises no exception."""
     seed = (
         b"#include <tunables/global>\nprofile web flags=(attach_disconnected) {\n"
         b"  #include <abstractions/base>\n  file,\n  deny /** w,\n  ^hat { network, }\n}\n"
@@ -136,9 +142,9 @@ SLOW = "".join(
 
 
 @pytest.mark.parametrize("is_quick", [True, False])
-def test_the_cpu_limit_of_the_parser_is_reported_as_such(is_quick):
-    """If the child process of the parser was killed, the parser reports only that the child has
-    ended (status 10).
+def test_the_cpu_limit_of_the_parser_is_reported(is_quick):
+    """The agent reports the CPU limit, although the parser itself reports only that its child
+    process ended (status 10).
     """
     made = parser.Parser("", include_dir="/etc/apparmor.d")
     run = made.run(
@@ -152,7 +158,9 @@ def test_the_cpu_limit_of_the_parser_is_reported_as_such(is_quick):
 
 
 def test_a_stream_of_new_texts_does_not_starve_a_slow_text():
-    """Even if a new text arrives during each run, a slow text gets its full run."""
+    """A slow text is compiled completely, even if a new text arrives during each run of the
+    parser.
+    """
     made = parser.Parser("", include_dir="/etc/apparmor.d")
     queue = CompileQueue(cpu_limit=3.0, pauses_slow_texts=True)
     features = ("--kernel-features", made.newest_features_file())
@@ -180,7 +188,7 @@ def test_a_stream_of_new_texts_does_not_starve_a_slow_text():
             is_quick=task.is_quick,
             is_cancelled=lambda task=task, now=now: queue.is_cancelled(task, now),
         )
-        # This has the same effect as new texts that take a second each.
+        # These calls have the same effect as new texts that take a second each.
         now += max(1.0, run.seconds)
         result = queue.record_run(task, run, now)
         if result is not None:

@@ -35,7 +35,9 @@ RULES = {
 def test_a_profile_that_receives_no_stop_signals_has_a_warning(
     tmp_path, release, abi, rules, can_be_stopped
 ):
-    """A runtime stops a container with TERM and KILL, and needs both."""
+    """A profile must receive both TERM and KILL, because a runtime stops a container with these
+    signals.
+    """
     text = f"{abi}include <tunables/global>\nprofile web {{\n  file,\n  {rules}\n}}\n"
     options = apparmor_releases.backend_options(release, tmp_path)
     result = apparmor_releases.inspect(tmp_path, options, text)
@@ -55,8 +57,8 @@ def test_a_profile_that_receives_no_stop_signals_has_a_warning(
 def test_only_enforced_profiles_that_a_pod_can_use_have_the_warning(
     tmp_path, release, text, locations
 ):
-    """A profile in complain mode denies nothing, and a container cannot start in a child
-    profile.
+    """Profiles in complain mode and child profiles have no warning. A profile in complain mode
+    denies nothing, and no container starts in a child profile.
     """
     options = apparmor_releases.backend_options(release, tmp_path)
     result = apparmor_releases.inspect(tmp_path, options, text)

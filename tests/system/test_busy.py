@@ -1,4 +1,4 @@
-"""Tests that time limits are longer only while the machine is short of CPU time."""
+"""Tests that time limits are longer only while tasks wait for a CPU."""
 
 import os
 
@@ -12,7 +12,9 @@ PRESSURE = "some avg10=1.00 avg60=2.00 avg300=3.00 total={}\nfull avg10=0.00 tot
 
 @pytest.fixture
 def kernel(tmp_path, monkeypatch):
-    """Return a function that sets the waited and idle seconds that the kernel reports."""
+    """Return a function that sets the waiting seconds and the idle seconds that the kernel
+    reports.
+    """
     clock = [100.0]
     monkeypatch.setattr(busy, "PRESSURE", tmp_path / "pressure")
     monkeypatch.setattr(busy, "STAT", tmp_path / "stat")
@@ -29,8 +31,8 @@ def kernel(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("waited", "seconds"), [(1.1, 2.0), (1.3, 10.0)])
-def test_a_bound_is_wider_where_something_waited_most_of_the_time(kernel, waited, seconds):
-    """Only the pressure during the measurement counts, and not the pressure before it."""
+def test_a_limit_is_longer_if_a_task_waited_most_of_the_time(kernel, waited, seconds):
+    """Only the waiting time during the measurement counts, and not the time before it."""
     kernel(waited=5.0)
     since = busy.Since()
     kernel(passed=2.0, waited=5.0 + waited)
@@ -38,8 +40,10 @@ def test_a_bound_is_wider_where_something_waited_most_of_the_time(kernel, waited
 
 
 @pytest.mark.parametrize(("idle", "seconds"), [(3.5, 2.0), (0.9, 2.0), (0.7, 10.0)])
-def test_without_pressure_a_bound_is_wider_where_no_cpu_was_idle(kernel, idle, seconds):
-    """Idle seconds are the sum over all CPUs, so they may exceed the time that has passed."""
+def test_without_pressure_data_a_limit_is_longer_if_no_cpu_was_idle(kernel, idle, seconds):
+    """Without pressure data, idle seconds decide. They are summed over all CPUs, so they may exceed
+    the elapsed time.
+    """
     kernel(idle=40.0)
     since = busy.Since()
     kernel(passed=2.0, idle=40.0 + idle)

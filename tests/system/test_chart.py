@@ -11,15 +11,16 @@ import yaml
 from tests.system import charts, kustomize
 
 VALUES = charts.CHART.parent / "values"
-# The component `settings` only copies the values in a user's kustomization.
+# The component `settings` has no values file, because it only copies the values of a user's
+# kustomization.
 COMPONENTS = [name for name in kustomize.COMPONENTS if name != "settings"]
 ONLY_IN_THE_CHART = {"helm.sh/chart", "app.kubernetes.io/managed-by"}
-# Both tools add a hash to the name of this ConfigMap, but the hashes differ.
+# Kustomize and helm add different hashes to the name of this ConfigMap.
 HASHED = re.compile(r"\b(profile-loader-own-seccomp)-[a-z0-9]{10}\b")
 
 
 def canonical(value):
-    """Return a value without empty parts, and with named entries of lists in a fixed order."""
+    """Return a value without empty parts, with the named entries of each list in a fixed order."""
     if isinstance(value, dict):
         items = {key: canonical(item) for key, item in value.items()}
         return {key: item for key, item in items.items() if item not in ({}, [], None)}
@@ -48,7 +49,9 @@ def compared(documents):
 
 
 def test_the_default_values_equal_the_base():
-    """The chart has the objects of manifests/base, apart from the Namespace and two labels."""
+    """With its default values, the chart creates the objects of manifests/base, apart from the
+    Namespace and two labels.
+    """
     assert compared(charts.template()) == compared(kustomize.text())
 
 
@@ -60,7 +63,9 @@ def test_a_values_file_equals_the_component_of_its_name(name):
 
 
 def test_the_values_of_monitoring_equal_the_kustomization():
-    """The chart has the PodMonitor, the alerts and the dashboard of manifests/monitoring."""
+    """With the monitoring values, the chart also creates the PodMonitor, the alerts and the
+    dashboard of manifests/monitoring.
+    """
     rendered = compared(charts.template("--values", VALUES / "monitoring.yaml"))
     base = compared(charts.template())
     added = {key: item for key, item in rendered.items() if key not in base}
@@ -93,7 +98,7 @@ def test_another_namespace_equals_the_settings():
 def test_the_chart_passes_the_linter():
     """`helm lint --strict` accepts the chart with the default values and with all values files."""
     charts.helm("lint", "--strict", charts.CHART)
-    # own-seccomp and privileged exclude each other.
+    # The components own-seccomp and privileged exclude each other.
     for excluded in ("own-seccomp", "privileged"):
         files = [f"--values={path}" for path in VALUES.iterdir() if path.stem != excluded]
         charts.helm("lint", "--strict", charts.CHART, *files)
@@ -108,7 +113,7 @@ def test_the_unit_tests_of_the_chart_pass():
 
 
 def test_a_package_contains_every_file(tmp_path):
-    """A packaged chart, which contains files instead of links, renders the same objects."""
+    """A packaged chart contains files instead of symbolic links, and creates the same objects."""
     charts.helm("package", charts.CHART, "--destination", tmp_path)
     (package,) = tmp_path.iterdir()
     rendered = charts.helm("template", charts.RELEASE, package, "--namespace", "profile-loader")
@@ -116,7 +121,9 @@ def test_a_package_contains_every_file(tmp_path):
 
 
 def test_no_value_removes_the_admission_policy():
-    """Every values file keeps the policy, its binding and the right that marks the agent."""
+    """With every values file, the chart creates the admission policy, its binding and the
+    permission that identifies the agent.
+    """
     for path in VALUES.iterdir():
         objects = compared(charts.template("--values", path))
         binding = objects["ValidatingAdmissionPolicyBinding", "", "profile-loader"]
@@ -128,14 +135,14 @@ def test_no_value_removes_the_admission_policy():
 
 @pytest.mark.parametrize("name", ["policy.enabled", "admissionPolicy.create", "rbac.create"])
 def test_an_unknown_value_is_rejected(name):
-    """If a user sets a value that only other charts have, helm reports an error."""
+    """If a user sets a value that this chart does not have, helm reports an error."""
     done = charts.run("helm", "template", "x", charts.CHART, "--set", f"{name}=false", check=False)
     assert (done.returncode, "additional properties" in done.stderr.lower()) == (1, True), done
 
 
 def test_an_older_kubernetes_is_rejected():
-    """Helm does not install the chart on a Kubernetes version whose policies cannot read the claims
-    of tokens.
+    """Helm rejects a Kubernetes version in which admission policies cannot read the claims of
+    tokens.
     """
     words = ("template", "x", charts.CHART, "--kube-version", "1.29.9")
     done = charts.run("helm", *words, check=False)

@@ -1,8 +1,8 @@
 """Tests that helm installs, upgrades, rolls back and uninstalls the chart on a real API server.
 
 A real agent runs during the whole test, with a token of the chart's service account. The name of
-the account differs from the name of the chart. The labels of the agent's Node stay, and the
-admission policy limits the token throughout.
+this account differs from the name of the chart. During the whole test, the labels of the agent's
+Node stay, and the admission policy limits the token.
 """
 
 import contextlib
@@ -89,7 +89,7 @@ def running_agent(kubeconfig, root, log):
 
 
 class Observer:
-    """Reads the labels of the Node repeatedly, and records each different set."""
+    """Reads the labels of the Node repeatedly, and records each distinct set of labels."""
 
     def __init__(self, cluster):
         self.cluster = cluster
@@ -124,8 +124,8 @@ def may_list_pods(agent):
 
 
 def test_the_life_of_a_release(cluster, chart, tmp_path):
-    """After every step in the life of a release, the labels are still set, and the policy restricts
-    the renamed account.
+    """After every step in the life of a Helm release, the labels are still set, and the policy
+    restricts the renamed account.
     """
     helm(
         cluster, "install", charts.RELEASE, chart, *WAIT,
@@ -155,7 +155,7 @@ def test_the_life_of_a_release(cluster, chart, tmp_path):
     assert (observer.different, observer.reads > 10) == ([], True)
     assert (attempts.allowed, attempts.refused_by_policy > 10) == (0, True)
     print(f"{attempts.refused_by_policy} attempts were refused by the policy")
-    # The profiles, their labels and the ledger stay; every object of the chart is removed.
+    # Helm removes every object of the chart. The profiles, their labels and the ledger stay.
     assert profile_labels(cluster) == PROFILES
     assert (root / "var/lib/kubelet/seccomp/prevent-chmod").exists()
     kinds = "all,configmap,sa,role,rolebinding,clusterrole,clusterrolebinding,resourcequota"
@@ -165,7 +165,9 @@ def test_the_life_of_a_release(cluster, chart, tmp_path):
 
 
 def test_a_failed_policy_leaves_no_rights(cluster, chart):
-    """If a user may not create the policy, `helm install --atomic` removes the rights again."""
+    """If a user may not create the policy, `helm install --atomic` fails and removes the
+    permissions that it created.
+    """
     groups = '"", apps, rbac.authorization.k8s.io, events.k8s.io, profile-loader.io'
     role = {
         "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -195,7 +197,9 @@ def test_a_failed_policy_leaves_no_rights(cluster, chart):
 
 
 def test_the_chart_takes_over_an_installation_of_kustomize(cluster, chart, tmp_path):
-    """With `--take-ownership`, helm continues an installation without deleting an object."""
+    """With `--take-ownership`, helm takes over an installation of kustomize without deleting an
+    object.
+    """
     folder = kustomize.write(tmp_path / "cluster")
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", folder)
     path = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/profile-loader"

@@ -128,8 +128,8 @@ class Agent:
         )
 
     def labels(self):
-        """Return the agent's labels without the domain, and without the namespaces of profile
-        sets.
+        """Return the agent's labels, with the domain and the namespaces of profile sets removed
+        from their keys.
         """
         return {
             key.replace(f".{DOMAIN}", "")
@@ -144,7 +144,7 @@ class Agent:
         return sorted(str(path.relative_to(top)) for path in top.rglob("*") if path.is_file())
 
     def events(self, reason):
-        """Return the notes of the agent's Events that have a given reason."""
+        """Return the notes of the agent's Events with a given reason."""
         item = self.cluster.get("/apis/events.k8s.io/v1/namespaces/default/events")
         return [
             entry["note"]
@@ -170,13 +170,13 @@ class Agent:
         self.until(lambda: self.labels() == expected, seconds)
 
     def took(self, condition):
-        """Return after how many seconds a condition became true."""
+        """Wait until a condition is true, and return the number of seconds that this took."""
         begin = time.monotonic()
         self.until(condition)
         return time.monotonic() - begin
 
     def soon_labels(self, expected):
-        """Wait for the labels of a change; the time limit is longer only if no CPU is idle."""
+        """Wait for the labels of a change. The time limit is longer only if no CPU is idle."""
         since = busy.Since()
         seconds = self.took(lambda: self.labels() == expected)
         assert seconds < since.within(SOON_SECONDS), (seconds, since.short())
@@ -196,8 +196,10 @@ READY = {"node/seccomp": "enabled", "seccomp/a.json": "installed", "set/web": "r
 # --- from the ConfigMap to the label -------------------------------------------------------------
 
 
-def test_a_change_is_on_the_node_and_on_its_label_within_a_second(agent):
-    """A new, a changed and a removed key each take effect within a second, repeatedly."""
+def test_a_change_reaches_the_node_and_its_label_within_a_second(agent):
+    """A new key, a changed key and a removed key each take effect within a second. The test repeats
+    the measurement.
+    """
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start("--removal-grace", "3s", "--prune", "always")
@@ -213,7 +215,7 @@ def test_a_change_is_on_the_node_and_on_its_label_within_a_second(agent):
         seconds["changed"].append(agent.took(lambda old=old: path.read_bytes() != old))
         agent.config_map({"a.json": profile(10 + number)})
         seconds["removed"].append(agent.took(lambda: agent.labels() == READY))
-    assert agent.files() == ["a.json", "b.json"]  # b.json stays during the grace period.
+    assert agent.files() == ["a.json", "b.json"]  # The file b.json stays during the grace period.
     medians = {what: round(statistics.median(took), 2) for what, took in seconds.items()}
     print(f"a key on its label: {medians}, CPUs were short for {since.short():.0%} of the time")
     assert max(medians.values()) < since.within(AT_ONCE_SECONDS), seconds
@@ -222,7 +224,7 @@ def test_a_change_is_on_the_node_and_on_its_label_within_a_second(agent):
 
 
 def test_a_configmap_can_be_created_later_deleted_and_emptied(agent):
-    """A missing or emptied ConfigMap is reported, but removes no profile."""
+    """If a ConfigMap is missing or was emptied, the agent reports this and removes no profile."""
     agent.node()
     agent.start()
     agent.until(lambda: [line["code"] for line in agent.lines("profile_problem")])
@@ -238,7 +240,9 @@ def test_a_configmap_can_be_created_later_deleted_and_emptied(agent):
 
 
 def test_an_emptied_configmap_with_the_annotation_removes_its_profiles(agent):
-    """The annotation allow-empty makes an empty ConfigMap valid."""
+    """With the annotation allow-empty, an emptied ConfigMap is valid, and the agent removes its
+    profiles.
+    """
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start("--removal-grace", "1s", "--prune", "always")
@@ -249,7 +253,7 @@ def test_an_emptied_configmap_with_the_annotation_removes_its_profiles(agent):
 
 
 def test_a_rejected_update_keeps_the_last_good_version_and_its_label(agent):
-    """After a rejected update, the label describes the installed version, and an Event has the
+    """After a rejected update, the label describes the installed version, and an Event contains the
     reason.
     """
     agent.node()
@@ -266,7 +270,7 @@ def test_a_rejected_update_keeps_the_last_good_version_and_its_label(agent):
 
 
 def test_kubectl_describe_node_shows_the_events_of_profiles(agent):
-    """Installed, updated, restored, held and removed profiles each cause an Event on the Node."""
+    """Each installed, updated, restored, held or removed profile causes an Event about the Node."""
     agent.node()
     agent.config_map({"a.json": profile(), "b.json": profile()})
     agent.start("--prune=always", "--removal-grace=100ms")
@@ -283,7 +287,7 @@ def test_kubectl_describe_node_shows_the_events_of_profiles(agent):
 
 
 def test_each_configmap_of_a_selector_is_a_separate_set(agent):
-    """Each profile set has its own label."""
+    """Each ConfigMap that a selector matches is a profile set with its own label."""
     agent.node()
     agent.config_map({"a.json": profile()}, labels={"use": "profiles"})
     agent.config_map({"b.json": profile()}, "db", labels={"use": "profiles"})
@@ -301,7 +305,7 @@ def test_each_configmap_of_a_selector_is_a_separate_set(agent):
 
 
 def test_a_full_and_immutable_configmap_is_read(agent):
-    """Several ConfigMaps are read, even if one has a key of nearly 1 MiB and one is immutable."""
+    """The agent reads a ConfigMap with a key of nearly 1 MiB, and an immutable ConfigMap."""
     agent.node()
     rules = [
         {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "comment": "x" * 1000} for _ in range(980)
@@ -321,7 +325,9 @@ def test_a_full_and_immutable_configmap_is_read(agent):
 
 
 def test_a_node_selector_limits_a_set_to_some_nodes(agent):
-    """A set is installed while its selector matches; an invalid selector removes no profile."""
+    """A profile set is installed while its node selector matches. An invalid node selector removes
+    no profile.
+    """
     agent.node({"pool": "a"})
     chosen = f"{DOMAIN}/node-selector"
     agent.config_map({"a.json": profile()}, annotations={chosen: "pool in (b,c)"})
@@ -342,14 +348,16 @@ def test_a_node_selector_limits_a_set_to_some_nodes(agent):
 
 
 def test_a_removed_or_changed_label_is_restored(agent):
-    """A wrong label lasts only for milliseconds, because the agent watches its own Node."""
+    """The agent corrects a removed or changed label within milliseconds, because it watches its own
+    Node.
+    """
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start()
     agent.until_labels(READY)
     key = f"seccomp.{DOMAIN}/a.json"
     since, seconds = busy.Since(), []
-    # Two more changes would count as contention.
+    # After two more changes, the agent would detect contention.
     for drift in (f"{key}-", f"{key}=lies", f"{key}-"):
         agent.cluster.kubectl("label", "node", agent.name, drift, "--overwrite")
         seconds.append(agent.took(lambda: agent.labels() == READY))
@@ -357,7 +365,7 @@ def test_a_removed_or_changed_label_is_restored(agent):
 
 
 def test_foreign_labels_are_never_changed(agent):
-    """A foreign label with the agent's prefix is reported."""
+    """The agent reports a foreign label with its prefix, but does not change it."""
     agent.node({"kept": "yes", f"seccomp.{DOMAIN}/theirs": "installed"})
     agent.config_map({"a.json": profile(), "b.json": profile()})
     agent.start("--removal-grace", "1s", "--prune", "always")
@@ -385,7 +393,9 @@ def test_foreign_labels_are_never_changed(agent):
 
 
 def test_a_node_that_is_created_again_is_labelled_with_its_own_token(agent):
-    """The uid in the token decides; until it matches, a finding reports the other Node."""
+    """The agent labels only the Node whose uid its token contains. Until the uid matches, a finding
+    reports the other Node.
+    """
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start()
@@ -405,7 +415,9 @@ def test_a_node_that_is_created_again_is_labelled_with_its_own_token(agent):
 
 
 def test_a_node_of_another_machine_is_not_labelled(agent):
-    """The same Node name is not sufficient: the boot ID must be the boot ID of this kernel."""
+    """The agent labels a Node only if the Node has the boot ID of this kernel. The same name is not
+    sufficient.
+    """
     agent.node()
     agent.config_map({"a.json": profile()})
     (agent.root / "proc/sys/kernel/random/boot_id").write_text("another\n")
@@ -415,7 +427,7 @@ def test_a_node_of_another_machine_is_not_labelled(agent):
 
 
 def test_labels_survive_a_restart_and_a_kill(agent):
-    """If all labels are correct, neither the end nor the start of the agent sends a patch."""
+    """If all labels are correct, the agent sends no patch when it ends or starts."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start()
@@ -431,8 +443,10 @@ def test_labels_survive_a_restart_and_a_kill(agent):
     assert (agent.labels(), after) == (READY, version)
 
 
-def test_label_keys_of_previous_releases_disappear(agent):
-    """The first apply removes keys without a namespace, and keys with the short suffix."""
+def test_label_keys_of_previous_releases_are_removed(agent):
+    """The first apply removes label keys without a namespace, and label keys with the short
+    suffix.
+    """
     agent.node({"kept": "yes"})
     previous = {
         f"set.{DOMAIN}/web": "ready",
@@ -455,7 +469,9 @@ def test_label_keys_of_previous_releases_disappear(agent):
 
 
 def test_a_rejected_configmap_has_no_label_of_the_same_name(agent):
-    """If two namespaces have a ConfigMap with the same name, the second one is rejected."""
+    """If two namespaces contain a ConfigMap with the same name, the agent rejects the second
+    ConfigMap.
+    """
     agent.node()
     other = f"{agent.name[:50]}-b"
     agent.cluster.kubectl("create", "namespace", other)
@@ -476,7 +492,7 @@ def test_a_rejected_configmap_has_no_label_of_the_same_name(agent):
 
 
 def test_digest_labels_contain_the_digest_of_the_source(agent):
-    """The value of the label is the first 12 digits of the sha256 of the key's content."""
+    """The label value is the first 12 digits of the SHA-256 digest of the key's content."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start("--label-digest")
@@ -484,8 +500,10 @@ def test_digest_labels_contain_the_digest_of_the_source(agent):
     agent.until_labels({**READY, "seccomp-digest/a.json": digest[:12]})
 
 
-def test_unlabel_removes_all_own_labels_and_no_other(agent):
-    """A Job for the uninstallation can run the command `unlabel` at its end."""
+def test_unlabel_removes_only_the_agents_labels(agent):
+    """The command `unlabel`, which an uninstallation can run, removes only the labels of
+    the agent.
+    """
     agent.node({"kept": "yes"})
     agent.config_map({"a.json": profile()})
     agent.start()
@@ -500,8 +518,8 @@ def test_unlabel_removes_all_own_labels_and_no_other(agent):
     assert agent.cluster.labels(agent.name)["kept"] == "yes"
 
 
-def test_unlabel_of_a_missing_node_creates_none(agent):
-    """A misspelt Node name is reported."""
+def test_unlabel_does_not_create_a_missing_node(agent):
+    """The command `unlabel` reports a misspelt Node name."""
     agent.node()
     command = [
         sys.executable, "-m", "agent", "unlabel",
@@ -514,7 +532,7 @@ def test_unlabel_of_a_missing_node_creates_none(agent):
 
 
 def test_the_startup_taint_is_removed_once_accepted_profiles_are_installed(agent):
-    """Only the startup taint is removed, and one rejected key does not keep it."""
+    """The agent removes only the startup taint. A rejected key does not prevent the removal."""
     agent.node()
     taints = [
         {"key": "example.org/profiles", "effect": "NoSchedule"},
@@ -555,7 +573,9 @@ def is_tainted(agent):
 
 
 def test_the_startup_taint_stays_for_an_empty_set_that_was_never_installed(agent):
-    """An empty ConfigMap keeps the taint, unless its annotation allows that it is empty."""
+    """The startup taint stays while a ConfigMap is empty, unless the annotation allow-empty
+    is set.
+    """
     agent.node()
     taint(agent)
     agent.config_map({})
@@ -574,8 +594,8 @@ def test_the_startup_taint_stays_for_an_empty_set_that_was_never_installed(agent
 
 
 def test_an_invalid_node_selector_does_not_keep_the_startup_taint(agent):
-    """An invalid node selector affects only its own profile set, in the same way as a rejected
-    key.
+    """An invalid node selector affects only its own profile set, so the startup taint is
+    removed.
     """
     agent.node()
     taint(agent)
@@ -595,7 +615,7 @@ def test_an_invalid_node_selector_does_not_keep_the_startup_taint(agent):
 
 
 def large():
-    """Return a seccomp profile of nearly 1 MiB, the largest one that fits into a ConfigMap."""
+    """Return a seccomp profile of nearly 1 MiB, which just fits into a ConfigMap."""
     rules = [
         {"names": ["mkdir"], "action": "SCMP_ACT_ERRNO", "comment": "x" * 1000} for _ in range(970)
     ]
@@ -603,8 +623,8 @@ def large():
 
 
 def test_many_full_configmaps_are_rejected_separately(agent):
-    """With full ConfigMaps, the oldest ConfigMaps are read, and the memory stays below the pod's
-    limit.
+    """Of many full ConfigMaps, the agent reads the oldest ones. Its memory stays below the limit of
+    the pod.
     """
     agent.node()
     agent.config_map({"a.json": profile()})
@@ -634,7 +654,9 @@ def test_many_full_configmaps_are_rejected_separately(agent):
 
 
 def test_labels_and_keys_follow_a_restored_store(agent):
-    """After a restore of etcd, labels match the restored state, and its keys are installed."""
+    """After a restore of etcd, the agent installs the restored keys, and the labels describe the
+    restored state.
+    """
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start("--prune", "never")
@@ -642,7 +664,7 @@ def test_labels_and_keys_follow_a_restored_store(agent):
     agent.until(lambda: len(agent.lines("pass_finished")) >= 1)
     agent.cluster.save()
     agent.until(lambda: agent.cluster.labels(agent.name), 60)
-    for number in range(20):  # Many changes happen after the backup of the store.
+    for number in range(20):  # The test makes many changes after the backup of the store.
         agent.config_map({"a.json": profile(), "b.json": profile(number)})
     agent.until_labels({**READY, "seccomp/b.json": "installed"}, 75)
     lasted = time.monotonic() + 11.0  # This pause is longer than reflector.STABLE_SECONDS.
@@ -654,7 +676,7 @@ def test_labels_and_keys_follow_a_restored_store(agent):
 
 
 def test_a_profile_that_a_pod_references_is_in_use(agent):
-    """With --pod-aware, a file stays while a pod on this Node references it."""
+    """With --pod-aware, the agent does not remove a file while a pod on this Node references it."""
     agent.node()
     agent.config_map({"a.json": profile(), "b.json": profile()})
     agent.start("--pod-aware", "--removal-grace", "1s")
@@ -687,9 +709,7 @@ def test_a_profile_that_a_pod_references_is_in_use(agent):
 
 
 def test_oneshot_sets_labels_and_leaves_a_removal_to_a_later_run(agent):
-    """Two runs remove a file: the first one removes its label, and the second one removes the
-    file.
-    """
+    """The first run removes the label of an undesired file, and a later run removes the file."""
     agent.node()
     agent.config_map({"a.json": profile(), "b.json": profile()})
     assert agent.once("--prune", "always").returncode == 0
@@ -702,8 +722,8 @@ def test_oneshot_sets_labels_and_leaves_a_removal_to_a_later_run(agent):
 
 
 def test_oneshot_without_an_api_server_restores_profiles(agent):
-    """If the source is missing, the profiles in the ledger are restored, and the exit status
-    reports it.
+    """Without an API server, one pass restores the profiles in the ledger, and the exit status is
+    not 0.
     """
     agent.node()
     agent.config_map({"a.json": profile()})
@@ -733,7 +753,9 @@ def through(agent, proxy):
 
 
 def test_an_outage_changes_nothing_and_missing_files_are_restored(agent):
-    """In an outage, labels and files stay; changes arrive after the outage."""
+    """During an outage, labels and files stay, and missing files are restored. Changes take effect
+    after the outage.
+    """
     agent.node()
     agent.config_map({"a.json": profile()})
     with Proxy(agent.cluster.port) as proxy:
@@ -753,7 +775,9 @@ def test_an_outage_changes_nothing_and_missing_files_are_restored(agent):
 
 
 def test_a_start_without_an_api_server_restores_the_last_good_profiles(agent):
-    """After a reboot in an outage, the profiles are installed before the API server responds."""
+    """After a reboot during an outage, the agent installs the profiles before the API server
+    responds.
+    """
     agent.node()
     agent.config_map({"a.json": profile()})
     with Proxy(agent.cluster.port) as proxy:
@@ -771,7 +795,7 @@ def test_a_start_without_an_api_server_restores_the_last_good_profiles(agent):
 
 
 def test_a_slow_api_server_delays_no_repair(agent):
-    """If each response takes 15 s, a removed file is still restored immediately."""
+    """Even if each response takes 15 s, a removed file is restored immediately."""
     agent.node()
     agent.config_map({"a.json": profile()})
     with Proxy(agent.cluster.port) as proxy:
@@ -788,8 +812,8 @@ def test_a_slow_api_server_delays_no_repair(agent):
 
 
 def test_a_forbidden_configmap_is_reported_and_removes_nothing(agent):
-    """If the permission to read a ConfigMap is missing, the ConfigMap is unreadable and not
-    empty.
+    """If the agent may not read a ConfigMap, the agent reports it as unreadable, and removes no
+    profile.
     """
     agent.node()
     agent.config_map({"a.json": profile()})
@@ -805,7 +829,7 @@ def test_a_forbidden_configmap_is_reported_and_removes_nothing(agent):
 
 
 def test_an_idle_agent_has_few_connections_and_sends_no_request(agent):
-    """An agent without changes has two watches, and sends no request in ten seconds."""
+    """An idle agent has two watches, and sends no request within ten seconds."""
     agent.node()
     agent.config_map({"a.json": profile()})
     with Proxy(agent.cluster.port) as proxy:
@@ -833,7 +857,8 @@ def test_in_a_pod_the_token_is_read_again(agent):
     (mounted / "ca.crt").write_bytes(agent.cluster.ca.read_bytes())
     (mounted / "token").write_text(agent.cluster.agent_token(agent.name))
     place = "/run/secrets/kubernetes.io/serviceaccount"
-    # The agent has its own mount namespace, so that this directory does not appear on the machine.
+    # The agent has a mount namespace of its own, so that this directory does not appear on the
+    # machine.
     script = (
         f'mount -t tmpfs none /run && mkdir -p {place} && mount --bind "$0" {place} && exec "$@"'
     )
@@ -860,8 +885,8 @@ def test_in_a_pod_the_token_is_read_again(agent):
 
 
 def test_the_agent_reports_a_missing_configuration(agent):
-    """Outside a pod and without a kubeconfig, the exit status is 2, with one line and no
-    traceback.
+    """Outside a pod and without a kubeconfig, the agent prints one line without a traceback, and
+    exits with status 2.
     """
     done = subprocess.run(
         [sys.executable, "-m", "agent", "--source", "configmap:a/b", "--oneshot"],

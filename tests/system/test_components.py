@@ -1,4 +1,4 @@
-"""Tests that the Kustomize components can be combined with each other and with the settings of a
+"""Tests that the Kustomize components can be combined with each other, and with the settings in a
 user's kustomization.
 """
 
@@ -54,7 +54,9 @@ def reads_a_volume(objects):
 
 
 def has_no_right_for_apparmor(objects):
-    """Return whether the agent handles seccomp only, with the rights that seccomp needs."""
+    """Return whether the agent manages only seccomp profiles, with the rights that seccomp
+    needs.
+    """
     security = agent(objects)["securityContext"]
     return (
         variable(objects, "PROFILE_LOADER_KINDS") == "seccomp"
@@ -67,7 +69,7 @@ def has_no_right_for_apparmor(objects):
 
 
 def has_own_seccomp_profile(objects):
-    """Return whether an init container with the agent's image installs the agent's profile."""
+    """Return whether an init container with the agent's image installs the agent's own profile."""
     (init,) = kustomize.pod(objects)["initContainers"]
     config_map = volume(objects, "own")["configMap"]["name"]
     return (
@@ -79,7 +81,7 @@ def has_own_seccomp_profile(objects):
 
 
 def may_list_pods(objects):
-    """Return whether the agent uses pods, and has the right to list and watch them."""
+    """Return whether the agent considers pods, and may list and watch them."""
     (rule,) = objects["ClusterRole", "profile-loader-pods"]["rules"]
     return (
         variable(objects, "PROFILE_LOADER_POD_AWARE") == "true"
@@ -146,7 +148,8 @@ PAIRS = [
 def is_in(objects, namespace):
     """Return whether every object, subject and expression has this namespace.
 
-    The Role for Events stays in the namespace `default`, because Events about Nodes must be there.
+    The Role for Events stays in the namespace `default`, because Kubernetes stores Events about
+    Nodes there.
     """
     namespaces = {
         key: item["metadata"]["namespace"]
@@ -167,8 +170,8 @@ def is_in(objects, namespace):
 
 
 def test_every_component_has_an_effect_to_check():
-    """This file has a check for each component, and each check except the one for `settings` fails
-    for the base alone.
+    """This file has a check for each component. Each check fails for the base alone, except for the
+    check of `settings`.
     """
     assert sorted(EFFECTS) == kustomize.COMPONENTS
     base = kustomize.objects()
@@ -177,7 +180,7 @@ def test_every_component_has_an_effect_to_check():
 
 
 def has(effect, objects):
-    """Return whether an effect is present; the effect is absent if an object is missing."""
+    """Return whether an effect is present. If an object is missing, the effect is absent."""
     try:
         return effect(objects)
     except (KeyError, TypeError):
@@ -187,7 +190,7 @@ def has(effect, objects):
 @pytest.fixture(scope="module")
 def combined():
     """Return the objects of each pair of components."""
-    # The component `settings` must be the last one.
+    # The component `settings` must be the last component.
     pairs = [pair[::-1] if pair[0] == "settings" else pair for pair in PAIRS]
     with ThreadPoolExecutor(2) as pool:
         built = pool.map(lambda pair: kustomize.objects(*pair), pairs)
@@ -195,7 +198,7 @@ def combined():
 
 
 def test_every_pair_combines(combined):
-    """Each pair of components has the effects of both."""
+    """Each pair of components has the effects of both components."""
     missing = [
         (pair, name)
         for pair, objects in combined.items()
@@ -207,7 +210,7 @@ def test_every_pair_combines(combined):
 
 @pytest.mark.parametrize("pair", NOT_COMBINED, ids="-".join)
 def test_the_listed_pairs_do_not_combine(pair):
-    """Each listed pair lacks an effect, or has fields that a runtime ignores."""
+    """Each pair in NOT_COMBINED lacks an effect, or has fields that a runtime ignores."""
     try:
         objects = kustomize.objects(*pair)
     except Exception:  # noqa: BLE001
@@ -221,9 +224,9 @@ def test_the_listed_pairs_do_not_combine(pair):
 @pytest.mark.parametrize("excluded", [("microk8s", "privileged"), ("k0s", "own-seccomp")])
 @pytest.mark.parametrize("step", [1, -1], ids=["alphabetical", "reversed"])
 def test_all_components_combine(excluded, step):
-    """All components that do not exclude each other can be used together, in any order.
+    """All components that do not exclude each other can be used together in any order.
 
-    The component `settings` must be the last one.
+    Only the component `settings` must be the last component.
     """
     excluded = (*excluded, "settings")
     names = [name for name in kustomize.COMPONENTS if name not in excluded][::step]
@@ -251,7 +254,7 @@ SETTINGS = {"name": "profile-loader-settings", "behavior": "merge"}
 
 
 def test_one_setting_changes_the_namespace_everywhere():
-    """The namespace of the settings is the namespace of every object of every component."""
+    """The setting `namespace` changes the namespace of every object of every component."""
     literals = {**SETTINGS, "literals": ["namespace=security"]}
     objects = kustomize.objects(*NAMES, "settings", configMapGenerator=[literals])
     assert is_in(objects, "security")
@@ -259,7 +262,7 @@ def test_one_setting_changes_the_namespace_everywhere():
 
 
 def test_one_setting_changes_the_label_domain_everywhere():
-    """The agent and the policy use the label domain of the user's kustomization."""
+    """The agent and the policy use the label domain in the user's kustomization."""
     literals = ["label-domain=new.example", "former-label-domains=old.example"]
     generator = {**SETTINGS, "literals": literals}
     objects = kustomize.objects(*NAMES, "settings", configMapGenerator=[generator])
@@ -284,7 +287,7 @@ def test_the_plain_name_selects_the_image_everywhere(components):
 
 
 def test_common_labels_do_not_hide_the_profiles():
-    """Programs that set recommended labels on every object do not change the agent's selector."""
+    """If a user adds common labels to every object, the selector of the agent does not change."""
     common = {
         f"app.kubernetes.io/{key}": "team"
         for key in ("name", "instance", "version", "component", "part-of", "managed-by")
@@ -301,9 +304,7 @@ def test_common_labels_do_not_hide_the_profiles():
 
 
 def test_every_object_has_the_recommended_labels():
-    """The labels contain the program, its version, its instance and the application that it is part
-    of.
-    """
+    """Every object has labels for the program, its version, its instance and its application."""
     expected = {
         "app.kubernetes.io/name": "profile-loader",
         "app.kubernetes.io/instance": "profile-loader",

@@ -1,5 +1,5 @@
-"""Tests on Debian 12's kernel (Linux 6.1): no removal unconfines a thread, and every loss is
-reported.
+"""Tests on Debian 12's kernel (Linux 6.1): no removal unconfines a thread, and lost confinement is
+always reported.
 """
 
 import pytest
@@ -15,5 +15,5 @@ def outcomes():
 
 @pytest.mark.parametrize("scenario", [*confinement.SCENARIOS, confinement.WITHOUT_RAW_DATA])
 def test_on_a_real_kernel(outcomes, scenario):
-    """Each scenario succeeds; tests/system/guest describes it."""
+    """Each scenario of tests/system/guest/disuse.py and tracker.py succeeds."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)

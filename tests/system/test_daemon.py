@@ -35,5 +35,5 @@ def outcomes():
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_on_a_real_kernel(outcomes, scenario):
-    """Each scenario succeeds; tests/system/guest/daemon.py describes it."""
+    """Each scenario of tests/system/guest/daemon.py succeeds."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)

@@ -1,4 +1,4 @@
-"""Tests of faults while the daemon runs, which must be reported and repaired.
+"""Tests that the daemon reports faults at run time, and recovers from them.
 
 The tests check the node, the report, the metrics and the exit status, with real processes, file
 systems and limits. tests/system/guest/faults.py contains the faults that need an AppArmor kernel.
@@ -36,7 +36,7 @@ TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]  # a signal to one 
 
 @pytest.fixture
 def daemon(tmp_path):
-    """A daemon that has not been started, with the profile a.json in its source."""
+    """A daemon with the profile a.json in its source. The daemon has not been started."""
     one = Daemon(tmp_path)
     one.provide(a=1)
     yield one
@@ -45,7 +45,7 @@ def daemon(tmp_path):
 
 @pytest.fixture
 def mounted(daemon):
-    """A function that mounts a small file system under the daemon's root."""
+    """A function that mounts a small file system in the daemon's host root."""
     paths = []
 
     def mount(path):
@@ -61,7 +61,9 @@ def mounted(daemon):
 
 
 def settled(daemon, **numbers):
-    """Wait until the node has exactly these profiles and the daemon reports them."""
+    """Wait until the node has exactly these profiles and the daemon reports that it has
+    converged.
+    """
     wanted = {f"{name}.json": number for name, number in numbers.items()}
 
     def done():
@@ -72,7 +74,7 @@ def settled(daemon, **numbers):
 
 
 def stopped_cleanly(daemon):
-    """Stop the daemon; require exit status 0 within two seconds and an unchanged node."""
+    """Stop the daemon. Require exit status 0 within two seconds, and an unchanged node."""
     before = daemon.files()
     status, seconds = daemon.stop()
     assert (status, pace.in_time(seconds, SECONDS)) == (0, True), (status, seconds)
@@ -83,7 +85,9 @@ def stopped_cleanly(daemon):
 
 
 def test_a_full_disk_keeps_the_previous_version_until_there_is_space(daemon, mounted):
-    """On a full disk, an update fails with a reason, and succeeds soon after space was freed."""
+    """On a full disk, an update fails with a reason. It succeeds soon after another program frees
+    space.
+    """
     top = mounted(daemon.root / "var")
     daemon.start()
     settled(daemon, a=1)
@@ -101,7 +105,9 @@ def test_a_full_disk_keeps_the_previous_version_until_there_is_space(daemon, mou
 
 @pytest.mark.parametrize("where", ["var/lib/kubelet", "var/lib/profile-loader/entries"])
 def test_a_read_only_file_system_keeps_the_previous_version(daemon, mounted, where):
-    """The file system is remounted under the running daemon, as by a kernel after a disk error."""
+    """The previous version stays if the file system becomes read-only under the running daemon, as
+    after a disk error.
+    """
     top = mounted(daemon.root / where)
     daemon.start()
     settled(daemon, a=1)
@@ -120,8 +126,8 @@ def test_a_read_only_file_system_keeps_the_previous_version(daemon, mounted, whe
 
 @pytest.mark.parametrize("damage", ["cut", "garbage", "emptied", "a directory"])
 def test_a_damaged_ledger_entry_removes_nothing(daemon, damage):
-    """If an entry is damaged, this is reported, the profile stays, and its content is adopted
-    again.
+    """If a ledger entry is damaged, the daemon reports this. The profile stays, and its content is
+    adopted.
     """
     daemon.provide(a=1, b=2)
     daemon.start()
@@ -154,7 +160,7 @@ def test_a_damaged_ledger_entry_removes_nothing(daemon, damage):
 
 
 def test_a_ledger_of_a_newer_release_stops_all_changes(daemon):
-    """After a downgrade, the node is unchanged, and a finding asks for the newer version."""
+    """After a downgrade, the daemon changes nothing, and a finding names the newer version."""
     daemon.start()
     settled(daemon, a=1)
     assert daemon.stop()[0] == 0
@@ -170,13 +176,13 @@ def test_a_ledger_of_a_newer_release_stops_all_changes(daemon):
     )  # fmt: skip
     assert daemon.get("/healthz")[0] == 200
     assert path.read_text() == newer
-    path.write_bytes(whole)  # the ledger entry that the next release would leave for this release
+    path.write_bytes(whole)  # a ledger entry that the next release would write
     settled(daemon, a=2, b=2)
     stopped_cleanly(daemon)
 
 
-# This is the ledger entry of 0.1.0 for a seccomp key. Never change this entry, because later
-# releases must be able to read it.
+# The ledger entry that version 0.1.0 writes for a seccomp key. Never change this entry, because
+# later releases must be able to read it.
 RELEASED = {
     "schema": 1,
     "kind": "seccomp",
@@ -188,7 +194,9 @@ RELEASED = {
 
 
 def test_a_ledger_of_a_previous_release_stays_unchanged(daemon):
-    """After an upgrade, no file and no entry is written again, and the agent owns the profiles."""
+    """After an upgrade, the agent owns the profiles, and writes no file and no ledger entry
+    again.
+    """
     daemon.start()
     settled(daemon, a=1)
     assert daemon.stop()[0] == 0
@@ -214,7 +222,9 @@ def test_a_ledger_of_a_previous_release_stays_unchanged(daemon):
 
 
 def test_a_source_directory_that_is_created_again_is_read(daemon):
-    """While the directory is missing, the profiles stay; new content is installed in seconds."""
+    """While the source directory is missing, the profiles stay. After it was created again, new
+    content is installed within seconds.
+    """
     daemon.start("--prune=always")
     settled(daemon, a=1)
     for number in (2, 3):
@@ -224,13 +234,15 @@ def test_a_source_directory_that_is_created_again_is_read(daemon):
         daemon.source.mkdir()
         daemon.provide(a=number)
         settled(daemon, a=number)
-    daemon.provide(a=4)  # The agent still notices changes of the directory at once.
+    daemon.provide(a=4)  # The daemon still notices changes of the directory at once.
     daemon.until(lambda: daemon.number() == 4, SECONDS)
     stopped_cleanly(daemon)
 
 
 def test_a_failed_watch_is_logged_and_replaced(daemon):
-    """Watchdog fails for a directory that was moved out of the tree, and the agent recovers."""
+    """If the library watchdog fails for a directory that was moved out of the tree, the daemon logs
+    this and starts a new watch.
+    """
     daemon.start()
     settled(daemon, a=1)
     sub, away = daemon.source / "sub", daemon.root / "away"
@@ -256,7 +268,7 @@ class Volume:
         self.path, self.last = path, None
 
     def swap(self, number, *keys):
-        """Replace the whole content with profiles that all have the same number."""
+        """Replace the whole content with profiles that have the same version number."""
         new = self.path / f"..generation{number}"
         new.mkdir()
         for key in keys:
@@ -271,7 +283,9 @@ class Volume:
 
 
 def test_a_volume_that_changes_a_thousand_times_is_read_consistently(daemon):
-    """Each pass installs both keys from one generation, and neither memory nor descriptors grow."""
+    """Each pass installs both keys from the same generation of the volume, and uses no additional
+    memory or descriptors.
+    """
     (daemon.source / "a.json").unlink()
     volume = Volume(daemon.source)
     keys = ("a.json", "b.json")
@@ -293,7 +307,7 @@ def test_a_volume_that_changes_a_thousand_times_is_read_consistently(daemon):
     print(f"1000 swaps in {seconds:.0f} s, {passes:.0f} passes; the last after {late:.2f} s, "
           f"{grown} KiB more")  # fmt: skip
     assert (pace.in_time(seconds, 60.0), pace.in_time(late, SECONDS)) == (True, True)
-    # One connection may be open, with a thread that serves it.
+    # One connection may still be open, with the thread that serves it.
     assert after["threads"] <= before["threads"] + 1
     assert after["fds"] <= before["fds"] + 2
     assert grown < 4096
@@ -308,7 +322,9 @@ def test_a_volume_that_changes_a_thousand_times_is_read_consistently(daemon):
 
 
 def test_sigterm_at_any_moment_leaves_complete_files(daemon):
-    """The daemon exits with 0 or because of the signal, and the next start completes the work."""
+    """After SIGTERM at any moment, all files are complete, and the next daemon completes
+    the work.
+    """
     seed = int(os.environ.get("SOAK_SEED", "105")) or int(time.time())
     print(f"seed {seed}")
     chance, ends = random.Random(seed), []  # noqa: S311 - reproducible, no secret
@@ -341,12 +357,14 @@ def started_at(thread):
 
 
 def test_a_signal_right_before_the_main_thread_waits_ends_the_daemon(daemon):
-    """A signal ends the daemon, even if it arrives right before a wait or in another thread."""
+    """A signal ends the daemon, even if it arrives right before a wait of the main thread, or in
+    another thread.
+    """
     daemon.start()
     settled(daemon, a=1)
     pid = daemon.process.pid
     # The second oldest thread is the HTTP server, which runs as long as the process. The newest
-    # thread may serve the last connection, and may have ended when the signal is sent.
+    # thread may serve the last connection, so it may end before the test sends the signal.
     _, server, *_ = sorted(Path(f"/proc/{pid}/task").iterdir(), key=started_at)
     begin = time.monotonic()
     assert ctypes.CDLL(None).syscall(TGKILL, pid, int(server.name), signal.SIGTERM) == 0
@@ -359,7 +377,9 @@ def test_a_signal_right_before_the_main_thread_waits_ends_the_daemon(daemon):
 
 
 def test_a_signal_while_python_ignores_exceptions_ends_the_daemon(daemon, monkeypatch):
-    """If a signal arrives in a finalizer, where Python ignores exceptions, it is still handled."""
+    """A signal ends the daemon even if it arrives during a destructor, in which Python ignores
+    exceptions.
+    """
     monkeypatch.setenv("SWALLOWED", "import")
     daemon.start(module="tests.system.ended")
     status = daemon.process.wait(pace.scaled(30))
@@ -368,7 +388,7 @@ def test_a_signal_while_python_ignores_exceptions_ends_the_daemon(daemon, monkey
 
 
 def parsers(daemon):
-    """Return the processes of the daemon's parser."""
+    """Return the PIDs of the daemon's parsers."""
     result = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -378,7 +398,9 @@ def parsers(daemon):
 
 @pytest.mark.parametrize("swallowed", ["", "os.listdir"])
 def test_a_running_parser_ends_with_the_daemon(daemon, monkeypatch, swallowed):
-    """A signal ends a command during a wait for the parser, and where Python ignores exceptions."""
+    """If a signal ends the daemon, the running parser ends too. This also applies to a signal
+    during a destructor.
+    """
     kernel = daemon.root / "sys/kernel/security/apparmor"
     (kernel / "features/policy/versions").mkdir(parents=True)
     (kernel / "features/policy/versions/v8").write_text("yes")
@@ -399,7 +421,9 @@ def test_a_running_parser_ends_with_the_daemon(daemon, monkeypatch, swallowed):
 
 
 def test_an_unread_log_does_not_delay_the_end(daemon, monkeypatch):
-    """At its end, the daemon does not wait for the thread that writes the log."""
+    """If no process reads the log, the daemon ends without waiting for the thread that writes the
+    log.
+    """
     monkeypatch.setenv("TALKING", "1")
     read_end, write_end = os.pipe()
     command = [sys.executable, "-m", "tests.system.ended", *daemon.command()]
@@ -411,7 +435,7 @@ def test_an_unread_log_does_not_delay_the_end(daemon, monkeypatch):
 
 
 def test_an_unread_log_delays_no_repair(daemon, monkeypatch):
-    """If the log is not read, its lines are dropped, and files are restored as usual."""
+    """If no process reads the log, the daemon drops log lines, and restores files as usual."""
     monkeypatch.setenv("TALKING", "1")
     received, sender = os.pipe()
     command = [sys.executable, "-m", "tests.system.ended", *daemon.command()]
@@ -428,8 +452,8 @@ def test_an_unread_log_delays_no_repair(daemon, monkeypatch):
 
 
 def test_a_source_with_many_empty_directories_uses_few_watches(daemon):
-    """If watches fail, the source is unreadable with a reason, profiles stay, and polling
-    continues.
+    """If a source has too many directories for inotify, the daemon reports it as unreadable, keeps
+    the profiles and continues to poll.
     """
     daemon.start()
     settled(daemon, a=1)
@@ -440,7 +464,7 @@ def test_a_source_with_many_empty_directories_uses_few_watches(daemon):
     assert "too_many_directories" in daemon.said()
     watches = 0
     for file in Path(f"/proc/{daemon.process.pid}/fdinfo").iterdir():
-        # The name belongs to a descriptor that was closed.
+        # The descriptor was closed during this read.
         with contextlib.suppress(FileNotFoundError):
             watches += file.read_text().count("inotify wd:")
     assert watches <= WATCH_LIMIT
@@ -459,7 +483,9 @@ IGNORED = (
 
 
 def test_other_signals_do_not_end_the_daemon(daemon):
-    """SIGHUP starts a pass, SIGQUIT logs the stack of each thread, and other signals are logged."""
+    """SIGHUP starts a pass, SIGQUIT logs the stack of each thread, and the daemon logs all other
+    signals.
+    """
     daemon.start("--resync=60m")
     settled(daemon, a=1)
     for name in IGNORED:
@@ -479,7 +505,9 @@ def test_other_signals_do_not_end_the_daemon(daemon):
 
 
 def test_the_files_with_keys_of_a_kubeconfig_are_removed(daemon, tmp_path, monkeypatch):
-    """The kubernetes package writes keys to files, which are removed when Python ends."""
+    """The kubernetes package writes the keys of a kubeconfig to temporary files. These files are
+    removed when the daemon ends.
+    """
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     config = {
@@ -499,7 +527,9 @@ def test_the_files_with_keys_of_a_kubeconfig_are_removed(daemon, tmp_path, monke
 
 
 def test_a_second_agent_exits_and_the_first_one_continues(daemon):
-    """A second agent exits with 4 and a message, and the first agent still restores files."""
+    """A second agent prints a message and exits with status 4. The first agent still restores
+    files.
+    """
     daemon.start()
     settled(daemon, a=1)
     command = [sys.executable, "-m", "agent", *daemon.command("--http-address=off")]
@@ -515,8 +545,10 @@ ON_FILES = [name for name in POINTS if not re.search("policy|load|node|event", n
 
 
 @pytest.mark.parametrize("point", ON_FILES)
-def test_a_kill_at_any_step_ends_in_the_same_state(daemon, monkeypatch, point):
-    """After a kill, files are old or new but always complete, and the next start continues."""
+def test_a_daemon_that_is_killed_at_any_step_reaches_the_same_state(daemon, monkeypatch, point):
+    """If the daemon is killed at any step, each file has either its old or its new content, and the
+    next daemon completes the work.
+    """
     daemon.provide(a=1, c=3)
     armed = daemon.root / "armed"
     monkeypatch.setenv("KILLED", point)
@@ -541,7 +573,7 @@ def test_a_kill_at_any_step_ends_in_the_same_state(daemon, monkeypatch, point):
 
 @contextlib.contextmanager
 def connections(daemon, number):
-    """Open a number of idle connections, or as many as possible."""
+    """Open a number of idle connections. If the daemon accepts fewer, open as many as possible."""
     idle = [socket.socket() for _ in range(number)]
     try:
         for item in idle:
@@ -555,7 +587,9 @@ def connections(daemon, number):
 
 
 def test_with_64_descriptors_the_daemon_survives_many_connections(daemon):
-    """If idle connections use all free descriptors, files are still restored, and HTTP recovers."""
+    """If idle connections use all free descriptors, the daemon still restores files. Later it
+    serves HTTP requests again.
+    """
     daemon.start(limits={resource.RLIMIT_NOFILE: 64})
     settled(daemon, a=1)
     with connections(daemon, 100):
@@ -570,11 +604,13 @@ def test_with_64_descriptors_the_daemon_survives_many_connections(daemon):
 
 
 def test_without_free_descriptors_nothing_is_changed(daemon):
-    """If the node cannot be observed, the daemon reports this, stays alive, and recovers later."""
+    """Without free descriptors, the daemon cannot observe the node. It reports this, changes
+    nothing, and recovers later.
+    """
     daemon.start(limits={resource.RLIMIT_NOFILE: 28})
     settled(daemon, a=1)
     with connections(daemon, 60):
-        # The server keeps the last descriptor free.
+        # The HTTP server keeps the last descriptor free.
         daemon.until(lambda: daemon.usage()["fds"] >= 27)
         daemon.provide(a=2)
         daemon.until(lambda: "Too many open files" in daemon.said())

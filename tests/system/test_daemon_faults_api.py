@@ -1,4 +1,4 @@
-"""Tests of faults with a real API server: kills around labels, slow responses, small limits.
+"""Tests of faults with a real API server: a killed daemon, slow responses and small limits.
 
 The tests check the node, its labels on the API server, the metrics and the exit status.
 """
@@ -33,7 +33,9 @@ def cluster():
 
 @pytest.fixture
 def daemon(cluster, tmp_path, request):
-    """A daemon that has not been started, whose ConfigMap contains the profile a.json."""
+    """A daemon with a ConfigMap that contains the profile a.json. The daemon has not been
+    started.
+    """
     name = "n" + hashlib.sha256(request.node.name.encode()).hexdigest()[:12]
     one = OnNode(tmp_path, cluster, name)
     one.config_map({"a.json": profile(1)})
@@ -42,7 +44,9 @@ def daemon(cluster, tmp_path, request):
 
 
 def stopped_cleanly(daemon):
-    """Stop the daemon; require exit status 0 within two seconds, and unchanged node and labels."""
+    """Stop the daemon. Require exit status 0 within two seconds, an unchanged node and unchanged
+    labels.
+    """
     before = daemon.files(), daemon.labels()
     since = busy.Since()
     status, seconds = daemon.stop()
@@ -51,8 +55,8 @@ def stopped_cleanly(daemon):
 
 
 def undelayed(daemon, condition):
-    """Wait for a change that the API server must not delay, and return how many seconds this
-    took.
+    """Wait for a change that the API server must not delay, and return the number of seconds that
+    this took.
     """
     since = busy.Since()
     daemon.until(condition)
@@ -62,8 +66,12 @@ def undelayed(daemon, condition):
 
 
 @pytest.mark.parametrize("point", ["before_the_node_is_labelled", "before_an_event_is_sent"])
-def test_a_kill_at_any_step_of_publishing_ends_in_the_same_state(daemon, monkeypatch, point):
-    """After a kill, no label exists without its profile, and the next start sets all labels."""
+def test_a_daemon_that_is_killed_while_publishing_reaches_the_same_state(
+    daemon, monkeypatch, point
+):
+    """If the daemon is killed while it publishes labels, no label exists without its profile, and
+    the next daemon sets all labels.
+    """
     daemon.start("--removal-grace=1s", "--prune=always")
     daemon.until_labels(LABELS)
     daemon.stop()
@@ -74,7 +82,7 @@ def test_a_kill_at_any_step_of_publishing_ends_in_the_same_state(daemon, monkeyp
     assert daemon.process.returncode == -signal.SIGKILL
     labelled = {key.partition("/")[2] for key in daemon.labels() if key.startswith("seccomp/")}
     assert labelled <= set(daemon.files())
-    assert daemon.number("a.json") == 1  # The file must not be removed before its label.
+    assert daemon.number("a.json") == 1  # The daemon must not remove the file before the label.
     monkeypatch.delenv("KILLED")
     daemon.start("--removal-grace=1s", "--prune=always")
     daemon.until_labels({key.replace("a.json", "b.json"): item for key, item in LABELS.items()})
@@ -83,7 +91,7 @@ def test_a_kill_at_any_step_of_publishing_ends_in_the_same_state(daemon, monkeyp
 
 
 class SlowPatches(Proxy):
-    """A TLS proxy that delays only the response to each patch of a Node."""
+    """A TLS proxy that delays the response to each patch of a Node, and no other response."""
 
     def __init__(self, cluster, seconds):
         super().__init__(cluster.port)
@@ -106,7 +114,7 @@ class SlowPatches(Proxy):
             self._between(client, server)
 
     def _between(self, client, server):
-        """Relay both directions in one thread: OpenSSL lacks a lock for two threads on one
+        """Relay both directions in one thread, because OpenSSL allows only one thread at a time per
         connection.
         """
         slow = False
@@ -116,7 +124,8 @@ class SlowPatches(Proxy):
                 source.settimeout(0)
                 try:
                     chunk = source.recv(1 << 16)
-                except ssl.SSLWantReadError:  # The data belongs to TLS, not to HTTP.
+                # These bytes belong to the TLS protocol and not to an HTTP request.
+                except ssl.SSLWantReadError:
                     continue
                 finally:
                     source.settimeout(None)
@@ -132,7 +141,9 @@ class SlowPatches(Proxy):
 
 
 def test_slow_label_patches_are_sent_once_each_and_delay_no_repair(daemon):
-    """If responses arrive too late, the label is still set, and restores continue."""
+    """If responses to patches arrive too late, the labels are still set, and the daemon still
+    restores files.
+    """
     key = f"seccomp.{DOMAIN}/a.json"
     with SlowPatches(daemon.cluster, 15.0) as proxy:
         daemon.through(proxy)
@@ -160,7 +171,9 @@ def test_slow_label_patches_are_sent_once_each_and_delay_no_repair(daemon):
 
 
 def test_memory_stays_below_the_limit_of_the_manifest(daemon):
-    """The ConfigMap is almost as large as possible, with 150 profiles and updates."""
+    """The memory of the daemon stays below the limit of the manifest, with an almost full ConfigMap
+    of 150 profiles and with updates.
+    """
     limit = manifest_limit()
     rules = [{"names": ["read"], "action": "SCMP_ACT_ALLOW", "comment": "x" * 2000}] * 400
     large = json.dumps(json.loads(profile(7)) | {"syscalls": rules})
@@ -196,7 +209,9 @@ def test_memory_stays_below_the_limit_of_the_manifest(daemon):
 
 
 def test_with_64_descriptors_the_daemon_watches_labels_and_restores(daemon):
-    """Watches, publisher, inotify and HTTP together use less than half of the descriptors."""
+    """With 64 descriptors, the daemon watches the API server, sets labels and restores files. It
+    uses less than half of the descriptors.
+    """
     daemon.start(limits={resource.RLIMIT_NOFILE: 64})
     daemon.until_labels(LABELS)
     for number in range(2, 6):

@@ -1,4 +1,4 @@
-"""Tests of faults of a daemon on a real AppArmor kernel."""
+"""Tests of faults at run time of the daemon on a real AppArmor kernel."""
 
 import json
 from pathlib import Path
@@ -37,5 +37,5 @@ def outcomes():
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_on_a_real_kernel(outcomes, scenario):
-    """Each scenario succeeds; tests/system/guest/faults.py describes it."""
+    """Each scenario of tests/system/guest/faults.py succeeds."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)

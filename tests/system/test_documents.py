@@ -28,7 +28,7 @@ PAGES = [  # The operations page uninstalls the agent. After that, the Helm page
 TREE = ["README.md", "docs", "manifests", "profiles", "scripts"]
 BUDGET_SECONDS = 180
 LABEL = "seccomp.profile-loader.node-restriction.kubernetes.io/prevent-chmod"
-NOT_RUN = {  # These are the reasons, by page and first line of a block.
+NOT_RUN = {  # The reasons why blocks cannot run, by page and by the first line of the block.
     ("README.md", "sh scripts/test --install"): "it runs this test",
     ("docs/quickstart.md", f"podman build -t {image.NAME} ."): "test_image.py uses buildah",
     ("docs/quickstart.md", "kind create cluster"): "the test environment has no kind",
@@ -46,13 +46,14 @@ NOT_RUN = {  # These are the reasons, by page and first line of a block.
         "pod=$(kubectl -n profile-loader get pods --field-selector spec.nodeName=node-a -o name)",
     ): "it needs a kubelet and does not exit; node/test_base.py runs status in the agent's pod",
 }
-# The operator's PATH contains these commands: the wheel under test, and the real kubectl and helm.
+# The PATH of the blocks contains these commands: the agent under test, and the real kubectl and
+# helm.
 COMMANDS = {
     "profile-loader": 'exec "{python}" -m agent "$@"',
     "kubectl": 'exec {kubectl} --kubeconfig "$KUBECONFIG" "$@"',
     "helm": 'exec {helm} "$@"',
 }
-OTHER_LOADERS = [  # The how-to page migrates these objects of other loaders.
+OTHER_LOADERS = [  # The commands of the how-to page migrate these objects of other loaders.
     {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -68,7 +69,7 @@ def blocks(page):
 
 
 def runs(page):
-    """Return the blocks of a page that run."""
+    """Return the blocks of a page that can run."""
     return [block for block in blocks(page) if (page, block.splitlines()[0]) not in NOT_RUN]
 
 
@@ -82,7 +83,7 @@ def cluster():
         )
         one.node("node-a", labels={"kept": "yes"})
         node = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"}}
-        # These labels simulate the labels of an earlier agent.
+        # These labels simulate the labels of a previous agent.
         node["metadata"]["labels"] = {LABEL: "installed"}
         one.kubectl(
             "apply",
@@ -171,13 +172,13 @@ def ran(cluster, tmp_path_factory):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_succeed(page, ran):
-    """All blocks that are not in NOT_RUN exit with status 0, in the order of the page."""
+    """All blocks of a page that are not in NOT_RUN exit with status 0."""
     assert runs(page)
     assert ran[page][1].returncode == 0, ran[page][1].stdout
 
 
-def test_the_host_of_the_readme_has_its_profiles(ran):
-    """After the blocks, the profiles that the page shows are installed."""
+def test_the_commands_of_the_readme_install_its_profiles(ran):
+    """After the commands of the README, the profiles that the page shows are installed."""
     folder, _ = ran["README.md"]
     assert seccomp(folder) == [
         "prevent-chmod",
@@ -188,7 +189,9 @@ def test_the_host_of_the_readme_has_its_profiles(ran):
 
 
 def test_an_uninstall_removes_the_objects_of_the_cluster_and_no_file_of_the_host(ran, cluster):
-    """The uninstallation removes namespace, roles, policy and labels; profiles and ledger stay."""
+    """The uninstallation removes the namespace, the roles, the policy and the labels. The profiles
+    and the ledger stay.
+    """
     folder, _ = ran["docs/operations.md"]
     removed = (
         "/api/v1/namespaces/profile-loader",
@@ -203,7 +206,7 @@ def test_an_uninstall_removes_the_objects_of_the_cluster_and_no_file_of_the_host
 
 
 def test_profiles_of_another_loader_are_migrated(ran):
-    """The migration turns kapparmor's ConfigMap into a ConfigMap for this agent."""
+    """The documented commands convert kapparmor's ConfigMap into a ConfigMap for this agent."""
     folder, _ = ran["docs/how-to.md"]
     config_map = yaml.safe_load((folder / "tree/moved.yaml").read_text())
     assert (config_map["metadata"]["namespace"], config_map["data"]) == (
@@ -220,7 +223,7 @@ def seccomp(folder):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_each_block_that_does_not_run_is_listed_with_its_reason(page):
-    """Each block in NOT_RUN is on its page, and has a reason."""
+    """Each block in NOT_RUN exists on its page, and has a reason."""
     on_page = {(page, block.splitlines()[0]) for block in blocks(page)}
     listed = {block for block in NOT_RUN if block[0] == page}
     assert listed <= on_page

@@ -1,4 +1,4 @@
-"""Tests with a real file system that is full, read-only or unreadable."""
+"""Tests of one pass on a real file system that is full, read-only or unreadable."""
 
 import json
 import subprocess
@@ -49,8 +49,8 @@ def codes(report):
 
 
 def test_a_full_disk_fails_the_installation_and_leaves_no_partial_file(tmp_path, mount):
-    """On a full disk, no file is truncated, no temporary file stays, and the report has the
-    reason.
+    """On a full disk, the installation fails with a reason, no file is truncated, and no temporary
+    file stays.
     """
     root = tmp_path / "root"
     mount(root, "-t", "tmpfs", "-o", "size=4k,nr_inodes=100", "tmpfs")
@@ -63,7 +63,7 @@ def test_a_full_disk_fails_the_installation_and_leaves_no_partial_file(tmp_path,
 
 
 def test_a_read_only_disk_keeps_the_previous_file(tmp_path, mount):
-    """If an update cannot be written, the failure is reported, and the previous file is
+    """On a read-only disk, the update fails with a reason, and the previous file stays
     unchanged.
     """
     root = tmp_path / "root"
@@ -78,7 +78,9 @@ def test_a_read_only_disk_keeps_the_previous_file(tmp_path, mount):
 
 
 def test_a_file_in_place_of_the_seccomp_directory_is_not_an_empty_directory(tmp_path):
-    """If a file is in place of the directory, seccomp is unobservable, and nothing is written."""
+    """If a file exists at the path of the seccomp directory, the agent reports seccomp as
+    unobservable, and writes nothing.
+    """
     root = tmp_path / "root"
     (root / "var/lib/kubelet").mkdir(parents=True)
     (root / "var/lib/kubelet/seccomp").write_text("x")

@@ -52,13 +52,13 @@ def outcomes(request):
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_on_a_real_kernel(outcomes, scenario):
-    """Each scenario succeeds; tests/system/guest/hidden.py describes it."""
+    """Each scenario of tests/system/guest/hidden.py succeeds."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
 
 
 def test_a_profile_that_the_host_loads_at_the_next_boot_is_foreign(tmp_path):
-    """A record from the previous boot is not used, because directory numbers restart at each
-    boot.
+    """A profile that the host loads after a reboot is foreign. The agent ignores records from the
+    previous boot, because directory numbers restart at each boot.
     """
     for boot in ("before", "after"):
         result = vm.run(

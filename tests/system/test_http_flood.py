@@ -1,4 +1,5 @@
-"""Tests of memory, probes and repairs of a real daemon while clients flood its HTTP port.
+"""Tests of the memory, the probes and the repairs of a real daemon while clients flood its HTTP
+port.
 
 If the machine can create a control group, the daemon has the memory limit from the manifest.
 """
@@ -17,7 +18,7 @@ from tests.system.daemon import Daemon
 from tests.system.memory import MIB, joining, manifest_limit, memory_group
 
 PROBES = ("/healthz", "/readyz")
-UNREAD = 32  # the number of connections of clients that do not read
+UNREAD = 32  # the number of connections whose clients do not read responses
 ROUNDS = 12
 LONG = "profile-" * 14  # ConfigMap generators create long names.
 PAGES = ("/", "/statusz", "/report.json", "/metrics")
@@ -33,7 +34,7 @@ def daemon(tmp_path):
 
 
 def provide(daemon, number, version=0, name="p"):
-    """Provide a number of profiles in one version."""
+    """Provide a number of profiles, all with the same version number."""
     daemon.provide(**{f"{name}{index}": (index + version) % 100 + 1 for index in range(number)})
 
 
@@ -52,7 +53,9 @@ def unread(port, path):
 
 
 def repaired(daemon, name):
-    """Remove an installed file, and return the seconds until the agent has restored it."""
+    """Remove an installed file, and return the number of seconds until the agent has
+    restored it.
+    """
     (daemon.seccomp / name).unlink()
     begin = time.monotonic()
     daemon.until(lambda: daemon.file(name) is not None, 120)
@@ -60,7 +63,9 @@ def repaired(daemon, name):
 
 
 def test_clients_that_do_not_read_use_no_memory(daemon):
-    """With 3,000 profiles and changing reports, the agent responds and stays below its limit."""
+    """Clients that do not read responses do not increase the memory of the agent beyond its limit,
+    with 3,000 profiles and changing reports.
+    """
     provide(daemon, 3000, name=LONG)
     with memory_group(manifest_limit()) as group, contextlib.ExitStack() as end:
         end.callback(daemon.kill)  # A control group that contains processes cannot be removed.
@@ -87,7 +92,7 @@ def test_clients_that_do_not_read_use_no_memory(daemon):
         print(f"peak {peaks} MiB; {statuses.count(200)} of {len(statuses)} probes; group {group}")
         assert statuses == [200] * ROUNDS
         assert after["peak"] / 1024 < manifest_limit() / MIB
-        # Before this problem was fixed, the memory grew by 51 MiB.
+        # Before the agent limited unread responses, its memory grew by 51 MiB here.
         assert after["peak"] - before["peak"] < 32 * 1024
         daemon.until(daemon.converged, 120)
 
@@ -128,7 +133,9 @@ def cpu_seconds(process):
 
 
 def test_a_flood_of_pages_delays_neither_probes_nor_repairs(daemon):
-    """With 1,000 profiles and 66 pages per second, probes succeed, and repairs are not slower."""
+    """While clients request 66 pages per second with 1,000 profiles, probes succeed, and repairs
+    are as fast as before.
+    """
     provide(daemon, 1000)
     daemon.start()
     daemon.until(daemon.converged, 120)

@@ -20,7 +20,7 @@ PEAK = "print([l.split()[1] for l in open('/proc/self/status') if l.startswith('
 
 
 def parts(root):
-    """Return the size of each part of the image in bytes; the last value is the total."""
+    """Return the size of each part of the image in bytes. The last value is the total size."""
     sizes = dict.fromkeys(
         (
             "bytecode for all Python code",
@@ -63,8 +63,10 @@ def built():
     return image.build()
 
 
-def test_it_is_configured_as_documented(built):
-    """The entry point, the environment, the port and the labels are exactly the documented ones."""
+def test_the_image_is_configured_as_documented(built):
+    """The entry point, the environment, the port and the labels of the image have exactly the
+    documented values.
+    """
     about = "org.opencontainers.image."
     labels = {k: v for k, v in built.config["Labels"].items() if k.startswith(about)}
     assert {**built.config, "Labels": labels} == {
@@ -87,8 +89,8 @@ def test_it_is_configured_as_documented(built):
     assert built.run("--version").stdout == expected
 
 
-def test_it_checks_the_shipped_profiles_with_its_own_parser(built):
-    """With the parser and the abstractions of the image, all shipped profiles are accepted."""
+def test_the_image_checks_the_shipped_profiles_with_its_own_parser(built):
+    """The parser in the image accepts all shipped profiles with the abstractions in the image."""
     done = built.run("check", "-v", "/mnt/profiles", "--output", "json", mounts=[PROFILES])
     rows = {one["key"]: one["state"] for one in json.loads(done.stdout)["profiles"]}
     assert rows == {
@@ -102,7 +104,9 @@ def test_it_checks_the_shipped_profiles_with_its_own_parser(built):
 
 
 def test_one_pass_installs_the_shipped_profiles_with_the_rights_of_the_pod(built, tmp_path):
-    """The image runs with a temporary host root and CAP_MAC_ADMIN as its only capability."""
+    """One pass installs the shipped profiles in a temporary host root, with CAP_MAC_ADMIN as the
+    only capability.
+    """
     done = built.run(
         "--oneshot", "--source", "/mnt/profiles", "--host-root", "/mnt/host",
         "--allow-unsupported", "--output", "json", mounts=[PROFILES, (tmp_path, "host")],
@@ -117,7 +121,9 @@ def test_one_pass_installs_the_shipped_profiles_with_the_rights_of_the_pod(built
 
 
 def test_every_module_has_bytecode_that_is_used_unchecked(built):
-    """All bytecode has an unchecked hash (PEP 552), so it stays valid when file times change."""
+    """Every Python module has bytecode with an unchecked hash (PEP 552), so that the bytecode stays
+    valid when file times change.
+    """
     code = """
 import glob, importlib.util as util, pathlib
 tops = [pathlib.Path(one) for one in ("/opt/profile-loader/lib", *glob.glob("/usr/lib/python3*"))]
@@ -132,7 +138,9 @@ print(len(tops))
 
 
 def test_every_module_of_the_agent_is_imported_from_bytecode(built):
-    """With -v, Python logs the origin of each module, and no origin is a source file."""
+    """Python imports every module of the agent from bytecode: the option -v shows that no origin is
+    a source file.
+    """
     code = (
         "import pkgutil, importlib, agent\n"
         "for one in pkgutil.walk_packages(agent.__path__, 'agent.'):\n"
@@ -149,8 +157,8 @@ def test_every_module_of_the_agent_is_imported_from_bytecode(built):
     assert peak < 64, "docs/image.md"
 
 
-def test_one_pass_needs_less_memory_than_the_pod_asks_for(built, tmp_path):
-    """The memory use is below 64 MiB, which the DaemonSet requests."""
+def test_one_pass_needs_less_memory_than_the_pod_requests(built, tmp_path):
+    """One pass uses less than 64 MiB of memory, which the DaemonSet requests."""
     code = (
         "import sys; from agent.__main__ import main\n"
         "status = main(sys.argv[1:])\n" + PEAK + "\nsys.exit(status)"
@@ -164,8 +172,10 @@ def test_one_pass_needs_less_memory_than_the_pod_asks_for(built, tmp_path):
     assert peak < 48, "docs/image.md"
 
 
-def test_it_holds_no_tool_to_build_or_download_with(built):
-    """The image has no compiler, make, pip, uv, git or download tool, as a command or a module."""
+def test_the_image_contains_no_build_or_download_tool(built):
+    """The image contains no compiler, make, pip, uv, git or download tool, either as a command or
+    as a module.
+    """
     tools = {"pip", "pip3", "uv", "gcc", "cc", "c++", "ld", "as", "make", "curl", "wget", "git"}
     folders = ("usr/bin", "usr/sbin", "usr/local/bin", "opt/profile-loader/bin")
     commands = {one.name for folder in folders for one in (built.root / folder).iterdir()}
@@ -178,8 +188,10 @@ def test_it_holds_no_tool_to_build_or_download_with(built):
     assert [one for top in tops for name in modules for one in top.rglob(name)] == []
 
 
-def test_nothing_in_it_is_writable_for_others(built):
-    """Only sticky directories, devices, and Debian's directory for the group mail are writable."""
+def test_no_file_of_the_image_is_writable_for_other_users(built):
+    """Other users can write only to sticky directories, to devices, and to Debian's directory for
+    the group mail.
+    """
     found = {}
     for path in built.root.rglob("*"):
         mode = path.lstat().st_mode
@@ -193,8 +205,10 @@ def test_nothing_in_it_is_writable_for_others(built):
     assert [one for one in agents if one.st_mode & (stat.S_ISUID | stat.S_ISGID)] == []
 
 
-def test_the_build_leaves_nothing_of_itself(built):
-    """The image has no package lists, logs, caches, wheels, build directories or name servers."""
+def test_the_image_contains_no_leftovers_of_the_build(built):
+    """The image contains no package lists, logs, caches, wheels, build directories or name
+    servers.
+    """
     for name in ("var/lib/apt/lists", "var/log", "var/cache/apt", "mnt", "media", "root/.cache"):
         place = built.root / name
         assert [str(one) for one in (place.rglob("*") if place.exists() else ())] == [], name
@@ -206,14 +220,14 @@ def test_the_build_leaves_nothing_of_itself(built):
 
 
 def test_two_builds_produce_the_same_files(built):
-    """In two builds, the mode, the owner and the content of every path are equal."""
+    """Two builds result in the same mode, owner and content of every path."""
     one, two = image.digests(built.root), image.again()
     different = sorted(name for name in one.keys() | two.keys() if one.get(name) != two.get(name))
     assert different == [], "\n".join(different[:60])
 
 
-def test_the_archive_is_what_was_built(built, tmp_path):
-    """The docker-archive has the layers and the entry point of the built image."""
+def test_the_archive_contains_the_built_image(built, tmp_path):
+    """The docker-archive contains the layers and the entry point of the built image."""
     path = tmp_path / "image.tar"
     image.archive(path)
     with tarfile.open(path) as tar:
@@ -222,7 +236,7 @@ def test_the_archive_is_what_was_built(built, tmp_path):
         layers = []
         for name in manifest["Layers"]:
             found = tar.getmember(name)
-            # A layer that occurs twice is a link.
+            # A layer that occurs twice is stored as a link.
             file = tar.extractfile(found)
             layers.append("sha256:" + hashlib.file_digest(file, "sha256").hexdigest())
     assert manifest["RepoTags"] == [image.NAME]
@@ -231,8 +245,10 @@ def test_the_archive_is_what_was_built(built, tmp_path):
     assert (config["os"], config["architecture"]) == ("linux", "amd64")
 
 
-def test_the_list_of_parts_is_complete(built):
-    """The SBOM lists each Debian and Python package once, and also the image itself."""
+def test_the_sbom_is_complete(built):
+    """The SBOM lists each Debian package and each Python package exactly once, and the image
+    itself.
+    """
     document = json.loads((built.root / SBOM).read_text())
     head = {key: document[key] for key in ("bomFormat", "specVersion", "version")}
     assert head == {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1}
@@ -269,14 +285,16 @@ def test_the_list_of_parts_is_complete(built):
     assert python <= {(f"pypi/{name}", version) for name, version in locked}
 
 
-def test_the_documented_command_prints_the_list_of_parts(built):
-    """The command `--entrypoint cat IMAGE PATH` of docs/image.md prints the SBOM."""
+def test_the_documented_command_prints_the_sbom(built):
+    """The command with `--entrypoint cat` in docs/image.md prints the SBOM."""
     assert f"--entrypoint cat {image.NAME} /{SBOM}" in Path("docs/image.md").read_text()
     assert built.execute("cat", f"/{SBOM}").stdout == (built.root / SBOM).read_text()
 
 
 def test_only_the_asynchronous_client_is_removed_from_a_package(built):
-    """Compared with the records of the packages, only the module kubernetes/aio is missing."""
+    """The image contains every file that the packages record, except for the module
+    kubernetes/aio.
+    """
     site = built.root / SITE[1:]
     missing = set()
     for record in site.glob("*.dist-info/RECORD"):
@@ -289,8 +307,10 @@ def test_only_the_asynchronous_client_is_removed_from_a_package(built):
     assert not any("kubernetes.aio" in one for one in sources)
 
 
-def test_its_size_is_as_documented(built):
-    """Each size in docs/image.md is accurate to ten percent or to half a megabyte."""
+def test_the_size_of_the_image_is_as_documented(built):
+    """Each size in docs/image.md differs from the real size by at most ten percent or half a
+    megabyte.
+    """
     measured = parts(built.root)
     table = "\n".join(f"| {name} | {size / 1e6:.1f} |" for name, size in measured.items())
     print(table)
@@ -303,9 +323,9 @@ def test_its_size_is_as_documented(built):
         assert abs(float(size) - wanted) <= max(wanted / 10, 0.5), f"{name}: {wanted:.1f}"
 
 
-def test_everything_that_the_recipe_copies_is_in_the_build_context():
-    """.containerignore and the builder of the tests include all files that the Containerfile
-    copies.
+def test_every_file_that_the_containerfile_copies_is_in_the_build_context():
+    """The file .containerignore and the builder of the tests include all files that the
+    Containerfile copies.
     """
     recipe = Path("Containerfile").read_text()
     copied = {

@@ -46,7 +46,7 @@ def registry(tmp_path_factory):
 
 
 def answers(address):
-    """Return whether a registry answers at this address."""
+    """Return whether a registry responds at this address."""
     try:
         return urllib.request.urlopen(f"http://{address}/v2/", timeout=5).status == 200
     except OSError:
@@ -54,7 +54,7 @@ def answers(address):
 
 
 class Machine:
-    """The directory and the programs of a person who follows the page."""
+    """The directory and the programs that a reader of the page would use."""
 
     def __init__(self, folder, registry):
         self.registry = registry
@@ -75,7 +75,7 @@ class Machine:
             program.chmod(0o755)
 
     def buildah_with(self, name):
-        """Return the first arguments of a buildah command that uses its own storage."""
+        """Return the beginning of a buildah command that uses a storage of its own."""
         folders = ("--root", self.folder / name, "--runroot", self.folder / f"{name}-run")
         return [shutil.which("buildah"), "--storage-driver", "vfs", *map(str, folders)]
 
@@ -93,7 +93,9 @@ class Machine:
         return done.stdout.strip()
 
     def commit(self, content):
-        """Create an image with one file and the name of the page, and return its id."""
+        """Create an image with one file under the name that the page uses, and return the
+        image ID.
+        """
         (self.folder / "content").write_text(content)
         container = self.run(*self.buildah, "from", "scratch")
         self.run(*self.buildah, "add", "-q", container, str(self.folder / "content"), "/content")
@@ -108,7 +110,7 @@ def blocks():
 
 @pytest.fixture(scope="module")
 def machine(registry, tmp_path_factory):
-    """A machine on which the commands of the page have run, and the id of the image."""
+    """A machine on which the commands of the page have run, and the ID of the pushed image."""
     machine = Machine(tmp_path_factory.mktemp("machine"), registry)
     image_id = machine.commit("the pinned image")
     assert len(blocks()) == 3

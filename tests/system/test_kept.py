@@ -1,4 +1,4 @@
-"""Tests that a cached file is built once, even if several processes need it at the same time."""
+"""Tests that several processes that need the same cached file build it only once."""
 
 import re
 import subprocess
@@ -27,7 +27,7 @@ with kept.locked(Path(sys.argv[1])):
 
 
 def tiny(folder, number=0):
-    """Write a small Go module that takes a second or two to build, and return its directory."""
+    """Write a small Go module whose build takes one or two seconds, and return its directory."""
     module = folder / "tiny"
     module.mkdir(exist_ok=True)
     (module / "go.mod").write_text("module tiny\n\ngo 1.21\n")
@@ -49,16 +49,18 @@ def at_once(script, *arguments):
 
 
 def test_two_processes_build_a_control_plane_once(tmp_path):
-    """If two processes need a file, the second one waits and uses the result of the first."""
+    """If two processes need the same program, the second process waits and uses the result of the
+    first process.
+    """
     outputs = at_once(BUILD, tmp_path / "kept", tiny(tmp_path))
     (path,) = {one.splitlines()[-1] for one in outputs}
     subprocess.run([path], check=True)
     assert sum("making it" in one for one in outputs) == 1, outputs
 
 
-def test_the_number_of_kept_builds_is_limited(tmp_path):
-    """Two builds are kept, since another checkout may use the second one; older builds are
-    deleted.
+def test_the_number_of_cached_builds_is_limited(tmp_path):
+    """The cache keeps two builds, because another checkout may use the second build. Older builds
+    are deleted.
     """
     found = []
     for number in range(3):
@@ -70,7 +72,9 @@ def test_the_number_of_kept_builds_is_limited(tmp_path):
 
 
 def test_one_process_at_a_time_uses_a_folder(tmp_path):
-    """A waiting process reports that it waits, and continues when the other one has finished."""
+    """A process that waits for a folder reports this, and continues when the other process has
+    finished.
+    """
     command = [sys.executable, "-c", LOOK, str(tmp_path / "folder")]
     with kept.locked(tmp_path / "folder"):
         other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -81,8 +85,8 @@ def test_one_process_at_a_time_uses_a_folder(tmp_path):
     assert (other.communicate()[0], other.returncode) == ("in\n", 0)
 
 
-def test_long_work_is_announced_before_it_begins_and_reported_while_it_runs(capsys):
-    """The output shows which file is being built, how long the build usually takes, and its
+def test_a_long_build_is_announced_and_reports_its_progress(capsys):
+    """The output shows which result is being built, how long the build usually takes, and its
     progress.
     """
     progress_requested = threading.Event()

@@ -1,4 +1,4 @@
-"""Tests of the scenarios of the confinement tracker on the kernels of other Debian releases."""
+"""Tests of the confinement scenarios on the kernels of other Debian releases."""
 
 import pytest
 
@@ -15,5 +15,5 @@ def outcomes(request):
 
 @pytest.mark.parametrize("scenario", [*confinement.SCENARIOS, confinement.WITHOUT_RAW_DATA])
 def test_on_another_kernel(outcomes, scenario):
-    """Each scenario succeeds; tests/system/guest describes it."""
+    """Each scenario of tests/system/guest/disuse.py and tracker.py succeeds."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)

@@ -1,4 +1,4 @@
-"""Tests of the TLS connections of agent.kube, with authorities that openssl creates."""
+"""Tests of the TLS connections of agent.kube, with certificate authorities that openssl creates."""
 
 import http.server
 import json
@@ -30,9 +30,7 @@ class EmptyObject(http.server.BaseHTTPRequestHandler):
 
 
 def authority(folder, name):
-    """Create a self-signed certificate without key usage, as authorities of old clusters have
-    it.
-    """
+    """Create a self-signed CA certificate without key usage, as in old clusters."""
     files = (folder / f"{name}.crt", folder / f"{name}.key")
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
@@ -45,7 +43,7 @@ def authority(folder, name):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A directory that contains the authorities `right` and `wrong`."""
+    """A directory with the certificate authorities `right` and `wrong`."""
     folder = tmp_path_factory.mktemp("tls")
     authority(folder, "right")
     authority(folder, "wrong")
@@ -54,7 +52,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def port(folder):
-    """The port of a server whose certificate is from `right`."""
+    """The port of a server with a certificate from the authority `right`."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "right.crt", folder / "right.key")
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), EmptyObject) as server:
@@ -67,7 +65,9 @@ def port(folder):
 
 
 def get(folder, server, bearer="x", **cluster):
-    """Send a GET with a kubeconfig whose cluster has more fields, and return the response."""
+    """Send a GET request with a kubeconfig that has additional cluster fields, and return the
+    response.
+    """
     path = folder / "kubeconfig"
     config = {
         "apiVersion": "v1",
@@ -82,13 +82,13 @@ def get(folder, server, bearer="x", **cluster):
 
 
 def trusting(folder):
-    """Return the fields of a cluster whose authority is `right`."""
+    """Return the cluster fields for the authority `right`."""
     return {"certificate-authority": str(folder / "right.crt")}
 
 
 def test_an_authority_without_key_usage_is_accepted(folder, port):
-    """An authority without key usage is accepted, as by kubectl; Python 3.13 rejects it by
-    default.
+    """The client accepts a certificate authority without key usage, as kubectl does. By default,
+    Python 3.13 would reject it.
     """
     trust = {"certificate-authority": str(folder / "right.crt")}
     assert get(folder, f"https://127.0.0.1:{port}", **trust) == {}
@@ -96,21 +96,23 @@ def test_an_authority_without_key_usage_is_accepted(folder, port):
 
 @pytest.mark.parametrize("trusted", ["wrong", None])
 def test_a_server_without_a_trusted_authority_is_rejected(folder, port, trusted):
-    """If a server has a certificate from another authority, the client sends it no token."""
+    """The client sends no token to a server whose certificate is from another authority."""
     trust = {"certificate-authority": str(folder / f"{trusted}.crt")} if trusted else {}
     with pytest.raises(UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
         get(folder, f"https://127.0.0.1:{port}", **trust)
 
 
 def test_a_certificate_for_another_address_is_rejected(folder, port):
-    """A certificate for another address is rejected."""
+    """The client rejects a server certificate for another address."""
     trust = {"certificate-authority": str(folder / "right.crt")}
     with pytest.raises(UnreachableError, match="Hostname mismatch"):
         get(folder, f"https://localhost:{port}", **trust)
 
 
 def test_only_the_kubeconfig_disables_verification(folder, port):
-    """The field `insecure-skip-tls-verify` disables the verification of the server."""
+    """Only the kubeconfig field `insecure-skip-tls-verify` disables the verification of the
+    server.
+    """
     trust = {"insecure-skip-tls-verify": True}
     with pytest.warns(match="Unverified HTTPS request"):
         assert get(folder, f"https://127.0.0.1:{port}", **trust) == {}
@@ -118,7 +120,9 @@ def test_only_the_kubeconfig_disables_verification(folder, port):
 
 @pytest.mark.parametrize("token", ["secret\r\nX: y", "secret\n\n2", "secret\u20282", "secret\0"])
 def test_a_token_that_no_header_can_contain_is_not_shown(folder, port, token):
-    """An invalid token is rejected before the HTTP library could quote it in an error."""
+    """The client rejects a token with invalid characters before the HTTP library can quote the
+    token in an error.
+    """
     with pytest.raises(NoClusterError) as error:
         get(folder, f"https://127.0.0.1:{port}", token, **trusting(folder))
     assert "secret" not in str(error.value)
@@ -132,7 +136,9 @@ def test_a_line_end_after_a_token_is_removed(folder, port):
 def test_certificates_of_a_plugin_are_renewed_and_old_keys_are_removed(
     tmp_path, monkeypatch, folder
 ):
-    """If a certificate changes, a new connection is opened, and only files in use remain."""
+    """If the certificate of a plugin changes, the client opens a new connection and deletes the
+    files with the old key.
+    """
     monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     monkeypatch.setattr(kube_config, "_temp_files", {})
     (tmp_path / "tmp").mkdir()

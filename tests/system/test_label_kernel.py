@@ -11,7 +11,7 @@ SECONDS = 1.0
 
 @pytest.fixture(scope="module")
 def seen():
-    """Return the measurements, once for all tests."""
+    """Return the measurements of one run for all tests."""
     return measured()
 
 
@@ -20,8 +20,8 @@ def median(seconds):
 
 
 def test_a_changed_profile_is_in_the_kernel_and_on_the_label_within_a_second(seen):
-    """From the response of the API server to the new digest on the Node, less than a second
-    passes.
+    """Less than a second passes between the response of the API server and the new digest label on
+    the Node.
     """
     assert len(seen.label) == len(seen.kernel) == CHANGES
     most = busy.within(SECONDS, seen.short)  # An emulated guest needs its own CPU.
@@ -30,28 +30,28 @@ def test_a_changed_profile_is_in_the_kernel_and_on_the_label_within_a_second(see
 
 
 def test_the_label_follows_the_kernel(seen):
-    """A label exists only after the kernel has the profile that the label describes."""
+    """A label appears only after the kernel has loaded the version that the label describes."""
     early = [pair for pair in zip(seen.kernel, seen.label, strict=True) if pair[0] >= pair[1]]
     assert early == []
 
 
 def test_mode_and_digest_change_together(seen):
-    """No change removes the labels, or combines the mode of one version with the digest of
-    another.
+    """No change removes the labels, or combines the mode of one version with the digest of another
+    version.
     """
     assert seen.labels == [expected(one) for one in range(CHANGES + 2)]
 
 
 def test_the_kernel_changes_from_each_version_to_the_next(seen):
-    """No observed state mixes two versions; without the API server, the last version is
-    restored.
+    """No observed state of the kernel mixes two versions. Without an API server, the agent restores
+    the last version.
     """
     away = [ABSENT, seen.held[CHANGES]] * (AWAY + 1)
     assert seen.kernels == [*seen.held[: CHANGES + 1], *away, seen.held[CHANGES + 1]]
 
 
 def test_the_profiles_of_the_manifests_are_installed(seen):
-    """With the permissions of the manifests, the agent also provides the other profile sets."""
+    """The agent also installs the other profile sets of the manifests."""
     sets = {key: value for key, value in seen.shipped.items() if key.startswith("set.")}
     names = ("node-profiles", "node-profiles-2", "web")
     assert sets == {f"set.{DOMAIN}/{NAMESPACE}__{name}": "ready" for name in names}
@@ -59,9 +59,10 @@ def test_the_profiles_of_the_manifests_are_installed(seen):
 
 
 def test_without_an_api_server_a_removed_profile_is_restored(seen):
-    """Even an agent that has only its ledger restores the last good version, and the labels stay.
+    """Without an API server, the agent restores a removed profile from its ledger, and the labels
+    stay.
 
-    A change during an outage is installed as soon as the API server responds.
+    A change during the outage is installed as soon as the API server responds.
     """
     assert median(seen.restored) < busy.within(SECONDS, seen.away_short), sorted(seen.restored)
     assert seen.away == [expected(CHANGES)] * (AWAY + 1)

@@ -25,7 +25,7 @@ NODE, NAMESPACE = "node-limits", "limits"
 BOOT_ID = "11111111-2222-3333-4444-555555555555"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 SELECTED = {"profiles": "true"}
-# The agent has the same limits. If a limit of the agent changes, a test fails.
+# These values equal the limits of the agent. If a limit of the agent changes, a test fails.
 KEYS = 3000
 LEDGER_ENTRIES = 6000
 MIN_PARSER_BYTES = 64 << 20
@@ -66,7 +66,7 @@ class Agent:
         self.kubeconfig = cluster.write_kubeconfig("agent", "admin")
 
     def start(self, *more, is_alone=True):
-        """Start the agent; it has the memory limit only if it starts no parser.
+        """Start the agent. It has the memory limit only if it starts no parser.
 
         In a control group of version 1, the kernel would kill the largest process.
         """
@@ -90,7 +90,7 @@ class Agent:
             self.process = subprocess.Popen(command, stderr=log, env=environ)
 
     def peak(self):
-        """Return the peak of the agent's resident memory in bytes; fail if the agent is not
+        """Return the peak of the agent's resident memory in bytes. Fail if the agent is not
         running.
         """
         assert self.process.poll() is None, self.said()
@@ -172,7 +172,7 @@ def test_hundreds_of_thousands_of_keys_do_not_exceed_the_memory_limit(cluster, a
     config_map(cluster, "web", {"web.json": seccomp()})
     for number in range(7):
         config_map(cluster, f"a{number}", {f"k{one:06}": "" for one in range(100_000)})
-    # This name also sorts before the later names, since creation times are in whole seconds.
+    # This name also sorts before the later names, because creation times are in whole seconds.
     config_map(cluster, "a-late", {"late.json": seccomp()})
     for number in range(12):
         config_map(cluster, f"b{number}", {f"k{one:04}.json": "" for one in range(4900)})
@@ -189,7 +189,9 @@ def test_hundreds_of_thousands_of_keys_do_not_exceed_the_memory_limit(cluster, a
 
 
 def test_older_config_maps_that_grow_do_not_displace_an_installed_one(cluster, agent):
-    """If an installed ConfigMap was created again, it is read despite larger and older ones."""
+    """Larger and older ConfigMaps do not displace an installed ConfigMap, even if it was created
+    again.
+    """
     older = [f"older-{number:02}" for number in range(20)]
     for name in older:
         config_map(cluster, name, {f"{name}.json": seccomp()})
@@ -212,7 +214,7 @@ def test_older_config_maps_that_grow_do_not_displace_an_installed_one(cluster, a
 
 
 def test_the_api_server_sets_the_creation_time(cluster, agent):
-    """Neither a new nor a changed ConfigMap can claim to be older than it is."""
+    """The API server sets the creation time, so a ConfigMap cannot pretend to be older."""
     path = f"/api/v1/namespaces/{NAMESPACE}/configmaps"
     forged = {
         "apiVersion": "v1",
@@ -233,8 +235,8 @@ def test_the_api_server_sets_the_creation_time(cluster, agent):
 def features(agent):
     """Create the features of an AppArmor kernel for the agent, from a file of the parser.
 
-    The file contains `name {content}` at each level; the kernel has a directory or a file for each
-    name.
+    The file contains `name {content}` at each level. In the kernel, each name is a directory or a
+    file.
     """
     words = Path("/etc/apparmor.d/abi/3.0").read_text().replace("{", " { ").replace("}", " } ")
     folder = agent.root / "sys/kernel/security/apparmor/features"
@@ -256,8 +258,8 @@ def features(agent):
 
 
 def test_many_compiled_profiles_do_not_exceed_the_memory_limit(cluster, agent):
-    """With a ConfigMap of 55,000 AppArmor profiles, the agent starts and installs a seccomp
-    file.
+    """With a ConfigMap of 55,000 compiled AppArmor profiles, the agent starts and still installs a
+    seccomp file.
     """
     features(agent)
     config_map(cluster, "web", {"web.json": seccomp()})
@@ -279,7 +281,9 @@ def test_many_compiled_profiles_do_not_exceed_the_memory_limit(cluster, agent):
 
 
 def test_deleted_config_maps_do_not_fill_the_memory(cluster, agent):
-    """The number of ledger entries of deleted ConfigMaps is limited, and later starts succeed."""
+    """The number of ledger entries for deleted ConfigMaps is limited, so that the agent can always
+    start.
+    """
     config_map(cluster, "web", {"web.json": seccomp()})
     agent.start()
     agent.until(lambda: is_kept(agent))
@@ -321,7 +325,8 @@ def free_the_ledger(cluster, agent):
     assert sorted(os.listdir(agent.root / "var/lib/kubelet/seccomp")) == ["late.json", "web.json"]
 
 
-FULL_KEYS = 2600  # seccomp keys of 3 KiB each; with the AppArmor keys, the limit of 3,000 keys
+# seccomp keys of 3 KiB each, which reach the limit of 3,000 keys together with the AppArmor keys
+FULL_KEYS = 2600
 FULL_TEXTS = 400  # AppArmor keys that compile to about 30 KiB each
 # One text whose compilation needs more memory than the parser may use.
 PAIRS = zip("abcdefghijklmn", "defghijklmnopq", strict=True)
@@ -330,7 +335,7 @@ HUNGRY = f"profile hungry {{\n{3 * RULES}}}\n"
 
 
 def full_config_maps(version):
-    """Return ConfigMaps that reach the limits on keys, names, bytes and findings together."""
+    """Return ConfigMaps that together reach the limits for keys, names, bytes and findings."""
     padding = " " * 3500
     texts = {
         f"t{version}-{number:03}.profile": (
@@ -347,9 +352,10 @@ def full_config_maps(version):
 
 
 def test_all_limits_together_do_not_exceed_the_memory_limit(cluster, agent):
-    """Keys, names, bytes, ledger, findings and unread pages reach their limits at the same time.
+    """The agent stays below its memory limit while keys, names, bytes, the ledger, findings and
+    unread pages reach their limits together.
 
-    The parser runs in the control group of the agent, as in the container.
+    As in the container, the parser runs in the control group of the agent.
     """
     features(agent)
     config_map(cluster, "web", {"web.json": seccomp()})
@@ -384,12 +390,12 @@ def test_all_limits_together_do_not_exceed_the_memory_limit(cluster, agent):
             measured()
         agent.stop()
         agent.start("--kinds", "apparmor,seccomp")
-    # The parser needs a part of the limit, too.
+    # The parser also needs a part of the memory.
     assert max(one for one, _ in peaks) < manifest_limit() - MIN_PARSER_BYTES
 
 
 def usage_peak(agent):
-    """Return the peak of the memory of the agent's control group; 0 without a control group."""
+    """Return the peak memory of the agent's control group, or 0 without a control group."""
     for name in ("memory.max_usage_in_bytes", "memory.peak"):
         path = Path(agent.group or "/nonexistent") / name
         if path.exists():
@@ -398,7 +404,7 @@ def usage_peak(agent):
 
 
 def unread(port, path):
-    """Request a page over a new connection whose response is never read."""
+    """Request a page over a new connection, and never read the response."""
     connection = socket.create_connection(("127.0.0.1", port), timeout=10)
     connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
     return connection

@@ -22,7 +22,7 @@ every_selection = pytest.mark.parametrize("components", SELECTIONS, ids="-".join
 
 
 def environment(objects):
-    """Return the environment that a kubelet on a node named "node" would set for the container."""
+    """Return the environment of the container as a kubelet sets it on a node named "node"."""
     fields = {"spec.nodeName": "node", "metadata.namespace": NAMESPACE}
     variables = [
         {"name": item["name"], "value": fields[item["valueFrom"]["fieldRef"]["fieldPath"]]}
@@ -42,8 +42,8 @@ def parsed(objects):
 
 
 @every_selection
-def test_the_agent_takes_its_arguments(components):
-    """All options in the manifests exist and are compatible."""
+def test_the_agent_accepts_the_arguments_of_the_manifests(components):
+    """The agent accepts all options in the manifests."""
     found = parsed(kustomize.objects(*components))
     assert not isinstance(found, cli.Usage), found.text
     assert (found.config.node_name, found.config.label_domain) == ("node", labels.DOMAIN)
@@ -51,7 +51,9 @@ def test_the_agent_takes_its_arguments(components):
 
 @every_selection
 def test_the_label_domain_comes_from_one_place(tmp_path, components):
-    """The agent and the policy use the domain in base/settings.yaml, which is not applied."""
+    """The agent and the policy use the label domain in base/settings.yaml. The settings object
+    itself is not applied.
+    """
     shutil.copytree(ROOT, tmp_path / "manifests")
     settings = tmp_path / "manifests/base/settings.yaml"
     content = yaml.safe_load(settings.read_text())
@@ -80,8 +82,10 @@ def test_the_policy_is_applied_before_the_rights(components):
 
 
 @every_selection
-def test_a_command_in_the_agents_container_looks_where_the_agent_does(components):
-    """A command of `kubectl exec` has the environment of the container, but not its arguments."""
+def test_a_command_in_the_agents_container_uses_the_agents_directories(components):
+    """A command of `kubectl exec` uses the same directories as the agent, because the container's
+    environment contains them.
+    """
     objects = kustomize.objects(*components)
     agent = parsed(objects).config
     status = cli.parse(["status"], environment(objects), lambda path: None).config
@@ -89,7 +93,7 @@ def test_a_command_in_the_agents_container_looks_where_the_agent_does(components
     assert [getattr(status, one) for one in asked] == [getattr(agent, one) for one in asked]
 
 
-# The seccomp directory of each distribution whose kubelet uses another directory.
+# The seccomp directory of each distribution whose kubelet does not use the default directory.
 KUBELETS = {
     "k0s": "/var/lib/k0s/kubelet/seccomp",
     "microk8s": "/var/snap/microk8s/common/var/lib/kubelet/seccomp",
@@ -97,8 +101,8 @@ KUBELETS = {
 
 
 @every_selection
-def test_the_agent_writes_where_the_host_is_mounted(components):
-    """Each directory that the agent writes to is a host path, mounted at its usual path."""
+def test_the_agent_writes_only_to_mounted_host_directories(components):
+    """Each directory that the agent writes to is a mounted host path."""
     objects = kustomize.objects(*components)
     config = parsed(objects).config
     (agent,) = kustomize.pod(objects)["containers"]
@@ -123,8 +127,8 @@ def test_the_agent_writes_where_the_host_is_mounted(components):
 
 
 @every_selection
-def test_no_right_to_read_configmaps_where_they_are_mounted(components):
-    """The Role exists only where the agent reads its profiles from the API server."""
+def test_an_agent_with_a_mounted_volume_may_not_read_configmaps(components):
+    """The Role for ConfigMaps exists only if the agent reads its profiles from the API server."""
     objects = kustomize.objects(*components)
     asks = all(one.startswith("configmap") for one in parsed(objects).config.source)
     rights = {
@@ -134,7 +138,7 @@ def test_no_right_to_read_configmaps_where_they_are_mounted(components):
     assert rights == {asks}
 
 
-def test_the_mounted_volume_holds_the_profiles_that_ship():
+def test_the_mounted_volume_contains_the_shipped_profiles():
     """The volume and the ConfigMaps contain the same profile names."""
     objects = kustomize.objects("mounted-volume")
     (volume,) = [one for one in kustomize.pod(objects)["volumes"] if one["name"] == "profiles"]
@@ -155,7 +159,7 @@ def test_the_mounted_volume_holds_the_profiles_that_ship():
     assert sorted(paths) == sorted(shipped)
 
 
-def test_the_profiles_are_those_that_ship():
+def test_the_committed_configmaps_contain_the_shipped_profiles():
     """The committed ConfigMaps equal the current output of `render` for profiles/."""
     command = [sys.executable, "-m", "agent", "render", str(PROFILES)]
     command += ["--name", "node-profiles", "--namespace", NAMESPACE]
@@ -178,7 +182,7 @@ def references(spec):
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda one: one.stem
 )
-def test_an_example_asks_for_the_label_of_the_profile_that_it_names(path):
+def test_an_example_pod_selects_the_label_of_its_profile(path):
     """The nodeSelector of the pod is the label that the agent sets for the profile."""
     spec = yaml.safe_load(path.read_text())["spec"]
     ((kind, name),) = references(spec)

@@ -57,18 +57,18 @@ SCENARIOS = [
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_on_a_real_kernel(outcomes, scenario):
-    """Each scenario succeeds; tests/system/guest/scenarios.py describes it."""
+    """Each scenario of tests/system/guest/scenarios.py succeeds."""
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
 
 
 def test_every_scenario_is_expected(outcomes):
-    """SCENARIOS lists every scenario that the guest runs."""
+    """SCENARIOS contains every scenario that the guest runs."""
     assert sorted(SCENARIOS) == sorted(outcomes)
 
 
 def test_without_apparmor_seccomp_still_works():
-    """If AppArmor is disabled, seccomp profiles are installed, and AppArmor profiles are
-    unsupported.
+    """If AppArmor is disabled, the agent installs seccomp profiles, and reports AppArmor profiles
+    as unsupported.
     """
     command = "python3 -m agent --oneshot --source profiles --output json --allow-unsupported"
     result = vm.run(

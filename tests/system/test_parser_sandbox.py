@@ -23,7 +23,8 @@ from tests.unit.test_landlock import SYSTEM_CALL_NUMBERS, output_under
 pytestmark = pytest.mark.skipif(landlock.missing() != "", reason=landlock.missing() or "active")
 FEATURES = ("--kernel-features", "/etc/apparmor.d/abi/3.0")
 CANARY = "xylophone"
-# Each of these texts opens PATH. The first text passed the source checks of an earlier version.
+# Each of these texts makes the parser open PATH. A previous version of the source checks accepted
+# the first text.
 FORMS = {
     "after the word abi in a comment": (
         'profile web {\n  capability # see the abi\n  include "PATH"\n  ,\n}\n'
@@ -42,7 +43,9 @@ def parser(include_dir="/etc/apparmor.d", **options):
 
 
 def compiled(form, path):
-    """Compile a text that opens a path, and return the result without the path."""
+    """Compile a text that makes the parser open a path. Return the result, with the path
+    removed.
+    """
     text = FORMS[form].replace("PATH", str(path)).encode()
     result = inspection.compiled(parser(), text, FEATURES)
     return result.error.replace(str(path), "PATH"), bool(result.policy), result.exceeded_limit
@@ -60,7 +63,9 @@ def outside(tmp_path):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_file_outside_the_include_directory_is_not_opened(form, outside):
-    """A secret file, a directory, a pipe and a missing path have the same result."""
+    """A file outside the include directory is not opened. A secret file, a directory, a pipe and a
+    missing path have the same result.
+    """
     missing = compiled(form, outside / "missing")
     for name in ("secret", "directory", "pipe"):
         result = compiled(form, outside / name)
@@ -71,7 +76,9 @@ def test_a_file_outside_the_include_directory_is_not_opened(form, outside):
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("place", ["root", "environ", "cwd", "fd", "maps"])
 def test_the_files_of_other_processes_are_not_opened(form, place, outside):
-    """The agent's files in /proc/PID count as missing, although the agent has the same user."""
+    """The parser cannot open the files of the agent in /proc/PID, although the agent runs as the
+    same user.
+    """
     below = {"root": f"root{outside}/secret"}.get(place, place)
     result = compiled(form, f"/proc/{os.getpid()}/{below}")
     assert result == compiled(form, "/proc/0/missing")
@@ -79,7 +86,9 @@ def test_the_files_of_other_processes_are_not_opened(form, place, outside):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_pipes_of_other_processes_are_not_opened(form):
-    """Landlock has no rule for pipes, but the kernel denies the access to /proc/PID/fd."""
+    """The parser cannot open the pipes of other processes. Landlock has no rule for pipes, but it
+    denies access to /proc/PID/fd.
+    """
     reading, writing = os.pipe()
     try:
         os.write(writing, f"{CANARY} rest\n".encode())
@@ -93,8 +102,8 @@ def test_pipes_of_other_processes_are_not_opened(form):
 
 
 def test_the_files_that_the_parser_needs_are_opened():
-    """A text with abstractions, tunables and an abi compiles to the same policy as without the
-    sandbox.
+    """With and without the sandbox, a text with abstractions, tunables and an abi compiles to the
+    same policy.
     """
     text = (
         b"abi <abi/3.0>,\ninclude <tunables/global>\n"
@@ -109,8 +118,8 @@ def test_the_files_that_the_parser_needs_are_opened():
 
 
 def test_links_of_the_include_directory_are_followed(tmp_path, outside):
-    """Links in the include directory are followed, because the administrator creates them. A link
-    to a parent directory is not followed.
+    """The parser follows symbolic links in the include directory, because the administrator creates
+    them. It does not follow a link to a parent directory.
     """
     include = tmp_path / "apparmor.d"
     include.mkdir()
@@ -124,7 +133,7 @@ def test_links_of_the_include_directory_are_followed(tmp_path, outside):
     for name, expected in {
         "file": "",
         "directory/rules": "",
-        "above/rules": "",  # the target of another link, below the first target
+        "above/rules": "",  # the target of a second link, inside the first target
         "above/secret": "Could not open",
     }.items():
         text = f"profile web {{\n  include <{name}>\n}}\n"
@@ -133,7 +142,9 @@ def test_links_of_the_include_directory_are_followed(tmp_path, outside):
 
 
 def test_directories_and_features_of_the_configuration_file_are_readable(tmp_path, outside):
-    """The configuration of the parser can contain more include directories and a features file."""
+    """The parser can read the include directories and the features file in its
+    configuration file.
+    """
     (tmp_path / "more").mkdir()
     (tmp_path / "more/rules").write_text("  deny /secret/** rw,\n")
     features = tmp_path / "features"
@@ -151,8 +162,8 @@ def test_the_backend_reports_an_active_sandbox():
     assert result.finding is None
 
 
-def test_a_parser_that_is_a_script_runs_without_a_sandbox_and_that_is_reported(tmp_path):
-    """If the parser is a script, the profile is compiled without a sandbox."""
+def test_a_parser_script_runs_without_a_sandbox_and_is_reported(tmp_path):
+    """If the parser is a script, the agent runs it without a sandbox, and reports this."""
     script = tmp_path / "parser"
     script.write_text(f'#!/bin/sh\nexec {parser().path} "$@"\n')
     script.chmod(0o755)
@@ -167,7 +178,9 @@ def test_a_parser_that_is_a_script_runs_without_a_sandbox_and_that_is_reported(t
 
 
 def test_a_text_that_the_check_cannot_decide_needs_the_sandbox(tmp_path):
-    """Without a sandbox, text after an include on the same line is rejected."""
+    """If an include rule is followed by text on the same line, the key is accepted only with a
+    sandbox.
+    """
     content = b"include <tunables/global> profile web { file, }\n"
     source_key = SourceKey(profile_set="dir test", key="key", content=content)
     (result,) = inspection.inspected(
@@ -185,7 +198,9 @@ def test_a_text_that_the_check_cannot_decide_needs_the_sandbox(tmp_path):
 
 
 def test_a_policy_that_was_compiled_without_the_sandbox_is_compiled_again():
-    """Without a sandbox, the context differs, because the policy may depend on other files."""
+    """A policy from a run without the sandbox is compiled again, because it may depend on other
+    files.
+    """
     script = """
 from agent.backends.apparmor.parser import Parser
 made = Parser("", include_dir="/etc/apparmor.d")
@@ -197,7 +212,7 @@ print(made.input_digest(), end="")
 
 
 def test_the_loader_and_the_libraries_are_those_of_the_program():
-    """The program contains the path of its dynamic loader, which lists the libraries."""
+    """The paths of the dynamic loader and of the libraries come from the parser program itself."""
     path = parser().path
     loader = parser_sandbox.interpreter(path)
     result = parser_sandbox.libraries(path, loader)
@@ -206,7 +221,9 @@ def test_the_loader_and_the_libraries_are_those_of_the_program():
 
 
 def test_a_file_that_is_not_a_program_has_no_loader(tmp_path):
-    """Scripts, empty files and truncated programs do not count as static programs."""
+    """A script, an empty file or a truncated program has no loader, and does not count as a static
+    program.
+    """
     path = tmp_path / "file"
     for content in (b"", b"#!/bin/sh\n", b"\x7fELF", b"\x7fELF" + bytes(40)):
         path.write_bytes(content)
@@ -215,7 +232,7 @@ def test_a_file_that_is_not_a_program_has_no_loader(tmp_path):
 
 
 def test_many_runs_leave_no_thread_and_no_descriptor():
-    """Each run has its own thread, which ends after the start of the parser."""
+    """After many runs of the parser, no thread and no descriptor remains."""
     made = parser()
     inspection.compiled(made, b"profile web {}\n", FEATURES)
     threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))

@@ -24,7 +24,7 @@ OWN = f"seccomp.{DOMAIN}/a.json"
 
 @pytest.fixture(scope="module", params=["current", pytest.param("older", marks=pytest.mark.older)])
 def cluster(request):
-    """A control plane whose API server has the newest or the oldest supported version."""
+    """A control plane. Its API server has either the newest or the oldest supported version."""
     with Cluster(older=request.param == "older") as one:
         one.kubectl("create", "priorityclass", "unused", "--value", "1")
         applied(one)
@@ -38,7 +38,7 @@ def cluster(request):
 
 
 def applied(cluster, *components, root=ROOT):
-    """Apply the base with components like a user, and return the standard error of kubectl."""
+    """Apply the base with components as a user would, and return the standard error of kubectl."""
     done = cluster.kubectl(
         "apply", "--server-side", "--force-conflicts", "--validate=strict", "-f", "-",
         stdin=kustomize.text(*components, root=root), check=False,
@@ -58,8 +58,8 @@ def api(cluster, token, folder):
 def agent(cluster, tmp_path_factory):
     """The client of an agent whose pod runs on the Node `own`."""
     own = api(cluster, cluster.agent_token("own"), tmp_path_factory.mktemp("own"))
-    # The policy becomes effective a moment after it was created. Each attempt sets a different
-    # label value, because the policy always allows an unchanged Node.
+    # The policy becomes effective shortly after its creation. Each attempt sets a different label
+    # value, because the policy always allows a request that does not change the Node.
     tries = itertools.count()
     until(lambda: denial(lambda: labels(own, "own", early=str(next(tries)))), "the policy to hold")
     cluster.kubectl("label", "node", "own", "early-")
@@ -67,7 +67,7 @@ def agent(cluster, tmp_path_factory):
 
 
 def labels(agent, node, **changes):
-    """Merge labels into a Node; the value None removes a label."""
+    """Merge labels into a Node. The value None removes a label."""
     body = {"metadata": {"labels": changes.pop("labels", changes)}}
     return agent.send("PATCH", f"/api/v1/nodes/{node}", body, content_type=MERGE_PATCH)
 
@@ -95,7 +95,7 @@ def denial(call):
 
 
 def test_the_agents_own_apply_is_allowed(cluster, agent):
-    """The agent can set, change and remove its labels with one apply each."""
+    """The policy allows the agent to set, change and remove its labels, each with one apply."""
     path = "/api/v1/nodes/own"
 
     def apply(**wanted):
@@ -177,8 +177,10 @@ DENIED = {
 
 
 @pytest.mark.parametrize("what", DENIED)
-def test_the_policy_denies(agent, cluster, what):
-    """All changes other than own labels on the agent's own Node are denied with a reason."""
+def test_the_policy_denies_other_changes(agent, cluster, what):
+    """Except for changes of the agent's labels on its own Node, the policy denies all changes with
+    a reason.
+    """
     call, why = DENIED[what]
     before = cluster.get("/api/v1/nodes/own")
     denial = refusal(lambda: call(agent))
@@ -189,14 +191,16 @@ def test_the_policy_denies(agent, cluster, what):
 
 
 def test_a_token_that_is_bound_to_no_pod_may_change_nothing(cluster, tmp_path):
-    """A token that a person created contains no Node, so it cannot change any Node."""
+    """A token that is not bound to a pod contains no Node name, so it cannot change any Node."""
     loose = api(cluster, cluster.agent_token("own", bound=False), tmp_path)
     denial = refusal(lambda: labels(loose, "own", labels={OWN: "installed"}))
     assert (denial.status, "bound to node" in denial.message) == (403, True)
 
 
 def test_a_wider_role_does_not_bypass_the_policy(cluster, agent):
-    """Even with all permissions on Nodes, the agent cannot change the status or create a Node."""
+    """Even if its role grants all permissions on Nodes, the agent cannot create a Node or change
+    its status.
+    """
     cluster.kubectl(
         "create", "clusterrole", "wide", "--verb=*", "--resource=nodes,nodes/status,nodes/proxy"
     )
@@ -226,7 +230,9 @@ def test_a_wider_role_does_not_bypass_the_policy(cluster, agent):
 
 
 def test_a_node_that_was_created_again_is_another_node(cluster, tmp_path):
-    """A token of a previous Node is denied, because its claims contain another uid."""
+    """After a Node was created again, the policy denies the old token, because its claims contain
+    the uid of the previous Node.
+    """
     cluster.node("anew")
     agent = api(cluster, cluster.agent_token("anew"), tmp_path)
     labels(agent, "anew", labels={OWN: "installed"})
@@ -237,7 +243,9 @@ def test_a_node_that_was_created_again_is_another_node(cluster, tmp_path):
 
 
 def test_labels_of_a_previous_domain_can_be_removed_and_not_added(cluster, agent, tmp_path):
-    """A change of the label domain needs no wider permissions."""
+    """After a change of the label domain, the agent may remove its old labels, but may not add such
+    labels.
+    """
     shutil.copytree(ROOT, tmp_path / "manifests")
     settings = tmp_path / "manifests/base/settings.yaml"
     content = settings.read_text()
@@ -257,7 +265,9 @@ def test_labels_of_a_previous_domain_can_be_removed_and_not_added(cluster, agent
 
 @pytest.mark.parametrize("name", ["profiles__audit-{}.json", "x" * 42 + "-{:020}"])
 def test_the_largest_number_of_labels_is_allowed(cluster, agent, name):
-    """800 own labels with 1,000 foreign labels are below the cost limit of the policy."""
+    """A Node with 800 agent labels and 1,000 foreign labels stays below the cost limit of the
+    policy.
+    """
     foreign = {f"foreign.example/label-{number}": "x" * 63 for number in range(1000)}
     body = json.dumps({"metadata": {"labels": foreign}})
     cluster.kubectl("patch", "node", "own", "--type=merge", "-p", body)
@@ -278,7 +288,7 @@ def test_the_largest_number_of_labels_is_allowed(cluster, agent, name):
 
 
 def narrowed(cluster, old, new):
-    """Apply the policy of the manifests with another expression, as another release might have
+    """Apply the policy of the manifests with a changed expression, as another release might contain
     it.
     """
     content = kustomize.text()
@@ -290,7 +300,7 @@ def narrowed(cluster, old, new):
 
 
 OLDER_POLICIES = {
-    # These are the changes of the policy, and the label that the changed policy denies.
+    # Each entry contains a change of the policy, and the label that the changed policy denies.
     "a prefix is unknown": ("''set.'', ''apparmor", "''apparmor", f"set.{DOMAIN}/ns__web"),
     "a key is unknown": (", variables.labelDomain + ''/selinux'']", "]", f"{DOMAIN}/selinux"),
     "a mode is unknown": ("|enforcing|permissive|", "|", f"{DOMAIN}/selinux"),
@@ -300,7 +310,9 @@ OLDER_POLICIES = {
 
 @pytest.mark.parametrize("how", OLDER_POLICIES)
 def test_under_the_policy_of_another_release_every_other_label_is_correct(cluster, agent, how):
-    """If a label is rejected, this is reported, and all other labels are correct."""
+    """If the policy of another release denies a label, the agent reports this, and all other labels
+    are correct.
+    """
     old, new, key = OLDER_POLICIES[how]
     own = node_labels.NodeLabeler(agent, NodeOptions(name="own"), lambda: "boot of own")
     first = {OWN: "installed", f"seccomp.{DOMAIN}/untrue": "installed"}
@@ -310,7 +322,7 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
     def is_refused():
         if denial(lambda: labels(agent, "own", labels={key: "ready"})):
             return True
-        # Setting the label again would change nothing.
+        # The request would not change the label.
         cluster.kubectl("label", "node", "own", f"{key}-")
         return False
 
@@ -333,7 +345,9 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
 
 @pytest.mark.parametrize("how", ["unlabel", "publish"])
 def test_forged_managed_fields_remove_no_other_field(cluster, agent, how):
-    """The release of forged fields keeps other fields, even with administrator credentials."""
+    """If managed fields were forged, the agent removes no field of other managers, even with
+    administrator credentials.
+    """
     own = node_labels.NodeLabeler(agent, NodeOptions(name="own"), lambda: "boot of own")
     own.publish(own.read(), {OWN: "installed"})
     taint = {"key": "keep", "value": "", "effect": "NoSchedule"}
@@ -373,7 +387,7 @@ def test_forged_managed_fields_remove_no_other_field(cluster, agent, how):
 
 
 def test_the_policy_has_no_type_warnings(cluster):
-    """The controller that checks the types of policies reports no warning."""
+    """The type check of the API server's policy controller reports no warning."""
     cluster.start_controllers("validatingadmissionpolicy-status-controller")
 
     def checked():
@@ -429,8 +443,8 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)
-def test_rbac_denies(agent, what):
-    """The agent has no permission that it does not need."""
+def test_rbac_denies_unnecessary_requests(agent, what):
+    """RBAC denies every request that the agent does not need."""
     method, path = FORBIDDEN[what]
     denial = refusal(
         lambda: (
@@ -458,7 +472,7 @@ GRANTED = {
     "default": {**EVERYWHERE, "events.k8s.io/events": {"create"}},
     "kube-system": EVERYWHERE,
 }
-# The role system:basic-user permits requests of each authenticated user about itself.
+# The role system:basic-user allows every authenticated user to make requests about itself.
 ANYBODY = {
     "authorization.k8s.io/selfsubjectaccessreviews": {"create"},
     "authorization.k8s.io/selfsubjectrulesreviews": {"create"},
@@ -467,7 +481,9 @@ ANYBODY = {
 
 
 def test_the_component_pod_aware_grants_only_pods(cluster, agent):
-    """The component's only additional permission is to list and watch pods of all namespaces."""
+    """The component pod-aware grants only the permission to list and watch the pods of all
+    namespaces.
+    """
     assert refusal(lambda: agent.get("/api/v1/pods")).status == 403
     applied(cluster, "pod-aware")
     try:
@@ -498,7 +514,9 @@ def test_the_component_pod_aware_grants_only_pods(cluster, agent):
 
 @pytest.mark.parametrize("namespace", GRANTED)
 def test_the_api_server_lists_exactly_these_permissions(agent, namespace):
-    """The test compares the complete list, so that each added permission is a decision."""
+    """The API server lists exactly the expected permissions, so that nobody can add a permission by
+    accident.
+    """
     asked = {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectRulesReview",
@@ -517,7 +535,7 @@ def test_the_api_server_lists_exactly_these_permissions(agent, namespace):
 
 
 def test_impersonation_is_denied(cluster, agent):
-    """With its own permissions, the agent cannot replace the claims of its token."""
+    """The agent cannot use impersonation to replace the claims of its token."""
     cluster.write_kubeconfig("impersonator", cluster.agent_token("own"))
     arguments = ("get", "--raw", "/api/v1/nodes/own", "--as", "system:admin")
     done = cluster.kubectl(*arguments, user="impersonator", check=False)
@@ -548,7 +566,9 @@ def test_manifests_apply_without_a_warning(cluster, components):
 
 
 def test_the_policy_compares_every_field_of_the_node_spec(cluster):
-    """If a new release adds a field of a Node, the policy must list it to protect it."""
+    """The policy compares every field of the Node's spec. A field that a new Kubernetes release
+    adds makes this test fail.
+    """
     schemas = cluster.get("/openapi/v3/api/v1")["components"]["schemas"]
     fields = schemas["io.k8s.api.core.v1.NodeSpec"]["properties"]
     policy = kustomize.objects("startup-taint")["ValidatingAdmissionPolicy", "profile-loader"]
@@ -561,7 +581,9 @@ def test_the_policy_compares_every_field_of_the_node_spec(cluster):
 
 
 def test_only_the_startup_taint_can_be_removed_from_the_spec(cluster, agent):
-    """The component allows the removal of the startup taint, and no other change of the spec."""
+    """The component allows the agent to remove the startup taint, but no other change of
+    the spec.
+    """
     applied(cluster, "startup-taint")
     startup = {"key": "profile-loader.io/startup", "effect": "NoSchedule"}
     other = {"key": "keep", "effect": "NoSchedule"}
@@ -611,11 +633,13 @@ def test_only_the_startup_taint_can_be_removed_from_the_spec(cluster, agent):
 
 
 def test_the_namespace_allows_the_pod_of_the_daemonset(cluster):
-    """docs/security.md lists exactly the violations of the level baseline."""
+    """docs/security.md lists exactly the fields of the pod that violate the Pod Security level
+    baseline.
+    """
     spec = {**kustomize.pod(kustomize.objects()), "serviceAccountName": "default"}
     spec.pop("priorityClassName")
     reported = violations(cluster, "baseline", {"metadata": {"name": "pod"}, "spec": spec})
-    # An older API server writes "profiles" even for a single profile.
+    # An older API server writes the plural "profiles" even for a single profile.
     assert sorted(re.sub("profile$", "profiles", value) for value in reported) == [
         "forbidden AppArmor profiles",
         "host namespaces",
@@ -629,12 +653,12 @@ def test_the_namespace_allows_the_pod_of_the_daemonset(cluster):
     "path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda item: item.stem
 )
 def test_examples_are_admitted_under_restricted(cluster, path):
-    """The strictest level of Pod Security admits all example pods."""
+    """The Pod Security level restricted admits all example pods."""
     assert violations(cluster, "restricted", yaml.safe_load(path.read_text())) == []
 
 
 def violations(cluster, level, pod):
-    """Return how a pod violates a Pod Security level."""
+    """Return the violations of a Pod Security level by a pod."""
     name = f"level-{level}"
     cluster.apply(
         {

@@ -30,7 +30,7 @@ def cluster(request):
 
 @pytest.fixture
 def folder(cluster, tmp_path):
-    """A copy of the manifests, whose applied objects are deleted after the test."""
+    """A copy of the manifests. After the test, its applied objects are deleted."""
     shutil.copytree(ROOT, tmp_path / "manifests")
     yield tmp_path / "manifests"
     cluster.kubectl(
@@ -43,13 +43,13 @@ def folder(cluster, tmp_path):
 
 
 def end_pod(cluster, namespace=NAMESPACE):
-    """Delete the agent's pod completely, as its kubelet would."""
+    """Delete the agent's pod completely, as a kubelet does."""
     words = ["--force", "--grace-period=0", "--ignore-not-found"]
     cluster.kubectl("-n", namespace, "delete", "pod", "agent", *words)
 
 
 def applied(cluster, folder):
-    """Apply a folder with the command from the documents."""
+    """Apply a folder with the documented command."""
     cluster.kubectl("apply", "--server-side", "--force-conflicts", "-k", folder)
 
 
@@ -75,7 +75,7 @@ def api(cluster, token):
 
 
 def labelled(agent, node, key=OWN, value="installed"):
-    """Set a label; return the reason if the API server denies this, or ""."""
+    """Set a label. Return the reason if the API server denies the request, or ""."""
     body = {"metadata": {"labels": {key: value}}}
     try:
         agent.send("PATCH", f"/api/v1/nodes/{node}", body, content_type=MERGE_PATCH)
@@ -85,7 +85,9 @@ def labelled(agent, node, key=OWN, value="installed"):
 
 
 def limited(agent):
-    """Wait until own labels are allowed, and return the denials of all other changes."""
+    """Wait until the agent may set its labels, and return the reasons with which all other changes
+    are denied.
+    """
     until(lambda: labelled(agent, "own") == "", lambda: labelled(agent, "own"))
     until(lambda: labelled(agent, "other"), "a policy")
     return [labelled(agent, "own", "mine", "x"), labelled(agent, "other")]
@@ -96,7 +98,9 @@ def is_by_policy(message):
 
 
 def test_the_policy_is_effective_after_uninstall_and_install(cluster, folder):
-    """After repeated installations, the policy works without a restart of the API server."""
+    """After an uninstallation and a new installation, the policy works without a restart of the API
+    server.
+    """
     for _ in range(3):
         applied(cluster, folder / "base")
         refusals = limited(api(cluster, token_of(cluster)))
@@ -108,7 +112,9 @@ def test_the_policy_is_effective_after_uninstall_and_install(cluster, folder):
 
 
 def test_a_policy_that_is_applied_again_is_effective(cluster, folder):
-    """If an administrator deleted only the policy, applying the manifests repairs it."""
+    """If an administrator deleted only the policy, it is effective again after the manifests are
+    applied.
+    """
     applied(cluster, folder / "base")
     agent = api(cluster, token_of(cluster))
     limited(agent)
@@ -147,7 +153,9 @@ RENAMED = {
 
 @pytest.mark.parametrize("how", RENAMED)
 def test_a_renamed_agent_is_limited(cluster, folder, how):
-    """If kustomize renames the account and the policy, the policy still limits the account."""
+    """If a user renames the account and the policy with kustomize, the policy still limits the
+    account.
+    """
     change, account, namespace = RENAMED[how]
     applied(cluster, kustomize.write(folder / "renamed", root=folder, **change))
     agent = api(cluster, token_of(cluster, account, namespace))
@@ -159,9 +167,7 @@ def test_a_renamed_agent_is_limited(cluster, folder, how):
 
 
 def test_other_accounts_are_not_limited(cluster, folder):
-    """The policy does not restrict administrators, or accounts with another role that allows them
-    to patch Nodes.
-    """
+    """The policy restricts neither administrators nor other accounts that may patch Nodes."""
     applied(cluster, folder / "base")
     limited(api(cluster, token_of(cluster)))
     cluster.kubectl("create", "clusterrole", "patches", "--verb=get,patch", "--resource=nodes")
@@ -201,15 +207,16 @@ class Attempts:
         self.thread.join()
 
 
-ENFORCED_SECONDS = 5.0  # An API server reads new policies once a second.
+ENFORCED_SECONDS = 5.0  # The API server reads new policies once per second.
 
 
 @pytest.mark.parametrize("first", ["policy", "everything"])
 def test_the_policy_exists_before_the_permissions(cluster, folder, first):
-    """If the policy is applied first, an existing token cannot patch another Node.
+    """If a user applies the policy first, an existing token never gets the permission to patch
+    another Node.
 
-    If all manifests are applied at once, the API server stores the policy before the permissions,
-    and enforces it at most a second later.
+    If a user applies all manifests at once, the API server stores the policy before the
+    permissions, and enforces the policy at most a second later.
     """
     cluster.kubectl("create", "namespace", NAMESPACE)
     cluster.kubectl("-n", NAMESPACE, "create", "serviceaccount", "profile-loader")

@@ -1,7 +1,7 @@
-"""Tests of the hooks in .pre-commit-hooks.yaml with pre-commit, in a sample repository.
+"""Tests that run the hooks in .pre-commit-hooks.yaml with pre-commit in a sample repository.
 
-pre-commit installs the hooks from a repository with the files of this checkout. pip installs the
-versions in requirements-run.lock from a directory, without a network.
+The program pre-commit installs the hooks from a repository with the files of this checkout. pip
+installs the versions in requirements-run.lock from a directory, without a network.
 """
 
 import os
@@ -22,7 +22,7 @@ RENDER = ["render", "profiles", "--name", "web", "--namespace", "profile-loader"
 
 
 def run(folder, *command, **environ):
-    """Run a command in a folder; return its exit status and its output."""
+    """Run a command in a folder, and return its exit status and its output."""
     done = subprocess.run(
         command, cwd=folder, env={**os.environ, **environ}, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
@@ -41,7 +41,7 @@ def commit(folder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with the packages for the hooks, and with the repository of the hooks."""
+    """A folder that contains the packages for the hooks and the repository of the hooks."""
     folder = tmp_path_factory.mktemp("hooks")
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "-q")
     lock = ("--no-deps", "--require-hashes", "--only-binary=:all:", "-r", "requirements-run.lock")
@@ -59,7 +59,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def sample(folder, tmp_path):
-    """A repository with one profile, its ConfigMap, and the configuration of the page."""
+    """A repository with one profile, its ConfigMap, and the configuration from the documentation
+    page.
+    """
     (block,) = re.findall(
         r"^```yaml\n(repos:\n.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE
     )
@@ -85,7 +87,7 @@ def render(sample):
 
 
 def pre_commit(folder, sample):
-    """Run all hooks for all files; return the exit status, the result of each hook, and the
+    """Run all hooks on all files. Return the exit status, the result of each hook, and the
     output.
     """
     status, output = run(
@@ -104,7 +106,9 @@ def test_the_hooks_accept_a_repository_without_mistakes(folder, sample):
 
 
 def test_the_hooks_reject_a_profile_that_the_agent_would_reject(folder, sample):
-    """The output of the first hook contains the file and the name that is not an action."""
+    """The first hook fails for an invalid profile. Its output contains the file and the name that
+    is not an action.
+    """
     (sample / "profiles/audit.json").write_text(LOG.replace("LOG", "LOGG"))
     render(sample)
     status, results, output = pre_commit(folder, sample)
@@ -114,7 +118,9 @@ def test_the_hooks_reject_a_profile_that_the_agent_would_reject(folder, sample):
 
 
 def test_the_hooks_reject_a_config_map_that_was_not_rendered_again(folder, sample):
-    """The output of the second hook is the difference. A new ConfigMap is accepted."""
+    """The second hook fails for an outdated ConfigMap, and its output is the difference. It accepts
+    the ConfigMap after a new `render`.
+    """
     (sample / "profiles/audit.json").write_text(LOG.replace("LOG", "ALLOW"))
     status, results, output = pre_commit(folder, sample)
     assert (status, results) == (1, ["Passed", "Failed"]), output

@@ -92,7 +92,7 @@ def metrics():
 
 @pytest.fixture
 def server(metrics):
-    """Return an HTTP server that provides these metrics."""
+    """Return an HTTP server that serves these metrics."""
     store = status_store(metrics, version="1.2.3")
     running = HttpServer("127.0.0.1:0", store)
     running.start()
@@ -101,7 +101,7 @@ def server(metrics):
 
 @pytest.fixture
 def rules(tmp_path):
-    """Return a directory with the groups of the PrometheusRule in the file rules.yaml."""
+    """Return a directory with a file rules.yaml that contains the groups of the PrometheusRule."""
     manifest = yaml.safe_load((MONITORING / "prometheusrule.yaml").read_text())
     (tmp_path / "rules.yaml").write_text(yaml.safe_dump(manifest["spec"]))
     return tmp_path
@@ -114,7 +114,7 @@ def test_promtool_accepts_the_metrics(metrics):
 
 
 def test_promtool_accepts_the_rules(rules):
-    """All expressions and templates are valid, and have no lint warning."""
+    """The expressions and templates of the rules are valid, and have no lint warning."""
     status, output = promtool(
         "check", "rules", "--lint=all", "--lint-fatal", "rules.yaml", cwd=rules
     )
@@ -123,7 +123,9 @@ def test_promtool_accepts_the_rules(rules):
 
 
 def test_every_alert_fires_in_its_case_and_in_no_other(rules):
-    """For each alert, alerts.yaml has a case in which it fires, and a case in which it does not."""
+    """For each alert, alerts.yaml contains a case in which the alert fires and a case in which it
+    does not fire.
+    """
     shutil.copy(ALERTS, rules)
     status, output = promtool("test", "rules", ALERTS.name, cwd=rules)
     assert (status, "SUCCESS" in output) == (0, True), output
@@ -169,7 +171,7 @@ class Prometheus:
         )
 
     def query(self, expression):
-        """Return the values of a query's result, by labels."""
+        """Return the values in the result of a query, by labels."""
         words = urllib.parse.urlencode({"query": expression})
         with urllib.request.urlopen(  # noqa: S310 - http only
             f"{self.url}/api/v1/query?{words}", timeout=50
@@ -209,7 +211,7 @@ def prometheus(rules, server):
 
 
 def dashboard():
-    """Return the expressions of the dashboard after its variables were replaced by values."""
+    """Return the expressions of the dashboard, with values in place of the variables."""
     content = json.loads((MONITORING / "dashboard.json").read_text())
     return [
         target["expr"].replace("$node", ".*").replace("$__rate_interval", "1m")
@@ -219,7 +221,8 @@ def dashboard():
 
 
 def test_a_real_prometheus_scrapes_the_agent(prometheus, server, metrics):
-    """While many idle connections are open, scraping works, and names keep their characters.
+    """Prometheus scrapes the agent while many idle connections are open, and stores unusual names
+    unchanged.
 
     Every expression of the dashboard has a result.
     """
@@ -232,13 +235,15 @@ def test_a_real_prometheus_scrapes_the_agent(prometheus, server, metrics):
         prometheus.query('profile_loader_profile_available{name="odd \\"\\\\ name"}').values()
     ) == [1.0]
     assert prometheus.query("profile_loader_build_info").popitem()[1] == 1.0
-    # A rate has no value yet, but an invalid expression would raise an error.
+    # A rate has no value yet, but an invalid expression would cause an error.
     empty = [text for text in dashboard() if not prometheus.query(text)]
     assert [text for text in empty if "rate(" not in text] == []
 
 
 def test_an_alert_is_pending_in_a_real_prometheus(prometheus):
-    """The labels of the rules match the labels of the scraped metrics."""
+    """An alert becomes pending, because the labels in the rules match the labels of the scraped
+    metrics.
+    """
     prometheus.until('ALERTS{alertname="ProfileLoaderNotConverged", alertstate="pending"}', [1.0])
     prometheus.until('ALERTS{alertname="ProfileLoaderSourceStale"}', [1.0])
     assert {dict(labels)["alertname"] for labels in prometheus.query("ALERTS")} == {

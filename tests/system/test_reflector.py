@@ -1,7 +1,7 @@
-"""Tests of the API client and the reflector, against a real API server and a scripted one.
+"""Tests of the API client and the reflector, with a real API server and with a scripted server.
 
-The scripted server is used only for responses that a real server seldom sends, such as 429, 503, or
-a watch that is not JSON.
+Only the scripted server sends the responses that a real server rarely sends, for example 429, 503,
+or a watch that is not JSON.
 """
 
 import base64
@@ -80,7 +80,7 @@ class RecordedBackoff(Backoff):
 
 
 class WatchedConfigMaps:
-    """A reflector of ConfigMap data, with a queue of the stores that it reported."""
+    """A reflector of ConfigMap data, with a queue of its reported stores."""
 
     def __init__(
         self,
@@ -116,14 +116,14 @@ class WatchedConfigMaps:
         self.on_restart()
 
     def park_if_ended(self):
-        """Block the reflector's thread forever at the end of a test, because the thread cannot be
-        stopped.
+        """At the end of a test, block the thread of the reflector forever, because the thread
+        cannot be stopped.
         """
         if self.has_ended:
             threading.Event().wait()
 
     def end(self):
-        """Make the thread of the reflector block after its current request."""
+        """Let the thread of the reflector block after its current request."""
         self.has_ended = True
 
     def __enter__(self):
@@ -147,7 +147,7 @@ def config_map(name, **data):
 
 
 def objects(store):
-    """Return the objects of a store, except for those that Kubernetes itself creates."""
+    """Return the objects of a store, except for objects that Kubernetes itself creates."""
     return {
         name: data
         for name, data in (store.objects or {}).items()
@@ -159,7 +159,9 @@ def objects(store):
 
 
 def test_the_store_follows_created_changed_and_deleted_objects(cluster, tmp_path):
-    """Each change of the content is reported, but a change of a label alone is not."""
+    """The store follows each change of an object's content. A change of only a label is not
+    reported.
+    """
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
     with WatchedConfigMaps(api) as watched:
         watched.until(lambda store: store.objects is not None)
@@ -177,7 +179,9 @@ def test_the_store_follows_created_changed_and_deleted_objects(cluster, tmp_path
 
 
 def test_the_store_follows_changes_after_a_restart_of_the_api_server(cluster, tmp_path):
-    """While the API server is stopped, the store keeps its objects."""
+    """While the API server is stopped, the store keeps its objects. After the restart, the store
+    follows changes again.
+    """
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
     with WatchedConfigMaps(api) as watched:
         watched.until(lambda store: store.objects is not None)
@@ -190,7 +194,9 @@ def test_the_store_follows_changes_after_a_restart_of_the_api_server(cluster, tm
 
 
 def test_a_single_object_is_followed_across_a_restart_of_the_api_server(cluster, tmp_path):
-    """If the version of an object is older than the history of the server, changes still arrive."""
+    """Changes still arrive if the version of an object is older than the history of the API
+    server.
+    """
     cluster.node("seldom")
     cluster.apply(config_map("newer", key="a"))
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
@@ -220,8 +226,8 @@ def test_a_single_object_is_followed_across_a_restart_of_the_api_server(cluster,
 
 @pytest.mark.parametrize("metadata_only", [False, True])
 def test_a_list_without_objects_is_empty(cluster, tmp_path, metadata_only):
-    """For an empty list, the API server sends `[]`; for an empty list of metadata, it sends
-    null.
+    """A list without objects results in an empty store. The API server sends `[]`, or null for a
+    list of metadata.
     """
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
     reflector = WatchedConfigMaps(
@@ -232,7 +238,7 @@ def test_a_list_without_objects_is_empty(cluster, tmp_path, metadata_only):
 
 
 def compact(cluster, version):
-    """Make etcd forget all states before a version."""
+    """Make etcd delete all states before a version."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{cluster.etcd_port}/v3/kv/compaction",
         data=json.dumps({"revision": version, "physical": True}).encode(),
@@ -261,7 +267,9 @@ def test_a_watch_from_a_compacted_version_is_rejected(cluster, tmp_path):
 
 
 def test_a_silent_peer_is_detected(cluster, tmp_path, monkeypatch):
-    """If not even bookmarks arrive on a connection, it is closed and opened again."""
+    """If a connection delivers no data, not even bookmarks, the reflector opens a new
+    connection.
+    """
     monkeypatch.setattr(reflector_module, "SILENCE_SECONDS", 1.0)
     with Proxy(cluster.port) as proxy:
         api = client.Api(kubeconfig=config(tmp_path, f"https://127.0.0.1:{proxy.port}", cluster.ca))
@@ -276,7 +284,7 @@ def test_a_silent_peer_is_detected(cluster, tmp_path, monkeypatch):
 
 
 def test_the_token_contains_the_uid_of_the_node_that_it_is_bound_to(cluster, tmp_path):
-    """A token of a pod contains the uid of its Node, but an unbound token does not."""
+    """The token of a pod contains the uid of the pod's Node. An unbound token contains no uid."""
     uid = cluster.node("bound")
     token = cluster.agent_token("bound")
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca, token))
@@ -309,7 +317,9 @@ def test_a_closed_port_is_unreachable(tmp_path):
 
 
 def test_an_unusable_kubeconfig_is_an_error(tmp_path):
-    """A missing file, other content and an address of the wrong type each raise NoClusterError."""
+    """A missing kubeconfig, invalid content or an address of the wrong type raises
+    NoClusterError.
+    """
     (tmp_path / "bad").write_text("{]")
     (tmp_path / "text").write_text("hello")
     for path in (tmp_path / "bad", tmp_path / "text", config(tmp_path, 5)):
@@ -318,14 +328,15 @@ def test_an_unusable_kubeconfig_is_an_error(tmp_path):
     with pytest.raises(errors.NoClusterError, match="the file does not exist"):
         client.Api(kubeconfig=str(tmp_path / "missing"))
     with pytest.raises(errors.NoClusterError):
-        client.Api()  # The test does not run in a pod.
+        client.Api()  # The test itself does not run in a pod.
 
 
 # --- responses that a real API server sends too rarely --------------------------------------------
 
 
 class ScriptedServer:
-    """An HTTP server that sends scripted responses, one for each request, and repeats the last one.
+    """An HTTP server that sends one scripted response to each request, and repeats the last
+    response.
 
     If a response is None, the server sends nothing until the client closes the connection.
     """
@@ -400,7 +411,9 @@ LIST = response(200, {"metadata": {"resourceVersion": "7"}, "items": []})
 def test_an_error_status_is_not_retried_and_contains_retry_after(
     tmp_path, scripted, status, retry_after
 ):
-    """The client sends one request, follows no redirect, and limits Retry-After."""
+    """After an error status, the client does not retry, follows no redirect, and limits the value
+    of Retry-After.
+    """
     with ScriptedServer(scripted) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url), version="1.2.3")
         with pytest.raises(errors.StatusError) as error:
@@ -411,7 +424,7 @@ def test_an_error_status_is_not_retried_and_contains_retry_after(
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"[" * 100_000, b"\xff"])
 def test_a_response_that_is_not_an_object_is_an_error(tmp_path, body):
-    """If a response is not an object, it is never treated as an empty list."""
+    """A response that is not a JSON object is an error, and never counts as an empty list."""
     with ScriptedServer(response(200, body)) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
         with pytest.raises(errors.UnreachableError):
@@ -429,7 +442,7 @@ def test_a_response_that_is_not_an_object_is_an_error(tmp_path, body):
     ],
 )
 def test_a_list_with_malformed_items_is_an_error(tmp_path, fields):
-    """If items are missing or have no name, the whole list is unreadable."""
+    """If a list has no items, or an item has no name, the whole list is unreadable."""
     with ScriptedServer(response(200, {"metadata": {"resourceVersion": "1"}} | fields)) as server:
         watched = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url)))
         with pytest.raises(errors.UnreachableError):
@@ -481,7 +494,9 @@ COMPLETE_OBJECTS = {
 
 @pytest.mark.parametrize("keep", COMPLETE_OBJECTS, ids=["configmap", "node", "pod"])
 def test_a_list_of_objects_with_wrong_types_is_read_or_is_an_error(tmp_path, keep):
-    """For any response, the reflector raises no exception that would end the agent."""
+    """Whatever types a response contains, the reflector raises no exception that would end the
+    agent.
+    """
     items = [item for item in variants(COMPLETE_OBJECTS[keep]) if isinstance(item, dict)]
     lists = [{"metadata": {"resourceVersion": "1"}, "items": [item]} for item in items]
     errors_count = 0
@@ -506,7 +521,9 @@ def test_a_list_of_objects_with_wrong_types_is_read_or_is_an_error(tmp_path, kee
 
 
 def test_lone_surrogates_in_a_response_are_replaced(tmp_path):
-    """Lone surrogates are replaced, as in Go, because the ledger and the log cannot encode them."""
+    """The client replaces lone surrogates, as Go does, because the ledger and the log cannot encode
+    them.
+    """
     body = (
         rb'{"metadata": {"resourceVersion": "7"}, "items": [' + json.dumps(config_map("x")).encode()
     )
@@ -563,7 +580,7 @@ def test_a_response_that_arrives_byte_by_byte_has_a_deadline(
 
 
 def test_watches_that_end_immediately_are_repeated_with_a_delay(tmp_path):
-    """If a server closes every watch, it receives few requests."""
+    """If a server closes every watch immediately, the reflector waits longer after each attempt."""
     with ScriptedServer(LIST, response(200, b"")) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
         with WatchedConfigMaps(api) as watched:
@@ -584,7 +601,9 @@ def test_an_error_event_ends_the_watch_with_its_status(tmp_path):
 
 @pytest.mark.parametrize("code", ["no number", 10**9, 7, 410.5, None, []])
 def test_an_error_event_without_a_valid_code_has_status_500(tmp_path, code):
-    """If the code of an event has the wrong type or range, the reflector's thread continues."""
+    """If an ERROR event has no valid code, it counts as status 500, and the thread of the reflector
+    continues.
+    """
     event = {"type": "ERROR", "object": {"code": code, "message": "odd"}}
     with ScriptedServer(response(200, event)) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
@@ -594,7 +613,9 @@ def test_an_error_event_without_a_valid_code_has_status_500(tmp_path, code):
 
 
 def test_a_response_over_the_size_limit_is_an_error_and_the_store_stays(tmp_path):
-    """A response that is too large is rejected, because it would not fit into the memory."""
+    """A response above the size limit is an error, because it would not fit into the memory. The
+    store stays unchanged.
+    """
     kept = {"metadata": {"resourceVersion": "7"}, "items": [config_map("one", key="a")]}
     huge = kept | {"items": [config_map("one", key="x" * responses.RESPONSE_BYTES)]}
     with ScriptedServer(response(200, kept), response(200, huge)) as server:
@@ -608,7 +629,9 @@ def test_a_response_over_the_size_limit_is_an_error_and_the_store_stays(tmp_path
 
 
 def test_the_delay_grows_with_each_failed_list(tmp_path, monkeypatch):
-    """Only a stable watch resets the delay; even a list that fails slowly increases it."""
+    """Each failed list increases the delay, even if the failure takes long. Only a stable watch
+    resets the delay.
+    """
     monkeypatch.setattr(reflector_module, "STABLE_SECONDS", 0.0)
     with ScriptedServer(response(503, b"{}")) as server:
         backoff = RecordedBackoff()
@@ -620,7 +643,9 @@ def test_the_delay_grows_with_each_failed_list(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stable", [0.0, 60.0])
 def test_a_list_follows_a_broken_watch(tmp_path, monkeypatch, stable):
-    """After a broken watch, resource versions may belong to another history, so a list follows."""
+    """After a broken watch, the reflector lists the objects, because resource versions may belong
+    to another history.
+    """
     monkeypatch.setattr(reflector_module, "STABLE_SECONDS", stable)
     event = {"type": "ADDED", "object": config_map("one", key="a")}
     event["object"]["metadata"]["resourceVersion"] = "9"
@@ -635,7 +660,9 @@ def test_a_list_follows_a_broken_watch(tmp_path, monkeypatch, stable):
 
 
 def test_a_list_follows_a_watch_that_ended_early(tmp_path, monkeypatch):
-    """If an API server shuts down, it ends a watch early, and a list follows."""
+    """If a watch ends early, the reflector lists the objects, because the API server may be
+    shutting down.
+    """
     monkeypatch.setattr(reflector_module, "SHORT_WATCH_SECONDS", 0.0)
     with ScriptedServer(LIST, response(200, b""), LIST, None) as server:
         watched = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url)))
@@ -646,7 +673,9 @@ def test_a_list_follows_a_watch_that_ended_early(tmp_path, monkeypatch):
 
 
 def test_a_list_follows_a_resource_version_that_is_older(tmp_path):
-    """If a list has an older version, etcd was restored while the API server was running."""
+    """If a list has an older resource version, the reflector lists again, because etcd was restored
+    under the running API server.
+    """
 
     def event(version):
         changed = config_map("one", key=version)
@@ -668,7 +697,7 @@ def test_a_list_follows_a_resource_version_that_is_older(tmp_path):
 
 
 def test_an_equal_list_has_a_new_revision(tmp_path):
-    """A list replaces the store, even if a user of the store knows a newer response."""
+    """A list with equal content still creates a store with a new revision."""
     with ScriptedServer(LIST) as server:
         watched = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url)))
         stores = []
@@ -694,7 +723,7 @@ def parameters(server, name):
 
 
 def test_a_list_is_read_in_pages(tmp_path):
-    """Each page is requested with the token from the previous page."""
+    """The client requests each page of a list with the token from the previous page."""
     with ScriptedServer(page("a", "b", more="x"), page("c", more="y"), page("d")) as server:
         reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
         reflector.list()
@@ -704,7 +733,7 @@ def test_a_list_is_read_in_pages(tmp_path):
 
 
 def test_a_list_whose_token_expires_is_read_from_the_beginning(tmp_path):
-    """If a page token has expired, the list begins again."""
+    """If a page token has expired, the client reads the list from the beginning."""
     expired = response(410, {"reason": "Expired", "message": "too old"})
     with ScriptedServer(page("a", more="x"), expired, page("b", more="y"), page("c")) as server:
         reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
@@ -714,7 +743,7 @@ def test_a_list_whose_token_expires_is_read_from_the_beginning(tmp_path):
 
 
 def test_a_list_whose_token_always_expires_fails(tmp_path):
-    """If a page token expires in every attempt, the list fails, and the store stays."""
+    """If a page token expires in every attempt, the list fails, and the store stays unchanged."""
     expired = response(410, {"reason": "Expired", "message": "too old"})
     rounds = [
         scripted for _ in range(lister.LIST_ATTEMPTS) for scripted in (page("a", more="x"), expired)
@@ -729,7 +758,9 @@ def test_a_list_whose_token_always_expires_fails(tmp_path):
 
 
 def test_a_page_that_is_too_large_is_requested_with_fewer_objects(tmp_path):
-    """A page with a single object may be larger than a page with several objects."""
+    """If a page is too large, the client requests fewer objects per page. A page with a single
+    object may be larger.
+    """
     large = config_map("large", key="x" * lister.PAGE_BYTES)
     huge = response(200, {"metadata": {"resourceVersion": "7"}, "items": [large]})
     with ScriptedServer(huge) as server:
@@ -740,7 +771,7 @@ def test_a_page_that_is_too_large_is_requested_with_fewer_objects(tmp_path):
 
 
 def test_a_list_without_an_end_is_an_error(tmp_path, monkeypatch):
-    """If an API server always has another page, the list ends at a limit."""
+    """If an API server always announces another page, the list fails at a limit."""
     monkeypatch.setattr(lister, "PAGE_LIMIT", 5)
     with ScriptedServer(page("a", more="x")) as server:
         reflector = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url))).reflector
@@ -759,7 +790,7 @@ def test_a_token_of_a_wrong_type_is_an_error(tmp_path, token):
 
 
 class TwoObjects:
-    """Bounds that store at most two objects, and report room while fewer objects are stored."""
+    """Bounds for at most two objects. They report room while the store contains fewer objects."""
 
     def __init__(self):
         self.most = 0
@@ -773,7 +804,9 @@ class TwoObjects:
 
 
 def test_bounds_apply_after_each_page(tmp_path):
-    """The memory holds at most the allowed objects and one page, and the store is partial."""
+    """The client applies the bounds after each page, so that the memory contains at most the
+    allowed objects and one page.
+    """
     pages = [page(f"a{number}", f"b{number}", more="x") for number in range(9)]
     with ScriptedServer(*pages, page("c")) as server:
         bounds = TwoObjects()
@@ -785,7 +818,9 @@ def test_bounds_apply_after_each_page(tmp_path):
 
 
 def test_a_list_follows_when_dropped_content_has_room_again(tmp_path, monkeypatch):
-    """If a dropped object fits again, a list follows, because no event contains its content."""
+    """When a dropped object fits again, the reflector lists the objects, because no event contains
+    the content of this object.
+    """
     monkeypatch.setattr(reflector_module, "ROOM_SECONDS", 0.0)
     gone = {"type": "DELETED", "object": config_map("a")}
     with ScriptedServer(page("a", "b", "c"), response(200, gone), page("b", "c"), None) as server:
@@ -798,7 +833,9 @@ def test_a_list_follows_when_dropped_content_has_room_again(tmp_path, monkeypatc
 
 
 def test_real_pages_make_the_same_list(cluster, tmp_path, monkeypatch):
-    """A list is complete for each page size, even if etcd compacts its state between two pages."""
+    """A list is complete for every page size, even if etcd compacts its history between two
+    pages.
+    """
     names = {f"page-{number}" for number in range(7)}
     cluster.apply(*(config_map(name, key=name) for name in names))
     compacted = []
@@ -827,7 +864,7 @@ def test_real_pages_make_the_same_list(cluster, tmp_path, monkeypatch):
 
 
 def test_a_watch_that_never_started_is_not_a_stable_watch(tmp_path, monkeypatch):
-    """If watches fail to start, the delay grows, even if each attempt takes a long time."""
+    """If watches never start, the delay grows, even if each attempt takes long."""
     monkeypatch.setattr(reflector_module, "STABLE_SECONDS", 0.0)
     monkeypatch.setattr(reflector_module, "SILENCE_SECONDS", 0.2)
     backoff = RecordedBackoff()
@@ -840,7 +877,7 @@ def test_a_watch_that_never_started_is_not_a_stable_watch(tmp_path, monkeypatch)
 
 
 def test_a_reflector_is_not_live_between_a_broken_watch_and_the_next_response(tmp_path):
-    """While a watch is broken, the store is not up to date."""
+    """Between a broken watch and the next response, the store does not count as up to date."""
     event = {"type": "ADDED", "object": config_map("one", key="a")}
     broken = response(200, json.dumps(event).encode() + b"\n{")
     with ScriptedServer(LIST, broken, LIST, response(200, b"")) as server:
@@ -863,7 +900,9 @@ def test_a_reflector_is_not_live_between_a_broken_watch_and_the_next_response(tm
 
 
 def test_a_single_object_whose_version_is_too_old_is_watched_without_a_version(tmp_path):
-    """For a single object, a watch begins without a version, because its version may be too old."""
+    """If the version of a single object is too old, the reflector starts the watch without a
+    version.
+    """
     single = response(
         200, config_map("one", key="a") | {"metadata": {"name": "one", "resourceVersion": "3"}}
     )
@@ -877,7 +916,7 @@ def test_a_single_object_whose_version_is_too_old_is_watched_without_a_version(t
 
 
 def test_a_reflector_is_not_live_before_its_watch_has_started(tmp_path):
-    """Before a watch has started, the store is not up to date."""
+    """Before its watch has started, a store does not count as up to date."""
     with ScriptedServer(LIST, None) as server:
         watched = WatchedConfigMaps(client.Api(kubeconfig=config(tmp_path, server.url)))
         with watched:
@@ -887,7 +926,9 @@ def test_a_reflector_is_not_live_before_its_watch_has_started(tmp_path):
 
 
 def test_a_reflector_is_not_live_between_two_watches_and_reports_no_change(tmp_path, monkeypatch):
-    """A watch that ends at its time limit does not count as a change of the store."""
+    """Between two watches, a store does not count as up to date, but the end of a watch at its time
+    limit is not a change.
+    """
     monkeypatch.setattr(reflector_module, "SHORT_WATCH_SECONDS", 0.0)
     monkeypatch.setattr(reflector_module, "EARLY_SECONDS", math.inf)
     with ScriptedServer(LIST, response(200, b""), response(200, b""), None) as server:
@@ -899,7 +940,9 @@ def test_a_reflector_is_not_live_between_two_watches_and_reports_no_change(tmp_p
 
 
 def test_pods_are_listed_with_a_consistent_read(tmp_path):
-    """A list is a consistent read, because a cache may lack a pod that was bound a moment ago."""
+    """The reflector lists pods with a consistent read, because a cache may lack a pod that was
+    bound a moment ago.
+    """
     with ScriptedServer(LIST) as server:
         connections = app.connect(
             Config(node_name="a", pod_aware=True, kubeconfig=config(tmp_path, server.url))
@@ -927,8 +970,8 @@ OK = response(200, {})
 
 
 def test_a_token_file_is_read_again_after_a_minute_and_after_a_401(tmp_path, monkeypatch):
-    """A line break at the end of a token is removed; after status 401, the request is not
-    repeated.
+    """The client reads the token file again after a minute, and after a response with status 401.
+    It does not repeat the request.
     """
     (tmp_path / "token").write_text("one\n")
     denied = response(401, {"reason": "Unauthorized", "message": "Unauthorized"})
@@ -949,7 +992,9 @@ def test_a_token_file_is_read_again_after_a_minute_and_after_a_401(tmp_path, mon
 
 
 def test_a_token_file_is_read_again_after_a_watch_with_status_401(tmp_path):
-    """If a watch gets status 401, the credentials are read again, as for any other request."""
+    """If a watch gets status 401, the client reads the credentials again, as for any other
+    request.
+    """
     (tmp_path / "token").write_text("one")
     with ScriptedServer(response(401, {}), OK) as server:
         api = client.Api(kubeconfig=user(tmp_path, server.url, tokenFile="token"))
@@ -961,7 +1006,7 @@ def test_a_token_file_is_read_again_after_a_watch_with_status_401(tmp_path):
 
 
 def test_only_changed_credentials_open_a_new_connection(tmp_path, monkeypatch):
-    """If the credentials are read again and are equal, the connection stays open."""
+    """The connection stays open if the client reads the same credentials again."""
     monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     (tmp_path / "token").write_text("one")
     with ScriptedServer(OK) as server:
@@ -981,7 +1026,9 @@ def test_only_changed_credentials_open_a_new_connection(tmp_path, monkeypatch):
 def test_unreadable_credentials_stay_in_use_and_a_401_contains_the_reason(
     tmp_path, monkeypatch, failure
 ):
-    """If the file of a token is empty, the previous token stays in use."""
+    """If the client cannot read the credentials, the previous ones stay in use, and an error with
+    status 401 contains the reason.
+    """
     monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     (tmp_path / "token").write_text("one")
     with ScriptedServer(OK, OK, response(401, {"message": "expired"})) as server:
@@ -1039,8 +1086,8 @@ def test_a_clock_that_is_set_back_does_not_delay_the_renewal_of_a_token(tmp_path
 
 
 def test_a_plugin_that_hangs_does_not_block_requests(tmp_path, monkeypatch):
-    """While a plugin hangs, the previous credentials stay in use, and only one process of it
-    runs.
+    """While a credential plugin hangs, the previous credentials stay in use, and only one process
+    of the plugin runs.
     """
     monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     monkeypatch.setattr(credentials, "WAIT_SECONDS", 0.2)
@@ -1085,7 +1132,9 @@ def test_a_plugin_that_hangs_does_not_block_requests(tmp_path, monkeypatch):
 
 
 def test_the_previous_credentials_stay_in_use_if_no_thread_can_start(tmp_path, monkeypatch):
-    """If no thread can start, the credentials are read again as soon as one can."""
+    """If no thread can start, the previous credentials stay in use. The client reads the
+    credentials again as soon as a thread can start.
+    """
     monkeypatch.setattr(credentials, "REREAD_SECONDS", 0.0)
     (tmp_path / "token").write_text("one")
     start = threading.Thread.start

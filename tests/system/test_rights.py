@@ -1,4 +1,4 @@
-"""Tests of the rights of the agent's pod, with which each of its functions works."""
+"""Tests that the agent works with exactly the rights of its pod."""
 
 import json
 import re
@@ -24,7 +24,7 @@ LABELS = {
     f"set.{labels.DOMAIN}/profile-loader__node-profiles": "ready",
     f"set.{labels.DOMAIN}/profile-loader__node-profiles-2": "ready",
 }
-# With these system calls, a process can leave its container, or change the kernel or another
+# With these system calls, a process can leave its container, or modify the kernel or another
 # process.
 MIGHTY = {
     *("bpf", "chroot", "delete_module", "finit_module", "init_module", "kexec_load", "keyctl"),
@@ -41,9 +41,10 @@ SCENARIOS = [
 ]
 
 
-# This is the result of a pass with all rights. One AppArmor profile is changed, one profile is new,
-# one profile went missing and is restored, one profile is neither desired nor in use, and one
-# profile is not desired but in use. One seccomp file is new, and one file is no longer desired.
+# The result of a pass with all rights. The pass replaces one AppArmor profile, installs a new
+# profile, restores a missing profile, removes an undesired profile, and holds an undesired profile
+# that is in use. It also installs a new seccomp file, and removes a seccomp file that no key
+# desires.
 EVERYTHING = {
     "status": 0,
     "problems": [],
@@ -67,7 +68,8 @@ NO_APPARMOR = {
 }
 FOUND = {
     "nothing": {},
-    # Root owns the state directory, so the agent stops before the pass and prints no report.
+    # Without this capability, the agent cannot write to the state directory of root, so it stops
+    # before the pass and prints no report.
     "uid 0": {
         "status": 2,
         "rows": {},
@@ -89,9 +91,9 @@ FOUND = {
         "node": ["changed", "fresh", "gone", "lost", "used", "changed: replaced", "new.json"],
     },
     "security writable": NO_APPARMOR,
-    # No new profile is installed, since the ledger could not record it. The agent still removes and
-    # restores recorded profiles, but the ledger keeps the entries of removed profiles. The report
-    # also states that the record of confined threads cannot be written.
+    # The agent installs no new profile, because the ledger could not record it. It still removes
+    # and restores recorded profiles, but the ledger keeps the entries of removed profiles. The
+    # report also shows that the agent cannot write the record of confined threads.
     "state writable": {
         "status": 1,
         "problems": ["write_failed"],
@@ -108,7 +110,7 @@ FOUND = {
         | {"new.json": "failed write_failed", "old.json": "failed remove_failed"},
         "node": ["changed", "fresh", "lost", "used", "changed: replaced", "old.json"],
     },
-    # The agent cannot compile a profile, but it restores policy that is already compiled.
+    # The agent cannot compile a profile, but it restores a compiled policy from its ledger.
     "tmp writable": {
         "status": 1,
         "rows": {
@@ -122,7 +124,7 @@ FOUND = {
 }
 
 
-# docs/security.md uses these names for the tested rights.
+# docs/security.md describes the tested rights with these names.
 RIGHTS = {
     "uid 0": "runAsUser: 0",
     "MAC_ADMIN": "capabilities.add: [MAC_ADMIN]",
@@ -162,21 +164,23 @@ def guest_lines(built, tmp_path_factory):
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_with_exactly_these_rights(guest_lines, scenario):
-    """Each scenario succeeds; tests/system/guest/rights.py describes it."""
+def test_the_agent_works_with_exactly_these_rights(guest_lines, scenario):
+    """Each scenario of tests/system/guest/rights.py succeeds with the rights of the pod."""
     outcomes = {line["scenario"]: line["error"] for line in guest_lines if "scenario" in line}
     assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
 
 
 def test_the_shipped_pod_labels_its_node_with_the_installed_profiles(guest_lines):
-    """The pod works with its own seccomp profile, its own token and the admission policy."""
+    """The shipped pod labels its Node, with its own seccomp profile, its own token and the
+    admission policy.
+    """
     (line,) = [line for line in guest_lines if "labels" in line]
     assert line["labels"] == LABELS
 
 
 @pytest.mark.parametrize("right", rights_run.WITHOUT)
-def test_without_a_right_its_function_reports_it_and_the_others_work(guest_lines, right):
-    """A pass without one right reports the expected rows, and the node has the expected
+def test_without_a_right_only_the_functions_that_need_it_fail(guest_lines, right):
+    """Without one right, a pass reports the expected rows, and the node has the expected
     profiles.
     """
     (line,) = [line for line in guest_lines if line.get("without") == f"without {right}"]
@@ -192,7 +196,9 @@ def own():
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
 def test_runtimes_start_the_agent_under_its_own_profile(runtime, own, built, tmp_path):
-    """The profile also allows the calls that a runtime makes after it has loaded the filter."""
+    """Runtimes can start the agent under its own profile, which allows the calls that a runtime
+    makes after loading the filter.
+    """
     subprocess.run(["runc", "spec"], cwd=tmp_path, check=True)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
@@ -208,7 +214,9 @@ def test_runtimes_start_the_agent_under_its_own_profile(runtime, own, built, tmp
 
 
 def test_its_own_profile_is_complete_and_allows_no_dangerous_call(own):
-    """The profile contains all variants of its calls, and no call that leaves the container."""
+    """The agent's own profile contains all variants of its calls, and no call that can leave the
+    container.
+    """
     (rule,) = own["syscalls"]
     assert calls.profile(rule["names"]) == own
     assert set(rule["names"]) & MIGHTY == set()

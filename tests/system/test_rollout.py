@@ -1,7 +1,7 @@
 """Tests the pool-by-pool rollout and the rollback that docs/how-to.md describes, with agents on two
 nodes.
 
-The blocks of the page run one by one, against a real API server. After each block, the test waits
+The blocks of the page run one by one, with a real API server. After each block, the test waits
 until the agents have installed the version that the page describes.
 """
 
@@ -26,7 +26,7 @@ OLD, NEW = "SCMP_ACT_LOG", "SCMP_ACT_ALLOW"
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A control plane with the manifests, a Node in the pool canary and another Node."""
+    """A control plane with the applied manifests, a Node in the pool canary and a second Node."""
     with Cluster() as control_plane:
         control_plane.kubectl("create", "priorityclass", "unused", "--value", "1")
         control_plane.kubectl("apply", "--server-side", "-k", ROOT / "manifests/base")
@@ -37,7 +37,7 @@ def cluster():
 
 @pytest.fixture
 def roots(cluster, tmp_path):
-    """Run an agent for each Node, and return the host roots of both agents."""
+    """Run one agent for each Node, and yield the host roots of both agents."""
     folders, agents = {}, []
     for node in (POOL, OTHERS):
         folders[node] = tmp_path / node
@@ -103,7 +103,7 @@ def wait_for(cluster, roots, expected):
 
 
 def test_a_rollout_by_pool_and_its_rollback_reach_the_nodes(cluster, roots, tmp_path):
-    """Each step of the page installs its version on the nodes that the page names."""
+    """Each step of the page installs the described version on the described nodes."""
     first, second, third = section("Roll a profile out pool by pool")
     (rollback,) = section("Go back to the previous version of a bad profile")
     run(cluster, tmp_path, first)

@@ -120,8 +120,8 @@ def test_the_built_filter_is_the_installed_one(runtime, seed, default, bundle):
         for number, _, vectors in calls:
             for arguments in vectors:
                 kernel_number = KERNEL_NUMBERS[architecture]
-                expected = harness.answer(kernel_number, number, arguments)
-                assert kernel.answer(kernel_number, number, arguments) == expected
+                expected = harness.evaluate(kernel_number, number, arguments)
+                assert kernel.evaluate(kernel_number, number, arguments) == expected
                 asked += 1
     assert asked > 500
 
@@ -222,7 +222,7 @@ def test_the_interpreter_answers_as_the_kernel_does(seed):
     architecture = KERNEL_NUMBERS["SCMP_ARCH_X86_64"]
     refused = 0x00050000 | REFUSED
     expected = [
-        REFUSED if interpreter.answer(architecture, ITS_NUMBER, one) == refused else errno.ENOSYS
+        REFUSED if interpreter.evaluate(architecture, ITS_NUMBER, one) == refused else errno.ENOSYS
         for one in vectors
     ]
     assert kernel_answers(program, vectors) == expected

@@ -35,7 +35,8 @@ from scenarios import (
 )
 
 LOG = Path("/tmp/daemon.log")  # noqa: S108 - no other user in the guest
-REPAIRS = int(os.environ.get("REPAIRS", "10"))  # A manual run makes 50 repairs.
+# The measurements in the documents come from a run with 50 repairs.
+REPAIRS = int(os.environ.get("REPAIRS", "10"))
 LOOK_SECONDS = 10.0  # The agent observes confined processes at this interval.
 HTTP = "127.0.0.1:9808"
 SOURCE = scenarios.SOURCE
@@ -76,18 +77,18 @@ class Daemon:
 
 
 def until(condition, seconds=30.0, what=""):
-    """Wait until a condition is true, and return the seconds until then."""
+    """Wait until a condition is true, and return the number of seconds that this took."""
     limit = pace.Limit(seconds)
     while True:
         if condition():
             return limit.seconds()
         if limit.expired() or "this is a bug" in LOG.read_text():
-            raise AssertionError(f"not within {limit}: {what}\n{last_words()}")
+            raise AssertionError(f"not within {limit}: {what}\n{diagnosis()}")
         time.sleep(0.002)
 
 
-def last_words():
-    """Return the exit status or the stacks of the newest daemon, and the end of its log."""
+def diagnosis():
+    """Return the exit status or the thread stacks of the newest daemon, and the end of its log."""
     process = Daemon.running[-1] if Daemon.running else None
     status = process.poll() if process is not None else None
     if process is not None and status is None:
@@ -113,8 +114,8 @@ def ready():
     return False
 
 
-def told(name, seconds):
-    """Print the distribution of the measured seconds."""
+def print_distribution(name, seconds):
+    """Print the distribution of some measured durations."""
     ordered = sorted(seconds)
     ms = [round(one * 1000) for one in ordered]
     print(
@@ -128,11 +129,13 @@ def told(name, seconds):
     )
 
 
-def back(what, name, good):
-    """Return whether a profile has been restored; read as little as possible."""
+def is_restored(what, name, good):
+    """Return whether a profile has been restored. The function reads few files, because it runs
+    very often.
+    """
     if what == "removed":
         return name in loaded()
-    # A replacement does not end the confinement.
+    # A replacement never ends the confinement of a process.
     (path,) = (SECURITY / "policy/profiles").glob(f"{name}.*")
     return next(path.glob("sha*")).read_text() == good
 
@@ -141,7 +144,9 @@ def back(what, name, good):
 
 
 def outside_changes_are_repaired_within_a_second():
-    """A profile that is removed, replaced or set to complain mode is restored each time."""
+    """If another program removes or replaces a profile, or sets it to complain mode, the daemon
+    restores it within a second.
+    """
     names = [f"p{number}" for number in range(REPAIRS)]
     source(**{name: plain(name) for name in names})
     with Daemon():
@@ -157,15 +162,15 @@ def outside_changes_are_repaired_within_a_second():
             for name in names:
                 status, said = change(name)
                 assert status == 0, said
-                seconds.append(until(partial(back, what, name, good[name]), 30, what))
+                seconds.append(until(partial(is_restored, what, name, good[name]), 30, what))
                 assert content(name) == good[name]
-            told(f"repair after {what}", seconds)
+            print_distribution(f"repair after {what}", seconds)
             assert pace.in_time(sorted(seconds)[len(seconds) // 2], 1.0), what
         assert set(loaded().values()) == {"enforce"}
 
 
 def a_deleted_or_changed_seccomp_file_is_restored_within_seconds():
-    """A file that is deleted or changed is restored with its content each time."""
+    """If another program deletes or changes a seccomp file, the daemon restores its content."""
     files = [SECCOMP / f"s{number}.json" for number in range(REPAIRS)]
     source()
     for one in files:
@@ -182,7 +187,7 @@ def a_deleted_or_changed_seccomp_file_is_restored_within_seconds():
             for path in files:
                 change(path)
                 seconds.append(until(partial(_holds, path, good), 30, what))
-            told(f"repair of a file that was {what}", seconds)
+            print_distribution(f"repair of a file that was {what}", seconds)
             assert pace.in_time(sorted(seconds)[len(seconds) // 2], 3.0), what
 
 
@@ -191,7 +196,7 @@ def _holds(path, content):
 
 
 def a_change_of_the_source_is_loaded_at_once():
-    """After an inotify event, a pass starts before the resync."""
+    """A changed key is loaded long before the next resync, because inotify reports the change."""
     source(web=plain("web"))
     with Daemon():
         until(lambda: ready() and "web" in loaded())
@@ -200,11 +205,13 @@ def a_change_of_the_source_is_loaded_at_once():
             old = content("web")
             (SOURCE / "web.profile").write_text(plain("web", f"deny /etc/shadow{number} r,"))
             seconds.append(until(lambda old=old: content("web") != old, 30))
-        told("file changed to policy loaded", seconds)
+        print_distribution("file changed to policy loaded", seconds)
 
 
 def a_process_stays_confined_all_the_time():
-    """Updates, a rejected update, kills and restarts never unconfine a process."""
+    """A process stays confined through updates, a rejected update, kills and restarts of the
+    daemon.
+    """
     source(web=plain("web"))
     stop = threading.Event()
     seen = set()
@@ -239,7 +246,9 @@ def a_process_stays_confined_all_the_time():
 
 
 def a_process_that_lost_its_confinement_is_reported_until_it_ends():
-    """A removed profile is restored, and the process that stays unconfined is reported."""
+    """If a profile is removed, the daemon restores it, and reports the process that stays
+    unconfined.
+    """
     source(web=plain("web"))
     lost = "profile_loader_confinement_lost_processes"
     with Daemon("--resync=3s"):
@@ -247,7 +256,7 @@ def a_process_that_lost_its_confinement_is_reported_until_it_ends():
         with Confined("web") as process:
             label = Path(f"/proc/{process.pid}/attr/current")
             passes = 'profile_loader_passes_total{result="converged"}'
-            before = metric(passes)  # An earlier pass may already have recorded the process.
+            before = metric(passes)  # The daemon may have recorded the process in an earlier pass.
             until(lambda: metric(passes) >= before + 2, 60, "two resyncs")
             assert metric(lost) == 0
             assert parser(plain("web"), "-R")[0] == 0
@@ -270,12 +279,14 @@ def a_held_profile_is_removed_soon_after_its_last_process_ends():
             until(lambda: metric('profile_loader_problems{code="in_use"}') == 1)
             assert "web" in loaded()
         seconds = until(lambda: "web" not in loaded(), 60)
-    told("removal after the last process", [seconds])
+    print_distribution("removal after the last process", [seconds])
     assert pace.in_time(seconds, 30.0)
 
 
 def sigterm_during_a_parser_run_ends_the_daemon_within_two_seconds():
-    """If the daemon is stopped, the parser ends too, and the node does not change."""
+    """If the daemon is stopped while the parser runs, the parser ends too, and the node does not
+    change.
+    """
     slow = Path("/tmp/slow-parser")  # noqa: S108
     slow.write_text("#!/bin/bash\ntouch /tmp/in-parser\nsleep 60\n")
     slow.chmod(0o755)
@@ -285,7 +296,7 @@ def sigterm_during_a_parser_run_ends_the_daemon_within_two_seconds():
     with Daemon(f"--apparmor-parser={slow}") as daemon:
         until(marker.exists)
         status, seconds = daemon.stop()
-    told("SIGTERM in a parser run", [seconds])
+    print_distribution("SIGTERM in a parser run", [seconds])
     assert (status, pace.in_time(seconds, 2.0)) == (0, True), (status, seconds)
     assert loaded() == {}
     left = subprocess.run(["pgrep", "-f", str(slow)], capture_output=True, check=False)
@@ -293,7 +304,7 @@ def sigterm_during_a_parser_run_ends_the_daemon_within_two_seconds():
 
 
 def a_second_daemon_does_not_start():
-    """If a second daemon starts, the first daemon keeps the lock and continues to run."""
+    """A second daemon exits at once, and the first daemon continues to run."""
     source(web=plain("web"))
     with Daemon() as first:
         until(lambda: ready() and "web" in loaded())
@@ -306,7 +317,7 @@ def a_second_daemon_does_not_start():
 
 
 def changes_by_the_daemon_itself_cause_no_further_pass():
-    """The daemon's own changes cause no further pass, and an idle daemon runs no pass."""
+    """The changes that the daemon makes cause no further pass, and an idle daemon runs no pass."""
     source(web=plain("web"))
     with Daemon() as daemon:
         until(lambda: ready() and "web" in loaded())
@@ -322,7 +333,7 @@ def changes_by_the_daemon_itself_cause_no_further_pass():
 
 
 def cpu(pid):
-    """Return the CPU time of a process in ticks."""
+    """Return the CPU time that a process has used, in ticks."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
 

@@ -1,4 +1,4 @@
-"""Attacks on the proof that a profile is not in use, run as root in the virtual machine.
+"""Scenarios that attack the proof of disuse. They run as root in the virtual machine.
 
 Each scenario is a function. `disuse.py` runs all scenarios, and prints one line of JSON for each of
 them: {"scenario": name, "error": null or the reason}.
@@ -32,7 +32,7 @@ OPEN = "  file,\n  signal,\n  capability,\n  change_profile,\n"
 CHAINS = int(os.environ.get("CHAINS", "12"))
 SHOWS_PENDING_EXEC = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 12)
 
-# Each of these programs prints a line when it is ready, and continues after it has read a line.
+# Each of these programs prints a line when it is ready, and continues when it receives a line.
 PENDING = """
 import os, sys
 open('/proc/thread-self/attr/exec', 'w').write('exec ' + sys.argv[1])
@@ -116,8 +116,8 @@ def step():
 threading.Thread(target=first).start()
 threading.Event().wait()
 """
-# A traced thread that has not ended keeps the execve of its leader from finishing. At this time,
-# the kernel has already chosen the new profile of the leader.
+# The execve of a leader cannot finish before its traced thread has ended. By then, the kernel has
+# already selected the new profile of the leader.
 UNFINISHED = """
 import ctypes, os, sys, threading, time
 SEIZE, CONT, TRACE_EXIT, ALL = 0x4206, 7, 0x40, 0x40000000
@@ -145,8 +145,9 @@ ptrace(CONT, tid)
 os.waitpid(tid, ALL)
 time.sleep(600)
 """
-# io_uring stores the credentials of the first profile, and the process changes to the second one.
-# Each line of input opens a file with the stored credentials, and prints the result.
+# io_uring stores the credentials of the process under the first profile. Then the process changes
+# to the second profile. For each line of input, the program opens a file with the stored
+# credentials and prints the result.
 STORED_CREDENTIALS = """
 import ctypes, mmap, os, struct, sys
 SETUP, ENTER, REGISTER, PERSONALITY, OPENAT, GETEVENTS = 425, 426, 427, 9, 18, 1
@@ -211,7 +212,7 @@ def text(name, rules="", flags=""):
 
 
 def installed(source_text, replaceable=()):
-    """Install a key, and return its evidence."""
+    """Install a key, and return the evidence of the installed profiles."""
     agent_kind = kind()
     blob = SourceKey(profile_set="dir test", key="key", content=source_text.encode())
     (found,) = inspected(agent_kind, blob)
@@ -222,7 +223,7 @@ def installed(source_text, replaceable=()):
 
 
 def removed(evidence, names=None):
-    """Try once to remove the named profiles, or else all profiles of an installed key."""
+    """Try once to remove the named profiles of an installed key, by default all of them."""
     return kind().remove(names or sorted(evidence), evidence, require_unused=True)
 
 
@@ -241,8 +242,8 @@ def state(pid):
 
 @contextlib.contextmanager
 def program(code, *arguments, label=""):
-    """Run a Python program, optionally under an AppArmor label, and yield its process when the
-    program is ready.
+    """Run a Python program, optionally under an AppArmor label. Yield its process when the program
+    is ready.
     """
     start = (
         "import os, sys\n"
@@ -258,7 +259,8 @@ def program(code, *arguments, label=""):
         assert child.said, "the program did not start"
         yield child
     finally:
-        # All processes of a chain have the same session, and each of them may be forking now.
+        # All processes of a chain are in one session. The signal is repeated, because any of the
+        # processes may be forking.
         for _ in range(1000):
             try:
                 os.killpg(child.pid, 9)
@@ -270,7 +272,7 @@ def program(code, *arguments, label=""):
 
 
 def label_of(pid):
-    """Wait until a process runs a program other than `python3`, and return its label."""
+    """Wait until a process has started its next program, and return its label."""
     pace.until(lambda: "python" not in Path(f"/proc/{pid}/comm").read_text(), "execve")
     return current(pid)
 
@@ -280,14 +282,14 @@ def current(pid):
     return Path(f"/proc/{pid}/attr/current").read_text().strip()
 
 
-def let_go_on(child):
+def continue_program(child):
     """Make a waiting program call execve."""
     child.stdin.write("\n")
     child.stdin.flush()
 
 
-def held(done, *names, pids=None):
-    """Require that no profile was removed, for the reason that this kernel can prove."""
+def require_held(done, *names, pids=None):
+    """Require that no profile was removed, and that the reason fits this kernel."""
     assert isinstance(done, StillInUse), done
     for use in done.uses.values():
         if SHOWS_PENDING_EXEC or pids is None:
@@ -302,7 +304,9 @@ def held(done, *names, pids=None):
 
 
 def an_unused_profile_is_removed_at_once():
-    """The profiles of a key can be removed separately or together; the duration is measured."""
+    """Unused profiles of a key are removed separately and together, and the test measures the
+    duration.
+    """
     single = installed(text("single"))
     many = installed(
         text("many1", "  deny /x w,\n")
@@ -318,7 +322,9 @@ def an_unused_profile_is_removed_at_once():
 
 
 def a_profile_with_hats_and_children_is_removed_where_its_disuse_can_be_proven():
-    """Linux 6.1 and 7.2 never release the first version of a profile with hats or children."""
+    """A profile with hats and children is removed, except on Linux 6.1 and 7.2, which never release
+    its first version.
+    """
     evidence = installed(
         text("many1", "  ^HAT { file, signal, deny /x w, }\n  profile kid { file, deny /yy w, }\n")
     )
@@ -329,7 +335,7 @@ def a_profile_with_hats_and_children_is_removed_where_its_disuse_can_be_proven()
 
 
 def a_pending_exec_keeps_its_profile():
-    """A profile stays while an exec is pending in a leader, in an orphaned child or in another
+    """A profile stays while an exec is pending in a leader, in an orphaned child or in a second
     thread.
     """
     for code in (PENDING, FORKED_PENDING, THREAD_PENDING):
@@ -337,31 +343,33 @@ def a_pending_exec_keeps_its_profile():
         with program(code, "pend") as child:
             pid = int(child.said) if child.said.isdigit() else child.pid
             for _ in range(2):
-                held(removed(evidence), "pend", pids={pid})
-            let_go_on(child)
+                require_held(removed(evidence), "pend", pids={pid})
+            continue_program(child)
             assert label_of(pid) == "pend (enforce)", code
-            held(removed(evidence), "pend")
+            require_held(removed(evidence), "pend")
         until_removed(evidence)
 
 
 def a_pending_exec_keeps_a_hat_and_a_stack():
-    """A container may start in a child profile or under two profiles, and both stay."""
+    """A container may start in a hat or under two stacked profiles. In both cases, the profiles
+    stay.
+    """
     kid = installed(text("par", f"  profile kid {{\n{OPEN}  }}\n"))
     other = installed(text("other"))
     for name, evidence in (("par//kid", kid), ("other//&par", other)):
         with program(PENDING, name) as child:
-            held(removed(evidence), *evidence, pids={child.pid})
-            let_go_on(child)
+            require_held(removed(evidence), *evidence, pids={child.pid})
+            continue_program(child)
             assert "unconfined" not in label_of(child.pid)
-            held(removed(evidence), *evidence)
-    # Linux 6.1 and 6.12 sometimes keep a version that was a part of a stacked label.
+            require_held(removed(evidence), *evidence)
+    # Linux 6.1 and 6.12 sometimes keep a profile version that was part of a stacked label.
     print(json.dumps({"note": f"after a stacked label: {type(removed(other)).__name__}"}))
 
 
 def a_pending_exec_of_a_learning_profile_keeps_its_profile():
-    """A profile in complain mode stays if the kernel created a learning profile for a program.
+    """A profile in complain mode stays if the kernel has created a learning profile under it.
 
-    The kernel keeps the learning profile after the program has ended.
+    The kernel keeps the learning profile even after its program has ended.
     """
     evidence = installed("profile learn flags=(complain) {\n  /** rwm,\n  signal,\n}\n")
     learning = f"learn//null-{Path('/bin/sleep').resolve()}"
@@ -374,43 +382,49 @@ def a_pending_exec_of_a_learning_profile_keeps_its_profile():
     with program(start, label="learn") as child:
         label = label_of(child.said)
         assert label == f"{learning} (complain)", label
-        held(removed(evidence), "learn")
+        require_held(removed(evidence), "learn")
     with program(PENDING, learning) as child:
         for _ in range(2):
-            held(removed(evidence), "learn", pids={child.pid})
-        let_go_on(child)
+            require_held(removed(evidence), "learn", pids={child.pid})
+        continue_program(child)
         assert label_of(child.pid) == f"{learning} (complain)"
-        held(removed(evidence), "learn")
+        require_held(removed(evidence), "learn")
     held_by_hidden_reference(removed(evidence), "learn")
 
 
 def a_pending_exec_of_an_earlier_version_keeps_the_profile():
-    """After the replacement for the proof, the kernel starts a program under the newest version."""
+    """The proof of disuse replaces the profile, and the pending program then starts under the
+    newest version.
+    """
     installed(text("versions"))
     with program(PENDING, "versions") as child:
         evidence = installed(text("versions", "  deny /x w,\n"), replaceable=["versions"])
         for _ in range(3):
-            held(removed(evidence), "versions", pids={child.pid})
-        let_go_on(child)
+            require_held(removed(evidence), "versions", pids={child.pid})
+        continue_program(child)
         assert label_of(child.pid) == "versions (enforce)"
     until_removed(evidence)
 
 
 def a_profile_that_was_updated_under_a_process_is_removed_after_its_end():
-    """The process writes to a pipe that an unconfined process opened, as containers do."""
+    """A profile that was updated while a process ran is removed after the process ends. Like a
+    container, the process writes to a pipe that an unconfined process opened.
+    """
     writes = "import sys\nwhile True:\n    print('ready', flush=True)\n    sys.stdin.readline()\n"
     installed(text("web"))
     with program(writes, label="web") as child:
         for number in range(2):
             evidence = installed(text("web", f"  deny /x{number} w,\n"), replaceable=["web"])
-            let_go_on(child)
+            continue_program(child)
             assert child.stdout.readline() == "ready\n"
-            held(removed(evidence), "web")
+            require_held(removed(evidence), "web")
     until_removed(evidence)
 
 
 def an_unfinished_exec_keeps_its_profile():
-    """/proc shows the earlier label until execve ends, which can take arbitrarily long."""
+    """A profile stays during an unfinished execve. Until execve ends, /proc shows the previous
+    label.
+    """
     program_file = Path("/tmp/program")  # noqa: S108
     shutil.copy("/bin/sleep", program_file)
     evidence = installed(text("web"))
@@ -420,15 +434,15 @@ def an_unfinished_exec_keeps_its_profile():
         assert current(pid) == "other (enforce)"
         for _ in range(2):
             held_by_hidden_reference(removed(evidence), "web")
-        let_go_on(child)
+        continue_program(child)
         pace.until(lambda: Path(f"/proc/{pid}/comm").read_text() == "program\n", "execve")
         assert current(pid) == "web (enforce)"
-        held(removed(evidence), "web")
+        require_held(removed(evidence), "web")
     until_removed(evidence)
 
 
 def a_profile_of_stored_credentials_stays():
-    """io_uring opens files with the profile under which the credentials were stored."""
+    """A profile stays while io_uring stores credentials that reference it."""
     secret = Path("/tmp/secret")  # noqa: S108
     secret.touch()
     rules = f"  deny {secret} r,\n"
@@ -440,9 +454,9 @@ def a_profile_of_stored_credentials_stays():
         assert (current(child.pid), int(child.said)) == ("other (enforce)", -errno.EACCES)
         for _ in range(2):
             held_by_hidden_reference(removed(evidence), "web")
-            let_go_on(child)
+            continue_program(child)
             assert int(child.stdout.readline()) == -errno.EACCES
-    # The kernel sometimes keeps the credentials after the end of the process.
+    # The kernel sometimes keeps the stored credentials after the process has ended.
     print(json.dumps({"note": f"after stored credentials: {type(removed(evidence)).__name__}"}))
 
 
@@ -454,11 +468,13 @@ def held_by_hidden_reference(done, name):
 
 
 def a_held_profile_enforces_the_same_and_stays_agent_owned():
-    """The proof replaces the policy with an equivalent policy whose bytes differ."""
+    """After a failed proof, the profile has an equivalent policy with different bytes, and stays
+    agent-owned.
+    """
     rules = "  deny /tmp/forbidden w,\n  ^HAT { file, signal, deny /tmp/forbidden w, }\n"
     evidence = installed(text("strict", rules) + text("second", "  deny /tmp/forbidden w,\n"))
     with program(PENDING, "second") as child:
-        held(removed(evidence), "strict", "second", pids={child.pid})
+        require_held(removed(evidence), "strict", "second", pids={child.pid})
     attempt = (
         "import sys\n"
         "try:\n    open('/tmp/forbidden', 'w')\n    print('written')\n"
@@ -475,23 +491,27 @@ def a_held_profile_enforces_the_same_and_stays_agent_owned():
 
 
 def a_dropped_hat_is_removed_and_one_with_a_pending_exec_stays():
-    """A hat that has the raw data of an earlier version of its parent prevents the proof."""
+    """A hat that the new version omits is removed. A hat with a pending exec stays, because it
+    keeps the raw data of the old version.
+    """
     first = installed(text("hatted", "  ^A { file, }\n  ^B { file, }\n  ^C { file, }\n"))
     installed(text("hatted", "  ^A { file, }\n"), replaceable=["hatted", "hatted//A"])
     with program(PENDING, "hatted//C") as child:
-        held(removed(first, ["hatted//C"]), "hatted//C", pids={child.pid})
+        require_held(removed(first, ["hatted//C"]), "hatted//C", pids={child.pid})
     done = removed(first, ["hatted//B", "hatted//C"])
     assert (done == Removed()) == RELEASES_HATS, done
     assert {"hatted", "hatted//A"} <= set(loaded())
 
 
 def an_open_file_of_a_confined_process_causes_no_wrong_removal():
-    """An open file that another process keeps prevents the proof."""
+    """A profile is not removed while another process has a file open that a confined process
+    opened.
+    """
     evidence = installed(text("file"))
     code = "f = open('/tmp/kept', 'w'); print(f.fileno(), flush=True); import time; time.sleep(600)"
     with program(code, label="file") as child:
         fd = os.open(f"/proc/{child.pid}/fd/{child.said}", os.O_RDONLY)
-        os.close(fd)  # The open file now belongs to this process.
+        os.close(fd)  # Only this process has the file open now.
         import ctypes
 
         kept = ctypes.CDLL(None).syscall(438, os.pidfd_open(child.pid), int(child.said), 0)
@@ -503,16 +523,17 @@ def an_open_file_of_a_confined_process_causes_no_wrong_removal():
 
 
 def a_dropped_key_with_a_pending_exec_is_held_by_one_pass_and_by_the_daemon():
-    """If a process has a pending exec, its program starts confined, even by the usual command.
+    """While a process has a pending exec, one pass and the daemon both hold the profile of the
+    dropped key.
 
-    Linux 6.1 rarely keeps an earlier version after its last process has ended. Another profile must
-    then be removed.
+    In rare cases, Linux 6.1 keeps an old version after the last process has ended. The test then
+    requires the removal of another profile.
     """
     assert any(pending_exec_is_held_and_the_profile_is_removed(name) for name in ("web", "next"))
 
 
 def pending_exec_is_held_and_the_profile_is_removed(name):
-    """Check that a profile is held for a pending exec; return whether it is removed afterwards."""
+    """Check that a profile is held for a pending exec. Return whether it is removed afterwards."""
     source(**{name: plain(name)}, other=plain("other"))
     agent()
     with program(PENDING, name) as child:
@@ -525,7 +546,7 @@ def pending_exec_is_held_and_the_profile_is_removed(name):
         with daemon.Daemon("--resync=3s"):
             daemon.until(lambda: daemon.ready() and daemon.metric(PASSES) >= 3, 120)
             assert name in loaded()
-            let_go_on(child)
+            continue_program(child)
             assert label_of(child.pid) == f"{name} (enforce)"
             daemon.until(lambda: daemon.metric('profile_loader_problems{code="in_use"}') == 1)
             child.kill()
@@ -543,23 +564,25 @@ PASSES = 'profile_loader_passes_total{result="converged"}'
 
 
 def a_chain_of_forks_keeps_its_profile():
-    """While each process of a chain forks and ends, the profile of the chain is not removed."""
+    """The profile of a chain of processes is not removed while each process forks the next process
+    and ends.
+    """
     _attack(FORKS)
 
 
 def a_chain_of_threads_keeps_its_profile():
-    """While each thread starts another thread and ends, the profile of the threads is not
-    removed.
+    """The profile of a chain of threads is not removed while each thread starts the next thread and
+    ends.
     """
     _attack(THREADS, "chain", label="")
 
 
 def a_chain_whose_members_leave_the_profile_is_never_unused():
-    """A profile is not removed while its processes or threads start successors before they leave
-    the profile.
+    """A profile is not removed while each of its threads or processes starts a successor and then
+    leaves the profile.
     """
     installed(text("chain"))
-    # Reading many processes takes a long time, so this scenario makes fewer attempts.
+    # This scenario makes fewer attempts, because each observation of the many processes takes long.
     for code, label, looks in ((LEAVING_FORKS, "chain", 3), (LEAVING_THREADS, "", CHAINS)):
         processes = kind().processes
         assert processes.shows_pending_exec() is SHOWS_PENDING_EXEC
@@ -594,7 +617,9 @@ def _attack(code, *arguments, label="chain"):
 
 
 def a_zombie_keeps_its_profile_until_it_is_reaped():
-    """A zombie runs no code, but it looks like a hidden reference to the profile."""
+    """A profile stays until its last zombie is reaped, because a zombie looks like a hidden
+    reference to the profile.
+    """
     evidence = installed(text("zombie"))
     with program(ZOMBIE, label="zombie") as child:
         pace.until(lambda: state(child.pid) == "Z", "the leader's end")
@@ -605,23 +630,27 @@ def a_zombie_keeps_its_profile_until_it_is_reaped():
 
 
 def a_live_thread_of_a_zombie_leader_keeps_its_profile():
-    """If the leader is a zombie while another thread runs, the profile stays."""
+    """A profile stays while a thread runs under it, even if the leader of the process is a
+    zombie.
+    """
     evidence = installed(text("leader"))
     with program(DEAD_LEADER, label="leader") as child:
         pace.until(lambda: state(child.pid) == "Z", "the leader's end")
-        held(removed(evidence), "leader")
+        require_held(removed(evidence), "leader")
     until_removed(evidence)
 
 
 def the_agent_detects_whether_the_kernel_shows_pending_execs():
-    """The agent detects whether the kernel hides pending execs, and leaves no files behind."""
+    """The agent detects whether the kernel shows pending execs, and removes its temporary files."""
     before = scenarios.revision()
     assert kind().processes.shows_pending_exec() is SHOWS_PENDING_EXEC
     assert scenarios.revision() == before
 
 
 def disuse_is_not_proven_without_raw_data():
-    """With apparmor.export_binary=0, disuse is proven only on a kernel that shows pending execs."""
+    """With apparmor.export_binary=0, the agent proves disuse only on a kernel that shows pending
+    execs.
+    """
     evidence = installed(text("bare"))
     done = removed(evidence)
     assert (done == Removed()) == SHOWS_PENDING_EXEC, done

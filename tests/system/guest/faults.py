@@ -1,5 +1,5 @@
-"""Scenarios with faults of the daemon on a real AppArmor kernel, run as root in the virtual
-machine.
+"""Scenarios in which the daemon meets faults on a real AppArmor kernel. They run as root in the
+virtual machine.
 
 The program prints one line of JSON for each scenario, and {"note": ...} for measurements. Each
 scenario checks the kernel, the metrics, the probes and the exit status.
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import daemon  # noqa: E402 - found by the line above
-from daemon import HTTP, LOG, LOOK_SECONDS, SOURCE, Daemon, told, until  # noqa: E402
+from daemon import HTTP, LOG, LOOK_SECONDS, SOURCE, Daemon, print_distribution, until  # noqa: E402
 from pace import in_time, pause, scaled  # noqa: E402
 from scenarios import (  # noqa: E402
     SECCOMP,
@@ -64,7 +64,7 @@ def probe(path):
     except urllib.error.HTTPError as error:
         return error.code
     except OSError:
-        return 0  # The server does not listen yet.
+        return 0  # The daemon does not listen on its port yet.
 
 
 def metric(name):
@@ -79,8 +79,8 @@ def finding(code):
     return metric(f'profile_loader_problems{{code="{code}"}}') or 0
 
 
-def put(number):
-    """Change the only profile of the source."""
+def provide(number):
+    """Replace the text of the only profile in the source."""
     new = SOURCE / ".new"
     new.write_text(text(number))
     new.rename(SOURCE / "web.profile")
@@ -91,16 +91,16 @@ def text(number):
     return plain("web", f"deny /etc/shadow{number} r,")
 
 
-def settled():
+def wait_until_converged():
     """Wait until the daemon reports that it has converged."""
-    # The first start takes longer, because Python compiles the standard library.
+    # The first start takes longer, because Python compiles its standard library.
     until(
         lambda: probe("/readyz") == 200 and metric("profile_loader_converged") == 1, 180, "settle"
     )
 
 
-def left_in_peace(running):
-    """Stop the daemon with SIGTERM, and require that it ends in two seconds and changes no
+def require_clean_stop(running):
+    """Stop the daemon with SIGTERM. Require that it ends within two seconds and does not change the
     policy.
     """
     before = {name: content(name) for name in loaded()}
@@ -113,13 +113,13 @@ def left_in_peace(running):
 
 
 def loaded_profiles_stay_while_securityfs_is_unmounted_or_hidden():
-    """If securityfs is unmounted or hidden, this is reported, and the daemon recovers
-    afterwards.
+    """While securityfs is unmounted or hidden, the daemon reports this and changes nothing.
+    Afterwards it recovers.
     """
     top = SECURITY.parent
     source(web=text(1))
     with Daemon("--resync=3s") as running:
-        settled()
+        wait_until_converged()
         good = content("web")
         for hide, show in (
             (["umount", "-l", top], ["mount", "-t", "securityfs", "securityfs", top]),
@@ -131,35 +131,41 @@ def loaded_profiles_stay_while_securityfs_is_unmounted_or_hidden():
             assert probe("/healthz") == 200
             subprocess.run(show, check=True)
             assert content("web") == good
-            settled()
+            wait_until_converged()
             assert content("web") == good
-        put(2)
+        provide(2)
         until(lambda: content("web") not in (good, None), 30, "an update after it came back")
-        settled()
-        left_in_peace(running)
+        wait_until_converged()
+        require_clean_stop(running)
 
 
 def a_start_without_securityfs_installs_nothing_and_recovers():
-    """Without securityfs, loaded profiles stay; new profiles are loaded after it was mounted
-    again.
+    """A daemon that starts without securityfs changes no profile. It loads new profiles after
+    securityfs was mounted.
     """
     top = SECURITY.parent
     subprocess.run(["umount", "-l", top], check=True)
     source(web=text(1))
     try:
         with Daemon("--resync=3s") as running:
-            until(lambda: metric('profile_loader_kind_supported{kind="apparmor"}') == 0, 60, "told")
+            until(
+                lambda: metric('profile_loader_kind_supported{kind="apparmor"}') == 0,
+                60,
+                "the daemon reports the fault",
+            )
             subprocess.run(["mount", "-t", "securityfs", "securityfs", top], check=True)
-            settled()
+            wait_until_converged()
             assert set(loaded()) == {"web"}
-            left_in_peace(running)
+            require_clean_stop(running)
     finally:
         if not SECURITY.exists():
             subprocess.run(["mount", "-t", "securityfs", "securityfs", top], check=True)
 
 
 def the_last_good_version_stays_however_the_parser_fails():
-    """If the parser is missing, hangs, is killed or is broken, this is reported until it works."""
+    """While the parser is missing, hangs, crashes or is broken, the daemon reports this, and the
+    last good version stays.
+    """
     PARSER.write_text(PARSERS)
     PARSER.chmod(0o755)
     MODE.write_text("good")
@@ -167,7 +173,7 @@ def the_last_good_version_stays_however_the_parser_fails():
     with Daemon(
         f"--apparmor-parser={PARSER}", f"--parser-timeout={scaled(4):.0f}s", "--resync=4s"
     ) as running:
-        settled()
+        wait_until_converged()
         number = 0
         for mode, code in (
             ("hanging", "parser_killed"),
@@ -180,7 +186,7 @@ def the_last_good_version_stays_however_the_parser_fails():
             MODE.write_text(mode)
             if mode == "missing":
                 PARSER.rename("/tmp/parser-away")  # noqa: S108
-            put(number + 1)
+            provide(number + 1)
             until(lambda code=code: finding(code) == 1, 60, mode)
             assert (content("web"), loaded()) == (good, {"web": "enforce"}), mode
             assert metric("profile_loader_converged") == 0, mode
@@ -189,9 +195,9 @@ def the_last_good_version_stays_however_the_parser_fails():
             if mode == "missing":
                 Path("/tmp/parser-away").rename(PARSER)  # noqa: S108
             number += 2
-            put(number)
+            provide(number)
             until(lambda good=good: content("web") != good, 60, f"healed after {mode}")
-            settled()
+            wait_until_converged()
             assert finding(code) == 0, mode
         lines = LOG.read_text().splitlines()
         assert max(map(len, lines)) < 4000
@@ -200,21 +206,21 @@ def the_last_good_version_stays_however_the_parser_fails():
             or "\ufffd" in LOG.read_text()
             or "\\ufffd" in LOG.read_text()
         )
-        left_in_peace(running)
+        require_clean_stop(running)
 
 
 def a_repair_does_not_wait_for_a_hanging_parser():
-    """While the parser hangs on one text, another profile is restored and reported."""
+    """While the parser hangs on one text, the daemon restores another profile and reports this."""
     PARSER.write_text(PARSERS)
     PARSER.chmod(0o755)
     MODE.write_text("good")
     source(web=text(0))
     repairs = 'profile_loader_drift_repairs_total{cause="missing",kind="apparmor"}'
     with Daemon(f"--apparmor-parser={PARSER}", "--parser-timeout=90s") as running:
-        settled()
+        wait_until_converged()
         good = content("web")
         with Confined("web") as process:
-            pause(2 * LOOK_SECONDS)  # The agent has recorded the confined processes now.
+            pause(2 * LOOK_SECONDS)  # By now, the daemon has recorded the confined processes.
             MODE.write_text("hanging")
             (SOURCE / "slow.profile").write_text(plain("slow"))
             until(hanging, 30, "the parser hangs")
@@ -226,13 +232,13 @@ def a_repair_does_not_wait_for_a_hanging_parser():
             for pid in hanging():
                 os.kill(pid, signal.SIGKILL)
             until(lambda: "slow" in loaded(), 120, "the other")
-            until(lambda: metric(repairs) == 1, 30, "told")
+            until(lambda: metric(repairs) == 1, 30, "the daemon reports the fault")
             assert f"pid {process.pid}" in LOG.read_text()
-        left_in_peace(running)
+        require_clean_stop(running)
 
 
 def hanging():
-    """Return the processes of hanging parsers."""
+    """Return the PIDs of hanging parsers."""
     found = []
     for one in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -242,26 +248,26 @@ def hanging():
 
 
 def a_jump_of_the_clock_does_not_affect_the_daemon():
-    """If CLOCK_REALTIME jumps by a year or a day, repairs, updates and the exit work as before."""
+    """If CLOCK_REALTIME jumps by a day or a year, repairs, updates and the exit work as before."""
     source(web=text(1))
     now = time.time()
     with Daemon("--resync=5s") as running:
-        settled()
+        wait_until_converged()
         try:
             for offset in (-365 * 86400, +86400, -86400):
                 time.clock_settime(time.CLOCK_REALTIME, now + offset)
                 good = content("web")
                 assert parser(text(1), "-R")[0] == 0
                 seconds = until(lambda good=good: content("web") == good, 30, "repair")
-                told(f"repair after the clock went by {offset} s", [seconds])
+                print_distribution(f"repair after the clock went by {offset} s", [seconds])
                 number = abs(offset)
-                put(number)
+                provide(number)
                 until(lambda good=good: content("web") not in (good, None), 30, "update")
-                settled()
+                wait_until_converged()
                 last = metric("profile_loader_last_pass_timestamp_seconds")
                 assert in_time(abs(last - time.time()), 60), (last, time.time())
                 assert probe("/healthz") == 200
-                put(1)
+                provide(1)
                 until(lambda good=good: content("web") == good, 30, "and back")
             passes = metric('profile_loader_passes_total{result="converged"}')
             until(
@@ -269,13 +275,13 @@ def a_jump_of_the_clock_does_not_affect_the_daemon():
                 20,
                 "the resync goes by another clock",
             )
-            left_in_peace(running)
+            require_clean_stop(running)
         finally:
             time.clock_settime(time.CLOCK_REALTIME, now + 600)
 
 
 class Killed(Daemon):
-    """A daemon that is killed right before a named step, after it was armed (killed.py)."""
+    """A daemon that killed.py kills right before a named step, once it is armed."""
 
     def __init__(self, point, *more):
         super().__init__(*more, KILLED=point, ARMED=str(ARMED))
@@ -296,7 +302,9 @@ class Killed(Daemon):
 
 
 def a_daemon_killed_before_a_named_step_reaches_the_same_state():
-    """A kill before a write to the kernel unconfines no process, and the next start continues."""
+    """If the daemon is killed before a write to the kernel, every process stays confined, and the
+    next daemon completes the work.
+    """
     for point in (
         "before_a_policy_is_loaded",
         "before_it_is_committed",
@@ -306,64 +314,66 @@ def a_daemon_killed_before_a_named_step_reaches_the_same_state():
         daemon.clean()
         source(web=text(1), old=plain("old"))
         with Killed(point, "--prune=always") as running:
-            settled()
+            wait_until_converged()
             with watched("web") as seen:
                 ARMED.touch()
                 source_changed()
                 until(lambda running=running: running.process.poll() is not None, 60, point)
                 assert running.process.returncode == -signal.SIGKILL, point
                 assert {"web"} <= set(loaded()) <= {"web", "old", "new"}, (point, loaded())
-                # The next start takes longer, because it also compiles a text.
+                # The next start takes longer, because the daemon also compiles a text.
                 (SOURCE / "more.profile").write_text(plain("more"))
                 with Daemon("--prune=always") as after:
                     until(lambda: set(loaded()) == {"web", "new", "more"}, 60, point)
-                    settled()
-                    left_in_peace(after)
+                    wait_until_converged()
+                    require_clean_stop(after)
         assert seen == {"web (enforce)"}, (point, seen)
         entries = sorted((STATE / "entries").glob("*.json"))
         assert len(entries) == 3, (point, entries)
 
 
 def a_key_that_is_deleted_after_a_kill_leaves_no_agent_owned_profile():
-    """A profile of an unfinished installation is held while a process uses it, and is removed
-    afterwards.
+    """If a daemon was killed during an installation and the key is deleted, the next daemon removes
+    the profile once no process uses it.
     """
     for point in ("before_a_load_is_recorded", "before_it_is_committed"):
         killed_after_a_load(point)
         with Confined("new"), Daemon() as running:
-            held()
+            wait_until_held()
             assert (loaded(), entries()) == ({"web": "enforce", "new": "enforce"}, 2), point
-            left_in_peace(running)
+            require_clean_stop(running)
         with Daemon() as running:
             until(lambda: set(loaded()) == {"web"}, 60, f"removed after {point}")
             until(lambda: entries() == 1, 60, f"released after {point}")
-            settled()
-            left_in_peace(running)
+            wait_until_converged()
+            require_clean_stop(running)
 
 
 def a_foreign_profile_in_place_of_an_unfinished_installation_stays():
-    """Equal bytes that another program loaded do not prove ownership, and the report lists the
-    profile.
+    """A profile with the bytes of an unfinished installation stays, because another program loaded
+    it. The report lists the profile.
     """
     killed_after_a_load("before_it_is_committed")
     for option in ("-R", "-a"):
         assert parser(plain("new"), option)[0] == 0, option
     with Daemon() as running:
         until(lambda: entries() == 1, 60, "released")
-        settled()
+        wait_until_converged()
         assert set(loaded()) == {"web", "new"}
         lines = [json.loads(line) for line in LOG.read_text().splitlines() if line.startswith("{")]
         released = [line for line in lines if line["event"] == "profile_released"]
         assert [(line["name"], line["why"]) for line in released] == [("new", "foreign")]
-        left_in_peace(running)
+        require_clean_stop(running)
 
 
 def killed_after_a_load(point):
-    """Kill the agent right after it loaded a new profile, and delete the profile's key."""
+    """Kill the daemon right after it has loaded a new profile, and delete the key of the
+    profile.
+    """
     daemon.clean()
     source(web=text(1))
     with Killed(point) as running:
-        settled()
+        wait_until_converged()
         ARMED.touch()
         (SOURCE / "new.profile").write_text(plain("new"))
         until(lambda: running.process.poll() is not None, 60, point)
@@ -372,26 +382,26 @@ def killed_after_a_load(point):
     (SOURCE / "new.profile").unlink()
 
 
-def held():
+def wait_until_held():
     """Wait until the daemon reports that it holds a profile that is in use."""
     until(lambda: finding("in_use") == 1, 180, "in use")
 
 
 def entries():
-    """Return the number of ledger entries."""
+    """Return the number of entries in the ledger."""
     return len(list((STATE / "entries").glob("*.json")))
 
 
 def source_changed():
     """Change a profile, add a profile, and remove a profile."""
     (SOURCE / "new.profile").write_text(plain("new"))
-    put(2)
+    provide(2)
     (SOURCE / "old.profile").unlink()
 
 
 @contextlib.contextmanager
 def watched(name):
-    """Run a process under a profile, and record all its labels."""
+    """Run a process under a profile, and record every label that it has."""
     stop, seen = threading.Event(), set()
     with Confined(name) as process:
         path = Path(f"/proc/{process.pid}/attr/current")
@@ -411,7 +421,9 @@ def watched(name):
 
 
 def a_process_stays_confined_through_upgrades_and_downgrades():
-    """The agent is upgraded to another version with another parser, and is then downgraded."""
+    """A process stays confined while the agent is upgraded to a version with another parser, and
+    then downgraded.
+    """
     other = Path("/tmp/other")  # noqa: S108
     shutil.rmtree(other, ignore_errors=True)
     libraries = Path(os.environ["PYTHONPATH"])
@@ -430,36 +442,38 @@ def a_process_stays_confined_through_upgrades_and_downgrades():
     source(web=text(1))
     new = {"PYTHONPATH": str(other)}
     with Daemon() as running:
-        settled()
+        wait_until_converged()
         with watched("web") as seen:
             running.stop()
-            put("up")
+            provide("up")
             before = content("web")
             with Daemon(f"--apparmor-parser={PARSER}", **new) as upgraded:
                 until(lambda: content("web") != before, 120, "the upgrade's put")
-                settled()
+                wait_until_converged()
                 assert metric('profile_loader_build_info{version="99.0.0"}') == 1
                 upgraded.stop(signal.SIGKILL)
-            with Daemon() as former:  # the downgrade, with the first parser
-                settled()
-                left_in_peace(former)
+            with Daemon() as former:  # the downgrade to the first parser
+                wait_until_converged()
+                require_clean_stop(former)
             time.sleep(0.1)
     assert seen == {"web (enforce)"}, seen
 
 
 def a_process_that_began_after_the_last_pass_is_also_reported():
-    """The observation every ten seconds also finds processes that began after the last pass."""
+    """A process that began after the last pass is also reported, because the daemon observes
+    processes every ten seconds.
+    """
     source(web=text(1))
     lost = "profile_loader_confinement_lost_processes"
     with Daemon() as running:
-        settled()
+        wait_until_converged()
         with Confined("web") as process:
             pause(2 * LOOK_SECONDS)
             assert parser(text(1), "-R")[0] == 0
-            until(lambda: metric(lost) == 1, 30, "told")
+            until(lambda: metric(lost) == 1, 30, "the daemon reports the fault")
             assert f"pid {process.pid}" in LOG.read_text()
         until(lambda: metric(lost) == 0, 60, "over")
-        left_in_peace(running)
+        require_clean_stop(running)
 
 
 SCENARIOS = [

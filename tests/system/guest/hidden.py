@@ -1,4 +1,5 @@
-"""Scenarios about the ownership of profiles, on kernels that show all, some or no content.
+"""Scenarios about the ownership of profiles, on kernels that show all of the loaded content, a part
+of it, or nothing.
 
 The program runs as root in the virtual machine, and prints one line of JSON for each scenario. The
 first argument, `content` or `nothing`, states whether the kernel shows loaded content.
@@ -30,7 +31,7 @@ CODE = "content_unverifiable"
 KIDS = "  file,\n  signal,\n  ^HAT {{\n    file,\n    {rule}\n  }}\n  profile kid {{ file, }}\n"
 
 
-def kids(name, rule=""):
+def family_text(name, rule=""):
     """Return a profile with a hat and a child."""
     return f"profile {name} {{\n{KIDS.format(rule=rule)}}}\n"
 
@@ -47,7 +48,7 @@ def codes(report):
 
 
 def load_the_same_bytes(name):
-    """Load the same bytes under a name that the agent has loaded, as another program would."""
+    """Load the bytes of an agent-owned profile again, as another program would."""
     for path in (STATE / "entries").glob("*.json"):
         installed = json.loads(path.read_text())["installed"]
         if installed is not None and name in installed["provides"]:
@@ -58,9 +59,10 @@ KEPT = ("keep", "unchanged")
 
 
 def assert_own(report, *names):
-    """Require that undesired profiles are removed, or held if this kernel cannot prove disuse.
+    """Require that the agent removes the profiles that no source desires, or holds them if this
+    kernel cannot prove disuse.
 
-    If a profile looked foreign to the agent, it would be released.
+    The agent would release a profile that it considers foreign.
     """
     for name in names:
         state = rows(report)[name][0]
@@ -68,8 +70,8 @@ def assert_own(report, *names):
 
 
 def loads_of_other_programs_are_no_drift(shows):
-    """While the agent's profiles are unchanged, loads by other programs cause no repair."""
-    source(web=kids("web"), other=plain("other") + plain("second"))
+    """If other programs load profiles of other names, the agent repairs nothing."""
+    source(web=family_text("web"), other=plain("other") + plain("second"))
     agent()
     names = ("web", "web//HAT", "web//kid", "other", "second")
     for number in range(5):
@@ -86,7 +88,9 @@ def loads_of_other_programs_are_no_drift(shows):
 
 
 def the_first_pass_reports_whether_content_can_be_verified(shows):
-    """The first pass reports whether content can be verified, even on a node without profiles."""
+    """Even on a node without profiles, the first pass reports whether the agent can verify
+    content.
+    """
     source(web=plain("web"))
     report, _ = agent()
     assert codes(report).count(CODE) == (shows == "nothing"), codes(report)
@@ -94,12 +98,14 @@ def the_first_pass_reports_whether_content_can_be_verified(shows):
 
 
 def a_replacement_by_another_program_is_repaired_once(_):
-    """A version with other rules and another mode is replaced exactly once."""
+    """If another program replaces a profile with other rules and another mode, the agent repairs it
+    exactly once.
+    """
     for text, mode, flags in (
-        (kids("web", "deny /x r,"), "enforce", ["-r"]),
-        (kids("web"), "complain", ["-C", "-r"]),
+        (family_text("web", "deny /x r,"), "enforce", ["-r"]),
+        (family_text("web"), "complain", ["-C", "-r"]),
     ):
-        source(web=kids("web"))
+        source(web=family_text("web"))
         agent()
         assert parser(text, *flags)[0] == 0
         assert loaded()["web"] == mode
@@ -111,7 +117,9 @@ def a_replacement_by_another_program_is_repaired_once(_):
 
 
 def another_object_of_other_content_is_foreign(_):
-    """If another program loads a profile after a removal, it is neither replaced nor removed."""
+    """If another program removes a profile and loads other content, the agent neither replaces nor
+    removes this content.
+    """
     source(web=plain("web"), other=plain("other"))
     agent()
     assert parser(plain("web"), "-R")[0] == 0
@@ -140,12 +148,12 @@ def a_profile_that_is_taken_over_becomes_agent_owned(_):
 
 
 def equal_bytes_that_another_program_loaded_stay(shows):
-    """A profile that another program loaded with the desired content stays when the key is
-    removed.
+    """If another program loaded a profile with the desired content, the profile stays after the key
+    is removed.
     """
-    source(web=kids("web"), other=plain("other"))
+    source(web=family_text("web"), other=plain("other"))
     agent()
-    assert parser(kids("web"), "-R")[0] == 0
+    assert parser(family_text("web"), "-R")[0] == 0
     load_the_same_bytes("web")
     report, _ = agent(status=None)
     state = ("installed", "unchanged") if shows == "content" else ("foreign", "foreign")
@@ -157,7 +165,9 @@ def equal_bytes_that_another_program_loaded_stay(shows):
 
 
 def a_profile_stays_agent_owned_if_another_program_loads_the_same_bytes(_):
-    """If another program replaces a profile, the kernel keeps the object that the agent created."""
+    """If another program replaces an agent-owned profile with the same bytes, the profile stays
+    agent-owned, because the kernel keeps the agent's object.
+    """
     source(web=plain("web"), other=plain("other"))
     agent()
     assert parser(plain("web"), "-r")[0] == 0
@@ -168,10 +178,10 @@ def a_profile_stays_agent_owned_if_another_program_loads_the_same_bytes(_):
 
 
 def a_restored_profile_is_agent_owned_again(_):
-    """A profile that was restored from the ledger is removed with its key."""
-    source(web=kids("web"), other=plain("other"))
+    """A profile that the agent restored from the ledger is removed after its key is removed."""
+    source(web=family_text("web"), other=plain("other"))
     agent()
-    assert parser(kids("web"), "-R")[0] == 0
+    assert parser(family_text("web"), "-R")[0] == 0
     agent(command="restore")
     assert "web//HAT" in loaded()
     source(other=plain("other"))
@@ -180,7 +190,9 @@ def a_restored_profile_is_agent_owned_again(_):
 
 
 def the_status_command_changes_no_file(shows):
-    """After an interrupted load, `status` changes no file and shows the finding about the node."""
+    """After an interrupted load, the command `status` changes no file, and shows the finding about
+    the node.
+    """
     source(web=plain("web"))
     agent()
     record = STATE / "objects.jsonl"
@@ -199,9 +211,9 @@ def the_status_command_changes_no_file(shows):
 
 
 def an_agent_killed_at_any_step_leaves_no_unowned_profile(shows):
-    """If the agent is killed before any effect of an update, the next passes install the profile.
+    """If the agent is killed before any effect of an update, the next passes complete the update.
 
-    scenarios.py has the same scenario for kernels that show content.
+    scenarios.py contains the same scenario for kernels that show content.
     """
     if shows == "content":
         return
@@ -209,9 +221,9 @@ def an_agent_killed_at_any_step_leaves_no_unowned_profile(shows):
     step, limit = 0, 200
     while step < limit:
         clean()
-        source(web=kids("web"), goes=plain("goes"))
+        source(web=family_text("web"), goes=plain("goes"))
         agent()
-        source(web=kids("web", "deny /x r,"), new=plain("new"))
+        source(web=family_text("web", "deny /x r,"), new=plain("new"))
         report, _ = agent(mode=f"kill:{step}", status=None)
         killed = not report
         report, _ = agent()
@@ -230,14 +242,14 @@ def an_agent_killed_at_any_step_leaves_no_unowned_profile(shows):
 def before_a_reboot():
     """The agent installs two profiles."""
     clean()
-    source(web=kids("web"), mine=plain("mine"), other=plain("other"))
+    source(web=family_text("web"), mine=plain("mine"), other=plain("other"))
     agent()
 
 
 def after_a_reboot():
-    """The host loads one profile before the agent restores the other profile.
+    """After the reboot, the host loads one profile, and the agent restores the other profile.
 
-    At the end, both keys are removed.
+    Then both keys are removed.
     """
     assert loaded() == {}
     load_the_same_bytes("web")

@@ -1,9 +1,9 @@
 """Scales time limits for a busy machine, on the host and inside the virtual machine.
 
-All time limits in tests are given for an idle machine. The module measures a fixed piece of work
-when a process sets its first limit, and again whenever a limit is about to expire. If the work
-takes four times as long as on an idle machine, each limit is four times as long. A guest cannot see
-how busy its host is, so the work is measured by the clock and not by CPU time.
+All time limits in tests are given for an idle machine. The module measures a fixed amount of work
+when a process sets its first limit, and again whenever a limit is about to expire. If this work
+takes four times as long as on an idle machine, each limit becomes four times as long. The module
+measures the work by the clock and not by CPU time, because a guest cannot see how busy its host is.
 """
 
 import subprocess
@@ -12,12 +12,12 @@ from pathlib import Path
 
 IN_GUEST = Path("/vminit").exists()
 ROUNDS = 20_000
-# This is the duration of the work on an idle machine (two cores, Python 3.11), measured in November
-# 2026 on the host and in a guest that QEMU emulates.
+# The duration of the work on an idle machine with two cores and Python 3.11, on the host and in a
+# guest that QEMU emulates (measured in November 2026).
 IDLE_SECONDS = 0.014 if IN_GUEST else 0.001
 SAMPLE_SECONDS = 0.2
-SLOWEST = 20.0  # The largest factor for a limit, so that a failing test ends.
-# If one step of a wait takes longer than this, the whole machine was paused.
+SLOWEST = 20.0  # No limit is multiplied by more than this factor, so that a failing test ends.
+# If a step of a wait takes longer than this, the whole machine was probably paused.
 STEP_SECONDS = 0.5 if IN_GUEST else 5.0
 
 
@@ -25,9 +25,9 @@ class Pace:
     """Measures how much slower than an idle machine this machine is.
 
     Args:
-        work: Carries out a fixed piece of work.
+        work: A function that performs a fixed amount of work.
         idle_seconds: The duration of the work on an idle machine.
-        clock: Returns the time in seconds.
+        clock: A function that returns the time in seconds.
     """
 
     def __init__(self, work, idle_seconds, clock):
@@ -35,7 +35,7 @@ class Pace:
         self.slowest = 0.0  # There is no measurement yet.
 
     def measure(self):
-        """Measure the work, and return the largest factor that was measured so far."""
+        """Measure the work, and return the largest factor of all measurements."""
         begin, times = self.clock(), 0
         while self.clock() - begin < SAMPLE_SECONDS:
             self.work()
@@ -45,7 +45,9 @@ class Pace:
         return self.slowest
 
     def measured(self):
-        """Return the largest measured factor; measure the work if this has not been done."""
+        """Return the largest measured factor. Before the first call of `measure`, measure
+        the work.
+        """
         return self.slowest or self.measure()
 
 
@@ -63,7 +65,7 @@ PACE = Pace(_work, IDLE_SECONDS, _clock)
 
 
 class Limit:
-    """A time limit that starts when the object is created. It is given in seconds for an idle
+    """A time limit that starts when the object is created. The limit is in seconds of an idle
     machine.
     """
 
@@ -73,14 +75,16 @@ class Limit:
         self.spent, self.last = 0.0, pace.clock()
 
     def seconds(self):
-        """Return how many seconds have passed; a pause of the whole machine counts as one step."""
+        """Return the number of seconds since the start. A pause of the whole machine counts as one
+        step.
+        """
         now = self.pace.clock()
         self.spent += min(now - self.last, STEP_SECONDS)
         self.last = now
         return self.spent
 
     def expired(self):
-        """Return whether the limit has passed at the pace of this machine."""
+        """Return whether the limit has expired, after scaling it to the speed of this machine."""
         if self.seconds() <= self.limit * self.pace.measured():
             return False
         return self.spent > self.limit * self.pace.measure()
@@ -102,11 +106,12 @@ def in_time(taken, seconds, pace=PACE):
 
 
 def until(condition, what, seconds=30.0, interval=0.02):
-    """Check a condition repeatedly, and return its first result that is true.
+    """Check a condition repeatedly, and return its first true result.
 
     Args:
         condition: A function without arguments.
-        what: A description of the condition for the error, or a function that returns one.
+        what: A description of the condition for the error message, or a function that returns this
+            description.
         seconds: The limit in seconds, for an idle machine.
         interval: The pause between two checks.
     """
@@ -128,7 +133,9 @@ def pause(seconds):
 
 
 def ended(process, seconds=30.0):
-    """Wait until a process ends, and return its exit status and the seconds until then."""
+    """Wait until a process ends. Return its exit status and the number of seconds that the wait
+    took.
+    """
     limit = Limit(seconds)
     while process.poll() is None:
         if limit.expired():

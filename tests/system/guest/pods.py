@@ -1,8 +1,8 @@
-"""Prepares the node, and runs the pods from the manifests with runc in the virtual machine.
+"""Prepares the node, and runs the pods of the manifests with runc in the virtual machine.
 
-The OCI configurations /job/bundles/NAME.json come from tests/system/rights.py on the host. /image
-contains the file system of the image. If the environment variable TRACE contains a command line of
-strace, strace follows each container.
+On the host, tests/system/rights.py writes the OCI configurations /job/bundles/NAME.json. /image
+contains the file system of the image. If the environment variable TRACE contains an strace command,
+strace traces each container.
 """
 
 import json
@@ -24,7 +24,8 @@ SECCOMP = Path("/var/lib/kubelet/seccomp")
 TRACE = os.environ.get("TRACE", "").split()
 CALLS = Path("/job/calls")
 WAIT_SECONDS = 400.0 if TRACE else 90.0
-# These are the relevant rules of the profile that containerd loads (contrib/apparmor/template.go).
+# These rules are the relevant part of the profile that containerd loads
+# (contrib/apparmor/template.go).
 RUNTIME = "cri-containerd.apparmor.d"
 DEFAULT = f"""profile {RUNTIME} flags=(attach_disconnected,mediate_deleted) {{
   network,
@@ -43,7 +44,7 @@ DEFAULT = f"""profile {RUNTIME} flags=(attach_disconnected,mediate_deleted) {{
 
 
 def node():
-    """Prepare the control groups, the image, and a network namespace for the pod."""
+    """Prepare the control groups, the image and the network namespace of the pod."""
     for line in (
         "mount -t cgroup2 cgroup2 /sys/fs/cgroup",
         "mkdir /image /run/netns",
@@ -57,7 +58,7 @@ def node():
 
 
 class Container:
-    """A container that runs from a modified bundle until the block ends."""
+    """A container of a modified bundle, which runs until the block ends."""
 
     def __init__(self, bundle, change=lambda config: None):
         self.name = f"{bundle}-{time.monotonic_ns()}".replace(" ", "-").replace(",", "")
@@ -108,8 +109,8 @@ class Container:
         pace.until(is_true, described, WAIT_SECONDS, 0.05)
 
     def stop(self):
-        """End the container as the kubelet does, and return its exit status and the seconds until
-        then.
+        """Stop the container as the kubelet does. Return its exit status and the number of seconds
+        that this took.
         """
         subprocess.run(["runc", "kill", self.name, "TERM"], check=True)
         return pace.ended(self.process)
@@ -129,7 +130,9 @@ def get(path):
 
 
 def policy():
-    """Return the mode of each loaded profile by name, except for the runtime's own profile."""
+    """Return the mode of each loaded profile by name. The profile of the runtime itself is
+    omitted.
+    """
     return {name: mode for name, mode in loaded().items() if name != RUNTIME}
 
 
@@ -166,7 +169,8 @@ def calls():
         if "/bin/profile-loader" not in path.read_text(errors="replace"):
             continue
         children = set()
-        for _ in range(2):  # A child may make calls before its parent knows its PID.
+        # A child process may make system calls before its parent receives its PID.
+        for _ in range(2):
             inside = set(children)
             for line in path.open(errors="replace"):
                 pid, _, text = line.strip().partition(" ")
@@ -174,7 +178,7 @@ def calls():
                 name = re.match(r"(?:<\.\.\. )?([a-z]\w+)[( ]", text)
                 if name is None:
                     continue
-                # A NULL argument only tests whether the call exists.
+                # Programs pass NULL to test whether the system call exists.
                 if FILTER.match(text) and "NULL" not in text:
                     inside.add(pid)
                 elif pid in inside:

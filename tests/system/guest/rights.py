@@ -1,9 +1,8 @@
 """Runs the agent's pod with runc on a real AppArmor kernel, as root in the virtual machine.
 
 The program prints one line of JSON for each scenario, {"without": NAME, "found": ...} for each
-missing right, and {"note": ...} for measurements. If the environment variable TRACE contains a
-command line of strace, the program also prints {"calls": ...} with the system calls of the
-containers.
+missing right, and {"note": ...} for measurements. If the environment variable TRACE contains an
+strace command, the program also prints {"calls": ...} with the system calls of the containers.
 """
 
 import json
@@ -49,8 +48,8 @@ TRY = (
 
 
 def one_pass_installs_the_shipped_profiles_and_they_confine(bundle):
-    """All shipped profiles are installed; one denies writing and another denies chmod in a
-    container.
+    """One pass installs all shipped profiles. In containers, one of them denies writing, and
+    another one denies chmod.
     """
     shutil.copytree(SHIPPED, SOURCE, dirs_exist_ok=True)
     begin = time.monotonic()
@@ -79,7 +78,9 @@ def one_pass_installs_the_shipped_profiles_and_they_confine(bundle):
 
 
 def strictly(config):
-    """Make calls outside the list kill the agent instead of failing."""
+    """Change the seccomp profile so that calls outside its list kill the agent instead of
+    failing.
+    """
     if "seccomp" in config["linux"] and not TRACE:
         config["linux"]["seccomp"]["defaultAction"] = "SCMP_ACT_KILL_PROCESS"
 
@@ -101,7 +102,7 @@ def every_function_works(bundle, change=lambda config: None):
         assert (SECCOMP / "audit.json").exists()
         assert 'parser_sandboxed{kind="apparmor"} 1.0' in get("/metrics"), "the sandbox is active"
         first, file = content("web"), (SECCOMP / "audit.json").read_bytes()
-        # The source provides an update, a rejected update, and a new profile while the kernel is
+        # The source now provides an update, a rejected update and a new profile, and the kernel is
         # jammed.
         (SOURCE / "web.profile").write_text(plain("web", "deny /etc/shadow r,"))
         wait(lambda: content("web") != first, "replaced")
@@ -121,7 +122,7 @@ def every_function_works(bundle, change=lambda config: None):
         wait(lambda: (SECCOMP / "audit.json").read_bytes() == file, "the file is unchanged")
         (SECCOMP / "audit.json").unlink()
         wait((SECCOMP / "audit.json").exists, "the file is back")
-        # The removal waits until the process has ended.
+        # The agent does not remove the profile before the process has ended.
         with Confined("web") as process:
             for name in ("web.profile", "bad.profile", "bad.json", "audit.json"):
                 (SOURCE / name).unlink()
@@ -141,7 +142,7 @@ def every_function_works(bundle, change=lambda config: None):
 
 
 def the_init_container_installs_the_agents_own_profile():
-    """On a new node, the init container installs the agent's seccomp file before the agent
+    """On a new node, the init container installs the seccomp file of the agent before the agent
     starts.
     """
     status, told, said = Container("own-seccomp-init").run()
@@ -152,7 +153,9 @@ def the_init_container_installs_the_agents_own_profile():
 
 
 def the_shipped_pod_labels_its_node():
-    """The pod runs with the arguments of the manifests, an API server and a strict profile."""
+    """The shipped pod labels its Node through a real API server, with the arguments of the
+    manifests and a strict profile.
+    """
     api = json.loads(Path("api.json").read_text())
     node = f"{api['url']}/api/v1/nodes/node"
     tls = ssl.create_default_context(cafile="token/ca.crt")
@@ -213,10 +216,10 @@ def source(keys):
 
 
 def install_before():
-    """Install BEFORE in a pass with all rights.
+    """Install the profiles in BEFORE in a pass with all rights.
 
-    The agent owns only profiles that it loaded itself, so the guest must not load these profiles
-    for it.
+    The guest must not load these profiles itself, because the agent owns only profiles that it has
+    loaded.
     """
     source(BEFORE)
     status, told, said = Container("base-oneshot").run()
@@ -224,13 +227,17 @@ def install_before():
 
 
 def keep_state():
-    """Keep the state directory after a pass over BEFORE, so that later passes compile nothing."""
+    """Keep the state directory of a pass over BEFORE, so that later passes need not compile these
+    profiles.
+    """
     install_before()
     shutil.copytree(STATE, KEPT)
 
 
 def prepare_row():
-    """Make the agent install BEFORE on a clean node; then remove "lost" and provide AFTER."""
+    """Let the agent install BEFORE on a clean node. Then remove the profile "lost", and provide
+    AFTER.
+    """
     clean()
     shutil.copytree(KEPT, STATE, dirs_exist_ok=True)
     install_before()
@@ -239,7 +246,9 @@ def prepare_row():
 
 
 def without(bundle):
-    """Run a pass from BEFORE to AFTER without one right; return its result and the node's state."""
+    """Run the pass from BEFORE to AFTER without one right. Return the result of the pass and the
+    state of the node.
+    """
     prepare_row()
     first = content("changed")
     with Confined("used"):
@@ -275,7 +284,7 @@ SCENARIOS = {
 
 
 def main():
-    """Run all scenarios or only the named ones, and then run passes that each lack one right."""
+    """Run all scenarios or only the named scenarios. Then run passes that each lack one right."""
     node()
     CALLS.mkdir()
     wanted = sys.argv[1:]

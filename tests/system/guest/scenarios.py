@@ -25,8 +25,8 @@ SECURITY = Path("/sys/kernel/security/apparmor")
 SOURCE = Path("/tmp/source")  # noqa: S108 - no other user in the guest
 STATE = Path("/tmp/state")  # noqa: S108
 SECCOMP = Path("/tmp/seccomp")  # noqa: S108
-# A profile with hats or children stays on the other kernels of the tests, because Linux 6.1 and 7.2
-# never release the first version of such a profile.
+# On Linux 6.1 and 7.2, a profile with hats or children stays, because these kernels never release
+# its first version.
 RELEASES_HATS = tuple(map(int, os.uname().release.split(".")[:2])) == (6, 12)
 PLAIN = "profile {name} {{\n  file,\n  signal,\n  {rule}\n}}\n"
 
@@ -156,7 +156,9 @@ def agent(*arguments, mode="", status=0, command="run"):
 
 
 def rows(report):
-    """Return the state and the reason of each row, by its name, or by its key if it has no name."""
+    """Return the state and the reason of each row, by profile name. A row without a name has its
+    key as the name.
+    """
     return {one["name"] or one["key"]: (one["state"], one["why"]) for one in report["profiles"]}
 
 
@@ -202,7 +204,7 @@ def clean():
 
 
 def shipped_profiles_are_loaded_and_confine():
-    """With the shipped profiles, a process under deny-write cannot write."""
+    """The shipped profiles are loaded, and a process under the profile deny-write cannot write."""
     report, _ = agent(f"--source=dir:{HERE.parent / 'profiles'}", "--allow-empty")
     assert loaded()["k8s-apparmor-example-deny-write"] == "enforce", loaded()
     assert (SECCOMP / "profiles/audit.json").is_file()
@@ -226,7 +228,7 @@ def shipped_profiles_are_loaded_and_confine():
 
 
 def an_update_replaces_the_loaded_policy():
-    """If a text changes, the kernel has the new version under the same name after the next pass."""
+    """If a text changes, the next pass loads the new version under the same name."""
     source(web=plain("web"))
     agent()
     old = content("web")
@@ -237,7 +239,7 @@ def an_update_replaces_the_loaded_policy():
 
 
 def enforce_and_complain_follow_the_source():
-    """If the mode of a profile changes in the source, the kernel has the new mode after a pass."""
+    """If the mode of a profile changes in the source, the next pass loads the new mode."""
     source(web="profile web flags=(complain) {\n  file,\n}\n")
     report, _ = agent()
     assert (loaded()["web"], report["profiles"][0]["mode"]) == ("complain", "complain")
@@ -247,7 +249,7 @@ def enforce_and_complain_follow_the_source():
 
 
 def a_foreign_profile_is_not_changed():
-    """If an administrator loaded a profile, the agent neither replaces nor removes it."""
+    """The agent neither replaces nor removes a profile that an administrator loaded."""
     assert parser(plain("web", "deny /x r,"), "-a")[0] == 0
     old = content("web")
     source(web=plain("web"), other=plain("other"))
@@ -261,7 +263,7 @@ def a_foreign_profile_is_not_changed():
 
 
 def a_foreign_profile_of_the_same_content_is_adopted():
-    """A foreign profile with equal content is adopted, and stays when no key desires it."""
+    """A foreign profile with the desired content is adopted. It stays after its key is removed."""
     assert parser(plain("web"), "-a")[0] == 0
     source(web=plain("web"), other=plain("other"))
     report, _ = agent()
@@ -272,7 +274,9 @@ def a_foreign_profile_of_the_same_content_is_adopted():
 
 
 def a_replacement_by_another_program_is_repaired():
-    """A profile is repaired after a change of its text or its mode, and after its removal."""
+    """If another program changes the rules or the mode of a profile, or removes it, the next pass
+    repairs it.
+    """
     source(web=plain("web"))
     agent()
     mine = content("web")
@@ -289,7 +293,7 @@ def a_replacement_by_another_program_is_repaired():
 
 
 def a_profile_in_use_is_held_until_its_processes_end():
-    """The removal waits for a process, and also for a single thread."""
+    """A profile is held while a process or a single thread runs under it."""
     for thread in (False, True):
         source(web=plain("web"), other=plain("other"))
         agent()
@@ -324,7 +328,7 @@ def a_hat_in_use_holds_its_parent():
 
 
 def a_dropped_hat_is_removed():
-    """If a new text omits a hat, the hat is removed after its disuse is proven; its parent
+    """If a new text omits a hat, the hat is removed after its disuse is proven, and its parent
     stays.
     """
     source(web=HATS)
@@ -374,7 +378,9 @@ def a_jammed_kernel_recovers_in_a_pass():
 
 
 def a_pass_without_changes_has_no_effect():
-    """A second equal pass starts no process, writes no file, and does not change the revision."""
+    """A second pass without changes starts no process, writes no file, and does not change the
+    policy revision.
+    """
     source(web=HATS, other=plain("other"))
     (SOURCE / "audit.json").write_text('{"defaultAction": "SCMP_ACT_LOG"}')
     agent()
@@ -399,9 +405,7 @@ def _tree(path):
 
 
 def _end():
-    """Return the state after a pass: the content of the kernel, the files and the ledger
-    entries.
-    """
+    """Return the state after a pass: the loaded content, the files and the ledger entries."""
     policy = {name: (mode, content(name)) for name, mode in loaded().items()}
     entries = sorted(
         json.dumps(json.loads(one.read_text()), sort_keys=True)
@@ -411,7 +415,9 @@ def _end():
 
 
 def an_agent_killed_at_any_step_reaches_the_same_state():
-    """If the agent is killed before any effect, another pass reaches the state of a normal run."""
+    """If the agent is killed before any effect of a pass, the next pass reaches the state of an
+    uninterrupted pass.
+    """
 
     def first():
         source(stays=plain("stays"), goes=plain("goes"), changes=plain("changes"))
@@ -449,7 +455,9 @@ def an_agent_killed_at_any_step_reaches_the_same_state():
 
 
 def profiles_are_restored_after_a_reboot_without_any_source():
-    """If the kernel is empty, the agent restores all profiles from the ledger alone."""
+    """If no profile is loaded, the agent restores all profiles from the ledger, without a
+    source.
+    """
     source(web=plain("web"))
     agent()
     mine = content("web")
@@ -460,7 +468,7 @@ def profiles_are_restored_after_a_reboot_without_any_source():
 
 
 def the_last_good_policy_needs_neither_parser_nor_includes():
-    """If an include is broken, profiles are still restored from the ledger into an empty kernel."""
+    """Profiles are restored from the ledger after a reboot, even if an include file is broken."""
     include = Path("/etc/apparmor.d/abstractions/for-the-test")
     include.write_text("/etc/hostname r,\n")
     try:
@@ -480,7 +488,7 @@ def the_last_good_policy_needs_neither_parser_nor_includes():
 
 
 def a_missing_source_changes_nothing():
-    """If the source is missing, all profiles stay, and the exit status reports the failure."""
+    """If the source is missing, all profiles stay, and the exit status is not 0."""
     source(web=plain("web"))
     agent()
     shutil.rmtree(SOURCE)

@@ -1,9 +1,10 @@
-"""Makes random changes around a daemon on a real AppArmor kernel, and checks a model.
+"""Makes random changes around a daemon on a real AppArmor kernel, and compares the results with a
+model.
 
-The model records the changes. The test compares it with the kernel's list of profiles, the labels
-of processes, and /metrics. Each version of a profile has a different rule, so that the hash in the
-kernel identifies the version. If the order of two events is unknown, the model allows the results
-of both orders, and no other result.
+The model records the changes. The test compares the model with the kernel's list of profiles, the
+labels of processes, and /metrics. Each version of a profile has a different rule, so that the hash
+in the kernel identifies the version. If the order of two events is unknown, the model allows the
+results of both orders, and no other result.
 """
 
 import contextlib
@@ -49,8 +50,9 @@ from agent.backends.apparmor import compiled_policy  # noqa: E402
 NAMES = [f"n{number}" for number in range(7)]
 MARK = "z"
 BOOT = Path("/tmp/boot-id")  # noqa: S108 - no other user in the guest
-FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7  # More edits of one name would count as a repair fight.
-KNOWN_SECONDS = 2 * LOOK_SECONDS  # After this time, the agent has recorded a process.
+# With more edits of one profile, the agent would detect a repair fight.
+FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7
+KNOWN_SECONDS = 2 * LOOK_SECONDS  # After this time, the agent has recorded each new process.
 WARM = 3
 OPTIONS = ("--removal-grace=200ms", "--resync=4s", "--log-level=debug")
 
@@ -76,9 +78,7 @@ def evidence(name, version):
 
 
 def hashes():
-    """Return the kernel's hash of each loaded profile, although profiles may change during the
-    read.
-    """
+    """Return the kernel's hash of each loaded profile. Profiles may change during the read."""
     found = {}
     for place in (SECURITY / "policy/profiles").iterdir():
         with contextlib.suppress(OSError, StopIteration):
@@ -88,9 +88,7 @@ def hashes():
 
 
 def hashed(name):
-    """Return the kernel's hash of one profile, although other profiles may change during the
-    read.
-    """
+    """Return the kernel's hash of one profile. Other profiles may change during the read."""
     for _ in range(50):
         with contextlib.suppress(OSError):
             return content(name)
@@ -98,7 +96,9 @@ def hashed(name):
 
 
 def usage(pid):
-    """Return the resident memory in KiB, the threads and the descriptors of a process."""
+    """Return the resident memory in KiB, the number of threads and the number of descriptors of a
+    process.
+    """
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     return {
@@ -159,7 +159,7 @@ class Soak:
         self.daemon.stop(number)
 
     def say(self, said):
-        """Record a change."""
+        """Add a change to the history."""
         self.changes += 1
         self.history.append(f"{self.batches}: {said}")
 
@@ -190,7 +190,7 @@ class Soak:
         said = text(name, version) if isinstance(version, int) else f"profile {name} {{ nonsense\n"
         path = SOURCE / f"{name}.profile"
         if self.chance.random() < 0.3:
-            path.write_text(said)  # The file is changed in place, as some editors do.
+            path.write_text(said)  # The test changes the file in place, as some editors do.
             return
         (SOURCE / ".new").write_text(said)
         (SOURCE / ".new").rename(path)
@@ -240,10 +240,10 @@ class Soak:
             self.could.setdefault(name, {None}).add(None)
 
     def vanish(self):
-        """Delete the source directory, which the end of the batch restores."""
+        """Delete the source directory. The end of the batch restores the directory."""
         if not self.away:
-            # The directory is renamed, because a rename is atomic. If its files were deleted one by
-            # one, a pass could see removed keys.
+            # The test renames the directory, because a rename is atomic. If the test deleted the
+            # files one by one, a pass could observe removed keys.
             old = SOURCE.with_name("source.old")
             SOURCE.rename(old)
             shutil.rmtree(old)
@@ -352,7 +352,8 @@ class Soak:
         self.foreign.clear()
         for name, versions in self.could.items():
             if name not in self.keys:
-                versions.add(None)  # A held profile that is not desired is not restored.
+                # The agent does not restore a held profile that no source desires.
+                versions.add(None)
         BOOT.write_text(f"{uuid.UUID(int=self.chance.getrandbits(128))}\n")
         target = "/proc/sys/kernel/random/boot_id"
         subprocess.run(["mount", "--bind", BOOT, target], check=True)
@@ -388,7 +389,7 @@ class Soak:
                 self.could[name] = found.get(name, {None})
 
     def _versions(self):
-        """Return the loaded version of each name, or {None} for a version that another program
+        """Return the loaded version of each profile, or {None} for a version that another program
         loaded.
         """
         found = {}
@@ -400,14 +401,14 @@ class Soak:
         return found
 
     def _wrong(self):
-        """Return the differences from the model. A difference may still disappear."""
+        """Return the differences from the model. The agent may still remove a difference."""
         modes = loaded()
         for name, hash_ in self.foreign.items():
             if name not in modes or hashed(name) != hash_:
                 raise Broken(f"the foreign profile {name} was touched")
         found = self._versions()
         used = {one.name for one in self.processes if one.confined()}
-        # A process that lost its confinement still references the removed profile.
+        # A process that lost its confinement still has a reference to the removed profile.
         held = {one.name for one in self.processes if not one.ended}
         for name in {*self.could, *self.keys, *found} - self.foreign.keys():
             seen = found.get(name, {None}) if name in modes else {None}
@@ -445,7 +446,7 @@ class Soak:
     def _removals(self):
         """Check in the log that no profile was removed while it was desired or in use."""
         said = LOG.read_bytes()
-        start = self.read if self.read <= len(said) else 0  # A new daemon has a new log.
+        start = self.read if self.read <= len(said) else 0  # Each daemon writes its own log.
         self.read = len(said)
         for line in said[start:].splitlines():
             if b'"profile_removed"' not in line:
@@ -455,9 +456,7 @@ class Soak:
                 raise Broken(f"{name} was removed: {line!r}")
 
     def _watch(self):
-        """Check continuously that processes lose their confinement only through changes that this
-        test makes.
-        """
+        """Check continuously that only this test, and never the agent, unconfines processes."""
         while not self.stop.wait(0.02):
             for one in list(self.processes):
                 label = one.label()
@@ -465,7 +464,7 @@ class Soak:
                     self.unconfined.append((self.batches, one.pid, one.name, label))
 
     def counted(self):
-        """Return the number of changes, and how much the last process grew."""
+        """Return the number of changes, and the growth of the last daemon process."""
         pid = self.daemon.process.pid
         own = [one for of, one in self.samples if of == pid][WARM:]
         size = max(1, len(own) // 4)
@@ -492,7 +491,7 @@ class Running:
         return not self.lost and not self.ended
 
     def lose(self, name):
-        """Record that this program will now remove the profile of the process."""
+        """Record that this test is about to remove the profile of the process."""
         if name == self.name and not self.lost:
             self.lost = True
             self.known = time.monotonic() - self.begin > KNOWN_SECONDS
@@ -504,13 +503,13 @@ class Running:
         return ""
 
     def wrong(self, label):
-        """Return whether the process must not have a label."""
+        """Return whether a label of the process is wrong."""
         return not self.lost and not self.ended and label.partition(" (")[0] != self.name
 
     def end(self):
         """End the process."""
         self.ended = True
-        # Other forked processes keep the pipe of this process open.
+        # Other forked processes also have the pipe of this process open.
         os.kill(self.pid, signal.SIGKILL)
         self.within.__exit__()
 
@@ -527,7 +526,7 @@ CHANGES = [
 
 
 def main():
-    """Run for SECONDS with SEED, and report the result as one scenario."""
+    """Run the soak test for SECONDS with SEED, and report the result as one scenario."""
     seed, seconds = int(sys.argv[1]), float(sys.argv[2])
     subprocess.run(["busybox", "ip", "link", "set", "lo", "up"], check=True)
     clean()

@@ -26,11 +26,12 @@ from agent.core.ports import Removed
 from agent.host.filesystem import Host
 
 STATE = Path("/var/lib/profile-loader")
-RECORD = scenarios.STATE / "confinement.json"  # the file that the daemon writes
+# the file in which the daemon records confined threads
+RECORD = scenarios.STATE / "confinement.json"
 LOST = "profile_loader_confinement_lost_processes"
 NAMES = ("web", "other")
 
-# The label of the leader does not change, but a second thread changes to the named profile.
+# The leader keeps its label, and a second thread changes to the named profile.
 MIXED = """
 import sys, threading, time
 def run():
@@ -59,7 +60,7 @@ def pids(made):
 
 
 def unload(name):
-    """Remove a profile as an administrator would."""
+    """Remove a profile as an administrator does."""
     assert parser(text(name), "-R")[0] == 0
 
 
@@ -73,7 +74,9 @@ def fresh():
 
 
 def every_kind_of_thread_is_reported():
-    """Threads of every type are reported: leaders, other threads, and threads of dead leaders."""
+    """Unconfined threads of every type are reported: leaders, other threads, and threads whose
+    leader has ended.
+    """
     fresh()
     with (
         program(SLEEP, label="web") as plain_one,
@@ -93,7 +96,9 @@ def every_kind_of_thread_is_reported():
 
 
 def a_vanished_part_of_a_stack_is_reported():
-    """In a stack, the kernel shows `unconfined` in place of the removed profile."""
+    """A thread is reported if one profile of its stack is removed. In the label, the kernel then
+    shows `unconfined` instead of this profile.
+    """
     fresh()
     with program(SLEEP, label="web//&other") as child:
         made = tracker()
@@ -106,7 +111,7 @@ def a_vanished_part_of_a_stack_is_reported():
 
 
 def a_stacked_profile_is_recognized_in_a_label_longer_than_a_page():
-    """A label is read completely, even if it is longer than a page because of stacked profiles."""
+    """The label of many stacked profiles is read completely, even if it is longer than a page."""
     stack = (
         "import sys, time\n"
         "for name in sys.argv[1:]:\n"
@@ -126,8 +131,8 @@ def a_stacked_profile_is_recognized_in_a_label_longer_than_a_page():
 
 
 def a_profile_that_was_removed_and_loaded_again_is_noticed():
-    """Lost confinement is reported even if the profile was removed between two observations, or
-    while no agent was running.
+    """A thread is reported even if its profile was removed and loaded again between two
+    observations, or while no agent ran.
     """
     for away in (False, True):
         fresh()
@@ -149,7 +154,7 @@ def a_profile_that_was_removed_and_loaded_again_is_noticed():
 
 
 def a_replacement_is_not_reported_as_a_removal():
-    """If the agent, another program or the proof of disuse replaces a profile, nothing is
+    """If the agent, the proof of disuse or another program replaces a profile, no thread is
     reported.
     """
     fresh()
@@ -166,7 +171,7 @@ def a_replacement_is_not_reported_as_a_removal():
 
 
 def a_thread_that_a_removal_by_the_agent_unconfined_is_reported():
-    """A removal by the agent itself without the proof of disuse causes a report."""
+    """If the agent itself removes a profile that is in use, the unconfined thread is reported."""
     evidence = fresh()
     with program(SLEEP, label="web") as child:
         made = tracker()
@@ -178,7 +183,9 @@ def a_thread_that_a_removal_by_the_agent_unconfined_is_reported():
 
 
 def an_unchanged_node_is_observed_without_a_write():
-    """The duration of an observation is measured on a node with many processes and threads."""
+    """An observation of an unchanged node writes no file. The test also measures its duration with
+    many processes and threads.
+    """
     fresh()
     ended = threading.Event()
     threads = [threading.Thread(target=ended.wait) for _ in range(200)]
@@ -204,7 +211,9 @@ def an_unchanged_node_is_observed_without_a_write():
 
 
 def lost_confinement_is_reported_across_a_restart_of_the_daemon():
-    """A loss before or during a restart is reported until the threads end."""
+    """If threads lose their confinement before or during a restart of the daemon, they are reported
+    until they end.
+    """
     RECORD.unlink(missing_ok=True)
     source(web=plain("web"), other=plain("other"))
     with Daemon("--resync=3s"):

@@ -1,9 +1,9 @@
 """Runs the agent, and lists its effects on the host or kills it before an effect.
 
-An effect is the start of a child process, or the write, rename, link or removal of a file. The mode
-`list` writes each effect as a line to standard error. The mode `kill:N` kills the process with
-SIGKILL right before effect number N, counted from 0. Python's audit events (PEP 578) show every
-effect without a hook in the agent.
+The start of a child process is an effect, and so is the write, rename, link or removal of a file.
+The mode `list` writes each effect as a line to standard error. The mode `kill:N` kills the process
+with SIGKILL right before effect number N, counted from 0. Python's audit events (PEP 578) show
+every effect without a hook in the agent.
 """
 
 import os

@@ -1,5 +1,5 @@
-"""Fixtures for the node tests, which use one cluster for all tests. `--keep` leaves the cluster
-running at the end.
+"""Fixtures for the node tests. All tests use one cluster. `--keep` leaves the cluster running at
+the end.
 """
 
 import pytest
@@ -22,13 +22,13 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Run tests that need a different node at the end, because each of them creates a node."""
+    """Move the tests that need a special node to the end, because each of them creates a node."""
     items.sort(key=lambda item: "node" not in getattr(item, "fixturenames", ()))
 
 
 @pytest.fixture(scope="session")
 def lab(request):
-    """Yield a control plane, whose node is created when a test needs it."""
+    """Yield a control plane. Its node is created when a test needs it."""
     one = Lab()
     one.__enter__()
     kept = False
@@ -36,7 +36,8 @@ def lab(request):
         yield one
         print(f"\nnode: {Node.starts} start(s) of machines, {Node.deaths} died")
         if request.config.getoption("--keep"):
-            # The kept cluster has a standard node with the agent, independent of the last test.
+            # With `--keep`, the remaining cluster has a standard node with the agent, whichever
+            # test ran last.
             one.want()
             one.install()
             kept = True
@@ -46,7 +47,7 @@ def lab(request):
     if kept:
         processes = [*one.cluster.running.values(), one.node.machine.process]
         for process in processes:
-            # This call prevents a Python warning about running processes.
+            # Without this call, Python would warn about processes that still run.
             process.returncode = 0
         print(
             KEEP.format(
@@ -68,7 +69,9 @@ def node(lab):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem):
-    """If its guest crashed, repeat a test with a new node, at most twice in a run."""
+    """If the guest of a test crashed, repeat the test with a new node. A run contains at most two
+    repetitions.
+    """
     lab = pyfuncitem.funcargs.get("lab")
     try:
         return (yield)

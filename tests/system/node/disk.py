@@ -1,7 +1,7 @@
 """Builds the disk of the node: Debian 12 packages, the kubelet, and all imported images.
 
-A cached disk is used only if it was built from the current content. No test changes the disk,
-because each machine boots from a snapshot of it.
+The cached disk is used only if it was built from the same content. No test changes the disk,
+because each machine boots from a snapshot of the disk.
 """
 
 import contextlib
@@ -39,11 +39,11 @@ SIZE = "4G"  # The file is sparse.
 UPGRADE = "docker.io/library/profile-loader:upgrade"
 IMPORT_SECONDS = 1800
 KEPT = 2
-# This version is part of the cache key of the packages. Increase the version when packages are
-# unpacked in another way.
+# This version is part of the cache key of the packages. Increase the version when the unpacking of
+# packages changes.
 RECIPE = 2
 
-# The import does not need the CRI plugin, which would require a network.
+# The import runs without the CRI plugin, because the plugin requires a network.
 CONFIG = 'version = 2\ndisabled_plugins = ["io.containerd.grpc.v1.cri"]\n'
 IMPORT = """set -e
 mount --bind {root} {root}
@@ -67,7 +67,7 @@ wait'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """A prepared disk, with the kernel for a machine that boots from it."""
+    """A prepared disk, and the kernel that boots from it."""
 
     path: Path
     kernel: Path
@@ -75,7 +75,7 @@ class Disk:
 
 @functools.cache
 def prepared():
-    """Return the prepared disk; build it if it is missing, damaged or outdated."""
+    """Return the prepared disk. Build the disk if it is missing, damaged or outdated."""
     agent = image.build().packed
     with kept.locked(CACHE):
         packages = tree()
@@ -94,7 +94,9 @@ def prepared():
 
 
 def tree():
-    """Return a tar file with the files of the packages; build it if it is missing or damaged."""
+    """Return a tar file with the files of the packages. Build the tar file if it is missing or
+    damaged.
+    """
     path = CACHE / f"tree-{_key(RECIPE, *PACKAGES, *NOT)}.tar"
     mark = path.with_suffix(".sha256")
     if path.exists() and mark.exists() and mark.read_text() == vm.sha256(path):
@@ -130,7 +132,7 @@ def _unpack(folder, root):
         (root / "usr" / name).mkdir(parents=True)
         (root / name).symlink_to(f"usr/{name}")
     for package in sorted(archives.glob("*.deb")):
-        # dpkg-deb -x would replace a link with a directory.
+        # `dpkg-deb -x` would replace a symbolic link with a directory.
         files = subprocess.run(["dpkg-deb", "--fsys-tarfile", package], stdout=PIPE, check=True)
         subprocess.run(
             ["tar", "-x", "--keep-directory-symlink", "-C", root], input=files.stdout, check=True
@@ -139,7 +141,8 @@ def _unpack(folder, root):
     shutil.rmtree(root / "usr/share/locale", ignore_errors=True)
     shutil.rmtree(root / "usr/share/man", ignore_errors=True)
     (kernel,) = (root / "usr/lib/modules").iterdir()
-    # The installation scripts of the kernel's package would do this, but they do not run here.
+    # Usually the installation scripts of the kernel package do this, but these scripts do not run
+    # here.
     subprocess.run(["chroot", root, "depmod", "-a", kernel.name], check=True)
 
 
@@ -182,7 +185,7 @@ def _make(folder, packages, agent):
 
 
 def _install(root):
-    """Also install the agent on the node itself, at the path that manifests/systemd uses."""
+    """Install the agent on the node itself too, at the path that manifests/systemd uses."""
     place = "/usr/local/lib/profile-loader"
     libraries = Path(f"{root}{place}")
     shutil.copytree(vm.libraries(), libraries)
@@ -203,8 +206,8 @@ def _install(root):
 def _import(root):
     """Import the archives in /images with the node's containerd.
 
-    This containerd runs on this machine in separate namespaces, since the import takes minutes in
-    an emulator.
+    The node's containerd runs on this machine in separate namespaces, because an import in the
+    emulator would take minutes.
     """
     (root / "images/config.toml").write_text(CONFIG)
     script = IMPORT.format(root=shlex.quote(str(root)))
@@ -234,7 +237,7 @@ def _here():
 
 @contextlib.contextmanager
 def _scratch():
-    """Yield a folder next to the cached disks, which is deleted at the end unless it was
+    """Yield a folder next to the cached disks. At the end, delete the folder unless it was
     renamed.
     """
     folder = Path(tempfile.mkdtemp(prefix="making-", dir=CACHE))

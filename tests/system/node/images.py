@@ -1,8 +1,8 @@
 """Builds the images of workloads as archives for `ctr images import`, without a registry.
 
-The images have the names that the tutorials use. busybox comes from a Debian package, and a small
-program replaces http-echo. `upgrade` writes the agent's image with one more label, so that its ID
-is different.
+The images have the names that the tutorials use. The program busybox comes from a Debian package,
+and a small program replaces http-echo. `upgrade` writes a copy of the agent's image with an
+additional label and therefore with a different ID.
 """
 
 import hashlib
@@ -22,12 +22,12 @@ ECHO_SOURCE = Path(__file__).parent / "echo"
 
 
 def pack(path, name, files, config):
-    """Write a docker-archive with a single layer.
+    """Write a docker-archive that has a single layer.
 
     Args:
         path: The path of the archive.
         name: The name of the image.
-        files: The content of each path; a str is the target of a symbolic link.
+        files: The content of each path. A str is the target of a symbolic link.
         config: The configuration of the image.
     """
     layer = io.BytesIO()
@@ -91,7 +91,7 @@ def upgrade(archive, path, name):
 
 
 def write(folder, busybox):
-    """Write the archives of the workloads' images; `busybox` is the content of that program."""
+    """Write the archives of the workload images. `busybox` is the content of the program."""
     said = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True).stdout
     shell = {"bin/busybox": busybox} | {
         f"bin/{one}": "busybox" for one in said.split() if one != "busybox"

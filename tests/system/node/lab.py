@@ -1,8 +1,8 @@
 """Runs the control plane and its node, and provides operations on both for the tests.
 
-A lab has one node at a time. If a test requests a node with certain properties, the lab returns the
-existing node if it has these properties and is alive; otherwise the lab creates a node. The
-manifests are applied without changes.
+A lab has one node at a time. A test requests a node with certain properties. If the existing node
+has these properties and still runs, the lab returns this node. Otherwise the lab creates a new
+node. The tests apply the manifests without changes.
 """
 
 import tempfile
@@ -17,18 +17,19 @@ from tests.system.node.node import NAME, Node
 BASE = "manifests/base"
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 AGENT = "app.kubernetes.io/name=profile-loader"
-# This selects the profile ConfigMaps that tests created, but not the ConfigMaps of the base.
+# This selector matches the profile ConfigMaps that tests created, but not the ConfigMaps of the
+# base.
 PUT = "profile-loader.io/profiles,app.kubernetes.io/part-of!=profile-loader"
 PATIENCE_SECONDS = 300.0  # This limit is ten times the duration on an idle machine with two cores.
 
 
 def until(condition, what, seconds=PATIENCE_SECONDS):
-    """Check a condition repeatedly, and return its first result that is true."""
+    """Check a condition repeatedly, and return its first true result."""
     return pace.until(condition, what, seconds, 0.3)
 
 
 class Lab:
-    """A running control plane, with a node after the first request for one."""
+    """A running control plane. It has a node after the first call of `want`."""
 
     def __init__(self):
         self.cluster = Cluster()
@@ -59,7 +60,7 @@ class Lab:
     # --- the node ---------------------------------------------------------------------------------
 
     def want(self, *, append=APPARMOR, taints="", fresh=False):
-        """Return a running node with these properties, which may be the existing node."""
+        """Return a running node with these properties. It may be the existing node."""
         kind = (append, taints)
         if fresh or self.node is None or self.kind != kind or not self.alive():
             self.drop()
@@ -75,7 +76,7 @@ class Lab:
     def drop(self):
         """End the node, and delete its pods, its Events and the ConfigMaps of tests.
 
-        If a test is repeated on another node, it must not find objects of its first attempt.
+        When a test is repeated on another node, no object of its first attempt may remain.
         """
         if self.node is None:
             return
@@ -197,7 +198,7 @@ class Lab:
     # --- the agent --------------------------------------------------------------------------------
 
     def agents(self):
-        """Return the agent's pods."""
+        """Return the pods of the agent."""
         path = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector={AGENT.replace('/', '%2F')}"
         return (self.get(path) or {"items": []})["items"]
 

@@ -1,7 +1,8 @@
-"""Runs a virtual machine: QEMU with a command server on a port on the loopback interface.
+"""Runs a virtual machine in QEMU.
 
-The code that starts a machine must also end it. If a guest ends unexpectedly, the next command
-raises GuestDiedError with the end of the guest's console output.
+Its command server is reachable through a port on the loopback interface. The code that starts a
+machine must also end it. If a guest ends unexpectedly, the next command raises GuestDiedError with
+the end of the guest's console output.
 """
 
 import contextlib
@@ -19,7 +20,8 @@ from tests.system.guest import pace
 BOOT_SECONDS = 180.0
 APPARMOR = "apparmor=1 security=apparmor"
 KERNEL = (
-    "console=ttyS0 panic=-1 loglevel=4 no_timer_check "  # tests.system.vm explains no_timer_check.
+    # The module tests.system.vm explains the option no_timer_check.
+    "console=ttyS0 panic=-1 loglevel=4 no_timer_check "
     "root=/dev/nvme0n1 rootfstype=ext4 rw init=/nodeinit"
 )
 
@@ -115,8 +117,8 @@ class Machine:
             raise GuestDiedError(f"{log}\n{self.said()[-3000:]}")
 
     def _settle(self):
-        """Raise GuestDiedError if the guest is ending, because its network ends a little
-        earlier.
+        """Raise GuestDiedError if the guest is about to end. Its network ends a little earlier than
+        the guest itself.
         """
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(pace.scaled(2))

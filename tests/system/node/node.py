@@ -1,6 +1,6 @@
 """Runs a real node: kubelet and containerd in a virtual machine, with a control plane on the host.
 
-Each new machine gets a new Node object. Tests examine containers through the kubelet or on the
+Each new machine gets a new Node object. Tests observe containers through the kubelet or on the
 node, and never through the agent.
 """
 
@@ -16,13 +16,13 @@ from tests.system.cluster import until
 from tests.system.node import disk
 from tests.system.node.machine import APPARMOR, CommandFailedError, GuestDiedError, Machine
 
-NAME = "node-a"  # the name in the tokens of the cluster
+NAME = "node-a"  # the Node name that the cluster's tokens contain
 STARTS = 3
-LOOKS = 20  # the smallest number of observations of an unchanged label
+LOOKS = 20  # A test must observe an unchanged label at least this often.
 READY_SECONDS = 300.0
 KUBELET = 10250
 METRICS = 9808
-SERVICE = "10.0.0.1"  # The API server has this address; nftables replaces kube-proxy.
+SERVICE = "10.0.0.1"  # The service address of the API server. nftables rules replace kube-proxy.
 NETWORK = """
 table ip node {
     chain out { type nat hook output priority -100; ip daddr SERVICE tcp dport 443 dnat to 10.0.2.2:PORT; }
@@ -30,7 +30,7 @@ table ip node {
     chain post { type nat hook postrouting priority 100; ip saddr 10.88.0.0/16 ip daddr != 10.88.0.0/16 masquerade; }
 }
 """  # noqa: E501 - a line a rule
-# The loop reads each label 20 times per second. It pauses without forking a process.
+# The loop reads each label 20 times per second. The pauses need no child process.
 WATCH = """(
 declare -A seen
 mkfifo {folder}/pause; exec 9<> {folder}/pause
@@ -50,7 +50,7 @@ mv {folder}/told {folder}/seen
 class Node:
     """A machine that is a Node of a cluster, and is stopped when the context ends."""
 
-    starts = 0  # the number of all machines, including replacements of crashed machines
+    starts = 0  # the number of started machines, including the replacements of crashed machines
     deaths = 0
 
     def __init__(self, cluster, *, append=APPARMOR, taints=""):
@@ -171,7 +171,7 @@ class Node:
         return int(text.split()[1])
 
     def attribute(self, pid):
-        """Return the AppArmor label of a process, as the node shows it."""
+        """Return the AppArmor label of a process from /proc on the node."""
         try:
             return self.run(f"cat /proc/{pid}/attr/current").strip("\0\n ")
         except CommandFailedError:
@@ -181,7 +181,8 @@ class Node:
     def watched(self, *pids):
         """Read the AppArmor labels of processes continuously, and yield the number of observations.
 
-        The yielded dictionary is filled at the end. Its keys are "PID LABEL" or "PID ended".
+        The yielded dictionary is filled at the end. Its keys have the form "PID LABEL" or "PID
+        ended".
         """
         seen = {}
         folder = self.run("mktemp -d").strip()

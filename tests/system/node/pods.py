@@ -23,7 +23,7 @@ def pod(name, command=SLEEP, *, apparmor="", seccomp="", selector=None, **spec):
         "spec": {
             "terminationGracePeriodSeconds": 1,
             "automountServiceAccountToken": False,
-            # In the emulated guest, a separate network would take one more second.
+            # The setup of a separate network would take one more second in the emulated guest.
             "hostNetwork": True,
             "nodeSelector": selector or {},
             "containers": [
@@ -50,7 +50,7 @@ def installed(name):
 
 
 def text(name, *rules):
-    """Return an AppArmor profile that allows files and signals, with additional rules."""
+    """Return an AppArmor profile that allows files and signals and contains additional rules."""
     lines = "".join(f"  {rule},\n" for rule in rules)
     return f"profile {name} flags=(attach_disconnected) {{\n  file,\n  signal,\n{lines}}}\n"
 

@@ -1,4 +1,6 @@
-"""Tests that upgrade, kill, evict and delete the agent's pod, and tests of its token's limits."""
+"""Tests that upgrade, kill, evict and delete the agent's pod, and tests of the limits of the
+agent's token.
+"""
 
 import json
 
@@ -52,8 +54,7 @@ def test_no_pod_loses_confinement_whatever_happens_to_the_agent(lab, node):
         lab.kubectl("delete", "namespace", NAMESPACE)
         assert lab.labels() == labels
         assert node.loaded("pl-stay")
-        # Many users apply manifests on the client side. All other tests apply them on the server
-        # side.
+        # Many users use client-side apply. All other tests use server-side apply.
         lab.kubectl("apply", "-k", BASE)
         lab.until_agent()
     assert set(seen) == {f"{pid} pl-stay (enforce)" for pid in pids}
@@ -61,14 +62,14 @@ def test_no_pod_loses_confinement_whatever_happens_to_the_agent(lab, node):
     assert [node.pid(name) for name in names] == pids
     for name in names:
         assert "Permission denied" in node.execute(name, "touch /tmp/x")
-    # The ConfigMap was deleted with its namespace, and the agent reports this until it exists
-    # again.
+    # The deletion of the namespace also deleted the ConfigMap. The agent reports this until the
+    # ConfigMap exists again.
     lab.config_map("stay", {"pl-stay": text("pl-stay", "deny /tmp/** w")})
     lab.delete(*names, wait=False)
 
 
 def token(lab, node):
-    """Return the token of the agent's pod, as an attacker on the node can read it."""
+    """Return the token of the agent's pod, which an attacker on the node can read."""
     uid = lab.until_agent()["metadata"]["uid"]
     folder = f"/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~projected"
     return node.run(f"cat {folder}/kube-api-access-*/token").strip()

@@ -6,8 +6,8 @@ from tests.system.cluster import NAMESPACE
 from tests.system.node.lab import DOMAIN, until
 
 PROFILE = "k8s-apparmor-example-deny-write"
-# These fields of /proc/PID/status (proc(5)) show that the process has only CAP_MAC_ADMIN (33),
-# no_new_privs and a seccomp filter.
+# These fields of /proc/PID/status (proc(5)) show that the only capability is CAP_MAC_ADMIN (33),
+# and that no_new_privs and a seccomp filter are set.
 RIGHTS = {
     "Uid": "0\t0\t0\t0",
     "CapInh": "0000000000000000",
@@ -21,10 +21,10 @@ RIGHTS = {
 
 
 def test_the_daemonset_becomes_ready_with_the_rights_of_the_base(lab, node):
-    """The agent, which has only one capability, labels its Node and sends Events.
+    """With a single capability, the agent labels its Node and sends Events.
 
-    The process of the agent has exactly the expected rights. `status` in the pod of the agent lists
-    the profiles.
+    The process of the agent has exactly the expected rights. The command `status` in the pod of the
+    agent lists the profiles.
     """
     pod = lab.until_agent()
     security = pod["spec"]["containers"][0]["securityContext"]

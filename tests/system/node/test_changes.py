@@ -16,7 +16,7 @@ WRITER = (
 
 
 def test_an_update_applies_to_running_pods(lab, node):
-    """During an update, the process stays confined, and the new AppArmor rule applies to it.
+    """During an update, a running process stays confined, and the new AppArmor rule applies to it.
 
     A container keeps its seccomp filter until it restarts, and then uses the new file.
     """
@@ -90,9 +90,10 @@ def test_a_broken_update_changes_nothing_for_pods(lab, node):
 
 
 def test_a_removed_profile_stays_until_its_pod_is_gone(lab, node):
-    """If a key is removed, its label is removed immediately, and its profile after the pod ends.
+    """If a key is removed, the agent removes its label immediately.
 
-    Continuous observation on the node shows that the pod is never unconfined.
+    The agent removes its profile after the pod has ended. Continuous observation on the node shows
+    that the pod is never unconfined.
     """
     lab.config_map("removed", {"pl-stays": text("pl-stays"), "pl-goes": text("pl-goes")})
     lab.cluster.apply(pod("user", apparmor="pl-goes", selector=enforced("pl-goes")))

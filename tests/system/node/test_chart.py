@@ -9,7 +9,9 @@ WAIT = ("--atomic", "--timeout", "10m")
 
 
 def test_the_chart_installs_the_agent_and_keeps_pods_confined(lab, node, tmp_path):
-    """Helm takes over an installation, uninstalls it and installs it; a pod stays confined."""
+    """Helm takes over an existing installation, uninstalls it and installs it again. A pod stays
+    confined throughout.
+    """
     chart = charts.without_version(tmp_path)
 
     def helm(*words):

@@ -17,8 +17,8 @@ def tainted(lab):
 
 
 def test_a_new_node_runs_no_ordinary_pod_before_its_profiles_are_installed(lab, tmp_path):
-    """The agent removes the startup taint after the profiles are installed, and only then do pods
-    start.
+    """The agent removes the startup taint after it has installed the profiles. Ordinary pods start
+    only after this removal.
     """
     lab.drop()
     folder = kustomize.write(tmp_path / "startup-taint", "startup-taint")
@@ -27,7 +27,7 @@ def test_a_new_node_runs_no_ordinary_pod_before_its_profiles_are_installed(lab, 
     lab.cluster.apply(pod("ordinary", apparmor="pl-fresh"))
     try:
         node = lab.want(taints=f"{TAINT}=:NoSchedule")
-        # The Node is Ready now, and the agent needs some seconds to install the profiles.
+        # The Node is Ready, but the agent needs some seconds to install the profiles.
         assert (tainted(lab), lab.pod("ordinary")["spec"].get("nodeName")) == (True, None)
         until(lambda: lab.pod("ordinary")["spec"].get("nodeName"), "ordinary is scheduled")
         labels = lab.labels()
@@ -47,8 +47,8 @@ def test_a_new_node_runs_no_ordinary_pod_before_its_profiles_are_installed(lab, 
 
 
 def test_a_node_without_apparmor_supports_only_seccomp(lab):
-    """The labels show the supported kinds: an AppArmor pod stays pending, and a seccomp pod
-    runs.
+    """The labels show which kinds the node supports. A pod with an AppArmor profile stays pending,
+    and a pod with a seccomp profile runs.
     """
     node = lab.want(append="apparmor=0")
     lab.config_map("off", {"pl-off": text("pl-off")})

@@ -1,5 +1,5 @@
-"""Tests in which another program unloads a profile, and in which a real Prometheus raises
-alerts.
+"""Tests in which another program removes a profile, and tests of the alerts in a real
+Prometheus.
 """
 
 import contextlib
@@ -12,7 +12,8 @@ from tests.system.node.lab import until
 from tests.system.node.pods import enforced, pod, text
 from tests.system.test_prometheus import Prometheus
 
-# The script reads the kernel's list until the name is in it again, and forks no process in between.
+# The script reads the kernel's list until the list contains the profile again. During this loop, it
+# starts no process.
 UNLOADED = """
 pause=$(mktemp -u); mkfifo $pause; exec 9<> $pause; rm $pause
 list=/sys/kernel/security/apparmor/profiles
@@ -28,7 +29,9 @@ echo $(( ($(date +%s%N) - gone) / 1000000 ))
 
 
 def unloaded(node, name):
-    """Unload a profile as another program would; return the milliseconds until it is restored."""
+    """Remove a profile as another program would, and return the milliseconds until the agent has
+    restored it.
+    """
     return int(node.run(UNLOADED.replace("NAME", name), seconds=30))
 
 
@@ -50,7 +53,9 @@ def container(lab, name):
 
 
 def test_an_unloaded_profile_is_restored_and_the_unconfined_pod_is_reported(lab, node):
-    """An unloaded profile is restored, an Event names the pod, and a restarted pod is confined."""
+    """If another program removes a profile, the agent restores it. An Event contains the name of
+    the unconfined pod, and a restarted pod is confined.
+    """
     lab.config_map("pl-out", {"pl-out": text("pl-out")})
     lab.cluster.apply(pod("victim", apparmor="pl-out", selector=enforced("pl-out")))
     lab.until_running("victim")
@@ -59,9 +64,10 @@ def test_an_unloaded_profile_is_restored_and_the_unconfined_pod_is_reported(lab,
     with node.watched(pid) as looks:
         milliseconds = unloaded(node, "pl-out")
     print(f"\nan unloaded profile: back after {milliseconds} ms")
-    # An emulated guest on an idle machine takes hundreds of milliseconds.
+    # On an idle machine, the restoration in an emulated guest takes hundreds of milliseconds.
     assert milliseconds < 2_000
-    # This assertion shows that the observations in other tests would find an unconfined process.
+    # This assertion proves that the observations in the other tests would detect an unconfined
+    # process.
     assert (node.attribute(pid), f"{pid} unconfined" in looks) == ("unconfined", True)
 
     def losses():
@@ -81,7 +87,7 @@ def test_an_unloaded_profile_is_restored_and_the_unconfined_pod_is_reported(lab,
 
 @contextlib.contextmanager
 def scraping(lab, node, folder):
-    """Yield a Prometheus with the shipped rules, which scrapes the agent's pod."""
+    """Yield a Prometheus server that uses the shipped rules and scrapes the agent's pod."""
     folder = Path(tempfile.mkdtemp(dir=folder))
     made = yaml.safe_load(Path("manifests/monitoring/prometheusrule.yaml").read_text())
     (folder / "rules.yaml").write_text(yaml.safe_dump(made["spec"]))
@@ -94,7 +100,7 @@ def scraping(lab, node, folder):
 
 
 def until_alerts(prometheus, *expected):
-    """Wait until Prometheus has exactly these alerts with their states."""
+    """Wait until Prometheus has exactly these alerts in these states."""
 
     def alerts():
         found = [dict(one) for one in prometheus.query("ALERTS")]
@@ -104,7 +110,9 @@ def until_alerts(prometheus, *expected):
 
 
 def test_prometheus_alerts_on_a_rejected_update_and_lost_confinement(lab, node, tmp_path):
-    """The expected alerts are active only during a fault."""
+    """A rejected update and lost confinement raise the expected alerts, and no alert remains after
+    the fault.
+    """
     lab.config_map("pl-seen", {"pl-seen": text("pl-seen")})
     lab.cluster.apply(pod("seen", apparmor="pl-seen", selector=enforced("pl-seen")))
     lab.until_running("seen")
@@ -113,7 +121,7 @@ def test_prometheus_alerts_on_a_rejected_update_and_lost_confinement(lab, node, 
         prometheus.until("profile_loader_converged", [1.0])
         until_alerts(prometheus)
 
-        # The alerts fire 5 and 15 minutes after the fault began.
+        # One alert fires 5 minutes and the other alert 15 minutes after the beginning of the fault.
         lab.config_map("pl-seen", {"pl-seen": "profile pl-seen { fil, }"})
         until_alerts(
             prometheus,
@@ -128,7 +136,7 @@ def test_prometheus_alerts_on_a_rejected_update_and_lost_confinement(lab, node, 
         until_alerts(
             prometheus,
             ("ProfileLoaderConfinementLost", "firing"),
-            # The alert stays active until the pod is restarted.
+            # The alert about lost confinement stays active until the pod is restarted.
             ("ProfileLoaderNotConverged", "pending"),
         )
         lab.delete("seen")

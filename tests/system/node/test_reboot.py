@@ -3,7 +3,7 @@
 from tests.system.node.lab import until
 from tests.system.node.pods import enforced, installed, pod, refusing_mkdir, text
 
-# This evaluates the condition of the unit and then runs its command, as systemd would.
+# This script checks the condition of the systemd unit, and then runs the command of the unit.
 UNIT = """set -e
 unit=/etc/profile-loader-restore.service
 [ -e "$(sed -n s/^ConditionPathExists=//p $unit)" ]
@@ -12,7 +12,9 @@ $(sed -n s/^ExecStart=//p $unit)
 
 
 def test_the_last_good_profiles_are_restored_before_the_api_server_starts(lab, node):
-    """`restore` needs no source, and pods start confined when the API server is available again."""
+    """The command `restore` installs the profiles without a source. When the API server is
+    available again, pods start confined.
+    """
     lab.config_map("boot", {"pl-boot": text("pl-boot", "deny /tmp/** w")})
     lab.config_map("boot-2", {"boot.json": refusing_mkdir(95)})
     lab.cluster.apply(

@@ -19,10 +19,12 @@ def examples(lab):
 
 
 def test_the_pods_of_the_tutorials_behave_as_documented(lab, node):
-    """Each pod is scheduled by its nodeSelector, and its profile denies the documented calls.
+    """The nodeSelector of each pod selects the node, and the profile of each pod denies the
+    documented calls.
 
-    hello-apparmor cannot write. The log of the kernel contains the calls of audit-pod. fine-pod
-    responds to requests. violation-pod does not start. chmod-prevented cannot change modes.
+    The pod hello-apparmor cannot write. The log of the kernel contains the calls of audit-pod. The
+    pod fine-pod responds to requests. The pod violation-pod does not start. The pod chmod-prevented
+    cannot change modes.
     """
     with examples(lab):
         lab.until_running("hello-apparmor")
@@ -45,13 +47,14 @@ def test_the_pods_of_the_tutorials_behave_as_documented(lab, node):
             assert "Seccomp:\t2" in node.run(f"cat /proc/{node.pid(name)}/status")
 
         def logged():
-            # Without auditd, the kernel prints only some lines of a burst (printk_ratelimit).
+            # Without auditd, the kernel prints only a part of a burst of log lines
+            # (printk_ratelimit).
             response_of("audit-pod")
             lines = node.run("dmesg | grep type=1326").splitlines()
             return [one for one in lines if ' comm="http-echo" ' in one]
 
         lines = until(logged, "the calls of audit-pod are in the kernel's log")
-        # audit-pod is the only pod with a profile that logs calls (SECCOMP_RET_LOG).
+        # Only the profile of audit-pod logs system calls (SECCOMP_RET_LOG).
         assert " code=0x7ffc0000" in lines[-1]
 
         def stopped():

@@ -9,7 +9,7 @@ from tests.system.node.pods import enforced, pod, refusing_mkdir, text
 def test_a_pod_waits_for_a_label_and_runs_after_the_installation(lab, node):
     """A pod is Pending until a ConfigMap provides its profile, and then runs confined.
 
-    The test does not change the pod. The test prints the duration of each step.
+    The test never changes the pod, and prints the duration of each step.
     """
     lab.cluster.apply(pod("later", apparmor="pl-later", selector=enforced("pl-later")))
 
@@ -44,7 +44,7 @@ def test_a_pod_waits_for_a_label_and_runs_after_the_installation(lab, node):
 def test_pods_whose_profile_is_missing_recover_by_themselves(lab, node):
     """Pods without a nodeSelector cannot start until a ConfigMap provides their profiles.
 
-    After the profiles are installed, the same pods run without being created again.
+    After the profiles are installed, the same pods start.
     """
     lab.cluster.apply(
         pod("lost", apparmor="pl-lost"), pod("lost-file", seccomp="lost/refusing.json")

@@ -29,8 +29,8 @@ _TESTS = {
 class Program:
     """A filter that can be evaluated for many system calls.
 
-    The instructions that depend only on the architecture and the number of a call are evaluated
-    once for each architecture and number.
+    Instructions that depend only on the architecture and the number of a call are evaluated once
+    per architecture and number.
     """
 
     def __init__(self, instructions: Sequence[Instruction], *, is_big_endian: bool = False) -> None:
@@ -38,7 +38,7 @@ class Program:
         self.is_big_endian = is_big_endian
         self._starts: dict[tuple[int, int], tuple[int, int]] = {}
 
-    def answer(self, architecture: int, number: int, arguments: Sequence[int]) -> int:
+    def evaluate(self, architecture: int, number: int, arguments: Sequence[int]) -> int:
         """Return the filter's result for one system call."""
         key = (architecture, number)
         start = self._starts.get(key)
@@ -53,12 +53,14 @@ class Program:
         return self._run(position, accumulator, words)[1]
 
     def depends_on_arguments(self, architecture: int, number: int) -> bool:
-        """Return whether the filter loads the arguments of a call."""
-        self.answer(architecture, number, (0,) * 6)
+        """Return whether the filter reads the arguments of a call."""
+        self.evaluate(architecture, number, (0,) * 6)
         return self._starts[architecture, number][0] >= 0
 
     def _run(self, position: int, accumulator: int, words: Sequence[int]) -> tuple[int, int]:
-        """Run until a return (position -1), or until a word is loaded that is missing."""
+        """Run the program until it returns (position -1), or until it loads a word that is not
+        available.
+        """
         instructions = self.instructions
         while True:
             code, if_true, if_false, operand = instructions[position]

@@ -18,8 +18,8 @@ from tests.system.seccomp_filter.runtimes import KERNEL_NUMBERS, X32_BIT, Profil
 
 _LARGEST = 2**64 - 1
 _MOST_COMBINATIONS = 200
-# This ranks a result by its upper 16 bits (SECCOMP_RET_ACTION_FULL of linux/seccomp.h). A result
-# with a higher rank denies more.
+# The rank of each action, which is in the upper 16 bits of a result (SECCOMP_RET_ACTION_FULL in
+# linux/seccomp.h). An action with a higher rank denies more.
 _STRICTNESS = {0x7FFF: 0, 0x7FFC: 1, 0x7FF0: 2, 0x0005: 3, 0x0003: 4, 0x0000: 5, 0x8000: 6}
 
 
@@ -47,7 +47,7 @@ class Difference:
 
 
 def strictness(answer: int) -> int:
-    """Return the rank of a result; a larger number denies more."""
+    """Return the rank of a result. A result with a higher rank denies more."""
     return _STRICTNESS[answer >> 16]
 
 
@@ -71,7 +71,7 @@ def boundary_values(condition: Mapping[str, Any]) -> Iterator[int]:
 def argument_vectors(
     conditions: Iterable[Mapping[str, Any]], draw: random.Random
 ) -> list[tuple[int, ...]]:
-    """Return arguments at the boundaries of all conditions, combined with each other."""
+    """Return combinations of argument values at the boundaries of all conditions."""
     candidates: dict[int, set[int]] = {}
     for one in conditions:
         candidates.setdefault(one["index"], {0, _LARGEST}).update(boundary_values(one))
@@ -126,14 +126,14 @@ def differences(
 ) -> Iterator[Difference]:
     """Return every call for which the filter and the reference differ.
 
-    `most_arguments` is the number of argument vectors for each call; by default, all of them are
-    used.
+    `most_arguments` limits the number of argument vectors for each call. By default, all argument
+    vectors are used.
     """
     for architecture in reference.architectures:
         kernel_number = KERNEL_NUMBERS[architecture]
         for number, name, vectors in questions.calls(reference, architecture):
             for arguments in vectors[:most_arguments]:
-                actual = program.answer(kernel_number, number, arguments)
+                actual = program.evaluate(kernel_number, number, arguments)
                 expected = reference.answers(architecture, number, arguments)
                 if actual not in expected:
                     yield Difference(
@@ -158,7 +158,7 @@ def _foreign(program: Program, reference: Reference) -> Iterator[Difference]:
             number |= X32_BIT
         elif kernel_number in handled:
             continue
-        actual = program.answer(kernel_number, number, (0,) * 6)
+        actual = program.evaluate(kernel_number, number, (0,) * 6)
         if actual != BAD_ARCHITECTURE:
             yield Difference(
                 architecture=architecture,

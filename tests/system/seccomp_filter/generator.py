@@ -1,4 +1,4 @@
-"""Generates profiles that resemble the patterns that libseccomp compiles incorrectly.
+"""Generates profiles with patterns that libseccomp compiles incorrectly.
 
 The generated profiles contain several rules for one call, comparisons around 2^32, calls that only
 some architectures have, and calls that a 32-bit ABI reaches through socketcall(2) or ipc(2).
@@ -13,7 +13,8 @@ from agent.backends.seccomp import syscalls
 COMMON = ("personality", "socket", "clone", "ptrace", "ioctl", "setuid", "mount", "getpid", "prctl")
 # i386 and many other 32-bit ABIs have these calls, but x86_64 lacks them.
 OTHER_ABI = ("ipc", "socketcall", "chown32", "stat64", "umount", "waitpid", "fcntl64", "ugetrlimit")
-# i386 has these calls through socketcall(2) or ipc(2); some of them have no number of their own.
+# i386 provides these calls through socketcall(2) or ipc(2). Some of the calls have no number of
+# their own.
 MULTIPLEXED = (
     "semop",
     "semtimedop",
@@ -59,8 +60,8 @@ MACHINES = {
     "ppc64le": ("SCMP_ARCH_PPC64LE",),
     "riscv64": ("SCMP_ARCH_RISCV64",),
 }
-# libseccomp has one pseudo number for both of these calls, so filters for another architecture
-# confuse them.
+# libseccomp has the same pseudo number for both calls, so filters for other architectures confuse
+# these calls.
 _SHARED_NUMBERS = {"switch_endian", "sys_debug_setcontext"}
 ERROR_NUMBERS = (1, 22, 38)
 
@@ -92,8 +93,8 @@ def _names(draw: random.Random) -> list[str]:
 
 
 def _shared_rules(draw: random.Random, action: str, values: list[int]) -> list[dict[str, Any]]:
-    """Return rules that list two system calls together, and more rules for one or both of these
-    calls.
+    """Return rules that list two system calls together, and additional rules for one or both of
+    these calls.
     """
     first, second = draw.sample((*COMMON, "accept", "bind"), 2)
     groups = [[first, second]] * draw.randint(1, 3) + [[second]] * draw.randint(1, 2)
@@ -149,7 +150,7 @@ def _conditions(draw: random.Random, values: list[int]) -> list[dict[str, Any]]:
 
 
 def _many(draw: random.Random, action: str) -> list[dict[str, Any]]:
-    """Return so many rules that runc requests a binary tree."""
+    """Return so many rules that runc requests a binary tree from libseccomp."""
     names = (
         *("read", "write", "open", "close", "stat", "fstat", "lstat", "poll", "lseek", "mmap"),
         *("mprotect", "munmap", "brk", "pread64", "pwrite64", "readv", "writev", "access", "pipe"),

@@ -1,4 +1,4 @@
-"""Reads from the kernel the filter that a runtime has installed."""
+"""Reads the filter that a runtime has installed from the kernel."""
 
 import ctypes
 import os
@@ -18,7 +18,7 @@ _C.ptrace.restype = ctypes.c_long
 def of_process(process: int) -> tuple[Instruction, ...]:
     """Return the newest filter of a process.
 
-    This needs root, and a kernel with CONFIG_CHECKPOINT_RESTORE.
+    The caller must be root, and the kernel must have CONFIG_CHECKPOINT_RESTORE.
     """
     _ptrace(_ATTACH, process, None)
     try:

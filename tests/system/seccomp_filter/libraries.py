@@ -45,11 +45,11 @@ class Library:
             _C.free(address)
 
     def resolves(self, name: str) -> int:
-        """Return the native or pseudo number of the name of a system call, or -1."""
+        """Return the native number or the pseudo number of a system call name, or -1."""
         return int(self.handle.seccomp_syscall_resolve_name(name.encode()))
 
     def number(self, name: str, architecture: str) -> int:
-        """Return the number, or the pseudo number, of a system call on one architecture."""
+        """Return the number or the pseudo number of a system call on one architecture."""
         return int(
             self.handle.seccomp_syscall_resolve_name_arch(self.token(architecture), name.encode())
         )
@@ -67,7 +67,7 @@ class _Version(ctypes.Structure):
 
 
 def load(path: str) -> Library:
-    """Load one shared library; several versions can be loaded at the same time."""
+    """Load one shared library. Several versions can be loaded at the same time."""
     handle = ctypes.CDLL(path)
     handle.seccomp_version.restype = ctypes.POINTER(_Version)
     version = handle.seccomp_version().contents
@@ -100,7 +100,7 @@ def installed() -> Library:
 
 @functools.cache
 def every() -> tuple[Library, ...]:
-    """Return the installed libseccomp, and each other version that could be downloaded."""
+    """Return the installed libseccomp and all other versions that could be downloaded."""
     found = {library.version: library for library in (installed(), *map(load, _fetched()))}
     return tuple(found[version] for version in sorted(found, key=_sort_key))
 
@@ -121,7 +121,7 @@ def _checksums() -> list[list[str]]:
 
 
 def _is_whole() -> bool:
-    """Return whether the cache contains every library unchanged."""
+    """Return whether the cache contains every library with the recorded checksum."""
     return CHECKSUMS.exists() and all(
         (FOLDER / path).exists()
         and hashlib.sha256((FOLDER / path).read_bytes()).hexdigest() == wanted

@@ -1,4 +1,4 @@
-"""Returns the results of the agent's own model of a profile, in the form of the reference.
+"""Returns the results of the agent's model of a profile, through the interface of the reference.
 
 The reference and the model were written independently of each other, and both must permit every
 result of a built filter.

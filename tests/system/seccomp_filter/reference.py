@@ -1,4 +1,5 @@
-"""Determines the result of a profile for one system call by evaluating its rules one by one.
+"""Determines the result of a profile for a system call by evaluating the rules of the profile one
+by one.
 
 The reference shares no code with the agent or with libseccomp. The reference uses libseccomp only
 to translate names into numbers.
@@ -26,7 +27,8 @@ BAD_ARCHITECTURE = PLAIN_ACTIONS["SCMP_ACT_KILL"]
 _HIGHEST_NUMBER = 560
 _ARM_PRIVATE = range(0x0F0001, 0x0F0007)
 _SHORT_ARGUMENTS = ("SCMP_ARCH_X86", "SCMP_ARCH_X32", "SCMP_ARCH_ARM", "SCMP_ARCH_S390")
-# The names of the operations of socketcall(2) and ipc(2), by number (linux/net.h, linux/ipc.h).
+# The names of the operations of socketcall(2) and ipc(2) by number, from linux/net.h and
+# linux/ipc.h.
 _SOCKETCALL = dict(
     enumerate(
         (
@@ -121,9 +123,9 @@ class Reference:
         """Return the results that the rules permit on an architecture of the filter.
 
         If a call has a rule without conditions, this rule decides. A rule with conditions decides
-        if all of its conditions are true. If a conditional rule applies to an operation of
-        socketcall(2) or ipc(2), the filter cannot read the arguments, so every result of the rule
-        is permitted.
+        if all of its conditions are true. The filter cannot read the arguments of an operation of
+        socketcall(2) or ipc(2). If a conditional rule applies to such an operation, every result of
+        the rule is permitted.
         """
         newest = self.newest.get(architecture)
         if newest is not None and number > newest:

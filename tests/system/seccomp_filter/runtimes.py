@@ -1,8 +1,8 @@
-"""Translates a profile into a filter with the same steps as a container runtime.
+"""Translates a profile into a filter as a container runtime does.
 
 The steps follow the sources of runc 1.1.5 and 1.5.1 (libcontainer/seccomp with its patchbpf, and
 libseccomp-golang) and of crun 1.8.1 and 1.20 (src/libcrun/seccomp.c). A profile is the JSON object
-that config.json has under linux.seccomp.
+at linux.seccomp in config.json.
 """
 
 import ctypes
@@ -15,11 +15,11 @@ from typing import Any
 from tests.system.seccomp_filter.libraries import Library
 
 Profile = Mapping[str, Any]
-# the code, the jump offsets for true and false, and the operand
+# the code, the jump offsets for true and for false, and the operand
 Instruction = tuple[int, int, int, int]
 
 EPERM, ENOSYS = 1, 38
-# the values of enum scmp_compare, from 1 on
+# the operators in the order of enum scmp_compare, which starts at 1
 OPERATORS = ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")
 PLAIN_ACTIONS = {
     "SCMP_ACT_KILL": 0x00000000,
@@ -31,7 +31,7 @@ PLAIN_ACTIONS = {
 }
 NUMBERED_ACTIONS = {"SCMP_ACT_ERRNO": 0x00050000, "SCMP_ACT_TRACE": 0x7FF00000}
 PERMISSIVE = ("SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE")
-# The kernel has these numbers for architectures (AUDIT_ARCH_... of linux/audit.h).
+# The kernel's numbers for architectures (AUDIT_ARCH_* in linux/audit.h).
 KERNEL_NUMBERS = {
     "SCMP_ARCH_X86_64": 0xC000003E,
     "SCMP_ARCH_X32": 0xC000003E,
@@ -46,7 +46,7 @@ KERNEL_NUMBERS = {
 X32_BIT = 1 << 30
 _OPTIMIZE = 8  # SCMP_FLTATR_CTL_OPTIMIZE of seccomp.h
 _BINARY_TREE = 2
-# If a profile has more calls than this, runc 1.2 and later request a binary tree.
+# For a profile with more calls, runc 1.2 and later versions request a binary tree.
 _MOST_LINEAR_CALLS = 32
 
 # constants of classic BPF from linux/bpf_common.h
@@ -63,7 +63,7 @@ class Runtime(enum.Enum):
 
 
 class BuildError(Exception):
-    """libseccomp rejects the profile, so no container starts under it."""
+    """libseccomp rejects the profile, so no container can start under the profile."""
 
 
 class _Comparison(ctypes.Structure):
@@ -90,7 +90,7 @@ def default_value(profile: Profile) -> int:
 
 
 def effective_rules(profile: Profile) -> Iterator[tuple[str, int, Sequence[Mapping[str, Any]]]]:
-    """Return the name, the action and the conditions of each rule that a runtime passes to
+    """Return the name, the action and the conditions of each rule that the runtime passes to
     libseccomp.
 
     The result has one entry for each name, in the order of the profile. Rules that equal the
@@ -112,9 +112,7 @@ def effective_rules(profile: Profile) -> Iterator[tuple[str, int, Sequence[Mappi
 
 
 def for_pod(profile: Profile, capabilities: Collection[str]) -> Profile:
-    """Return a docker-format profile in the form in which CRI-O reads it for a pod's
-    capabilities.
-    """
+    """Convert a profile in docker format as CRI-O does for a pod with certain capabilities."""
     rules = []
     for rule in profile["syscalls"]:
         included = rule.get("includes", {}).get("caps", [])
@@ -131,7 +129,7 @@ _CONDITIONAL_KEYS = ("includes", "excludes")
 def build(
     library: Library, profile: Profile, runtime: Runtime, native: str = "SCMP_ARCH_X86_64"
 ) -> tuple[Instruction, ...]:
-    """Return the filter that a runtime installs on a node with the given native architecture."""
+    """Return the filter that the runtime installs on a node with the given native architecture."""
     program = export(library, profile, native, binary_tree=wants_tree(profile, runtime))
     return (*enosys_stub(library, profile, native, runtime), *program)
 
@@ -173,7 +171,9 @@ def export(
 
 
 def _architectures(library: Library, context: int, profile: Profile, native: str) -> None:
-    """Add the architectures in the order of a node whose native architecture is the given one."""
+    """Add the architectures to the filter, in the order that a node with the given native
+    architecture uses.
+    """
     handle = library.handle
     machine = handle.seccomp_arch_native()
     first = library.token(native)
@@ -207,9 +207,9 @@ def _check(code: int, what: str) -> None:
 def newest_calls(
     library: Library, profile: Profile, native: str, runtime: Runtime
 ) -> dict[int, dict[str, int]]:
-    """Return the largest number of a call in the profile, by kernel number and architecture.
+    """Return the largest call number in the profile for each architecture.
 
-    Rules that equal the default action also count. runc 1.1 only considers the listed
+    Rules that equal the default action also count. runc 1.1 considers only the listed
     architectures.
     """
     architectures = list(profile.get("architectures") or [])
@@ -236,8 +236,8 @@ def enosys_stub(
 ) -> tuple[Instruction, ...]:
     """Return the instructions that runc adds in front of libseccomp's program; crun adds none.
 
-    These instructions return ENOSYS for calls that are newer than all calls of the profile. runc's
-    own program has another layout, with jumps to shared instructions, but returns the same results.
+    The instructions return ENOSYS for calls that are newer than all calls in the profile. The
+    program of runc has a different layout, with jumps to shared instructions, but the same results.
     """
     if runtime is Runtime.CRUN or profile["defaultAction"] in PERMISSIVE:
         return ()

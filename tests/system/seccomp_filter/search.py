@@ -1,9 +1,9 @@
-"""Searches for generated profiles whose built filter differs from their meaning.
+"""Searches for generated profiles whose built filter differs from the rules of the profile.
 
-`python -m tests.system.seccomp_filter.search --count 100000 --seed 1` checks each profile in the
-same way as the agent. For accepted profiles, the search builds the filters of each runtime and each
-version of libseccomp, and compares them with the rules and with the agent's model. With
-`--rejected`, it also builds the rejected profiles, and counts those that every libseccomp compiles
+`python -m tests.system.seccomp_filter.search --count 100000 --seed 1` checks each profile as the
+agent does. For accepted profiles, the search builds the filters of each runtime and each version of
+libseccomp, and compares them with the rules and with the agent's model. With `--rejected`, it also
+builds the filters of rejected profiles, and counts the profiles that every libseccomp compiles
 correctly. If an accepted profile has a wrong filter, the exit status is 1.
 """
 
@@ -42,15 +42,16 @@ from tests.system.seccomp_filter.runtimes import (
 )
 
 NATIVE = {machine: abis[0] for machine, abis in generator.MACHINES.items()}
-# This limit is in seconds of CPU time; libseccomp never finishes some of the profiles that the
-# agent rejects.
+# The limit in seconds of CPU time. libseccomp never finishes some of the profiles that the agent
+# rejects.
 _SECONDS = 10
 _BATCH = 200
-_WITH_STUB = 3  # the number of argument vectors for each call; runc's stub ignores arguments
+# the number of argument vectors for each call, because runc's stub ignores arguments
+_WITH_STUB = 3
 
 
 class Outcome(enum.Enum):
-    """The result of a comparison of the filters of a profile."""
+    """The result of comparing a filter of a profile with its rules."""
 
     RIGHT = "right"
     FAILS_OPEN = "fails open"
@@ -73,8 +74,8 @@ class Result:
 
     generated: int = 0
     accepted: collections.Counter[Outcome] = field(default_factory=collections.Counter)
-    # The number of profiles that were rejected for a single reason, and the number of these
-    # profiles that every libseccomp builds correctly.
+    # How many profiles the agent rejected for a single reason, and how many of these profiles every
+    # libseccomp builds correctly.
     rejected: collections.Counter[str] = field(default_factory=collections.Counter)
     needlessly: collections.Counter[str] = field(default_factory=collections.Counter)
     wrong: list[tuple[str, Verdict]] = field(default_factory=list)
@@ -83,7 +84,8 @@ class Result:
 def wrong_filters(
     profile: Profile, found: Sequence[Library], draw: random.Random, machine: str = "x86_64"
 ) -> Iterator[tuple[Library, Runtime, Difference | BuildError]]:
-    """Return each library and runtime with a wrong filter, and the worst difference.
+    """Return each pair of a library and a runtime that builds a wrong filter, with the worst
+    difference.
 
     Equal filters are evaluated only once.
     """
@@ -117,7 +119,9 @@ def wrong_filters(
 
 
 def _worst(found: Iterable[Difference]) -> Difference | None:
-    """Return the first difference that fails open, or otherwise the first difference."""
+    """Return the first difference that fails open. If no difference fails open, return the first
+    difference.
+    """
     first = None
     for one in found:
         if one.fails_open:
@@ -127,7 +131,9 @@ def _worst(found: Iterable[Difference]) -> Difference | None:
 
 
 def judge(body: str, seed: str, machine: str) -> Verdict:
-    """Build the filters of a written profile, and compare them with the rules of the profile."""
+    """Build the filters of a written profile, and compare the filters with the rules of the
+    profile.
+    """
     draw = random.Random(seed)  # noqa: S311 - the same every time
     verdict = Verdict(outcome=Outcome.RIGHT)
     for library, runtime, wrong in wrong_filters(
@@ -146,7 +152,9 @@ def judge(body: str, seed: str, machine: str) -> Verdict:
 
 
 def judge_all(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Verdict]:
-    """Judge (body, seed) pairs in a child process, and start another child after each crash."""
+    """Judge (body, seed) pairs in a child process. After each crash, start another child
+    process.
+    """
     done = 0
     while done < len(bodies):
         for verdict in _judged_by_child(bodies[done:], machine):
@@ -155,7 +163,9 @@ def judge_all(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Verdi
 
 
 def _judged_by_child(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Verdict]:
-    """Return the verdicts of one child process; the last verdict may be that it crashed."""
+    """Return the verdicts of one child process. The last verdict may report that the child process
+    crashed.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -190,7 +200,7 @@ def _judge_in_child(bodies: Sequence[tuple[str, str]], machine: str, writer: int
 
 
 def written(content: bytes, machine: str) -> str:
-    """Return the file content that the agent would write if it did not reject the profile."""
+    """Return the file content that the agent would write if it accepted the profile."""
     document, _ = syntax.read(content)
     if document is None:
         return ""
@@ -199,14 +209,14 @@ def written(content: bytes, machine: str) -> str:
 
 
 def reason(finding: Finding) -> str:
-    """Return the text of a finding without names and numbers."""
+    """Return the text of a finding, with names and numbers removed."""
     words = re.split(r"([a-z0-9_]+)", finding.message)
     general = "".join("NAME" if word in syscalls.KNOWN else word for word in words)
     return f"{finding.code}: {re.sub(r'[0-9]+|SCMP_[A-Z0-9_]+', 'X', general)[:90]}"
 
 
 def search(count: int, seed: int, machine: str, *, rejected: bool) -> Result:
-    """Generate profiles, check them in the same way as the agent, and judge their filters."""
+    """Generate profiles, check them as the agent does, and judge their filters."""
     kind = SeccompBackend(host=Host(Path("/nonexistent")), machine=machine)
     result = Result()
     for first in range(0, count, _BATCH):
