@@ -14,6 +14,7 @@ from typing import Final, assert_never
 from agent import cli, console, process, state_lock, streams
 from agent.config import Config, log_level
 from agent.core.finding_codes import Severity
+from agent.core.findings import Finding
 from agent.core.printable import printable
 
 FAILED: Final = 1
@@ -109,9 +110,12 @@ def _show_status(config: Config) -> int:
 def _unlabel(config: Config) -> int:
     from agent.commands import unlabel
 
-    message = unlabel.unlabel(config)
+    failure = unlabel.unlabel(config)
+    if failure is not None:
+        _show_finding(failure)
+        return UNREADABLE
     if not config.quiet:
-        streams.write(message)
+        streams.write(f"node {config.node_name}: the labels of profile-loader were removed\n")
     return 0
 
 
@@ -206,9 +210,13 @@ def _convert(command: cli.Convert) -> int:
     for finding in result.findings:
         if command.config.quiet and finding.severity != Severity.ERROR:
             continue
-        text = f"{finding.severity}: {finding.code}: {finding.location}: {finding.message}"
-        sys.stderr.write(printable(f"{text} {finding.hint}".rstrip()) + "\n")
+        _show_finding(finding)
     return int(result.has_errors)
+
+
+def _show_finding(finding: Finding) -> None:
+    text = f"{finding.severity}: {finding.code}: {finding.location}: {finding.message}"
+    sys.stderr.write(printable(f"{text} {finding.hint}".rstrip()) + "\n")
 
 
 def _diff(command: cli.Diff) -> int:

@@ -46,7 +46,7 @@ _COMMON_STATUSES: Final = {
 _PENDING_CHANGES: Final = {
     5: "With --dry-run and --detailed-exitcode: changes are pending, and no other status applies."
 }
-_LOCKED: Final = {4: "Another agent holds the lock of the state directory. Nothing was changed."}
+_LOCKED: Final = {4: "Another agent holds the lock. Nothing was changed. A dry run needs no lock."}
 _SECCOMP_COMMANDS: Final = ("check", "convert", "diff")
 
 

@@ -34,7 +34,7 @@ def unreachable(error: KubeError, node: str) -> Finding:
 
 
 def labels_not_set(reason: str, status: int, node: str) -> Finding:
-    """Report that a single run could not set the labels, which is an error of that run.
+    """Report that a single run could not change the labels, which is an error of that run.
 
     Args:
         reason: the reason.
@@ -53,6 +53,10 @@ def labels_not_set(reason: str, status: int, node: str) -> Finding:
 def _next_step(status: int) -> str:
     if status == HTTPStatus.NOT_FOUND:
         return "Compare --node-name with the names that `kubectl get nodes` prints."
+    if status == HTTPStatus.UNAUTHORIZED:
+        return "Check the credentials in the kubeconfig or in the pod's token."
+    if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return "Check the load and the log of the API server."
     if status:
         return "Check RBAC and the admission policy."
     return "Check the address of the API server, and the network."

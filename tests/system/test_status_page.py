@@ -242,7 +242,7 @@ FILTERS = """
     .filter(row => row.getBoundingClientRect().height > 0).length;
   const heading = document.querySelector('#profiles').getBoundingClientRect().top;
   const weight = Number(getComputedStyle(link).fontWeight);
-  return [link.textContent, visible, weight > 400, heading > -1 && heading < 300];
+  return [link.textContent, visible, weight > 400, heading > -1 && heading < innerHeight];
 })
 """
 

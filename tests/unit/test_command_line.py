@@ -1,5 +1,7 @@
 """Tests of the output that a user sees: the installed command runs in a separate process."""
 
+import fcntl
+import http.server
 import json
 import os
 import pty
@@ -8,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -150,6 +153,18 @@ def test_other_statuses_take_precedence_over_pending_changes(run, tmp_path, more
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/bad.json").write_text(BAD)
     assert run(*ONESHOT, "--dry-run", "--detailed-exitcode", *more).returncode == status
+
+
+def test_a_dry_run_needs_no_lock(run, tmp_path):
+    """Status 4 never meets status 5: while another agent holds the lock, a dry run still shows the
+    pending changes, and any other run ends with status 4.
+    """
+    state = tmp_path / "root/var/lib/profile-loader"
+    state.mkdir(parents=True)
+    with (state / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run(*ONESHOT, "--dry-run", "--detailed-exitcode").returncode == 5
+        assert run(*ONESHOT).returncode == 4
 
 
 def test_the_detailed_status_needs_a_dry_run(run):
@@ -373,6 +388,23 @@ def test_a_certificate_without_key_is_explained(run, tmp_path):
     assert (done.returncode, "Pass the file with it as --tls-key" in done.stderr) == (2, True)
 
 
+class NoNodes(http.server.BaseHTTPRequestHandler):
+    """An API server without Nodes, which answers each request with the status 404."""
+
+    def do_GET(self):
+        message = 'nodes "misspelt" not found'
+        status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404}
+        body = json.dumps({**status, "reason": "NotFound", "message": message}).encode()
+        self.send_response(404)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
 KUBECONFIG = """
 apiVersion: v1
 kind: Config
@@ -393,6 +425,22 @@ def test_an_unreachable_api_server_is_an_error_of_a_single_run(run, tmp_path):
     assert done.returncode == 3
     assert "audit.json installed new error: node_unreachable: node a" in text
     assert "Check the address of the API server, and the network." in text
+
+
+@pytest.mark.parametrize("command", [ONESHOT, ("unlabel",)])
+def test_an_unknown_node_is_explained(run, tmp_path, command):
+    """The next step is about the name of the Node, because the request itself was permitted."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), NoNodes) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        (tmp_path / "kubeconfig").write_text(KUBECONFIG.replace("http://127.0.0.1:1", address))
+        done = run(*command, "--kubeconfig=kubeconfig", "--node-name=misspelt")
+        server.shutdown()
+    text = words(done.stdout + done.stderr)
+    assert done.returncode == 3
+    assert "error: node_unreachable: node misspelt" in text
+    assert "Compare --node-name with the names that `kubectl get nodes` prints." in text
+    assert "RBAC" not in text
 
 
 # --- terminals ------------------------------------------------------------------------------------

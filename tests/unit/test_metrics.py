@@ -11,6 +11,7 @@ from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.heartbeat import Heartbeat
+from agent.reporting import json_report
 from agent.reporting.metrics import Metrics
 from agent.reporting.report_metrics import NAMES, SETS
 from agent.reporting.status_store import FORMATS
@@ -184,6 +185,24 @@ def test_a_finding_about_a_whole_kind_counts_once():
         metrics.count_pass(replace(report(*rows), kind_support=support), 1.0)
         assert series(metrics)['profile_loader_problems{code="kind_unsupported"}'] == 1
     assert series(metrics)['profile_loader_problems{code="parser_rejected"}'] == 1
+
+
+def test_an_acknowledged_warning_counts():
+    """The acknowledgement hides a warning only from tables. Metrics and JSON still count it."""
+    accepted = Finding(
+        code=FindingCode.NOT_ENFORCING, location="a", message="m", is_acknowledged=True
+    )
+    other = replace(accepted, is_acknowledged=False)
+    built = report(row("one", findings=(accepted,)), row("two", findings=(other,)))
+    metrics = Metrics("1")
+    metrics.count_pass(built, 1.0)
+    assert series(metrics)['profile_loader_problems{code="not_enforcing"}'] == 2
+    document = json.loads(json_report.document(built, exit_status=0))
+    problems = [problem for line in document["profiles"] for problem in line["problems"]]
+    assert [(problem["code"], problem["acknowledged"]) for problem in problems] == [
+        ("not_enforcing", True),
+        ("not_enforcing", False),
+    ]
 
 
 def test_a_pass_that_repeats_a_report_counts_no_action_again():

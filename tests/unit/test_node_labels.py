@@ -598,7 +598,10 @@ def test_problems_of_the_node_are_findings():
     ("status", "answer"),
     [
         (404, "Compare --node-name with the names that `kubectl get nodes` prints."),
+        (401, "Check the credentials in the kubeconfig or in the pod's token."),
         (403, "Check RBAC and the admission policy."),
+        (429, "Check the load and the log of the API server."),
+        (503, "Check the load and the log of the API server."),
         (0, "Check the address of the API server, and the network."),
     ],
 )
