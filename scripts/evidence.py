@@ -14,6 +14,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+# Without this line, Python would read the installed package, which may be older than this checkout.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from agent.core import plan
 
 ROOT = Path(__file__).resolve().parents[1]

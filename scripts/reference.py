@@ -6,6 +6,7 @@ usage: .venv/bin/python scripts/reference.py [--print]
 import sys
 from pathlib import Path
 
+# Without this line, Python would read the installed package, which may be older than this checkout.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from agent.command_help import COMMANDS, DESCRIPTION, ENVIRONMENT, options_of, statuses_of
