@@ -8,6 +8,7 @@ handles signals.
 import contextlib
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import Final, assert_never
 
@@ -30,7 +31,12 @@ INTERRUPTED: Final = 130
 """The exit status after SIGINT: 128 + the signal number, as in shells."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def command_line() -> int:
+    """Run the command of this process; the entry point of the script `profile-loader`."""
+    return main(sys.argv[1:])
+
+
+def main(argv: Sequence[str]) -> int:
     """Run one command and return its exit status. A daemon does not return; its process ends."""
     # The agent creates directories with mode 0755 and files with mode 0644, whatever the caller's
     # umask is.
@@ -38,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     streams.open_closed()
     is_daemon = False
     try:
-        parsed = cli.parse(sys.argv[1:] if argv is None else argv, os.environ, _read_config)
+        parsed = cli.parse(argv, os.environ, _read_config)
         is_daemon = isinstance(parsed, cli.Run) and not parsed.oneshot
         return _run(parsed)
     # Every `finally` block has run at this point, so no program that the agent started is still
@@ -127,7 +133,7 @@ def _check(command: cli.Check) -> int:
         return UNREADABLE
     config = command.config
     target = check.CheckTarget(arch=command.arch, kernel=command.kernel, include=command.include)
-    with Progress(sys.stderr, os.environ, quiet=config.quiet) as progress:
+    with Progress(sys.stderr, os.environ, clock=time.monotonic, quiet=config.quiet) as progress:
         checked = check.check(config, command.paths, target, progress.show)
     if checked.abi and config.verbose:
         sys.stderr.write(f"AppArmor profiles were compiled against {checked.abi}\n")
@@ -255,7 +261,7 @@ def _run_passes(config: Config, *, restore: bool) -> int:
         if not config.dry_run and not stack.enter_context(state_lock.lock(config)):
             return LOCKED
         run = oneshot.restore if restore else oneshot.run_once
-        with Progress(sys.stderr, os.environ, quiet=config.quiet) as progress:
+        with Progress(sys.stderr, os.environ, clock=time.monotonic, quiet=config.quiet) as progress:
             report = run(config, progress.show)
     # The log omits the findings, because the result of the command contains them.
     logs.log(report, with_findings=config.log_level != "auto")
@@ -266,11 +272,11 @@ def _run_daemon(config: Config) -> int:
     """Run passes until a signal ends the process."""
     from agent import app
     from agent.reporting import logs
-    from agent.reporting.log_writer import LogWriter
+    from agent.reporting.log_writer import LIMIT_BYTES, LogWriter
 
     process.end_with_broken_threads(_report_bug, BUG)
     process.handle_signals()
-    writer = LogWriter(sys.stderr.fileno())
+    writer = LogWriter(sys.stderr.fileno(), limit_bytes=LIMIT_BYTES)
     logs.configure(config.log_format, log_level(config, is_daemon=True), writer)
     state_lock.require_access(config)
     with state_lock.lock(config) as is_locked:
@@ -348,4 +354,4 @@ def _report_bug(error: Exception) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line())

@@ -20,7 +20,7 @@ from agent.kube.lister import Resource
 from agent.kube.node_labels import NodeLabeler
 from agent.kube.own_node import NodeMetadata, NodeOptions, node_metadata
 from agent.kube.reflector import Reflector, new_backoff
-from agent.sources import configmap
+from agent.sources import configmap, limits
 from agent.sources.configmap import ConfigMapEntry, ConfigMapSource
 from agent.sources.source_spec import ConfigMapSpec
 from agent.version import version
@@ -171,7 +171,11 @@ def connect(
             on_change=lambda: callbacks.changed(WakeReason.SOURCE),
             on_restart=lambda: callbacks.watch_restarted("configmaps"),
             backoff=new_backoff(),
-            bounds=configmap.ConfigMapBounds(installed_size=installed_size),
+            bounds=configmap.ConfigMapBounds(
+                installed_size=installed_size,
+                byte_limit=limits.SOURCE_BYTES,
+                config_map_limit=limits.SOURCE_CONFIG_MAPS,
+            ),
         )
         for spec in config_maps
     }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agent.core import desired, diagnostics, model, ports
 from agent.core.acknowledgements import SHIPPED, Acknowledgements, acknowledge
-from agent.core.admission import AdmissionBudget, Size
+from agent.core.admission import LIMITS, AdmissionBudget, Size
 from agent.core.model import Inspected, KeyId, LedgerEntry, Profile, ProfileKind, Rejection
 from agent.heartbeat import Heartbeat
 
@@ -46,7 +46,7 @@ class Inspector:
         self.revision = 0
         """The number of the last desired state: equal numbers mean equal desired states."""
 
-        self._budget = AdmissionBudget()
+        self._budget = AdmissionBudget(limits=LIMITS)
         self._results: dict[_Key, Inspected] = {}
         # If a profile exceeded a total limit, only its size stays in memory.
         self._rejected: dict[_Key, tuple[Size, Rejection]] = {}
@@ -75,7 +75,7 @@ class Inspector:
         ):
             return previous.desired
         self.revision += 1
-        self._budget = AdmissionBudget(entries=entries)
+        self._budget = AdmissionBudget(limits=LIMITS, entries=entries)
         reads = [snapshot for snapshot in snapshots if isinstance(snapshot, model.Read)]
         total = sum(len(snapshot.source_keys) for snapshot in reads)
         numbers = itertools.count()

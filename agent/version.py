@@ -16,8 +16,13 @@ def version() -> str:
     return metadata.version("profile-loader")
 
 
-def revision(path: Path = _REVISION_FILE) -> str:
+def revision() -> str:
     """Return the commit from which the package was built, or "unknown"."""
+    return read_revision(_REVISION_FILE)
+
+
+def read_revision(path: Path) -> str:
+    """Return the commit in a file that the build of the image wrote, or "unknown"."""
     try:
         return path.read_text(encoding="utf-8").strip() or UNKNOWN_REVISION
     except FileNotFoundError:

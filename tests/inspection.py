@@ -3,20 +3,19 @@
 from collections.abc import Callable, Collection, Sequence
 from typing import TypedDict, Unpack
 
-from agent.backends.apparmor import factory, memory_budget
+from agent.backends.apparmor import factory
 from agent.backends.apparmor.backend import AppArmorBackend
 from agent.backends.apparmor.compile_target import TargetReader
 from agent.backends.apparmor.compile_worker import CompileWorker
 from agent.backends.apparmor.inspector import Inspector
-from agent.backends.apparmor.kernel_access import KernelAccess, Probes
+from agent.backends.apparmor.kernel_access import SYSTEM_PROBES, KernelAccess, Probes
+from agent.backends.apparmor.memory_budget import OWN_CGROUP
 from agent.backends.apparmor.parser import INCLUDE_DIR, Parser, ParserLimits, RunFailure
 from agent.backends.apparmor.policy_cache import ParserResult, PolicyCache
 from agent.backends.apparmor.validation import ValidationRules
 from agent.core.model import Inspected, Pending, Profile, SourceKey
 from agent.core.ports import Failed, Installed, ProfileBackend
 from agent.host.filesystem import Host
-
-REAL_PROBES = Probes()
 
 
 class Rules(TypedDict, total=False):
@@ -37,8 +36,8 @@ def apparmor_backend(  # noqa: PLR0913 - each test replaces other parts
     checking: bool = False,
     state_dir: str = "/var/lib/profile-loader",
     completed: Callable[[], None] | None = None,
-    free_memory: Callable[[], int] = memory_budget.available_bytes,
-    probes: Probes = REAL_PROBES,
+    free_memory: Callable[[], int] = OWN_CGROUP.available_bytes,
+    probes: Probes = SYSTEM_PROBES,
     **rules: Unpack[Rules],
 ) -> AppArmorBackend:
     """Build the AppArmor backend; a test may replace some of its parts."""
@@ -55,6 +54,7 @@ def apparmor_backend(  # noqa: PLR0913 - each test replaces other parts
         cache=PolicyCache(host, state_dir, write=not checking),
         rules=ValidationRules(**rules),
         cpu_limit=cpu_limit,
+        memory_limit=OWN_CGROUP.limit_bytes,
     )
     return factory.connect(inspector, state_dir=state_dir, may_write=not checking)
 

@@ -6,6 +6,7 @@ The command uses the AppArmor parser and include files on this machine, and writ
 import itertools
 import os
 import platform
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -143,6 +144,7 @@ def _seccomp(config: Config, target: CheckTarget) -> SeccompBackend:
         machine=target.arch or platform.machine(),
         kernel=target.kernel,
         floor=releases.parse(config.runtime_floor),
+        clock_ns=time.time_ns,
     )
 
 
@@ -236,7 +238,7 @@ def _read_source(path: str) -> tuple[Snapshot, ...]:
         return ()
     if not isinstance(spec, source_spec.DirectorySpec):
         return source_spec.local_source(spec).read()
-    directory = DirectorySource(spec.path, skips_unreadable=True)
+    directory = DirectorySource(spec.path, clock_ns=time.time_ns, skips_unreadable=True)
     snapshots: tuple[Snapshot, ...] = directory.read()
     unreadable = tuple(
         Unreadable(profile_set=f"{path}/{key}", reason=f"{path}/{key}: {reason}")

@@ -7,6 +7,7 @@ the annotation seccomp-prefix. For the same directory, the result is always the 
 import base64
 import difflib
 import re
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ def render(
         domain: the domain of the annotations.
         include: the directories whose files replace the include rules; empty to keep the rules.
     """
-    (snapshot,) = DirectorySource(directory).read()
+    (snapshot,) = DirectorySource(directory, clock_ns=time.time_ns).read()
     match snapshot:
         case Read():
             pass

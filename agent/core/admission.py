@@ -32,30 +32,38 @@ from agent.core.ownership import owned_names
 class Limits:
     """The total limits for all profile sets, which docs/operations.md explains."""
 
-    keys: int = 3000
+    keys: int
     """The number of inspected keys."""
 
-    names: int = 3000
+    names: int
     """The number of names that all accepted profiles provide."""
 
-    policy_bytes: int = 20 << 20
+    policy_bytes: int
     """The number of bytes that are installed for all accepted profiles together."""
 
-    findings: int = 3000
+    findings: int
     """The number of findings about keys, without the first finding about each key."""
 
-    ledger_entries: int = 6000
-    ledger_names: int = 6000
+    ledger_entries: int
+    ledger_names: int
     """The number of names that all ledger entries own."""
 
-    listed: int = 500
+    listed: int
     """Keys over a limit that are reported one by one.
 
     The report only counts all other keys over a limit.
     """
 
 
-LIMITS: Final = Limits()
+LIMITS: Final = Limits(
+    keys=3000,
+    names=3000,
+    policy_bytes=20 << 20,
+    findings=3000,
+    ledger_entries=6000,
+    ledger_names=6000,
+    listed=500,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +123,7 @@ class AdmissionBudget:
     Only the main thread uses this class.
     """
 
-    limits: Limits = LIMITS
+    limits: Limits
     entries: Mapping[KeyId, LedgerEntry] = field(default_factory=dict)
     has_rejected: bool = False
     """Whether a key was rejected, because it exceeds a limit."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final, assert_never
 
 from agent.core import classify, left_out
-from agent.core.admission import AdmissionBudget, in_admission_order
+from agent.core.admission import LIMITS, AdmissionBudget, in_admission_order
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding, limit_findings
 from agent.core.left_out import LeftOut
@@ -103,7 +103,7 @@ def join(
         kinds: the kinds to handle; keys of other kinds are ignored.
         budget: the limits on all keys together; a key over a limit is not inspected.
     """
-    budget = budget if budget is not None else AdmissionBudget()
+    budget = budget if budget is not None else AdmissionBudget(limits=LIMITS)
     sets = {snapshot.profile_set: snapshot for snapshot in snapshots}
     results = _Inspections()
     unlisted: Counter[str] = Counter()

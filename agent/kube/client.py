@@ -84,17 +84,10 @@ class Api:
         self._user_agent = f"profile-loader/{version}" if version else "profile-loader"
         self._on_request = on_request
 
-    def get(
-        self,
-        path: str,
-        query: Query = (),
-        *,
-        accept: str = JSON_TYPE,
-        byte_limit: int = RESPONSE_BYTES,
-    ) -> Json:
+    def get(self, path: str, query: Query = (), *, accept: str = JSON_TYPE) -> Json:
         """Return the object at a path. Raises StatusError and UnreachableError."""
         request = _Request(method="GET", path=path, query=query, accept=accept)
-        return self._send(request, byte_limit=byte_limit)
+        return self._send(request)
 
     def get_page(
         self, path: str, query: Query, *, accept: str, byte_limit: int

@@ -26,8 +26,13 @@ class LogWriter:
     either written completely, or it is dropped and counted.
     """
 
-    def __init__(self, descriptor: int, *, limit_bytes: int = LIMIT_BYTES) -> None:
-        """Start the thread, which ends with the process."""
+    def __init__(self, descriptor: int, *, limit_bytes: int) -> None:
+        """Start the thread, which ends with the process.
+
+        Args:
+            descriptor: the file descriptor to write to.
+            limit_bytes: the largest total size of the queued lines.
+        """
         self._descriptor = descriptor
         self._limit_bytes = limit_bytes
         self._lines: deque[bytes] = deque()

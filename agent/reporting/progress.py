@@ -5,7 +5,6 @@ of a CI job shows that the command is still running.
 """
 
 import shutil
-import time
 from collections.abc import Callable, Mapping
 from typing import Final, Self, TextIO
 
@@ -30,16 +29,16 @@ class Progress:
         stream: TextIO,
         environ: Mapping[str, str],
         *,
+        clock: Callable[[], float],
         quiet: bool = False,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start measuring the time.
 
         Args:
             stream: the stream to write to, usually standard error.
             environ: the environment. With TERM=dumb, no line is rewritten.
-            quiet: whether to write nothing.
             clock: returns monotonic seconds.
+            quiet: whether to write nothing.
         """
         self._stream = stream
         self._is_live = stream.isatty() and environ.get("TERM", "dumb") != "dumb"

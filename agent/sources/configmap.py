@@ -59,8 +59,8 @@ class ConfigMapBounds:
         self,
         *,
         installed_size: Callable[[str], InstalledSize],
-        byte_limit: int = limits.SOURCE_BYTES,
-        config_map_limit: int = limits.SOURCE_CONFIG_MAPS,
+        byte_limit: int,
+        config_map_limit: int,
     ) -> None:
         """Create the bounds.
 

@@ -13,7 +13,6 @@ import errno
 import itertools
 import os
 import stat
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -104,15 +103,15 @@ class DirectorySource:
     def __init__(
         self,
         path: str,
-        clock: Callable[[], int] = time.time_ns,
         *,
+        clock_ns: Callable[[], int],
         skips_unreadable: bool = False,
     ) -> None:
         """Create a source without reading the directory.
 
         Args:
             path: the directory.
-            clock: returns the Unix time in nanoseconds.
+            clock_ns: returns the Unix time in nanoseconds, like the times of files.
             skips_unreadable: whether a read skips the keys that cannot be read, and records them in
                 `unreadable_keys`. Otherwise the whole profile set is unreadable, so that no profile
                 is removed.
@@ -122,7 +121,7 @@ class DirectorySource:
         self._skips_unreadable = skips_unreadable
         self.profile_set = f"dir {Path(path).absolute()}"
         self.watched_path = Path(path).absolute()
-        self._clock = clock  # This Unix time is in nanoseconds, like the times of files.
+        self._clock_ns = clock_ns
         self._files: dict[str, _CachedFile] = {}
         self._last: tuple[_Inputs, Snapshot] | None = None
 
@@ -165,7 +164,7 @@ class DirectorySource:
                 top=top,
                 stack=stack,
                 cached=self._files,
-                clock=self._clock,
+                clock_ns=self._clock_ns,
                 skips_unreadable=self._skips_unreadable,
             )
             walk.read_directory(top, "")
@@ -194,14 +193,14 @@ class _Walk:
         top: int,
         stack: contextlib.ExitStack,
         cached: Mapping[str, _CachedFile],
-        clock: Callable[[], int],
+        clock_ns: Callable[[], int],
         skips_unreadable: bool,
     ) -> None:
         self._profile_set = profile_set
         self._top = top
         self._stack = stack  # This closes all descriptors at the end of the read.
         self._cached = cached
-        self._clock = clock
+        self._clock_ns = clock_ns
         self._skips_unreadable = skips_unreadable
         # The descriptor and the generation of each volume.
         self._volumes: list[tuple[int, str]] = []
@@ -295,7 +294,7 @@ class _Walk:
         return True
 
     def _read_file(self, fd: int, name: str, key: str) -> None:
-        now = self._clock()
+        now = self._clock_ns()
         file = _open(name, _FILE, fd)
         try:
             status = os.fstat(file)

@@ -6,6 +6,7 @@ manifest. app.py builds the sources for ConfigMaps, because they need a client.
 
 import difflib
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -118,7 +119,7 @@ def local_source(spec: LocalSpec, domain: str = DOMAIN) -> ports.Source:
     """
     match spec:
         case DirectorySpec():
-            return DirectorySource(spec.path)
+            return DirectorySource(spec.path, clock_ns=time.time_ns)
         case ManifestSpec():
             # This module imports yaml, which needs memory.
             from agent.sources.manifest import ManifestSource

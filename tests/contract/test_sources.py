@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import pytest
 
@@ -29,7 +30,10 @@ class Tree:
         self.path.write_text("not a directory")
 
     def source(self):
-        return DirectorySource(str(self.path))
+        return self.source_at(str(self.path))
+
+    def source_at(self, path):
+        return DirectorySource(path, clock_ns=time.time_ns)
 
 
 class Volume(Tree):
@@ -58,8 +62,8 @@ class File(Tree):
     def make_unreadable(self):
         self.path.write_text("{")
 
-    def source(self):
-        return ManifestSource(str(self.path))
+    def source_at(self, path):
+        return ManifestSource(path)
 
 
 @pytest.fixture(params=[Tree, Volume, File], ids=lambda kind: kind.__name__.lower())
@@ -129,5 +133,5 @@ def test_the_profile_set_does_not_depend_on_the_working_directory(place, monkeyp
     place.fill(**{"a.json": "1"})
     monkeypatch.chdir(place.path.parent)
     (absolute,) = place.source().read()
-    (relative,) = type(place.source())("set").read()
+    (relative,) = place.source_at("set").read()
     assert relative.profile_set == absolute.profile_set

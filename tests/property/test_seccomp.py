@@ -1,6 +1,7 @@
 """Property tests of the checks of seccomp profiles."""
 
 import json
+import time
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -60,7 +61,9 @@ formats = st.sampled_from(["oci", "docker"])
 
 
 def backend(machine="x86_64", **options):
-    return SeccompBackend(host=Host(Path("/nonexistent")), machine=machine, **options)
+    return SeccompBackend(
+        host=Host(Path("/nonexistent")), clock_ns=time.time_ns, machine=machine, **options
+    )
 
 
 def inspect(content, machine="x86_64", **options):

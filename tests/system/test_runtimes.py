@@ -4,6 +4,7 @@ import json
 import platform
 import shutil
 import subprocess
+import time
 import uuid
 from pathlib import Path
 
@@ -21,7 +22,7 @@ HYBRID = "/sys/fs/cgroup/unified"
 def installed(key):
     """Return the parsed file that profile-loader would install for a shipped profile."""
     content = (Path("profiles") / key).read_bytes()
-    kind = SeccompBackend(host=Host("/nowhere"), machine=platform.machine())
+    kind = SeccompBackend(host=Host("/nowhere"), clock_ns=time.time_ns, machine=platform.machine())
     profile = kind.inspect(SourceKey(profile_set="dir profiles", key=key, content=content))
     assert isinstance(profile, Profile), profile
     return json.loads(kind.body(profile))
@@ -110,7 +111,7 @@ def test_the_documented_text_prevents_chmod(runtime, bundle, text):
     if text == "name":
         rules = [{"name": one, "action": "SCMP_ACT_ERRNO"} for one in names]
     content = json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}).encode()
-    kind = SeccompBackend(host=Host("/nowhere"), machine=platform.machine())
+    kind = SeccompBackend(host=Host("/nowhere"), clock_ns=time.time_ns, machine=platform.machine())
     profile = kind.inspect(SourceKey(profile_set="dir x", key="prevent-chmod", content=content))
     assert isinstance(profile, Profile), profile
     _, output = contain(runtime, bundle, json.loads(kind.body(profile)), CHMOD)

@@ -5,6 +5,7 @@ apt-get downloads the packages once, into ~/.cache/profile-loader.
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,9 @@ def tree():
 
 
 def outcome(path, form):
-    kind = SeccompBackend(host=Host("/nowhere"), format=form, machine="x86_64", kernel="6.1")
+    kind = SeccompBackend(
+        host=Host("/nowhere"), clock_ns=time.time_ns, format=form, machine="x86_64", kernel="6.1"
+    )
     found = kind.inspect(SourceKey(profile_set="dir x", key=path.name, content=path.read_bytes()))
     findings = found.findings
     codes = {one.code for one in findings if one.severity == "error"}
@@ -92,7 +95,9 @@ def test_each_profile_ends_as_recorded(tree, path):
 @pytest.mark.parametrize("path", [path for path in EXPECTED if "accepted" in EXPECTED[path][1]])
 def test_each_accepted_profile_is_built_right(tree, path):
     """For each set of capabilities, every libseccomp builds a filter that follows the rules."""
-    kind = SeccompBackend(host=Host("/nowhere"), format="docker", machine="x86_64")
+    kind = SeccompBackend(
+        host=Host("/nowhere"), clock_ns=time.time_ns, format="docker", machine="x86_64"
+    )
     body, _ = kind.check((tree / path).read_bytes())
     every = set(re.findall("CAP_[A-Z_]+", body.decode()))
     for capabilities in (set(), {"CAP_AUDIT_WRITE"}, every - {"CAP_AUDIT_WRITE"}, every):
@@ -111,7 +116,7 @@ def test_the_command_in_the_hint_converts_each_profile_with_capabilities(tree, p
         str(tree / path), arch="x86_64", kernel="6.1", capabilities=capabilities
     )
     assert not result.has_errors, result.findings
-    kind = SeccompBackend(host=Host("/nowhere"), machine="x86_64")
+    kind = SeccompBackend(host=Host("/nowhere"), clock_ns=time.time_ns, machine="x86_64")
     assert kind.check(result.text.encode())[0].decode() == result.text
     verdict = judge(result.text, "0", "x86_64")
     assert verdict.outcome is Outcome.RIGHT, verdict
@@ -121,7 +126,7 @@ def test_the_command_in_the_hint_converts_each_profile_with_capabilities(tree, p
 def test_each_shipped_profile_is_built_right(key):
     """On every machine, the filters of the profiles in profiles/ follow their rules."""
     for machine in generator.MACHINES:
-        kind = SeccompBackend(host=Host("/nowhere"), machine=machine)
+        kind = SeccompBackend(host=Host("/nowhere"), clock_ns=time.time_ns, machine=machine)
         body, findings = kind.check((PROFILES / key).read_bytes())
         assert body, findings
         verdict = judge(body.decode(), "0", machine)

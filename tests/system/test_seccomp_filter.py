@@ -11,6 +11,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -132,7 +133,7 @@ def test_the_harness_sees_a_profile_fail_open(name):
 @pytest.mark.parametrize("name", PROBLEMATIC)
 def test_a_problematic_profile_is_rejected_or_completed(name):
     """The agent rejects the profile, or writes a form that every libseccomp compiles correctly."""
-    kind = SeccompBackend(host=Host("/"), machine="x86_64")
+    kind = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64")
     body, findings = kind.check(json.dumps(PROBLEMATIC[name]).encode())
     if body:
         assert judged(body.decode()).outcome is Outcome.RIGHT
@@ -143,7 +144,7 @@ def test_a_problematic_profile_is_rejected_or_completed(name):
 @pytest.mark.parametrize("document", REWRITTEN)
 def test_the_hint_for_opposite_comparisons_makes_them_right(document):
     """If a profile follows the hint of its rejection, it is accepted and compiled correctly."""
-    kind = SeccompBackend(host=Host("/"), machine="x86_64")
+    kind = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64")
     body, findings = kind.check(json.dumps(document).encode())
     assert body, findings
     assert judged(body.decode()).outcome is Outcome.RIGHT
@@ -222,7 +223,7 @@ CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_BPF")
 
 def test_profiles_that_depend_on_capabilities_are_built_right_for_every_pod():
     """With --seccomp-format docker, the filter for each pod follows the accepted profile."""
-    kind = SeccompBackend(host=Host("/"), machine="x86_64", format="docker")
+    kind = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64", format="docker")
     bodies = []
     for seed in range(300):
         draw = random.Random(f"capabilities/{seed}")  # noqa: S311 - the same every time

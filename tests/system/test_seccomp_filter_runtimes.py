@@ -9,6 +9,7 @@ import platform
 import random
 import struct
 import subprocess
+import time
 import uuid
 
 import pytest
@@ -96,7 +97,7 @@ def drawn(seed, default):
 def test_the_built_filter_is_the_installed_one(runtime, seed, default, bundle):
     """The installed and the built program are equal for crun, and return equal results for runc."""
     library = libraries.installed()
-    kind = SeccompBackend(host=Host("/"), machine="x86_64")
+    kind = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64")
     bodies = (
         kind.check(json.dumps(drawn(f"{seed}/{draw}", default)).encode())[0] for draw in range(100)
     )
@@ -153,7 +154,7 @@ def test_a_conditional_rule_holds_where_libseccomp_would_drop_it(runtime, bundle
     """A container ignores the original rule, but applies the rule that the agent writes."""
     _, output = contain(runtime, bundle, DENIES_777, CHMOD)
     assert "changed" in output
-    kind = SeccompBackend(host=Host("/"), machine="x86_64")
+    kind = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64")
     body, _ = kind.check(json.dumps(DENIES_777).encode())
     status, output = contain(runtime, bundle, json.loads(body), CHMOD)
     assert (status != 0, "changed" in output) == (True, False), output

@@ -82,7 +82,7 @@ APPARMOR = {
 
 def seccomp(content):
     """Return the problems of a seccomp key."""
-    kind = SeccompBackend(host=Host(Path("/nonexistent")), machine="x86_64")
+    kind = SeccompBackend(host=Host(Path("/nonexistent")), clock_ns=time.time_ns, machine="x86_64")
     return kind.inspect(SourceKey(profile_set="o", key="a.json", content=content)).findings
 
 

@@ -1,7 +1,9 @@
 """Tests of agent.core.admission, which defines the limits and the order of admission."""
 
+from dataclasses import replace
+
 from agent.core import admission
-from agent.core.admission import AdmissionBudget, Limits, Size
+from agent.core.admission import LIMITS, AdmissionBudget, Size
 from agent.core.desired import join
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
@@ -100,7 +102,7 @@ def test_a_key_over_the_limit_is_rejected_without_an_inspection():
         return profile(source_key.key, source_key.key)
 
     known = by_key(entry("9.aa", "9"), entry("8.aa", "8", installed=False))
-    budget = AdmissionBudget(limits=Limits(keys=2, listed=1), entries=known)
+    budget = AdmissionBudget(limits=replace(LIMITS, keys=2, listed=1), entries=known)
     names = [f"{number}.aa" for number in range(10)]
     desired = join([read("configmap a/web", *names)], inspect, KINDS, budget)
     assert inspected == ["9.aa", "0.aa"]
@@ -111,7 +113,7 @@ def test_a_key_over_the_limit_is_rejected_without_an_inspection():
 
 def test_names_and_policy_bytes_are_limited():
     """A rejected profile does not use up the limit for a smaller profile that follows."""
-    budget = AdmissionBudget(limits=Limits(names=3, policy_bytes=10))
+    budget = AdmissionBudget(limits=replace(LIMITS, names=3, policy_bytes=10))
     answers = [
         budget.admitted(profile("1", "a", "b", size=5)),
         budget.admitted(profile("2", "c", "d", size=1)),
@@ -127,7 +129,7 @@ def test_no_key_is_inspected_after_a_limit_is_reached():
     """If a key exceeds the limit, the agent neither reads the cache nor starts the parser for
     it.
     """
-    budget = AdmissionBudget(limits=Limits(policy_bytes=5))
+    budget = AdmissionBudget(limits=replace(LIMITS, policy_bytes=5))
     assert budget.rejection(key("1")) is None
     budget.admitted(profile("1", "a", size=5))
     assert is_limited(budget.rejection(key("2")))
@@ -135,7 +137,9 @@ def test_no_key_is_inspected_after_a_limit_is_reached():
 
 def test_a_full_ledger_admits_no_new_key():
     """A key that already has a ledger entry is admitted."""
-    budget = AdmissionBudget(limits=Limits(ledger_entries=2), entries=by_key(entry("old", "a")))
+    budget = AdmissionBudget(
+        limits=replace(LIMITS, ledger_entries=2), entries=by_key(entry("old", "a"))
+    )
     assert is_limited(budget.admitted(profile("old", "a"))) is False
     assert is_limited(budget.admitted(profile("1", "b"))) is False
     assert is_limited(budget.admitted(profile("2", "c")))
@@ -147,7 +151,9 @@ def test_a_full_ledger_admits_no_new_name():
     """If the ledger is full, a new version of an installed key may have only names that its entry
     owns.
     """
-    budget = AdmissionBudget(limits=Limits(ledger_names=3), entries=by_key(entry("old", "a", "b")))
+    budget = AdmissionBudget(
+        limits=replace(LIMITS, ledger_names=3), entries=by_key(entry("old", "a", "b"))
+    )
     assert not is_limited(budget.admitted(profile("old", "a", "b")))
     assert not is_limited(budget.admitted(profile("1", "c")))
     assert is_limited(budget.admitted(profile("2", "d")))
@@ -156,13 +162,13 @@ def test_a_full_ledger_admits_no_new_name():
 
 def test_a_rejected_profile_still_claims_names_of_the_ledger():
     """If a profile moves to a key that is rejected, the profile is not removed from the node."""
-    budget = AdmissionBudget(limits=Limits(names=1), entries=by_key(entry("old", "a")))
+    budget = AdmissionBudget(limits=replace(LIMITS, names=1), entries=by_key(entry("old", "a")))
     assert budget.admitted(profile("new", "a", "b")).names == ("a",)
 
 
 def test_findings_are_limited_and_an_error_remains():
     """If there are too many findings, one finding of each key remains; an error has priority."""
-    budget = AdmissionBudget(limits=Limits(findings=1))
+    budget = AdmissionBudget(limits=replace(LIMITS, findings=1))
     first, second = (
         Rejection(id=key(str(n)), findings=findings(1, "complain_mode") + findings(2))
         for n in range(2)
@@ -176,7 +182,7 @@ def test_findings_are_limited_and_an_error_remains():
 def test_a_pending_key_does_not_count_for_the_limits():
     """A pending key does not count, because its names and its policy are not known yet."""
     pending = Pending(id=key("1"), source=b"")
-    assert AdmissionBudget(limits=Limits(names=0)).admitted(pending) is pending
+    assert AdmissionBudget(limits=replace(LIMITS, names=0)).admitted(pending) is pending
 
 
 def test_unlisted_keys_are_reported_for_their_set():

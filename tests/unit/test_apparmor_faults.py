@@ -31,8 +31,10 @@ from tests import inspection
 from tests.inspection import inspected
 from tests.property.test_apparmor_policy import profile
 
-PROBES = kernel_access.Probes(
-    filesystem=lambda _: kernel_access.SECURITYFS_MAGIC, rights=lambda: ""
+PROBES = replace(
+    kernel_access.SYSTEM_PROBES,
+    filesystem=lambda _: kernel_access.SECURITYFS_MAGIC,
+    rights=lambda: "",
 )
 
 
@@ -96,16 +98,15 @@ def test_apparmor_without_its_files_is_unobservable(tmp_path):
 
 def test_files_on_another_file_system_than_securityfs_are_not_trusted(tmp_path):
     """Files with the right names are not trusted if their file system is not securityfs."""
-    result = apparmor_backend(
-        node(tmp_path), probes=kernel_access.Probes(rights=lambda: "")
-    ).observe(["x"], [])
+    probes = replace(kernel_access.SYSTEM_PROBES, rights=lambda: "")
+    result = apparmor_backend(node(tmp_path), probes=probes).observe(["x"], [])
     assert isinstance(result, Unobservable)
     assert "not a securityfs" in result.finding.message
 
 
 def test_without_the_right_to_load_the_node_is_unobservable(tmp_path):
     """If the agent lacks the right to load policy, the profile kind cannot be observed."""
-    probes = kernel_access.Probes(filesystem=PROBES.filesystem, rights=lambda: "no right")
+    probes = replace(PROBES, rights=lambda: "no right")
     assert isinstance(
         apparmor_backend(node(tmp_path), probes=probes).observe(["x"], []), Unobservable
     )

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from agent.backends.apparmor import memory_budget
+from agent.backends.apparmor.memory_budget import MemoryCgroup
 from agent.core.model import Pending, Rejection
 from tests.inspection import inspected
 from tests.unit.test_apparmor_compile import runs, script_backend, source_keys
@@ -20,7 +20,7 @@ def cgroup(tmp_path, path, **files):
     own = write(tmp_path, "proc/self/cgroup", f"4:cpu:/other\n0::{path}\n")
     for name, content in files.items():
         write(tmp_path, f"cgroup{path}/memory.{name}", f"{content}\n")
-    return own, tmp_path / "cgroup"
+    return MemoryCgroup(own=own, root=tmp_path / "cgroup")
 
 
 def cgroup_v1(tmp_path, directory, **files):
@@ -28,7 +28,7 @@ def cgroup_v1(tmp_path, directory, **files):
     own = write(tmp_path, "proc/self/cgroup", "9:cpu,memory:/kubepods/pod1\n0::/kubepods/pod1\n")
     for name, content in files.items():
         write(tmp_path, f"cgroup/memory{directory}/memory.{name}", f"{content}\n")
-    return own, tmp_path / "cgroup"
+    return MemoryCgroup(own=own, root=tmp_path / "cgroup")
 
 
 def stat(inactive, active):
@@ -43,7 +43,7 @@ def stat(inactive, active):
 def test_the_parser_may_use_the_memory_that_the_container_has_left(tmp_path, path, limit, expected):
     """The budget is the limit minus usage (without page cache) and a reserve, at most 1 GiB."""
     files = {"max": limit, "current": 150 * MIB, "stat": stat(30 * MIB, 20 * MIB)}
-    assert memory_budget.available_bytes(*cgroup(tmp_path, path, **files)) == expected
+    assert cgroup(tmp_path, path, **files).available_bytes() == expected
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_an_unknown_usage_leaves_the_minimum(tmp_path, files, expected):
     """If only the usage is unknown, the parser gets the minimum; if there is no limit, it gets the
     maximum.
     """
-    assert memory_budget.available_bytes(*cgroup(tmp_path, "/", **files)) == expected
+    assert cgroup(tmp_path, "/", **files).available_bytes() == expected
 
 
 @pytest.mark.parametrize("directory", ["", "/kubepods/pod1"])
@@ -73,14 +73,14 @@ def test_a_limit_of_cgroup_version_1_counts(tmp_path, directory, limit, expected
         "usage_in_bytes": 150 * MIB,
         "stat": f"cache 1\ntotal_inactive_file {30 * MIB}\ntotal_active_file {20 * MIB}",
     }
-    assert memory_budget.available_bytes(*cgroup_v1(tmp_path, directory, **files)) == expected
+    assert cgroup_v1(tmp_path, directory, **files).available_bytes() == expected
 
 
 def test_without_a_memory_cgroup_the_parser_may_use_the_maximum(tmp_path):
     """If the list of cgroups is missing or has no memory cgroup, no limit is known."""
     own = write(tmp_path, "cgroup", "4:cpu:/pod\n")
     for file in (own, tmp_path / "none"):
-        assert memory_budget.available_bytes(file, tmp_path) == 1 << 30
+        assert MemoryCgroup(own=file, root=tmp_path).available_bytes() == 1 << 30
 
 
 @pytest.mark.parametrize(

@@ -446,9 +446,9 @@ def test_the_build_of_the_image_writes_the_revision(tmp_path):
     """The revision is the content of a file; without content, the revision is unknown."""
     path = tmp_path / "revision.txt"
     path.write_text("0123abc\n")
-    assert version.revision(path) == "0123abc"
+    assert version.read_revision(path) == "0123abc"
     path.write_text("\n")
-    assert version.revision(path) == version.UNKNOWN_REVISION
+    assert version.read_revision(path) == version.UNKNOWN_REVISION
 
 
 def test_a_client_authority_needs_tls():

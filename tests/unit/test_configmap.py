@@ -169,7 +169,9 @@ def test_an_object_without_metadata_is_malformed():
     )
 
 
-def bounded(installed=None, **limits):
+def bounded(
+    installed=None, *, byte_limit=limits.SOURCE_BYTES, config_map_limit=limits.SOURCE_CONFIG_MAPS
+):
     """Return bounds, for which `installed` is the size of the installed key of each profile set."""
     sizes = {} if installed is None else installed
 
@@ -178,7 +180,9 @@ def bounded(installed=None, **limits):
             return InstalledSize()
         return InstalledSize(key_count=1, content_bytes=sizes[profile_set] - KEY_OVERHEAD)
 
-    return configmap.ConfigMapBounds(installed_size=installed_size, **limits)
+    return configmap.ConfigMapBounds(
+        installed_size=installed_size, byte_limit=byte_limit, config_map_limit=config_map_limit
+    )
 
 
 def aged(number, size=100, **more):

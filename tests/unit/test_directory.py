@@ -19,8 +19,8 @@ def top(tmp_path):
     return tmp_path / "set"
 
 
-def read(path, **more):
-    (snapshot,) = DirectorySource(str(path), **more).read()
+def read(path, *, clock_ns=time.time_ns):
+    (snapshot,) = DirectorySource(str(path), clock_ns=clock_ns).read()
     return snapshot
 
 
@@ -100,14 +100,14 @@ def test_a_volume_with_a_new_generation_during_the_read_is_read_again(top):
             volume(top, generation, a=b"new", b=b"new")
         generations.clear()
 
-    assert keys(read(top, clock=during(swap))) == {"a.json": b"new", "b.json": b"new"}
+    assert keys(read(top, clock_ns=during(swap))) == {"a.json": b"new", "b.json": b"new"}
 
 
 def test_a_volume_that_keeps_changing_is_unreadable(top):
     """If a volume keeps changing, the set is unreadable."""
     numbers = iter(range(100))
     volume(top, "..x", a=b"x")
-    snapshot = read(top, clock=during(lambda: volume(top, f"..{next(numbers)}", a=b"x")))
+    snapshot = read(top, clock_ns=during(lambda: volume(top, f"..{next(numbers)}", a=b"x")))
     assert isinstance(snapshot, Unreadable)
 
 
@@ -244,7 +244,7 @@ def test_a_volume_in_a_subdirectory_is_read_from_one_generation(top):
             volume(inner, generation, a=b"new", b=b"new")
         generations.clear()
 
-    assert keys(read(top, clock=during(swap))) == {
+    assert keys(read(top, clock_ns=during(swap))) == {
         "mounted/a.json": b"new",
         "mounted/b.json": b"new",
     }
@@ -259,7 +259,7 @@ def test_a_directory_that_is_removed_during_the_read_is_missing(top):
             (top / "a.json").unlink()
             top.rmdir()
 
-    assert isinstance(read(top, clock=during(remove)), Missing)
+    assert isinstance(read(top, clock_ns=during(remove)), Missing)
 
 
 # --- unchanged files ------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ def test_an_unchanged_file_is_not_read_again(top):
     (top / "a.json").write_bytes(b"{}")
     (top / "b.json").write_bytes(b"{}")
     clock = Clock()
-    source = DirectorySource(str(top), clock=clock)
+    source = DirectorySource(str(top), clock_ns=clock)
     first, second = source.read(), source.read()
     assert first[0] is second[0]
     assert clock.files_read == 2
@@ -313,7 +313,7 @@ def test_a_file_that_changed_a_moment_ago_is_read_again(top, offset_ns):
     """
     (top / "a.json").write_bytes(b"{}")
     clock = Clock(offset_ns)
-    source = DirectorySource(str(top), clock=clock)
+    source = DirectorySource(str(top), clock_ns=clock)
     assert contents(source) == contents(source)
     assert clock.files_read == 2
 
@@ -322,7 +322,7 @@ def test_a_change_with_the_same_size_and_modification_time_is_noticed(top):
     """A change is noticed even if the size and the modification time stay the same."""
     file = top / "a.json"
     file.write_bytes(b"{}")
-    source = DirectorySource(str(top), clock=Clock())
+    source = DirectorySource(str(top), clock_ns=Clock())
     source.read()
     status = file.stat()
     file.write_bytes(b"[]")
@@ -334,7 +334,7 @@ def test_a_replaced_file_is_noticed(top):
     """A file is read again if another file was renamed to its name."""
     (top / "a.json").write_bytes(b"{}")
     (top / "new").write_bytes(b"[]")
-    source = DirectorySource(str(top), clock=Clock())
+    source = DirectorySource(str(top), clock_ns=Clock())
     source.read()
     (top / "new").rename(top / "a.json")
     assert contents(source)["a.json"] == b"[]"
@@ -343,7 +343,7 @@ def test_a_replaced_file_is_noticed(top):
 def test_a_file_that_became_a_link_is_rejected(top):
     """If a file is replaced by a link, its cached content is not used."""
     (top / "a.json").write_bytes(b"{}")
-    source = DirectorySource(str(top), clock=Clock())
+    source = DirectorySource(str(top), clock_ns=Clock())
     source.read()
     (top / "a.json").rename(top.parent / "a.json")
     (top / "a.json").symlink_to("../a.json")
@@ -353,7 +353,7 @@ def test_a_file_that_became_a_link_is_rejected(top):
 def test_a_new_generation_of_a_volume_is_read(top):
     """The keys of a mounted volume come from its current generation."""
     volume(top, "..1", a=b"old")
-    source = DirectorySource(str(top), clock=Clock())
+    source = DirectorySource(str(top), clock_ns=Clock())
     assert contents(source)["a.json"] == b"old"
     volume(top, "..2", a=b"new")
     assert contents(source)["a.json"] == b"new"
@@ -363,7 +363,7 @@ def test_every_file_is_read_again_after_invalidate(top):
     """A full resync reads every file again."""
     (top / "a.json").write_bytes(b"{}")
     clock = Clock()
-    source = DirectorySource(str(top), clock=clock)
+    source = DirectorySource(str(top), clock_ns=clock)
     source.read()
     source.invalidate()
     source.read()
@@ -375,7 +375,7 @@ def test_a_removed_file_leaves_no_key(top):
     (top / "a.json").write_bytes(b"{}")
     (top / "b.json").write_bytes(b"{}")
     clock = Clock()
-    source = DirectorySource(str(top), clock=clock)
+    source = DirectorySource(str(top), clock_ns=clock)
     source.read()
     (top / "a.json").rename(top.parent / "a.json")
     assert contents(source) == {"b.json": b"{}"}
@@ -389,7 +389,7 @@ def test_too_many_empty_directories_are_unreadable(tmp_path):
     for outer in range(51):
         for inner in range(100):
             (tmp_path / str(outer) / str(inner)).mkdir(parents=True)
-    (snapshot,) = DirectorySource(str(tmp_path)).read()
+    (snapshot,) = DirectorySource(str(tmp_path), clock_ns=time.time_ns).read()
     assert isinstance(snapshot, Unreadable)
     assert snapshot.reason == "too_many_directories: more than 5000 directories"
 
@@ -399,6 +399,6 @@ def test_a_directory_with_too_many_names_is_unreadable(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "SET_NAMES", 100)
     for number in range(101):
         (tmp_path / f"{number}.txt").touch()
-    (snapshot,) = DirectorySource(str(tmp_path)).read()
+    (snapshot,) = DirectorySource(str(tmp_path), clock_ns=time.time_ns).read()
     assert isinstance(snapshot, Unreadable)
     assert snapshot.reason == "too_many_names: more than 100 names"

@@ -1,6 +1,7 @@
 """Tests that each input that a source does not read as a profile is reported with the reason."""
 
 import json
+import time
 
 import pytest
 
@@ -134,7 +135,7 @@ def test_an_emptied_directory_describes_its_files(tmp_path, capsys):
 def test_a_new_readme_changes_the_snapshot_of_a_directory(tmp_path):
     """An unchanged directory has an equal snapshot."""
     (tmp_path / "good.json").write_text(PROFILE)
-    source = DirectorySource(str(tmp_path))
+    source = DirectorySource(str(tmp_path), clock_ns=time.time_ns)
     before = source.read()
     assert source.read() == before
     (tmp_path / "README.md").write_text("x")

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from agent.reporting import logs
-from agent.reporting.log_writer import LogWriter
+from agent.reporting.log_writer import LIMIT_BYTES, LogWriter
 from agent.reporting.metrics import Metrics
 from tests.reports import scrape
 
@@ -80,7 +80,7 @@ def test_a_broken_pipe_only_drops_lines(pipe):
     """If the pipe is broken, each line is tried once, dropped and counted."""
     reader, descriptor = pipe
     os.close(reader)
-    writer = LogWriter(descriptor)
+    writer = LogWriter(descriptor, limit_bytes=LIMIT_BYTES)
     writer.write("a")
     writer.write("b")
     writer.flush(60)
@@ -91,7 +91,7 @@ def test_the_writer_waits_for_a_full_pipe_that_does_not_block(pipe):
     """The writer also waits for a full pipe if its creator made it non-blocking."""
     reader, descriptor = pipe
     os.set_blocking(descriptor, False)
-    writer = LogWriter(descriptor)
+    writer = LogWriter(descriptor, limit_bytes=LIMIT_BYTES)
     for _ in range(2000):
         writer.write(LINE)
     writer.write("end")
@@ -102,7 +102,7 @@ def test_the_writer_waits_for_a_full_pipe_that_does_not_block(pipe):
 def test_the_process_waits_for_the_log_before_it_ends(pipe):
     """Before the process exits, it waits until its last lines are written."""
     reader, descriptor = pipe
-    writer = LogWriter(descriptor)
+    writer = LogWriter(descriptor, limit_bytes=LIMIT_BYTES)
     logs.configure("json", "info", writer)
     structlog.stdlib.get_logger("agent").info("last")
     for handler in logging.getLogger().handlers:
@@ -113,7 +113,7 @@ def test_the_process_waits_for_the_log_before_it_ends(pipe):
 def test_every_thread_may_log(pipe):
     """If several threads log at the same time, their lines are never mixed."""
     reader, descriptor = pipe
-    writer = LogWriter(descriptor)
+    writer = LogWriter(descriptor, limit_bytes=LIMIT_BYTES)
     threads = [
         threading.Thread(target=lambda: [writer.write(LINE) for _ in range(500)]) for _ in range(4)
     ]

@@ -1,5 +1,6 @@
 """Tests for those pitfalls of docs/pitfalls.md that no other test covers."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -20,8 +21,10 @@ from tests.inspection import apparmor_backend, inspected
 from tests.reports import report, row
 
 MANIFESTS = Path("manifests")
-PROBES = kernel_access.Probes(
-    filesystem=lambda _: kernel_access.SECURITYFS_MAGIC, rights=lambda: ""
+PROBES = dataclasses.replace(
+    kernel_access.SYSTEM_PROBES,
+    filesystem=lambda _: kernel_access.SECURITYFS_MAGIC,
+    rights=lambda: "",
 )
 
 

@@ -1,5 +1,7 @@
 """Tests of agent.commands.render, which creates ConfigMaps from a directory."""
 
+import time
+
 import yaml
 
 from agent.commands import render
@@ -26,7 +28,7 @@ def test_rendered_config_maps_contain_the_same_profiles(tmp_path):
     (top / "profiles/deep/x.json").write_bytes(b"\xff\x00{")
     text, mistakes = rendered(top)
     (tmp_path / "set.yaml").write_text(text)
-    (original,) = DirectorySource(str(top)).read()
+    (original,) = DirectorySource(str(top), clock_ns=time.time_ns).read()
     (rendered_set,) = ManifestSource(str(tmp_path / "set.yaml")).read()
     assert mistakes == ()
     assert {key.path: key.content for key in rendered_set.source_keys} == {

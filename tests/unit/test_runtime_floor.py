@@ -1,6 +1,7 @@
 """Tests of `--runtime-floor`, the oldest releases of libseccomp and runtimes on the nodes."""
 
 import json
+import time
 
 import pytest
 
@@ -22,7 +23,11 @@ def allowing(*names, **more):
 
 def check(tree, floor="", form="oci"):
     backend = SeccompBackend(
-        host=Host("/nowhere"), machine="x86_64", format=form, floor=releases.parse(floor)
+        host=Host("/nowhere"),
+        clock_ns=time.time_ns,
+        machine="x86_64",
+        format=form,
+        floor=releases.parse(floor),
     )
     return backend.check(json.dumps(tree).encode())
 

@@ -32,7 +32,9 @@ CHMOD = {
 
 @pytest.fixture
 def backend(tmp_path):
-    return SeccompBackend(host=Host(tmp_path), directory="/seccomp", machine="x86_64")
+    return SeccompBackend(
+        host=Host(tmp_path), clock_ns=time.time_ns, directory="/seccomp", machine="x86_64"
+    )
 
 
 def source_key(content, key="a.json", **more):
@@ -137,7 +139,7 @@ def test_the_kubernetes_tutorial_profile_is_accepted(backend):
 )
 def test_architecture_fields_are_resolved_for_the_node(tmp_path, machine, architectures, names):
     """The agent resolves archMap and arches for the node's architecture."""
-    backend = SeccompBackend(host=Host(tmp_path), machine=machine)
+    backend = SeccompBackend(host=Host(tmp_path), clock_ns=time.time_ns, machine=machine)
     errno = {"action": "SCMP_ACT_ERRNO"}
     profile = accepted(
         backend,
@@ -161,7 +163,9 @@ def test_architecture_fields_are_resolved_for_the_node(tmp_path, machine, archit
 
 def test_docker_format_keeps_capabilities(tmp_path):
     """The docker format keeps caps, which CRI-O supports, and rewrites errno as errnoRet."""
-    backend = SeccompBackend(host=Host(tmp_path), machine="x86_64", format="docker")
+    backend = SeccompBackend(
+        host=Host(tmp_path), clock_ns=time.time_ns, machine="x86_64", format="docker"
+    )
     rule = {"names": ["bpf"], "action": "SCMP_ACT_ERRNO", "excludes": {"caps": ["CAP_BPF"]}}
     tree = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule | {"errno": "EPERM"}]}
     assert json.loads(backend.body(accepted(backend, tree)))["syscalls"] == [rule | {"errnoRet": 1}]
@@ -169,7 +173,9 @@ def test_docker_format_keeps_capabilities(tmp_path):
 
 def test_every_profile_is_rejected_on_an_unknown_machine(tmp_path):
     """The agent rejects profiles for an architecture whose system calls it does not know."""
-    rejection = SeccompBackend(host=Host(tmp_path), machine="pdp11").inspect(source_key(AUDIT))
+    rejection = SeccompBackend(host=Host(tmp_path), clock_ns=time.time_ns, machine="pdp11").inspect(
+        source_key(AUDIT)
+    )
     assert isinstance(rejection, Rejection)
     assert [finding.code for finding in rejection.findings] == ["not_portable"]
 
@@ -188,7 +194,9 @@ def test_an_unsafe_path_is_rejected(backend, path):
 
 def test_the_prefix_of_the_profile_set_overrides_the_prefix_of_the_backend(tmp_path):
     """The backend's prefix applies only to profile sets without their own prefix."""
-    backend = SeccompBackend(host=Host(tmp_path), prefix="node/", machine="x86_64")
+    backend = SeccompBackend(
+        host=Host(tmp_path), clock_ns=time.time_ns, prefix="node/", machine="x86_64"
+    )
     assert accepted(backend, AUDIT).version.names == ("node/a.json",)
     assert accepted(backend, AUDIT, prefix="set/").version.names == ("set/a.json",)
 
@@ -334,7 +342,9 @@ class RacingHost(Host):
 def test_a_write_by_another_process_during_an_installation_is_detected(tmp_path):
     """The backend caches a file only if its signature is the same before and after reading."""
     host = RacingHost(tmp_path)
-    backend = SeccompBackend(host=host, directory="/seccomp", machine="x86_64")
+    backend = SeccompBackend(
+        host=host, clock_ns=time.time_ns, directory="/seccomp", machine="x86_64"
+    )
     profile = accepted(backend, CHMOD)
     backend.observe(["a.json"], [])
     host.races = True
@@ -397,7 +407,9 @@ def test_an_irregular_or_huge_file_is_observed_without_evidence(backend, tmp_pat
 
 def test_an_unreadable_path_makes_the_backend_unobservable(tmp_path):
     """If a file is unreadable, the backend does not report it as absent."""
-    backend = SeccompBackend(host=Host(tmp_path), directory="/seccomp", machine="x86_64")
+    backend = SeccompBackend(
+        host=Host(tmp_path), clock_ns=time.time_ns, directory="/seccomp", machine="x86_64"
+    )
     (tmp_path / "seccomp").mkdir()
     observation = backend.observe(["a" * 300], [])
     assert isinstance(observation, Unobservable)
@@ -458,7 +470,9 @@ def test_an_input_error_makes_the_backend_unobservable():
     """An input error makes the backend unobservable; reading /proc/self/mem always fails with
     EIO.
     """
-    backend = SeccompBackend(host=Host("/proc"), directory="/self", machine="x86_64")
+    backend = SeccompBackend(
+        host=Host("/proc"), clock_ns=time.time_ns, directory="/self", machine="x86_64"
+    )
     observation = backend.observe(["mem"], [])
     assert isinstance(observation, Unobservable)
     assert observation.finding.code == "kind_unobservable"

@@ -1,6 +1,7 @@
 """Tests with profiles of real users, sorted by the fault that earlier versions of the agent had."""
 
 import json
+import time
 
 import pytest
 
@@ -48,7 +49,12 @@ def denying(*names, **more):
 def check(tree, *, machine="x86_64", form="oci", kernel="6.1", **options):
     content = tree if isinstance(tree, bytes) else json.dumps(tree).encode()
     backend = SeccompBackend(
-        host=Host("/nowhere"), machine=machine, format=form, kernel=kernel, **options
+        host=Host("/nowhere"),
+        clock_ns=time.time_ns,
+        machine=machine,
+        format=form,
+        kernel=kernel,
+        **options,
     )
     return backend.check(content)
 

@@ -1,6 +1,7 @@
 """Tests of rules that libseccomp merges incorrectly, which are completed or rejected."""
 
 import json
+import time
 
 import pytest
 
@@ -12,9 +13,9 @@ BOTH, THREE = [X86_64, X86], [X86_64, X86, X32]
 
 
 def check(document, **options):
-    body, findings = SeccompBackend(host=Host("/"), machine="x86_64", **options).check(
-        json.dumps(document).encode()
-    )
+    body, findings = SeccompBackend(
+        host=Host("/"), clock_ns=time.time_ns, machine="x86_64", **options
+    ).check(json.dumps(document).encode())
     return body, [finding for finding in findings if finding.severity == "error"]
 
 
@@ -401,7 +402,7 @@ def test_contradicting_socket_rules_are_accepted_after_a_rule_for_socketcall():
 
 
 def warnings(document):
-    _, findings = SeccompBackend(host=Host("/"), machine="x86_64").check(
+    _, findings = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64").check(
         json.dumps(document).encode()
     )
     return [finding for finding in findings if finding.code == "condition_surprising"]

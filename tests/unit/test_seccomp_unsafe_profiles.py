@@ -6,6 +6,7 @@ errors.
 """
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -236,7 +237,9 @@ def inspect(content, **options):
         content = json.dumps(content)
     if isinstance(content, str):
         content = content.encode()
-    backend = SeccompBackend(host=Host(Path("/nonexistent")), machine="x86_64", **options)
+    backend = SeccompBackend(
+        host=Host(Path("/nonexistent")), clock_ns=time.time_ns, machine="x86_64", **options
+    )
     return backend.inspect(SourceKey(profile_set="dir /x", key="p.json", content=content))
 
 

@@ -1,6 +1,7 @@
 """Tests for those claims of docs/security.md that no other test covers."""
 
 import json
+import time
 
 import pytest
 
@@ -19,10 +20,12 @@ def test_the_prefix_of_a_configmap_cannot_leave_the_seccomp_directory(tmp_path, 
     """The annotation can select only a directory in the kubelet's seccomp directory."""
     content = b'{"defaultAction": "SCMP_ACT_LOG"}'
     key = SourceKey(profile_set="configmap ns/x", key="a.json", content=content, prefix=prefix)
-    result = SeccompBackend(host=Host(tmp_path), machine="x86_64").inspect(key)
+    result = SeccompBackend(host=Host(tmp_path), clock_ns=time.time_ns, machine="x86_64").inspect(
+        key
+    )
     assert isinstance(result, Rejection)
     assert "path_unsafe" in {finding.code for finding in result.findings}
-    plain = SeccompBackend(host=Host(tmp_path), machine="x86_64").inspect(
+    plain = SeccompBackend(host=Host(tmp_path), clock_ns=time.time_ns, machine="x86_64").inspect(
         SourceKey(profile_set="configmap ns/x", key="a.json", content=content, prefix="team/")
     )
     assert isinstance(plain, Profile)

@@ -1,6 +1,7 @@
 """Tests of agent.sources.yaml_documents, which parses or rejects every text within limits."""
 
 import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -112,7 +113,7 @@ def test_a_directory_with_an_unprintable_name_is_rejected(tmp_path):
     below = tmp_path / "b\udcff\n"
     below.mkdir()
     (below / "x.json").write_text("{}")
-    (snapshot,) = DirectorySource(str(tmp_path)).read()
+    (snapshot,) = DirectorySource(str(tmp_path), clock_ns=time.time_ns).read()
     assert (snapshot.source_keys, [key for key, _ in snapshot.rejected_keys]) == (
         (),
         ["b\\udcff\\n"],

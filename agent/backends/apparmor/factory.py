@@ -4,14 +4,14 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
-from agent.backends.apparmor import memory_budget
 from agent.backends.apparmor.backend import AppArmorBackend
 from agent.backends.apparmor.compile_target import TargetReader
 from agent.backends.apparmor.compile_worker import CompileWorker
 from agent.backends.apparmor.confinement_tracker import ConfinementTracker
 from agent.backends.apparmor.inspector import Inspector
-from agent.backends.apparmor.kernel_access import ROOT, KernelAccess, Probes
+from agent.backends.apparmor.kernel_access import ROOT, SYSTEM_PROBES, KernelAccess
 from agent.backends.apparmor.loaded_objects import LoadedObjects
+from agent.backends.apparmor.memory_budget import OWN_CGROUP
 from agent.backends.apparmor.parser import CONFIG_FILE, INCLUDE_DIR, Parser
 from agent.backends.apparmor.policy_cache import PolicyCache
 from agent.backends.apparmor.policy_changes import PolicyChanges
@@ -56,7 +56,7 @@ class AppArmorConfig(Protocol):
 
 def build(config: AppArmorConfig, context: BackendContext) -> BackendParts:
     """Build the parts of the backend. The function starts no thread and writes no file."""
-    access = KernelAccess(context.host, Probes())
+    access = KernelAccess(context.host, SYSTEM_PROBES)
     parser = _parser(config, context.program_ran)
     inspector = Inspector(
         targets=TargetReader(access, parser, checks_only=False),
@@ -64,6 +64,7 @@ def build(config: AppArmorConfig, context: BackendContext) -> BackendParts:
         cache=PolicyCache(context.host, config.state_dir, write=context.may_write_state),
         rules=_rules(config),
         cpu_limit=config.parser_timeout,
+        memory_limit=OWN_CGROUP.limit_bytes,
     )
     backend = connect(inspector, state_dir=config.state_dir, may_write=context.may_write_state)
     revision = context.host.path(f"{ROOT}/revision")
@@ -79,11 +80,12 @@ def build_checker(config: AppArmorConfig) -> Inspector:
     host = Host("/")
     parser = _parser(config, lambda _seconds: None)
     return Inspector(
-        targets=TargetReader(KernelAccess(host, Probes()), parser, checks_only=True),
+        targets=TargetReader(KernelAccess(host, SYSTEM_PROBES), parser, checks_only=True),
         worker=_worker(config, parser, None),
         cache=PolicyCache(host, config.state_dir, write=False),
         rules=_rules(config),
         cpu_limit=config.parser_timeout,
+        memory_limit=OWN_CGROUP.limit_bytes,
     )
 
 
@@ -134,7 +136,7 @@ def _worker(
         cpu_limit=config.parser_timeout,
         pauses_slow_texts=completed is not None,
         completed=completed or (lambda: None),
-        free_memory=memory_budget.available_bytes,
+        free_memory=OWN_CGROUP.available_bytes,
     )
 
 

@@ -15,7 +15,6 @@ from agent.backends.apparmor import (
     container_checks,
     diagnostics,
     escape_rules,
-    memory_budget,
     network_addresses,
     parser_hints,
     parser_messages,
@@ -46,7 +45,7 @@ from agent.host.filesystem import HostError
 class Inspector:
     """Checks the profile texts of one agent. Only the main thread uses an inspector."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - keyword-only, and each parameter is a part or an option
         self,
         *,
         targets: TargetReader,
@@ -54,6 +53,7 @@ class Inspector:
         cache: PolicyCache,
         rules: validation.ValidationRules,
         cpu_limit: float,
+        memory_limit: Callable[[], int | None],
     ) -> None:
         self.targets = targets
         self.parser = targets.parser
@@ -61,6 +61,9 @@ class Inspector:
         self.cache = cache
         self.rules = rules
         self.cpu_limit = cpu_limit
+        self._memory_limit = memory_limit
+        """Returns the memory limit of this process in bytes; None without a known limit."""
+
         self._target: CompileTarget | None = None
         """The compile target of this pass; None until the target is read."""
 
@@ -196,7 +199,7 @@ class Inspector:
 
     def _exceeded_key(self, key: str) -> str:
         """Return the cache key that records whether a profile text exceeds the current limits."""
-        return digest(f"{key} {self.cpu_limit:g} {memory_budget.limit_bytes()}".encode())
+        return digest(f"{key} {self.cpu_limit:g} {self._memory_limit()}".encode())
 
     def _judge(
         self, id_: KeyId, source_key: SourceKey, result: ParserResult, target: CompileTarget

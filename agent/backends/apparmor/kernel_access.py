@@ -64,21 +64,32 @@ def missing_right() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probes:
-    """The functions with which the backend examines its process and its kernel. Tests pass
-    functions that simulate other kernels.
-    """
+    """The functions with which the backend examines its process and its kernel, and waits."""
 
-    filesystem: Callable[[Path], int] = filesystem_magic
+    filesystem: Callable[[Path], int]
     """Returns the magic number of a file system."""
 
-    rights: Callable[[], str] = missing_right
+    rights: Callable[[], str]
     """Returns the missing permission without which this process cannot change policy."""
 
-    shows_pending_exec: Callable[[Host], bool] = pending_exec.is_shown
+    shows_pending_exec: Callable[[Host], bool]
     """Returns whether the kernel shows the pending exec of another thread."""
 
-    clock: Callable[[], float] = time.monotonic
-    pause: Callable[[float], None] = time.sleep
+    clock: Callable[[], float]
+    """Returns monotonic seconds."""
+
+    pause: Callable[[float], None]
+    """Waits for a number of seconds."""
+
+
+SYSTEM_PROBES: Final = Probes(
+    filesystem=filesystem_magic,
+    rights=missing_right,
+    shows_pending_exec=pending_exec.is_shown,
+    clock=time.monotonic,
+    pause=time.sleep,
+)
+"""The probes of this process and of the running kernel."""
 
 
 class KernelAccess:

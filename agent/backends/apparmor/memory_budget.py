@@ -34,42 +34,46 @@ class _Files:
     """The kernel can reclaim the memory that these statistics count."""
 
 
-def limit_bytes(
-    own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
-) -> int | None:
-    """Return the memory limit of this process's cgroup, or None if it is not set or unknown.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryCgroup:
+    """The memory cgroup of this process, whose files are read at each call."""
 
-    Args:
-        own: the file that lists the cgroups of this process (cgroups(7)).
-        root: the directory in which the cgroup file systems are mounted.
-    """
-    try:
-        limit = int(_files(own, root).limit.read_text())
-    except (OSError, ValueError):  # If no limit is set, cgroup version 2 shows "max".
-        return None
-    return limit if limit < _UNLIMITED_V1 else None
+    own: Path
+    """The file that lists the cgroups of this process (cgroups(7))."""
+
+    root: Path
+    """The directory in which the cgroup file systems are mounted."""
+
+    def limit_bytes(self) -> int | None:
+        """Return the memory limit of the cgroup, or None if it is not set or unknown."""
+        try:
+            limit = int(_files(self.own, self.root).limit.read_text())
+        except (OSError, ValueError):  # If no limit is set, cgroup version 2 shows "max".
+            return None
+        return limit if limit < _UNLIMITED_V1 else None
+
+    def available_bytes(self) -> int:
+        """Return the memory that new parsers may use together now, at most MAX_PARSER_BYTES.
+
+        The memory of running parsers counts as used. The page cache does not count as used, because
+        the kernel reclaims the page cache (cgroup-v2.rst). If the memory usage is unknown, the
+        result is MIN_PARSER_BYTES.
+        """
+        limit = self.limit_bytes()
+        if limit is None:
+            return MAX_PARSER_BYTES
+        try:
+            files = _files(self.own, self.root)
+            used = int(files.usage.read_text())
+            fields = dict(line.split() for line in files.statistics.read_text().splitlines())
+            used -= sum(int(fields[field]) for field in files.page_cache)
+        except (OSError, ValueError, KeyError):
+            return MIN_PARSER_BYTES
+        return max(0, min(MAX_PARSER_BYTES, limit - used - _RESERVE_BYTES))
 
 
-def available_bytes(
-    own: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
-) -> int:
-    """Return the memory that new parsers may use together now, at most MAX_PARSER_BYTES.
-
-    The memory of running parsers counts as used. The page cache does not count as used, because the
-    kernel reclaims the page cache (cgroup-v2.rst). If the memory usage is unknown, the result is
-    MIN_PARSER_BYTES.
-    """
-    limit = limit_bytes(own, root)
-    if limit is None:
-        return MAX_PARSER_BYTES
-    try:
-        files = _files(own, root)
-        used = int(files.usage.read_text())
-        fields = dict(line.split() for line in files.statistics.read_text().splitlines())
-        used -= sum(int(fields[field]) for field in files.page_cache)
-    except (OSError, ValueError, KeyError):
-        return MIN_PARSER_BYTES
-    return max(0, min(MAX_PARSER_BYTES, limit - used - _RESERVE_BYTES))
+OWN_CGROUP: Final = MemoryCgroup(own=Path("/proc/self/cgroup"), root=Path("/sys/fs/cgroup"))
+"""The memory cgroup at the usual paths (cgroups(7))."""
 
 
 def _files(own: Path, root: Path) -> _Files:

@@ -10,7 +10,6 @@ profiles.
 import errno
 import platform
 import re
-import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -84,7 +83,7 @@ class SeccompBackend:
         machine: str = "",
         kernel: str = "",
         floor: releases.RuntimeFloor = releases.LOWEST,
-        clock_ns: Callable[[], int] = time.time_ns,
+        clock_ns: Callable[[], int],
     ) -> None:
         """Create the backend.
 
@@ -100,7 +99,7 @@ class SeccompBackend:
                 machine.
             kernel: a version such as 6.1; by default, the version of the running kernel.
             floor: the oldest releases of libseccomp and of the runtimes on the nodes.
-            clock_ns: returns the time in Unix nanoseconds.
+            clock_ns: returns the Unix time in nanoseconds, like the times of files.
         """
         self._host = host
         self._directory = directory

@@ -1,5 +1,6 @@
 """Builds the seccomp backend."""
 
+import time
 from typing import Literal, Protocol
 
 from agent.backends.parts import BackendContext, BackendParts
@@ -42,5 +43,6 @@ def build(config: SeccompConfig, context: BackendContext) -> BackendParts:
         format=config.seccomp_format,
         allow_unknown_syscalls=config.allow_unknown_syscalls,
         floor=releases.parse(config.runtime_floor),
+        clock_ns=time.time_ns,
     )
     return BackendParts(backend=backend, watched_paths=(context.host.path(config.seccomp_dir),))

@@ -217,7 +217,7 @@ def reason(finding: Finding) -> str:
 
 def search(count: int, seed: int, machine: str, *, rejected: bool) -> Result:
     """Generate profiles, check them as the agent does, and judge their filters."""
-    kind = SeccompBackend(host=Host(Path("/nonexistent")), machine=machine)
+    kind = SeccompBackend(host=Host(Path("/nonexistent")), clock_ns=time.time_ns, machine=machine)
     result = Result()
     for first in range(0, count, _BATCH):
         accepted: list[tuple[str, str]] = []
