@@ -114,7 +114,7 @@ def _section(runtime: str, compared: Compared) -> str:
     if not compared.differences:
         lines += ["The profiles have the same meaning.", ""]
     for direction, heading in _HEADINGS.items():
-        rows = [item for item in compared.differences if item.direction is direction]
+        rows = [item for item in compared.differences if item.direction == direction]
         if rows:
             lines += [f"{heading}:", *map(_row, rows), ""]
     return "\n".join(lines)

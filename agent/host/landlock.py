@@ -115,10 +115,11 @@ def run(function: Callable[[], _Result], access: Access) -> _Result:
     try:
         thread.start()
     except RuntimeError as error:
-        if error.__context__ is not handled and error.__context__ is not None:
+        raised = error.__context__
+        if raised is not None and raised != handled:
             # A signal handler raised an exception in Condition.wait, which could then not release
             # its lock.
-            raise error.__context__ from None
+            raise raised from None
         # The system cannot start another thread.
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error
     thread.join()

@@ -201,7 +201,7 @@ def _columns(rows: Sequence[Sequence[str]], width: int, colors: Mapping[str, str
         max((len(row[i]) for row in rows if len(row[1]) <= longest_name), default=0) for i in (1, 3)
     )
     has_reasons = kind + name + state + why + gaps <= width
-    for row in rows:
+    for number, row in enumerate(rows):
         has_name = len(row[1]) <= longest_name
         if has_name:
             line = f"{row[0].ljust(kind)}{' ' * _GAP}{row[1].ljust(name)}{' ' * _GAP}"
@@ -210,7 +210,7 @@ def _columns(rows: Sequence[Sequence[str]], width: int, colors: Mapping[str, str
             yield row[1]
             line, reason = f"  {row[0]}, ", ""
         yield f"{line}{_colored(row[2], colors)}{reason}".rstrip()
-        if row is not rows[0] and row[3] and not (has_reasons and has_name):
+        if number > 0 and row[3] and not (has_reasons and has_name):
             yield from _wrap(row[3], width, "    ")
 
 

@@ -41,7 +41,7 @@ FIRST_RETRY_SECONDS: Final = 10.0
 MAX_RETRY_SECONDS: Final = 600.0
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True)
 class CompileTask:
     """One profile text to compile, with the results of its previous runs."""
 
@@ -187,11 +187,20 @@ class CompileQueue:
         A run is ended if its profile text was removed, or if its text is slow while a text that is
         not slow is waiting. A reserved run is ended only if its profile text was removed.
         """
-        if self._running.get(task.key) is not task:
+        if not self._is_running(task):
             return True
         return (task.is_slow and not task.has_reserved_run) and any(
             not other.is_slow and other.retry_at <= now for other in self._waiting.values()
         )
+
+    def _is_running(self, task: CompileTask) -> bool:
+        """Return whether a text is still in the queue and is being compiled.
+
+        If a text was removed during its run and then submitted again, the new task has another
+        number.
+        """
+        running = self._running.get(task.key)
+        return running is not None and running.number == task.number
 
     def slice_seconds(self, task: CompileTask) -> float:
         """Return how many CPU seconds the next run of the task may use."""
@@ -204,7 +213,7 @@ class CompileQueue:
             The final result for the text; None if the text waits for another run, or if it was
             removed during the run.
         """
-        if self._running.get(task.key) is not task:
+        if not self._is_running(task):
             return None
         self._end_run(task, run, now)
         match run.outcome:

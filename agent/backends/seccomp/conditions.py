@@ -75,11 +75,12 @@ def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
     same subtree twice. If another rule extends this subtree, libseccomp loses rules, or never
     finishes building the filter.
     """
-    for rule in rules:
+    for position, rule in enumerate(rules):
         last = max(arg.index for arg in rule.args)
         forks = [arg for arg in rule.args if arg.op not in _EQUALITIES and arg.index != last]
-        for other in rules if forks else ():
-            if other is rule or not rule.may_meet(other):
+        others = [*rules[:position], *rules[position + 1 :]] if forks else ()
+        for other in others:
+            if not rule.may_meet(other):
                 continue
             fork = next((arg for arg in forks if _shares_subtree(rule, other, arg)), None)
             if fork is None:
@@ -129,10 +130,16 @@ def _distant_bounds(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
     The tree compares the upper halves of both bounds on the same level, and libseccomp drops the
     second comparison.
     """
-    bounds = [(rule, arg) for rule in rules for arg in rule.args if arg.op in _RANGES]
-    for (rule, first), (other, second) in itertools.combinations(bounds, 2):
+    bounds = [
+        (position, rule, arg)
+        for position, rule in enumerate(rules)
+        for arg in rule.args
+        if arg.op in _RANGES
+    ]
+    pairs = itertools.combinations(bounds, 2)
+    for (position, rule, first), (other_position, other, second) in pairs:
         if (
-            rule is not other
+            position != other_position
             and rule.may_meet(other)
             and first.index == second.index
             and first.value >> 32 != second.value >> 32

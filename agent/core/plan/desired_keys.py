@@ -173,7 +173,7 @@ class DesiredKeyPlanner:
         """Return whether only this key still owns a name of its last good version."""
         if self.context.providers.get(name, profile.id) != profile.id:
             return False
-        if any(owner is not entry for owner in self.context.owners_of(name)):
+        if any(owner.id != entry.id for owner in self.context.owners_of(name)):
             return False
         observed = self.context.observed(name)
         is_replaced_by_profile = name in profile.version.names

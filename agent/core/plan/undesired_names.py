@@ -207,7 +207,7 @@ class UndesiredNamePlanner:
         profile.
         """
         owners = self.context.owners_of(name)
-        return name in self.claims.needed_names and all(owner is entry for owner in owners)
+        return name in self.claims.needed_names and all(owner.id == entry.id for owner in owners)
 
     def _reason_to_stay_whole(self, entry: LedgerEntry) -> Reason | None:
         """Return the reason to keep all names of an undesired key, or None."""
