@@ -2,8 +2,10 @@
 
 import ast
 import re
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import agent
 
@@ -49,6 +51,129 @@ def attributes(class_: ast.ClassDef) -> set[str]:
         and isinstance(item.value, ast.Name)
         and item.value.id == "self"
     }
+
+
+class Parameter(NamedTuple):
+    """A parameter with a default, or a field of a dataclass with a default."""
+
+    place: str
+    callable: str
+    name: str
+    position: int | None
+    """None if only a keyword can pass the parameter."""
+
+    is_field: bool = False
+    """Whether `dataclasses.replace` can pass the parameter."""
+
+
+def called_name(node: ast.expr) -> str:
+    """Return the last part of the name of a function, a method or a class."""
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def calls() -> dict[str, list[ast.Call]]:
+    """Return all calls in agent/ by the name of the function or class, without its module."""
+    aliases = {
+        alias.asname: alias.name
+        for _, node in nodes(ast.ImportFrom)
+        for alias in node.names
+        if alias.asname is not None
+    }
+    found: dict[str, list[ast.Call]] = defaultdict(list)
+    for _, call in nodes(ast.Call):
+        name = called_name(call.func)
+        found[aliases.get(name, name)].append(call)
+        if name == "partial":
+            rest = ast.Call(func=call.args[0], args=call.args[1:], keywords=call.keywords)
+            found[called_name(call.args[0])].append(rest)
+    return found
+
+
+def passes(call: ast.Call, parameter: Parameter) -> bool:
+    """Return whether a call passes a parameter; unpacked arguments count as all parameters."""
+    if any(keyword.arg in (parameter.name, None) for keyword in call.keywords):
+        return True
+    if any(isinstance(argument, ast.Starred) for argument in call.args):
+        return True
+    return parameter.position is not None and len(call.args) > parameter.position
+
+
+def optional_parameters(name: str, tree: ast.AST, class_: str = "") -> Iterator[Parameter]:
+    """Return the parameters with a default of all functions, methods and dataclasses."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef):
+            yield from parameters_of(name, node, class_)
+        if isinstance(node, ast.ClassDef):
+            yield from fields_of(name, node)
+        inner = node.name if isinstance(node, ast.ClassDef) else ""
+        yield from optional_parameters(name, node, inner)
+
+
+def parameters_of(name: str, function: ast.FunctionDef, class_: str) -> Iterator[Parameter]:
+    """Return the parameters with a default of a function or method."""
+    callable_ = class_ if function.name == "__init__" else function.name
+    place = f"{name}: {class_}.{function.name}"
+    positional = [*function.args.posonlyargs, *function.args.args]
+    required = len(positional) - len(function.args.defaults)
+    for position, argument in enumerate(positional):
+        if position >= required:
+            # The first parameter of a method is the object.
+            yield Parameter(place, callable_, argument.arg, position - bool(class_))
+    for argument, default in zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True):
+        if default is not None:
+            yield Parameter(place, callable_, argument.arg, None)
+
+
+def fields_of(name: str, class_: ast.ClassDef) -> Iterator[Parameter]:
+    """Return the fields with a default of a dataclass, without fields that contain its state."""
+    decorators = [ast.unparse(decorator) for decorator in class_.decorator_list]
+    if not any(decorator.startswith("dataclass") for decorator in decorators):
+        return
+    is_frozen = any("frozen=True" in decorator for decorator in decorators)
+    fields = [node for node in class_.body if isinstance(node, ast.AnnAssign)]
+    for position, node in enumerate(fields):
+        field = ast.unparse(node.target)
+        is_state = not is_frozen and (field in ASSIGNED or "default_factory" in ast.unparse(node))
+        if node.value is not None and not is_state:
+            yield Parameter(f"{name}: {class_.name}", class_.name, field, position, is_field=True)
+
+
+ASSIGNED = {node.attr for _, node in nodes(ast.Attribute) if isinstance(node.ctx, ast.Store)}
+"""The names of the attributes that agent/ assigns after the creation of an object."""
+
+
+def test_no_parameter_has_a_default_that_only_tests_replace() -> None:
+    """Each parameter with a default is passed by at least one call in agent/. Functions with the
+    same name count as one function.
+    """
+    by_name = calls()
+    unused = [
+        f"{parameter.place}({parameter.name})"
+        for name, tree in TREES.items()
+        for parameter in optional_parameters(name, tree)
+        if not any(
+            passes(call, parameter)
+            for called in (parameter.callable, *(["replace"] if parameter.is_field else []))
+            for call in by_name[called]
+        )
+    ]
+    assert unused == []
+
+
+def test_is_compares_only_with_constants_and_members_of_enumerations() -> None:
+    """No decision depends on the identity of an object. Constants and enumeration members have
+    names in upper case.
+    """
+    comparisons = [
+        f"{name}: {ast.unparse(node)}"
+        for name, node in nodes(ast.Compare)
+        for operator, right in zip(node.ops, node.comparators, strict=True)
+        if isinstance(operator, ast.Is | ast.IsNot)
+        and not isinstance(right, ast.Constant)
+        and not called_name(right).isupper()
+    ]
+    identities = [name for name, node in nodes(ast.Call) if called_name(node.func) == "id"]
+    assert comparisons + identities == []
 
 
 def test_modules_have_at_most_400_lines() -> None:

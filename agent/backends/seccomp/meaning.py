@@ -9,7 +9,7 @@ builds.
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -76,16 +76,13 @@ class Meaning:
     document: Document
     # The native ABI is the first one; the kernel kills threads that use other ABIs.
     abis: tuple[str, ...]
-    # Runtimes skip names that libseccomp does not know.
-    is_known: Callable[[str], bool] = lambda _: True
 
     @functools.cached_property
     def _rules(self) -> Mapping[str, list[Rule]]:
         by_name: dict[str, list[Rule]] = defaultdict(list)
         for rule in self.document.effective_rules:
             for name in rule.names:
-                if self.is_known(name):
-                    by_name[name].append(rule)
+                by_name[name].append(rule)
         return by_name
 
     def call(self, abi: str, name: str) -> CallMeaning:

@@ -5,6 +5,7 @@ result of a built filter.
 """
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from agent.backends.seccomp import meaning, syntax
 from agent.backends.seccomp.document import Answer
@@ -30,10 +31,13 @@ class Model(Reference):
         if document is None:
             raise ValueError(f"The model cannot read the profile: {findings}")
         self._calls: dict[tuple[str, str], meaning.CallMeaning] = {}
+        # Runtimes skip names that libseccomp does not know.
+        rules = [
+            replace(rule, names=tuple(name for name in rule.names if library.resolves(name) != -1))
+            for rule in document.rules
+        ]
         self._meaning = meaning.Meaning(
-            document=document,
-            abis=self.architectures,
-            is_known=lambda name: library.resolves(name) != -1,
+            document=replace(document, rules=tuple(rules)), abis=self.architectures
         )
 
     def answers(self, architecture: str, number: int, arguments: Sequence[int]) -> Collection[int]:
