@@ -177,7 +177,7 @@ def test_a_parser_script_runs_without_a_sandbox_and_is_reported(tmp_path):
     assert [type(result) for result in inspection.inspected(backend, source_key)] == [Profile]
 
 
-def test_a_text_that_the_check_cannot_decide_needs_the_sandbox(tmp_path):
+def test_an_undecided_text_needs_the_sandbox(tmp_path):
     """If an include rule is followed by text on the same line, the key is accepted only with a
     sandbox.
     """

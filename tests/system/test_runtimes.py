@@ -15,12 +15,12 @@ from agent.core.model import Profile, SourceKey
 from agent.host.filesystem import Host
 
 CAPABILITIES = ["CAP_CHOWN", "CAP_FOWNER", "CAP_SETUID", "CAP_SETGID", "CAP_KILL"]
-# crun does not support these controllers of a hybrid hierarchy; other machines do not have them.
+# crun does not support these controllers of a hybrid cgroup hierarchy.
 HYBRID = "/sys/fs/cgroup/unified"
 
 
 def installed(key):
-    """Return the parsed file that profile-loader would install for a shipped profile."""
+    """Return the parsed content of the file that the agent would install for a shipped profile."""
     content = (Path("profiles") / key).read_bytes()
     kind = SeccompBackend(host=Host("/nowhere"), clock_ns=time.time_ns, machine=platform.machine())
     profile = kind.inspect(SourceKey(profile_set="dir profiles", key=key, content=content))
@@ -43,7 +43,7 @@ def bundle(tmp_path):
 
 
 def configure(bundle, seccomp, words):
-    """Write the configuration of the bundle with a command and, if passed, with a seccomp
+    """Write the configuration of the bundle, with a command and optionally with a seccomp
     profile.
     """
     config = json.loads((bundle / "config.json").read_text())
@@ -91,13 +91,15 @@ CHMOD = "chmod 777 /etc/hostname && echo changed; grep Seccomp: /proc/self/statu
 
 
 def test_without_a_profile_chmod_works(runtime, bundle):
-    """Without a profile, the container can make the calls that the profiles deny."""
+    """Without a profile, the container can make the calls that the shipped profiles deny."""
     status, output = contain(runtime, bundle, None, CHMOD)
     assert (status, "changed" in output, "Seccomp:\t0" in output) == (0, True, True), output
 
 
-def test_prevent_chmod_prevents_it(runtime, bundle):
-    """With a profile, its calls are denied, everything else works, and a filter is active."""
+def test_prevent_chmod_denies_chmod(runtime, bundle):
+    """Under the profile prevent-chmod, chmod fails, all other commands work, and a filter is
+    active.
+    """
     status, output = contain(runtime, bundle, installed("prevent-chmod"), CHMOD)
     assert (status, "changed" in output, "Seccomp:\t2" in output) == (0, False, True), output
     assert "Operation not permitted" in output
@@ -105,7 +107,7 @@ def test_prevent_chmod_prevents_it(runtime, bundle):
 
 @pytest.mark.parametrize("text", ["name", "names"])
 def test_the_documented_text_prevents_chmod(runtime, bundle, text):
-    """Both forms of the profile in the AKS documentation deny chmod after their installation."""
+    """Both versions of the profile in the AKS documentation deny chmod after their installation."""
     names = ["chmod", "fchmodat", "chmodat"]
     rules = [{"names": names, "action": "SCMP_ACT_ERRNO"}]
     if text == "name":
@@ -119,7 +121,7 @@ def test_the_documented_text_prevents_chmod(runtime, bundle, text):
 
 
 def test_audit_runs_under_a_filter(runtime, bundle):
-    """With an auditing profile, every call is allowed, and a filter is active."""
+    """Under an auditing profile, every system call is allowed, and a filter is active."""
     status, output = contain(runtime, bundle, installed("profiles/audit.json"), CHMOD)
     assert (status, "changed" in output, "Seccomp:\t2" in output) == (0, True, True), output
 
@@ -131,7 +133,9 @@ def test_violation_does_not_start(runtime, bundle):
 
 
 def test_fine_grained_denies_calls_that_it_does_not_list(runtime, bundle):
-    """If a profile does not list a call, the call fails, so a command has no effect."""
+    """Under the profile fine-grained, calls that the profile does not list fail, so a command has
+    no effect.
+    """
     script = "mkdir /tmp/made && echo made"
     _, output = contain(runtime, bundle, installed("profiles/fine-grained.json"), script)
     assert "made\n" not in output, output

@@ -131,7 +131,9 @@ def labelled(cluster, label):
 
 
 def test_a_change_costs_one_watch_event_one_patch_and_one_event_per_node(cluster, monkeypatch):
-    """While the profiles are unchanged, the agents send no request."""
+    """Without changes, the agents send no request. A change costs one watch event, one patch and
+    one Event per Node.
+    """
     # No watch ends at its time limit during the test, even on a slow machine.
     monkeypatch.setattr(reflector_module, "WATCH_SECONDS", (3600, 3600))
     admin = client.Api(kubeconfig=str(cluster.folder / "admin.kubeconfig"))
@@ -161,7 +163,8 @@ def test_a_change_costs_one_watch_event_one_patch_and_one_event_per_node(cluster
             settle(agents, before)
             after = requests(agents) - before
             print(f"scale: change {number}: {dict(after)}")
-            # One patch removes the previous label and sets the new one; each name causes one Event.
+            # One patch removes the previous label and sets the new label. Each profile name causes
+            # one Event.
             assert after == Counter(PATCH=AGENTS, POST=AGENTS)
         print(f"scale: last of {AGENTS} nodes labelled after {seconds} s")
         before, end = requests(agents), time.monotonic() + 10.0
@@ -180,10 +183,11 @@ def requests(agents):
 
 
 def settle(agents, before):
-    """Wait until all agents have sent a patch and an Event, and then nothing for a second.
+    """Wait until all agents have sent a patch and an Event, and have then sent no request for a
+    second.
 
-    A request is counted when it ends. If the wait only required a second without requests, a pause
-    of the machine would look like the end.
+    The server counts a request when it ends. Without the required patch and Event, a pause of the
+    machine would look like the end of all requests.
     """
     last = [requests(agents), time.monotonic()]
 

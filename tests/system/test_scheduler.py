@@ -1,4 +1,4 @@
-"""Tests that a real scheduler places pods by the labels that a real agent sets."""
+"""Tests that a real scheduler assigns pods to Nodes by the labels that a real agent sets."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ def cluster():
 
 
 def ready(cluster, name):
-    """Create a Node that is ready for pods, with the status that a kubelet would report."""
+    """Create a Node that is ready for pods, with the status that a kubelet reports."""
     cluster.node(name, BOOT_ID)
     status = {
         "status": {
@@ -34,12 +34,12 @@ def ready(cluster, name):
         }
     }
     cluster.kubectl("patch", "node", name, "--subresource=status", "-p", json.dumps(status))
-    # In a real cluster, a controller removes the taint of a new Node when the Node is ready.
+    # In a real cluster, a controller removes this taint from a new Node when the Node is ready.
     cluster.kubectl("patch", "node", name, "--type=merge", "-p", '{"spec":{"taints":null}}')
 
 
 def scheduled(cluster, name):
-    """Return the node of a pod, and the scheduler's message if the pod is not scheduled."""
+    """Return the Node of a pod, or the scheduler's message if the pod is not scheduled."""
     pod = cluster.get(f"/api/v1/namespaces/default/pods/{name}")
     messages = [
         one["message"]
@@ -50,7 +50,7 @@ def scheduled(cluster, name):
 
 
 def agent(cluster, name, folder):
-    """Run the agent once on a separate host root, with the rights of the manifests."""
+    """Run one pass of the agent on a separate host root, with the rights of the manifests."""
     boot = folder / "proc/sys/kernel/random/boot_id"
     boot.parent.mkdir(parents=True)
     boot.write_text(BOOT_ID)
@@ -65,7 +65,9 @@ def agent(cluster, name, folder):
 
 
 def test_a_pod_waits_for_a_node_with_its_profile(cluster, tmp_path):
-    """A pod is Pending until a node has the profile, and is then scheduled to that node."""
+    """A pod is Pending until a Node has the label of its profile. The scheduler then assigns the
+    pod to this Node.
+    """
     ready(cluster, "with")
     ready(cluster, "without")
     pod = yaml.safe_load((ROOT / "examples/fine-pod.yaml").read_text())

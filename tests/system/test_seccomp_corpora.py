@@ -1,4 +1,4 @@
-"""Tests the outcome of `check` for each seccomp profile in Debian's packages, with the reasons.
+"""Tests of the command `check` with each seccomp profile in Debian's packages.
 
 apt-get downloads the packages once, into ~/.cache/profile-loader.
 """
@@ -34,7 +34,7 @@ PACKAGES = (
 )
 DOCKER = f"golang-github-docker-docker-dev/{GO}/docker/docker/profiles/seccomp"
 RUNC = f"golang-github-opencontainers-runc-dev/{GO}/opencontainers/runc/tests/integration/testdata"
-# The table contains the outcomes with --seccomp-format oci and with --seccomp-format docker.
+# The outcomes with --seccomp-format oci and with --seccomp-format docker, by profile.
 EXPECTED = {
     # Docker's default profile in flatpak has rules that depend on capabilities and on the kernel.
     "flatpak/usr/share/doc/flatpak/examples/flatpak-docker-seccomp.json": (
@@ -52,15 +52,15 @@ EXPECTED = {
         {"accepted", "expanded_for_arch", "expanded_for_kernel"},
     ),
     f"{DOCKER}/fixtures/conditional_include.json": ({"not_portable"}, {"accepted"}),
-    # The rules have the old field `name`; containerd would read them as rules without names.
+    # The rules use the old field `name`, so containerd would read them as rules without names.
     f"{DOCKER}/fixtures/default-old-format.json": ({"accepted", "name_rewritten"},) * 2,
     f"{DOCKER}/fixtures/example.json": ({"accepted", "name_rewritten"},) * 2,
-    # The profile has two conditions on one argument. runc requires that one of them is true, and
-    # crun requires both.
+    # The profile has two conditions on one argument. runc requires one of the conditions, and crun
+    # requires both conditions.
     f"{RUNC}/seccomp_syscall_test1.json": ({"fails_open"},) * 2,
     f"{RUNC}/seccomp_syscall_test2.json": ({"accepted"},) * 2,
     # The file describes a hook. If it were installed as a profile, containerd and CRI-O would run
-    # the container unconfined.
+    # containers without a filter.
     "oci-seccomp-bpf-hook/usr/share/containers/oci/hooks.d/oci-seccomp-bpf-hook.json": (
         {"not_a_profile"},
     )
@@ -87,14 +87,16 @@ def outcome(path, form):
 
 
 @pytest.mark.parametrize("path", EXPECTED)
-def test_each_profile_ends_as_recorded(tree, path):
-    """The table lists the outcome of each profile in both formats."""
+def test_the_outcome_of_each_profile_is_as_recorded(tree, path):
+    """In both formats, each profile has the outcome that the table contains."""
     assert (outcome(tree / path, "oci"), outcome(tree / path, "docker")) == EXPECTED[path]
 
 
 @pytest.mark.parametrize("path", [path for path in EXPECTED if "accepted" in EXPECTED[path][1]])
-def test_each_accepted_profile_is_built_right(tree, path):
-    """For each set of capabilities, every libseccomp builds a filter that follows the rules."""
+def test_each_accepted_profile_is_compiled_correctly(tree, path):
+    """For each set of capabilities, every libseccomp builds a filter that follows the rules of the
+    accepted profile.
+    """
     kind = SeccompBackend(
         host=Host("/nowhere"), clock_ns=time.time_ns, format="docker", machine="x86_64"
     )
@@ -111,7 +113,9 @@ def test_each_accepted_profile_is_built_right(tree, path):
 )
 @pytest.mark.parametrize("capabilities", [(), ("CAP_SYS_ADMIN", "CAP_AUDIT_WRITE")])
 def test_the_command_in_the_hint_converts_each_profile_with_capabilities(tree, path, capabilities):
-    """The output of `convert` is accepted unchanged, and every libseccomp compiles it correctly."""
+    """The command in the hint converts each profile that depends on capabilities. The output is
+    accepted, and every libseccomp compiles it correctly.
+    """
     result = convert.convert(
         str(tree / path), arch="x86_64", kernel="6.1", capabilities=capabilities
     )
@@ -123,8 +127,10 @@ def test_the_command_in_the_hint_converts_each_profile_with_capabilities(tree, p
 
 
 @pytest.mark.parametrize("key", SHIPPED)
-def test_each_shipped_profile_is_built_right(key):
-    """On every machine, the filters of the profiles in profiles/ follow their rules."""
+def test_each_shipped_profile_is_compiled_correctly(key):
+    """For every machine, the filters of the profiles in profiles/ follow the rules of the
+    profiles.
+    """
     for machine in generator.MACHINES:
         kind = SeccompBackend(host=Host("/nowhere"), clock_ns=time.time_ns, machine=machine)
         body, findings = kind.check((PROFILES / key).read_bytes())

@@ -1,7 +1,8 @@
-"""Tests that the filter of each accepted profile follows its rules, for each runtime.
+"""Tests that the filter of each accepted profile follows the rules of the profile, for each
+runtime.
 
-Each available libseccomp builds the filters in the same way as for runc and crun, and the tests
-evaluate them in the same way as the kernel.
+Each available libseccomp builds the filters as it does for runc and crun. The tests evaluate the
+filters as the kernel does.
 """
 
 import concurrent.futures
@@ -40,7 +41,7 @@ def rule(name, *conditions):
     return {"names": [name], "action": "SCMP_ACT_ERRNO"} | ({"args": args} if args else {})
 
 
-# If these profiles were written unchanged, libseccomp would build a wrong filter.
+# From these profiles, libseccomp would build wrong filters if the agent wrote them unchanged.
 PROBLEMATIC = {
     "x32 next to x86_64": profile(
         rule("socket", (0, "EQ", 40)), rule("socketcall"), architectures=[X86_64, X86, X32]
@@ -92,7 +93,7 @@ PROBLEMATIC = {
     )
     | {"defaultAction": "SCMP_ACT_ERRNO"},
 }
-# These are the same profiles after the hint for opposite comparisons was followed.
+# The same profiles, corrected as the hint for opposite comparisons describes.
 REWRITTEN = [
     profile(
         rule("clone", (0, "EQ", 5), (2, "MASKED_EQ", (1 << 64) - 1)),
@@ -124,15 +125,19 @@ def judged(body):
 
 
 @pytest.mark.parametrize("name", PROBLEMATIC)
-def test_the_harness_sees_a_profile_fail_open(name):
-    """Without the agent's change, the filter of each problematic profile allows a denied call."""
+def test_the_harness_detects_a_filter_that_fails_open(name):
+    """The harness detects that the unchanged form of each problematic profile allows a
+    denied call.
+    """
     verdict = judged(json.dumps(PROBLEMATIC[name]))
     assert verdict.outcome is Outcome.FAILS_OPEN, verdict
 
 
 @pytest.mark.parametrize("name", PROBLEMATIC)
 def test_a_problematic_profile_is_rejected_or_completed(name):
-    """The agent rejects the profile, or writes a form that every libseccomp compiles correctly."""
+    """The agent rejects each problematic profile, or writes a form that every libseccomp compiles
+    correctly.
+    """
     kind = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64")
     body, findings = kind.check(json.dumps(PROBLEMATIC[name]).encode())
     if body:
@@ -142,8 +147,10 @@ def test_a_problematic_profile_is_rejected_or_completed(name):
 
 
 @pytest.mark.parametrize("document", REWRITTEN)
-def test_the_hint_for_opposite_comparisons_makes_them_right(document):
-    """If a profile follows the hint of its rejection, it is accepted and compiled correctly."""
+def test_the_hint_for_opposite_comparisons_corrects_the_profile(document):
+    """After a user has followed the hint of a rejection, the profile is accepted and compiled
+    correctly.
+    """
     kind = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64")
     body, findings = kind.check(json.dumps(document).encode())
     assert body, findings
@@ -151,15 +158,19 @@ def test_the_hint_for_opposite_comparisons_makes_them_right(document):
 
 
 def test_contradicting_rules_have_no_filter():
-    """If the agent rejects rules as contradicting, no version of libseccomp builds them."""
+    """No version of libseccomp builds a filter from rules that the agent rejects as
+    contradicting.
+    """
     verdict = judged(json.dumps(UNBUILDABLE))
     assert verdict.outcome is Outcome.REJECTED, verdict
 
 
 @pytest.mark.parametrize("library", libraries.every(), ids=lambda one: one.version)
 @pytest.mark.parametrize("machine", sorted(resolve.MACHINES))
-def test_the_tables_of_calls_are_libseccomp_s(library, machine):
-    """The agent's tables list the calls of each ABI, and the calls that libseccomp multiplexes."""
+def test_the_tables_of_calls_equal_the_tables_of_libseccomp(library, machine):
+    """The agent's tables contain the calls of each ABI, and the calls that libseccomp
+    multiplexes.
+    """
     for abi in resolve.abis(machine):
         if not library.token(abi):
             continue  # An older libseccomp does not know the architecture.
@@ -174,7 +185,7 @@ def test_the_tables_of_calls_are_libseccomp_s(library, machine):
         assert found >= multiplex.NAMES & syscalls.of(abi)
 
 
-# Linux has removed these calls, and system-calls 7.2 does not contain them any more.
+# Linux has removed these calls, so the table system-calls 7.2 does not contain them.
 REMOVED = {
     *("_sysctl", "afs_syscall", "arm_sync_file_range", "bdflush", "break", "create_module"),
     *("ftime", "get_kernel_syms", "getpmsg", "gtty", "idle", "lock", "mpx", "nfsservctl", "prof"),
@@ -184,7 +195,7 @@ REMOVED = {
 
 
 def test_every_version_is_compared():
-    """The versions of Debian 12, 13 and unstable are available."""
+    """The libseccomp versions of Debian 12, 13 and unstable are available for the comparisons."""
     found = {library.version for library in libraries.every()}
     assert found >= {"2.5.4", "2.6.0"}
     assert len(found) > 2
@@ -212,17 +223,17 @@ def search(machine, seed, count):
 
 @pytest.mark.parametrize("machine", sorted(generator.MACHINES))
 def test_a_short_search_finds_no_accepted_profile_with_a_wrong_filter(machine):
-    """Each accepted profile that resembles the known patterns has the filter that its rules
-    describe.
-    """
+    """In a short search, the filter of each accepted profile follows the rules of the profile."""
     assert search(machine, 1, 1000) > 300
 
 
 CAPABILITIES = ("CAP_SYS_ADMIN", "CAP_BPF")
 
 
-def test_profiles_that_depend_on_capabilities_are_built_right_for_every_pod():
-    """With --seccomp-format docker, the filter for each pod follows the accepted profile."""
+def test_profiles_that_depend_on_capabilities_are_compiled_correctly_for_every_pod():
+    """With --seccomp-format docker, the filter for every pod follows the rules of the accepted
+    profile.
+    """
     kind = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64", format="docker")
     bodies = []
     for seed in range(300):
@@ -247,8 +258,10 @@ def test_profiles_that_depend_on_capabilities_are_built_right_for_every_pod():
 
 @pytest.mark.search
 def test_a_long_search_finds_no_accepted_profile_with_a_wrong_filter():
-    """The filters of more than 100,000 accepted profiles follow their rules."""
-    libraries.every()  # The libraries are downloaded once for all processes.
+    """In a long search, the filters of more than 100,000 accepted profiles follow the rules of the
+    profiles.
+    """
+    libraries.every()  # This call downloads the libraries once for all processes.
     chunks = [("x86_64", seed, 10_000) for seed in range(1001, 1019)]
     chunks += [("aarch64", seed, 10_000) for seed in range(2001, 2009)]
     chunks += [("ppc64le", 3001, 10_000), ("riscv64", 3002, 10_000)]

@@ -1,4 +1,4 @@
-"""Tests that the tests build the same filters as the real runc and crun."""
+"""Tests that the test harness builds the same filters as the real runc and crun."""
 
 import contextlib
 import ctypes
@@ -26,7 +26,8 @@ from tests.system.test_runtimes import bundle, configure, contain, run_command
 
 __all__ = ["bundle"]  # an imported fixture
 
-# A sleeping container does not need these calls, so each rule for them is harmless.
+# A sleeping container does not need these calls, so a rule for one of them has no effect on the
+# container.
 UNUSED = (
     *("personality", "ptrace", "bind", "connect", "accept", "shmat", "semop", "mount", "chown32"),
     *("socketcall", "ipc", "stat64", "umount", "vm86", "renameat", "waitpid", "socket", "send"),
@@ -36,7 +37,7 @@ ALL_CALLS = sorted(syscalls.KNOWN - {*UNUSED, "futex_waitv", "process_mrelease"}
 
 @contextlib.contextmanager
 def sleeping(runtime, folder, seccomp):
-    """Run a container that waits, and yield its process ID on the host."""
+    """Run a sleeping container, and yield the PID of its process on the host."""
     configure(folder, seccomp, ["sh", "-c", "echo ready; read line"])
     name = f"profile-loader-{uuid.uuid4().hex[:8]}"
     with subprocess.Popen(
@@ -56,8 +57,8 @@ def sleeping(runtime, folder, seccomp):
 
 
 def process_of(runtime, name):
-    """Return the process ID of a container. crun starts the command before the state is
-    available.
+    """Return the PID of a container. The function waits, because crun starts the command before the
+    state is available.
     """
     for _ in range(100):
         state = subprocess.run(
@@ -69,7 +70,9 @@ def process_of(runtime, name):
 
 
 def family(runtime):
-    """Return which filters the installed version of a runtime builds."""
+    """Return the runtime of the harness that builds the same filters as the installed version of a
+    runtime.
+    """
     if runtime == "crun":
         return Runtime.CRUN
     words = subprocess.run(["runc", "--version"], capture_output=True, text=True, check=True)
@@ -78,7 +81,7 @@ def family(runtime):
 
 
 def drawn(seed, default):
-    """Return a profile with random rules for unused calls, whose default action is not relevant."""
+    """Return a profile with random rules for unused calls. The default action is not relevant."""
     draw = random.Random(seed)  # noqa: S311 - the same every time
     profile = generator.profile(draw)
     profile["defaultAction"] = default
@@ -94,8 +97,10 @@ def drawn(seed, default):
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("default", ["SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"])
-def test_the_built_filter_is_the_installed_one(runtime, seed, default, bundle):
-    """The installed and the built program are equal for crun, and return equal results for runc."""
+def test_the_built_filter_equals_the_installed_filter(runtime, seed, default, bundle):
+    """For crun, the built program equals the installed program. For runc, both programs return
+    equal results.
+    """
     library = libraries.installed()
     kind = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64")
     bodies = (
@@ -128,7 +133,7 @@ def test_the_built_filter_is_the_installed_one(runtime, seed, default, bundle):
 
 
 def every_number(architecture):
-    """Return each number that a call has now or may have later."""
+    """Return every number that a system call has now or may have in the future."""
     bit = (1 << 30) if architecture == "SCMP_ARCH_X32" else 0
     return [number | bit for number in range(600)]
 
@@ -150,8 +155,10 @@ CHMOD = "chmod 777 /etc/hostname && echo changed"
 
 
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
-def test_a_conditional_rule_holds_where_libseccomp_would_drop_it(runtime, bundle):
-    """A container ignores the original rule, but applies the rule that the agent writes."""
+def test_a_conditional_rule_applies_although_libseccomp_would_drop_it(runtime, bundle):
+    """In a container, the rule that the agent writes has an effect, although the original rule has
+    none.
+    """
     _, output = contain(runtime, bundle, DENIES_777, CHMOD)
     assert "changed" in output
     kind = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64")
@@ -163,11 +170,13 @@ def test_a_conditional_rule_holds_where_libseccomp_would_drop_it(runtime, bundle
 
 # No kernel implements this call, so it fails with the error number of the filter or with ENOSYS.
 UNIMPLEMENTED, ITS_NUMBER = "afs_syscall", 183
-REFUSED = 99  # This is EADDRNOTAVAIL, which no other call in this test returns.
+REFUSED = 99  # EADDRNOTAVAIL, which no other call in this test returns.
 
 
 def kernel_answers(program, vectors):
-    """Install a program in a child, and return the error number of the call for all arguments."""
+    """Install a program in a child process, and return the error number of the call for each
+    argument vector.
+    """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -202,8 +211,8 @@ C = ctypes.CDLL(None, use_errno=True)
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the call's number is that of x86_64")
 @pytest.mark.parametrize("seed", range(10))
-def test_the_interpreter_answers_as_the_kernel_does(seed):
-    """A program returns the same results in the interpreter and in the kernel."""
+def test_the_interpreter_returns_the_results_of_the_kernel(seed):
+    """In the interpreter, a program returns the same results as in the kernel."""
     draw = random.Random(seed)  # noqa: S311 - the same every time
     conditions = [
         {"index": index, "op": f"SCMP_CMP_{draw.choice(generator.OPERATORS)}", "value": value}

@@ -1,4 +1,6 @@
-"""Tests the agent's table of multiplexed calls, whose conditions libseccomp drops."""
+"""Tests of the agent's table of multiplexed calls. libseccomp drops the conditions of these
+calls.
+"""
 
 import ctypes
 import re
@@ -24,7 +26,7 @@ class Condition(ctypes.Structure):
 
 
 def filter_code(path, abi, name):
-    """Return libseccomp's pseudo filter code of one rule with a condition, for one ABI."""
+    """Return libseccomp's pseudo filter code for one conditional rule on one ABI."""
     library = ctypes.CDLL("libseccomp.so.2")
     library.seccomp_init.restype = ctypes.c_void_p
     library.seccomp_arch_resolve_name.restype = ctypes.c_uint32
@@ -45,8 +47,10 @@ def filter_code(path, abi, name):
 
 
 @pytest.mark.parametrize("abi", ABIS)
-def test_the_calls_that_lose_their_condition_are_those_of_the_table(tmp_path, abi):
-    """The table lists exactly the calls whose conditions do not apply to socketcall or ipc."""
+def test_the_table_lists_the_calls_that_lose_their_conditions(tmp_path, abi):
+    """The table contains exactly the calls for which libseccomp drops the conditions on socketcall
+    or ipc.
+    """
     found = {"socketcall": set(), "ipc": set()}
     for name in sorted(syscalls.KNOWN - {"socketcall", "ipc"}):
         code = filter_code(tmp_path / "pfc", abi, name)

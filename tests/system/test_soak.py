@@ -1,8 +1,8 @@
 """The soak test makes random changes for a minute in CI, or longer in a run by hand.
 
 SOAK_SECONDS sets the duration, and SOAK_SEED sets the seed of the random changes. The default seed
-is the same for every commit; the seed 0 selects a new one. If the test fails, it prints the seed
-and the history.
+is the same for every commit. With the seed 0, each run selects a random seed. If the test fails, it
+prints the seed and the history.
 """
 
 import json
@@ -22,11 +22,10 @@ from tests.system.soak import Soak
 SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 SEED = int(os.environ.get("SOAK_SEED", "105")) or int(time.time())
 GUEST = Path("tests/system/guest")
-# These are the seconds in addition to the changes: for the boot (60), for the start (180), and
-# after the last changes (120).
+# The additional seconds: 60 for the boot, 180 for the start, and 120 after the last changes.
 GUEST_SECONDS = 480
-# This is the allowed growth of one process. In the virtual machine, a minute has about ten samples,
-# each with different profiles. Runs of 84 to 120 changes grew by 0.5 to 4.3 MiB.
+# The allowed memory growth of one process. In the virtual machine, a minute has about ten samples
+# with different profiles. In runs of 84 to 120 changes, the process grew by 0.5 to 4.3 MiB.
 MOST_KIB, MOST_KIB_IN_VM = 4096, 8192
 
 
@@ -44,15 +43,19 @@ def daemon(tmp_path):
 
 
 def not_grown(counted, most=MOST_KIB):
-    """Require that memory, threads and descriptors of a process do not grow with more changes."""
+    """Require that the memory, the threads and the descriptors of a process do not grow during the
+    run.
+    """
     (rss, later), threads, fds = counted["rss"], counted["threads"], counted["fds"]
     assert later - rss < most, counted
-    # One connection may be open, with a thread that serves it.
+    # One connection may still be open, with the thread that serves it.
     assert (threads[1] <= threads[0] + 1, fds[1] <= fds[0] + 2) == (True, True), counted
 
 
-def test_after_random_changes_the_node_and_its_labels_are_right(daemon):
-    """After each batch, files, labels, metrics and the log match the model, and no memory grows."""
+def test_after_random_changes_the_node_and_its_labels_are_correct(daemon):
+    """After each batch of changes, files, labels, metrics and the log match the model. The memory
+    does not grow.
+    """
     print(f"seed {SEED}, {SECONDS:g} s")
     with Proxy(daemon.cluster.port) as proxy:
         daemon.through(proxy)

@@ -1,4 +1,4 @@
-"""Tests that compare the lists of calls that a runtime needs with the installed runc and crun."""
+"""Tests of the lists of system calls that a runtime needs, with the installed runc and crun."""
 
 import json
 import platform
@@ -13,16 +13,18 @@ from tests.system.test_runtimes import bundle, configure, run_command
 __all__ = ["bundle"]  # an imported fixture
 
 ABI = "SCMP_ARCH_X86_64"
-# Most starts without this call fail, but not every start.
+# Most starts without this call fail, but some starts succeed.
 UNRELIABLE = {"futex"}
-# Calls that a runtime of this table needs, and that other runtimes do not need.
+# Calls that at least one runtime in the agent's table needs.
 EVERY = frozenset().union(*(one.calls(no_new_privs=False) for one in start.MEASURED))
-# busybox needs these calls itself.
+# The program busybox needs these calls.
 OF_BUSYBOX = {"execve", "write", "prctl"}
 
 
 def measured(runtime):
-    """Return the lists for the installed release of a runtime; skip the test without lists."""
+    """Return the lists for the installed release of a runtime. Skip the test if the agent has no
+    list for this release.
+    """
     words = subprocess.run([runtime, "--version"], capture_output=True, text=True, check=True)
     installed = releases.version(words.stdout.split()[2].partition("+")[0])
     for one in start.MEASURED:
@@ -53,8 +55,8 @@ def starts(runtime, folder, denied, *, no_new_privs):
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the lists were measured on x86_64")
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
 @pytest.mark.parametrize("no_new_privs", [True, False])
-def test_each_listed_call_is_needed_and_no_other(runtime, no_new_privs, bundle):
-    """A container does not start if the profile denies one of the listed calls."""
+def test_exactly_the_listed_calls_are_needed(runtime, no_new_privs, bundle):
+    """A container starts exactly if its profile denies none of the listed calls."""
     needed = measured(runtime).calls(no_new_privs=no_new_privs) - UNRELIABLE
     started = {
         name: starts(runtime, bundle, name, no_new_privs=no_new_privs)

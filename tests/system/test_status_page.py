@@ -39,7 +39,9 @@ HEIGHT = 2000
 
 
 def odd_profiles() -> tuple[ProfileStatus, ...]:
-    """Return profiles in other states, including a hostile and a long name."""
+    """Return profiles in other states, including a profile with a malicious name and a profile with
+    a long name.
+    """
     fields: dict[str, Any] = {
         "kind": "apparmor",
         "profile_set": example.SOURCE,
@@ -184,10 +186,12 @@ def measured(
     return values
 
 
-def test_the_page_is_readable_at_its_width(
+def test_the_page_is_readable_at_each_width(
     measured: dict[str, Any], request: pytest.FixtureRequest
 ) -> None:
-    """No text is smaller than 14 px, no word is broken, and nothing scrolls sideways."""
+    """At each width, no text is smaller than 14 px, no word is broken, and the page does not scroll
+    horizontally.
+    """
     width, scheme = request.node.callspec.params["measured"]
     keys = ("width", "dark", "overflow", "hidden", "broken", "headers")
     assert {key: measured[key] for key in keys} == {
@@ -223,7 +227,9 @@ def test_a_browser_shows_a_malicious_name_as_text(wide: Browser) -> None:
 
 
 def test_a_script_that_is_not_escaped_does_not_run(wide: Browser) -> None:
-    """The content security policy of the server blocks the script."""
+    """Even if the page did not escape a script, the content security policy would prevent its
+    execution.
+    """
 
     class Careless(StatusStore):
         def status(self) -> tuple[bytes, bytes]:
@@ -267,7 +273,7 @@ def test_each_filter_shows_the_profiles_that_its_link_counts(wide: Browser) -> N
 
 
 def test_one_click_selects_the_exact_text_for_a_pod(wide: Browser) -> None:
-    """The selection contains the value of localhostProfile, or the whole nodeSelector."""
+    """One click selects exactly the value of localhostProfile, or the whole nodeSelector."""
     wide.open(serve(board()))
     selections = wide.evaluate("""
     [...document.querySelectorAll('.good.seccomp code')].slice(0, 2).map(code => {

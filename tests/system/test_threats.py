@@ -1,8 +1,8 @@
-"""Tests of a hostile kubelet, and of an attacker between the agent and the API server.
+"""Tests of a malicious kubelet, and of an attacker between the agent and the API server.
 
 A kubelet has the credential of one Node (system:node:NAME). The node authorizer and the
 NodeRestriction admission plugin limit this credential. These tests check that the limits of the API
-server and the limits in the manifests leave no gap.
+server and of the manifests leave no gap.
 """
 
 import json
@@ -62,7 +62,9 @@ def label(cluster, node, key, *, user="kubelet"):
 
 
 def token(cluster, node):
-    """Request the token of the agent's pod on a Node, as the kubelet of node-a would."""
+    """Request the token of the agent's pod on a Node with the credential of the kubelet on
+    node-a.
+    """
     pod = cluster.get(f"/api/v1/namespaces/{NAMESPACE}/pods/agent-{node}")
     return cluster.kubectl(
         "-n", NAMESPACE, "create", "token", "profile-loader", "--bound-object-kind", "Pod",
@@ -79,7 +81,7 @@ def test_a_kubelet_cannot_label_a_node_as_having_a_profile(cluster, node):
 
 
 def test_a_kubelet_cannot_register_a_node_with_the_label(cluster):
-    """If a kubelet deletes its Node, it cannot create the Node again with the label."""
+    """A kubelet that has deleted its Node cannot create the Node again with the label."""
     body = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a", "labels": {OWN: ""}}}
     cluster.kubectl("delete", "node", "node-a", user="admin")
     try:
@@ -97,7 +99,9 @@ def test_a_kubelet_gets_no_token_of_another_nodes_agent(cluster):
 
 
 def test_with_the_token_of_its_agent_a_kubelet_can_label_its_own_node_only(cluster):
-    """Root on a node can use the token of its agent, but only for the labels of its own Node."""
+    """With the token of the agent on its node, a kubelet can label its own Node, but no
+    other Node.
+    """
     cluster.write_kubeconfig("stolen", token(cluster, "node-a").stdout.strip())
 
     def patch(node):
@@ -112,14 +116,16 @@ def test_with_the_token_of_its_agent_a_kubelet_can_label_its_own_node_only(clust
 
 
 def test_in_another_domain_a_kubelet_can_forge_the_label(cluster):
-    """A label domain outside node-restriction.kubernetes.io does not protect the kubelet's Node."""
+    """With a label domain outside node-restriction.kubernetes.io, a kubelet can forge the label on
+    its own Node.
+    """
     assert label(cluster, "node-a", "seccomp.example.org/a.json") == ""
     assert "forbidden" in label(cluster, "node-b", "seccomp.example.org/a.json")
 
 
 def test_an_api_server_of_another_authority_gets_no_request(cluster, tmp_path):
-    """If the server's certificate comes from another authority, the client sends neither a request
-    nor a token.
+    """If the certificate of the server comes from another authority, the client sends neither a
+    request nor a token.
     """
     with pytest.raises(errors.UnreachableError, match="CERTIFICATE_VERIFY_FAILED"):
         api(cluster, tmp_path, authority(tmp_path)).get("/api/v1/nodes/node-b")
@@ -127,7 +133,7 @@ def test_an_api_server_of_another_authority_gets_no_request(cluster, tmp_path):
 
 
 def api(cluster, folder, ca):
-    """Return the agent's client with an authority that it trusts."""
+    """Return the agent's client, which trusts the given authority."""
     config = json.loads(cluster.write_kubeconfig("between", "admin").read_text())
     config["clusters"][0]["cluster"]["certificate-authority"] = str(ca)
     path = folder / "kubeconfig"
@@ -136,7 +142,7 @@ def api(cluster, folder, ca):
 
 
 def authority(folder):
-    """Return the certificate of an authority that signed no certificate of the cluster."""
+    """Return the certificate of an authority that has signed no certificate of the cluster."""
     command = (
         "openssl req -x509 -newkey rsa:2048 -nodes -keyout other.key -out other.crt -subj /CN=other"
     )

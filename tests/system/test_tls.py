@@ -46,7 +46,7 @@ def pages():
 
 
 def ask_tls(server, context):
-    """Return the status of a probe and the certificate of the server."""
+    """Send a probe over TLS, and return the status and the certificate of the server."""
     connection = http.client.HTTPSConnection("127.0.0.1", server.port, timeout=300, context=context)
     with contextlib.closing(connection):
         connection.request("GET", "/healthz")
@@ -55,7 +55,9 @@ def ask_tls(server, context):
 
 
 def client(folder, name=""):
-    """Return the TLS settings of a client, which has a certificate if a name is passed."""
+    """Return the TLS settings of a client. If a name is passed, the client has the certificate of
+    this name.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -74,11 +76,14 @@ def test_an_idle_connection_delays_no_handshake(folder, pages):
         begin = time.monotonic()
         status, shown = ask_tls(server, client(folder))
         assert (status, shown) == (200, (folder / "server.pem").read_text())
-        assert time.monotonic() - begin < REQUEST_SECONDS  # The idle connections end later.
+        # The server closes the idle connections later.
+        assert time.monotonic() - begin < REQUEST_SECONDS
 
 
 def test_only_clients_of_the_authority_are_accepted(folder, pages):
-    """A client without a certificate, or with another certificate, gets no response."""
+    """The server sends no response to a client without a certificate, or with a certificate from
+    another authority.
+    """
     server = HttpServer(
         "127.0.0.1:0",
         pages,
@@ -94,7 +99,9 @@ def test_only_clients_of_the_authority_are_accepted(folder, pages):
 
 
 def test_a_renewed_certificate_is_served_and_a_broken_one_is_not(folder, tmp_path, pages):
-    """Changed files are read again, and the previous certificate stays until the files match."""
+    """The server reads changed files again. The previous certificate stays in use until the new
+    certificate and the new key match.
+    """
     cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     shutil.copy(folder / "server.pem", cert)
     shutil.copy(folder / "server.key", key)
@@ -133,7 +140,9 @@ def test_a_renewed_certificate_is_served_and_a_broken_one_is_not(folder, tmp_pat
     ],
 )
 def test_an_unusable_certificate_is_reported_at_once(folder, files, message):
-    """The constructor raises the error, and the message names the option and the file."""
+    """The constructor raises an error for an unusable certificate. The message contains the option
+    and the file.
+    """
     (folder / "text").write_text("text")
     command = ["openssl", "pkey", "-in", "server.key", "-aes256", "-passout", "pass:secret"]
     subprocess.run([*command, "-out", "encrypted.key"], cwd=folder, check=True)
@@ -143,7 +152,7 @@ def test_an_unusable_certificate_is_reported_at_once(folder, files, message):
 
 
 def test_a_broken_renewed_certificate_is_logged_once_per_change(folder, tmp_path, pages):
-    """Each change of the files is logged once, and connections of clients are not logged."""
+    """If a changed certificate is unusable, the server logs this once per change of the files."""
     cert, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     shutil.copy(folder / "server.pem", cert)
     shutil.copy(folder / "server.key", key)

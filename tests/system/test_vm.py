@@ -7,7 +7,9 @@ KERNEL = "/sys/kernel/security/apparmor"
 
 
 def test_the_guest_has_apparmor_its_parser_and_the_agent():
-    """AppArmor is enabled, the parser can load a profile, and the agent can be imported."""
+    """In the guest, AppArmor is enabled, the parser can load a profile, and Python can import the
+    agent.
+    """
     script = f"""set -e
 echo 'profile sane {{ file, }}' | apparmor_parser -r -K
 cat {KERNEL}/profiles /sys/module/apparmor/parameters/enabled
@@ -19,7 +21,7 @@ exit 7
 
 
 def test_a_guest_can_be_a_node_without_apparmor():
-    """With apparmor=0 on its command line, the kernel has no interface to load profiles."""
+    """With apparmor=0 on the kernel command line, a guest has no interface to load profiles."""
     done = vm.run(
         {}, f"test ! -e {KERNEL}/.load", timeout_seconds=LIMIT_SECONDS, append="apparmor=0"
     )
@@ -27,7 +29,7 @@ def test_a_guest_can_be_a_node_without_apparmor():
 
 
 def test_a_kept_disk_survives_a_reboot_and_loaded_policy_does_not(tmp_path):
-    """After a second boot, written files still exist, but loaded profiles do not."""
+    """After a reboot with a kept disk, written files still exist, but loaded profiles do not."""
     first = """set -e
 echo 'profile sane { file, }' | apparmor_parser -r -K
 echo kept > /var/lib/kept

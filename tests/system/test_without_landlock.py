@@ -1,4 +1,4 @@
-"""Tests in a virtual machine with a kernel in which Landlock is not active."""
+"""Tests in a virtual machine whose kernel has no active Landlock."""
 
 import json
 from pathlib import Path
@@ -36,7 +36,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def results():
-    """Run the agent in a guest that was started with `lsm=apparmor`, and return its results."""
+    """Run the agent in a guest with the kernel option `lsm=apparmor`, and return the results."""
     files = {
         "guest.py": GUEST.encode(),
         "inspection.py": Path("tests/inspection.py").read_bytes(),
@@ -47,21 +47,21 @@ def results():
 
 
 def test_the_kernel_has_apparmor_and_not_landlock(results):
-    """The command line of the kernel contains the list of active modules."""
+    """In the guest, AppArmor is active and Landlock is not."""
     assert ("apparmor" in results["modules"], "landlock" in results["modules"]) == (True, False)
 
 
-def test_a_profile_is_installed_without_the_sandbox_and_that_is_reported(results):
-    """Without Landlock, a notice contains the reason. An ordinary profile does not need the
-    sandbox.
+def test_a_profile_is_installed_without_the_sandbox_and_a_notice_reports_this(results):
+    """Without Landlock, an ordinary profile is installed without the sandbox, and a notice contains
+    the reason.
     """
     assert results["plain"] == "Installed"
     assert results["code"] == "parser_not_sandboxed"
     assert "Landlock is not among the active modules of the kernel (lsm=)" in results["what"]
 
 
-def test_a_text_that_the_check_cannot_decide_is_rejected_there(results):
-    """Without the sandbox, undecided texts are rejected, because the parser could open other
-    files.
+def test_an_undecided_text_is_rejected_without_landlock(results):
+    """Without Landlock, the agent rejects texts that the source checks cannot decide, because the
+    parser could open other files.
     """
     assert results["undecided"] == ["include_refused"]

@@ -1,12 +1,12 @@
 """Runs a virtual machine with a real AppArmor kernel, built from Debian packages.
 
-A guest has the kernel, the parser and the Python of one Debian release, which is Debian 12 by
-default. The root tree of a release is built once, and is cached in ~/.cache/profile-loader with its
-checksum. Each run uses a new disk with a copy of that tree. QEMU emulates the processor (TCG), so a
-run needs no rights on the host. If the kernel of a guest crashes, the guest is started again at
-most twice, and the result contains the number of starts. A guest has a network only if the caller
-requests it. Such a guest can connect to this machine's loopback interface, but no connection to the
-guest is possible.
+A guest has the kernel, the parser and the Python version of one Debian release, by default Debian
+12. The root tree of a release is built once, and is cached in ~/.cache/profile-loader with its
+checksum. Each run uses a new disk with a copy of this tree. QEMU emulates the processor (TCG), so a
+run needs no special rights on the host. If the kernel of a guest crashes, the guest is started
+again, at most twice. The result contains the number of starts. A guest has a network only if the
+caller requests a network. Such a guest can connect to the loopback interface of this machine, but
+this machine cannot connect to the guest.
 """
 
 import contextlib
@@ -48,16 +48,17 @@ PACKAGES = (
     "kmod",
 )
 STANDARD = "bookworm"
-# The releases, each with its version of python3.
+# The Python version of each release.
 RELEASES = {STANDARD: "3.11", "trixie": "3.13", "sid": "3.14"}
-KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"  # the packages of every release
+KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"  # the packages that every guest contains
 STARTS = 3
 POWER_OFF = b"sysrq: Power Off"
 POWER_OFF_SECONDS = 30
 # This version is part of the cache keys. Increase the version when the build of the tree changes.
 RECIPE = 4
-# On a busy host, the first timer interrupts arrive too late for a check of the guest's kernel,
-# which then panics ("IO-APIC + timer doesn't work"). no_timer_check disables this check.
+# On a busy host, the first timer interrupts arrive too late for a check in the kernel of the guest.
+# The kernel then panics ("IO-APIC + timer doesn't work"). The option no_timer_check disables this
+# check.
 KERNEL = (
     "console=ttyS0 panic=-1 loglevel=4 no_timer_check "
     "root=/dev/nvme0n1 rootfstype=ext4 rw init=/vminit apparmor=1 security=apparmor"
@@ -71,7 +72,7 @@ LIBRARIES = (
     "system-calls",
     "watchdog",
 )
-# These are the modules of the network card, in the order of their dependencies.
+# The kernel modules of the network card, in the order of their dependencies.
 MODULES = (
     "net/core/failover",
     "drivers/net/net_failover",
@@ -123,17 +124,17 @@ class GuestResult:
 
 
 class GuestError(Exception):
-    """The guest ended three times before its command ended."""
+    """The guest ended unexpectedly in all three starts."""
 
 
 def sha256(path):
-    """Return the digest of a file, which the cache stores next to the file."""
+    """Return the digest of a file. The cache stores the digest next to the file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tree(release=STANDARD):
-    """Return the cached root tree of a release as a tar file, which is built if missing or
+    """Return the cached root tree of a release as a tar file. Build the file if it is missing or
     damaged.
     """
     recipe = f"{RECIPE} {release} {_compiles(release)} {INIT} {' '.join(PACKAGES)}"
@@ -153,7 +154,9 @@ def tree(release=STANDARD):
 
 
 def _other_release(folder, release):
-    """Return the options of apt for another release of the same archive, with new package lists."""
+    """Return the apt options for another release of the same archive, with separate package
+    lists.
+    """
     targets = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(CREATED_BY) $(REPO_URI)"],
         capture_output=True, text=True, check=True,
@@ -225,7 +228,7 @@ def _make(folder, release):
 
 
 def libraries(*, network=False, release=STANDARD):
-    """Return a directory with the libraries that a pass needs, for the Python of a release.
+    """Return a directory with the libraries that a pass needs, for the Python version of a release.
 
     With `network`, the directory contains all libraries of the agent, including the API client.
     """
@@ -270,19 +273,19 @@ def _compiles(release):
 
 
 def _compile(folder, place, release):
-    """Compile modules for their path in the guest, because the emulated guest is too slow.
+    """Compile modules for their path in the guest, because the emulated guest is slow.
 
-    If a guest has a different version of Python, it compiles its modules itself.
+    A guest with a different Python version compiles its modules itself.
     """
     if _compiles(release):
         command = [sys.executable, "-m", "compileall", "-q", "-f", "-s", folder, "-p", place]
-        # Debian ships templates with the suffix .py that no Python can compile.
+        # Debian ships template files with the suffix .py that Python cannot compile.
         subprocess.run([*command, "--invalidation-mode", "unchecked-hash", folder],
             stdout=subprocess.DEVNULL, check=False)  # fmt: skip
 
 
 def disk(folder, files, *, network=False, release=STANDARD):
-    """Create the disk of one run, with the root tree, the installed agent, and files."""
+    """Create the disk of one run, with the root tree, the installed agent and the given files."""
     root = folder / "root"
     root.mkdir()
     with tarfile.open(tree(release)) as tar:
@@ -332,11 +335,11 @@ def run(  # noqa: PLR0913 - what a guest consists of
         timeout_seconds: The time limit of each start.
         append: A text to append to the command line of the kernel, for example `apparmor=0`.
         keep: A directory for the disk. A later run with the same directory boots from this disk,
-            with its own files and command. If a guest died, its changes are discarded.
+            with new files and a new command. If a guest crashes, its changes are discarded.
         network: Whether the guest has a network and every library of the agent. In the guest, the
             address HOST is the loopback interface of this machine.
         drives: Additional disks.
-        release: The Debian release, which is a key of RELEASES.
+        release: The Debian release, a key of RELEASES.
     """
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -378,8 +381,8 @@ def _add(folder, image, files):
 
 
 def _drive(number, path):
-    """Return the options for one more disk (/dev/nvme1n1 and so on); without `keep` it is
-    read-only.
+    """Return the options for an additional disk (/dev/nvme1n1 and so on). Without `keep`, the disk
+    is read-only.
     """
     drive = f"file={path},format=raw,if=none,id=d{number}"
     return ["-drive", drive, "-device", f"nvme,drive=d{number},serial=d{number}"]
@@ -402,7 +405,8 @@ def _boot(folder, image, append, timeout_seconds, more):
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     ended, limit, since_power_off = False, pace.Limit(timeout_seconds), 0
     try:
-        # The emulator rarely keeps running after the guest has written its disk and powered off.
+        # In rare cases, the emulator continues to run after the guest has written its disk and
+        # powered off.
         while not (ended or limit.expired() or since_power_off > POWER_OFF_SECONDS):
             since_power_off += POWER_OFF in (folder / "console").read_bytes()
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,7 +1,7 @@
-"""Checks one key of 1 MiB that could take much time or memory: `python -m` this module NAME.
+"""Checks one key of 1 MiB whose check could take much time or memory.
 
-Each check runs in a separate process, which prints the number of problems, the CPU time in seconds
-and the additional memory in MiB as JSON.
+`python -m tests.unit.hostile NAME` runs a check. As JSON, it prints the number of findings, the CPU
+time in seconds and the additional memory in MiB.
 """
 
 import json
@@ -22,7 +22,7 @@ RULE = (
 
 
 def filled(head, item, tail):
-    """Return at most SIZE bytes: a head, as many items as fit, and a tail."""
+    """Return at most SIZE bytes: the beginning, as many items as fit, and the end."""
     make = item if callable(item) else lambda _: item
     parts, left, number = [], SIZE - len(head) - len(tail), 0
     while (left := left - len(part := make(number)) - 1) >= 0:
@@ -36,12 +36,12 @@ def deny(inner):
 
 
 SECCOMP = {
-    "rules without anything": filled(deny('"syscalls":['), "{}", "]}"),
-    "rules that are none": filled(deny('"syscalls":['), "1", "]}"),
+    "empty rules": filled(deny('"syscalls":['), "{}", "]}"),
+    "items that are not rules": filled(deny('"syscalls":['), "1", "]}"),
     "rules of one call": filled(
         deny('"syscalls":['), lambda n: RULE % (("ALLOW", "LOG")[n % 2], n), "]}"
     ),
-    "names that nobody knows": filled(
+    "unknown names": filled(
         '{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"action":"SCMP_ACT_ERRNO","names":[',
         '"red{}"'.format,
         "]}]}",
@@ -73,7 +73,7 @@ APPARMOR = {
     "commas in a list": b"include a\nsignal (" + b"," * SIZE,
     "blanks after a word": b"include a\n" + (b"a" + b" " * 999) * (SIZE // 1000),
     "escaped quotes": b'include a\n"/' + b'\\"' * (SIZE // 2),
-    "as long as is split": b"# include a\n" + b"{}" * (SIZE // 8 - 8),
+    "a text at the limit for splitting": b"# include a\n" + b"{}" * (SIZE // 8 - 8),
     "paths that never end": b'include a\nabi <"' + b'\\"' * (SIZE // 2),
     "many assignments": b"include a\n" + b"@{a}=b c # d\n" * (SIZE // 13),
     "names with variables": b"profile @{x} {\n" * (SIZE // 15),

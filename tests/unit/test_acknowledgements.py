@@ -1,4 +1,4 @@
-"""Tests of warnings that the operator accepts for one version of a profile."""
+"""Tests of warnings that an operator acknowledges for one version of a profile."""
 
 from pathlib import Path
 
@@ -34,35 +34,33 @@ def acknowledged(inspected):
 
 @pytest.mark.parametrize("prefix", [DIGEST, DIGEST[:12]])
 def test_a_warning_is_acknowledged_by_its_code_and_a_digest(prefix):
-    """Other warnings about the same profile are still shown."""
+    """An acknowledgement applies only to the warnings with its code and its digest."""
     inspected = profile(FindingCode.NOT_ENFORCING, FindingCode.ABI_MISSING)
     result = acknowledge(inspected, {("not_enforcing", prefix)})
     assert acknowledged(result) == [True, False]
 
 
 def test_an_acknowledgement_does_not_apply_to_another_version():
-    """After a change of the source, the warning is shown again."""
+    """After a change of the profile, its warning is no longer acknowledged."""
     inspected = profile(FindingCode.NOT_ENFORCING)
     assert acknowledge(inspected, {("not_enforcing", "f" * 64)}) is inspected
 
 
 def test_only_warnings_are_marked():
-    """An acknowledgement of a finding with another severity has no effect, and `parse` rejects
-    it.
-    """
+    """Errors and notices are never marked as acknowledged."""
     inspected = profile(FindingCode.RULE_ADDED)
     assert acknowledged(acknowledge(inspected, {("rule_added", DIGEST)})) == [False]
 
 
 def test_an_unfinished_check_is_returned_unchanged():
-    """Only the result of an accepted profile has a digest, so all other results stay unchanged."""
+    """A pending key has no digest, so its result stays unchanged."""
     pending = Pending(id=ID, source=b"")
     assert acknowledge(pending, {("not_enforcing", DIGEST)}) is pending
 
 
 @pytest.mark.parametrize("text", [f"abi_missing@{DIGEST}", f"abi_missing@sha256:{DIGEST}"])
 def test_the_prefix_sha256_is_optional(text):
-    """sha256sum prints a digest without a prefix, and registries use a prefix."""
+    """A digest may have the prefix sha256:, which registries use and sha256sum does not print."""
     assert parse(text) == ("abi_missing", DIGEST)
 
 
@@ -79,14 +77,16 @@ def test_the_prefix_sha256_is_optional(text):
         ("abi_missing@0123456789AB", "must be CODE@DIGEST"),
     ],
 )
-def test_other_texts_are_no_acknowledgements(text, answer):
-    """Errors, notices and escape rules cannot be acknowledged, and a digest is required."""
+def test_other_texts_are_rejected_as_acknowledgements(text, answer):
+    """An acknowledgement requires a digest, and cannot contain the code of an error, a notice or an
+    escape rule.
+    """
     with pytest.raises(ValueError, match=answer):
         parse(text)
 
 
 def test_the_built_in_acknowledgements_are_valid_and_about_shipped_profiles():
-    """If a shipped profile changes, its warnings must be acknowledged again."""
+    """Each built-in acknowledgement is about the current version of a shipped profile."""
     files = [path for path in PROFILES.rglob("*") if path.is_file()]
     digests = {model.digest(path.read_bytes()) for path in files}
     assert {digest for _, digest in SHIPPED} <= digests

@@ -1,4 +1,4 @@
-"""Tests of agent.core.admission, which defines the limits and the order of admission."""
+"""Tests of agent.core.admission, which limits the keys of a node and defines their order."""
 
 from dataclasses import replace
 
@@ -72,7 +72,9 @@ def is_limited(inspected):
 
 
 def test_keys_are_admitted_by_installation_then_age_then_name():
-    """A ledger entry without an installed version does not change the order."""
+    """Installed keys are admitted first, then older keys, then keys in the order of their names. An
+    entry without an installed version has no effect on the order.
+    """
     snapshots = [
         read("configmap a/new", "a.aa", "installed.aa", created="2026-02-01T00:00:00Z"),
         read("configmap a/old", "staged.aa", "b.aa", created="2026-01-01T00:00:00Z"),
@@ -94,7 +96,9 @@ def test_keys_are_admitted_by_installation_then_age_then_name():
 
 
 def test_a_key_over_the_limit_is_rejected_without_an_inspection():
-    """Keys over the limit are only counted, unless they have a ledger entry."""
+    """A key over the limit is rejected before an inspection. Without a ledger entry, such a key is
+    only counted.
+    """
     inspected = []
 
     def inspect(_, source_key):
@@ -112,7 +116,9 @@ def test_a_key_over_the_limit_is_rejected_without_an_inspection():
 
 
 def test_names_and_policy_bytes_are_limited():
-    """A rejected profile does not use up the limit for a smaller profile that follows."""
+    """The number of names and the size of the policy are limited. A rejected key leaves room for a
+    smaller key that follows.
+    """
     budget = AdmissionBudget(limits=replace(LIMITS, names=3, policy_bytes=10))
     answers = [
         budget.admitted(profile("1", "a", "b", size=5)),
@@ -126,8 +132,8 @@ def test_names_and_policy_bytes_are_limited():
 
 
 def test_no_key_is_inspected_after_a_limit_is_reached():
-    """If a key exceeds the limit, the agent neither reads the cache nor starts the parser for
-    it.
+    """After a limit is reached, the agent neither reads the cache nor starts the parser for any
+    further key.
     """
     budget = AdmissionBudget(limits=replace(LIMITS, policy_bytes=5))
     assert budget.rejection(key("1")) is None
@@ -136,7 +142,7 @@ def test_no_key_is_inspected_after_a_limit_is_reached():
 
 
 def test_a_full_ledger_admits_no_new_key():
-    """A key that already has a ledger entry is admitted."""
+    """If the ledger is full, only keys that already have a ledger entry are admitted."""
     budget = AdmissionBudget(
         limits=replace(LIMITS, ledger_entries=2), entries=by_key(entry("old", "a"))
     )
@@ -148,8 +154,8 @@ def test_a_full_ledger_admits_no_new_key():
 
 
 def test_a_full_ledger_admits_no_new_name():
-    """If the ledger is full, a new version of an installed key may have only names that its entry
-    owns.
+    """If the ledger is full, a new version of an installed key may contain only names that its
+    entry already has.
     """
     budget = AdmissionBudget(
         limits=replace(LIMITS, ledger_names=3), entries=by_key(entry("old", "a", "b"))
@@ -161,13 +167,15 @@ def test_a_full_ledger_admits_no_new_name():
 
 
 def test_a_rejected_profile_still_claims_names_of_the_ledger():
-    """If a profile moves to a key that is rejected, the profile is not removed from the node."""
+    """If a profile is moved to a key that is rejected, the profile stays on the node."""
     budget = AdmissionBudget(limits=replace(LIMITS, names=1), entries=by_key(entry("old", "a")))
     assert budget.admitted(profile("new", "a", "b")).names == ("a",)
 
 
 def test_findings_are_limited_and_an_error_remains():
-    """If there are too many findings, one finding of each key remains; an error has priority."""
+    """If a report has too many findings, one finding of each key remains. An error has priority
+    over a warning.
+    """
     budget = AdmissionBudget(limits=replace(LIMITS, findings=1))
     first, second = (
         Rejection(id=key(str(n)), findings=findings(1, "complain_mode") + findings(2))
@@ -180,20 +188,24 @@ def test_findings_are_limited_and_an_error_remains():
 
 
 def test_a_pending_key_does_not_count_for_the_limits():
-    """A pending key does not count, because its names and its policy are not known yet."""
+    """A pending key does not count for the limits, because its names and its policy are still
+    unknown.
+    """
     pending = Pending(id=key("1"), source=b"")
     assert AdmissionBudget(limits=replace(LIMITS, names=0)).admitted(pending) is pending
 
 
 def test_unlisted_keys_are_reported_for_their_set():
-    """The finding states how many keys it does not list."""
+    """For each profile set, one finding contains the number of keys that the report does
+    not list.
+    """
     finding = admission.unlisted_keys("configmap a/web", 7)
     assert (finding.code, finding.location) == ("limit_exceeded", "configmap a/web")
     assert finding.message.startswith("7 more keys")
 
 
 class RecordingKind(MemoryKind):
-    """A fake kind that records which keys were inspected and discarded."""
+    """A fake backend that records which keys were inspected and discarded."""
 
     def __init__(self):
         super().__init__(Node(), Steps())
@@ -239,7 +251,9 @@ class OneSet:
 
 
 def test_a_rejected_profile_is_inspected_again_when_the_limits_permit_it(tmp_path):
-    """A rejected profile is inspected again in each full pass, and its last good version stays."""
+    """A key over the limit is inspected again when the limits permit it. Until then, its last good
+    version stays.
+    """
     (tmp_path / "state").mkdir()
     kind, source = RecordingKind(), OneSet()
     reconciler = build_reconciler([source], kind, FileLedger(Host(str(tmp_path)), "/state"))
@@ -263,7 +277,9 @@ def test_a_rejected_profile_is_inspected_again_when_the_limits_permit_it(tmp_pat
 
 
 def test_a_key_is_admitted_when_the_ledger_has_room_again():
-    """If a removal deletes entries, the key is admitted although the sources are unchanged."""
+    """If a removal makes room in the ledger, the next pass admits the key, although the sources are
+    unchanged.
+    """
     inspector = Inspector({"apparmor": RecordingKind()}, Heartbeat(lambda: 0.0))
     full = by_key(
         *(entry(f"k{number}", f"n{number}") for number in range(admission.LIMITS.ledger_entries))

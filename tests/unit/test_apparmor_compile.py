@@ -1,6 +1,7 @@
 """Tests of the compilation of texts in the background.
 
-A shell script replaces the parser, so that each test can determine its faults and its speed.
+A shell script replaces the parser, so that each test can control the faults and the speed of the
+parser.
 """
 
 import contextlib
@@ -58,22 +59,22 @@ def test_a_text_that_fails_in_the_quick_run_gets_a_full_run(tmp_path, fault):
 
 
 def test_a_text_that_succeeds_in_the_quick_run_is_compiled_once(tmp_path):
-    """If a quick run succeeds, no full run follows, because the result would be the same."""
+    """If a quick run succeeds, no full run follows, because its result would be the same."""
     backend = script_backend(tmp_path, f'{QUICK}echo "run$quick" >> {tmp_path}/runs')
     inspected(backend, *source_keys("profile x {}"))
     assert runs(tmp_path) == ["run1"]
 
 
 def test_equal_texts_are_compiled_once(tmp_path):
-    """Two keys with the same text share the result."""
+    """Two keys with the same text share one result."""
     backend = script_backend(tmp_path, f"cat >> {tmp_path}/runs")
     inspected(backend, *source_keys("profile x {}\n", "profile y {}\n", "profile x {}\n"))
     assert sorted(runs(tmp_path)) == ["profile x {}", "profile y {}"]
 
 
 def test_a_text_with_an_uncollected_result_is_not_compiled_again(tmp_path):
-    """If two keys have the same text, the second key uses the uncollected result of the first
-    one.
+    """A second key with the same text uses the result of the first key, even if no pass has
+    collected this result yet.
     """
     completed = threading.Event()
     command = f"cat >> {tmp_path}/runs"
@@ -91,12 +92,12 @@ def test_an_inspection_never_waits_for_the_parser(tmp_path):
     (source_key,) = source_keys("profile x {}")
     result = backend.inspect(source_key)
     assert result == Pending(id=result.id, source=source_key.content, findings=())
-    backend.begin_pass()  # If a pass does not inspect the text, the parser's run is cancelled.
+    backend.begin_pass()  # A pass that does not inspect the text cancels its run.
     backend.begin_pass()
 
 
 def test_a_result_wakes_the_agent_and_the_next_pass_uses_it(tmp_path):
-    """The worker only wakes the agent, and the next pass installs the result."""
+    """A result only wakes the agent, and the next inspection returns it."""
     woken = threading.Event()
     backend = script_backend(tmp_path, "cat > /dev/null", completed=woken.set)
     (source_key,) = source_keys("profile x {}")
@@ -107,7 +108,9 @@ def test_a_result_wakes_the_agent_and_the_next_pass_uses_it(tmp_path):
 
 
 def test_a_failed_start_of_the_parser_is_reported_by_the_next_pass(tmp_path):
-    """After a failed start of the parser, the daemon and a waiting command run another pass."""
+    """If the parser cannot be started, the next pass reports this. Neither the daemon nor a waiting
+    command waits forever.
+    """
     woken = threading.Event()
     path = script(tmp_path, "exit 0")
     Path(path).write_text("#!/absent/interpreter\n")
@@ -121,8 +124,10 @@ def test_a_failed_start_of_the_parser_is_reported_by_the_next_pass(tmp_path):
     assert not backend.wait(no_progress)
 
 
-def test_a_new_text_overtakes_a_slow_one(tmp_path):
-    """A new text cancels the run of a slow text, which starts again when no other text waits."""
+def test_a_new_text_is_compiled_before_a_slow_text(tmp_path):
+    """A new text cancels the run of a slow text. The run of the slow text starts again when no
+    other text waits.
+    """
     go = tmp_path / "go"
     backend = script_backend(
         tmp_path,
@@ -158,7 +163,7 @@ def until(condition):
 
 
 def test_at_most_two_parsers_run_at_a_time(tmp_path):
-    """No run of the parser observes more than two active runs."""
+    """At any time, at most two runs of the parser are active."""
     backend = script_backend(
         tmp_path,
         f"cat > /dev/null\ncd {tmp_path}\necho start >> runs\n"
@@ -171,7 +176,7 @@ def test_at_most_two_parsers_run_at_a_time(tmp_path):
 
 
 def test_a_rejected_text_does_not_reach_the_parser(tmp_path):
-    """A text that includes a forbidden file is rejected before the parser could read the file."""
+    """A text that includes a forbidden file is rejected without a run of the parser."""
     backend = script_backend(tmp_path, f"echo run >> {tmp_path}/runs")
     (result,) = inspected(backend, *source_keys('include "/etc/shadow"\nprofile x {}\n'))
     assert isinstance(result, Rejection)
@@ -179,7 +184,7 @@ def test_a_rejected_text_does_not_reach_the_parser(tmp_path):
 
 
 def test_no_parser_outlives_the_agent(tmp_path):
-    """An agent that exits during a compilation ends the parser."""
+    """If the agent exits during a compilation, the parser ends too."""
     path = script(
         tmp_path,
         f"echo $$ > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid\nexec sleep 600",
@@ -200,7 +205,9 @@ def test_no_parser_outlives_the_agent(tmp_path):
 
 
 def test_a_result_for_outdated_includes_is_not_used(tmp_path):
-    """If an included file changes during a run, the text is compiled again."""
+    """If an included file changes during a run, the result is not used, and the text is compiled
+    again.
+    """
     include = tmp_path / "includes"
     include.mkdir()
     path = script(
@@ -215,7 +222,9 @@ def test_a_result_for_outdated_includes_is_not_used(tmp_path):
 
 
 def test_the_duration_of_each_run_is_reported(tmp_path):
-    """The reported duration of a fast run does not include the time of a slow run."""
+    """The reported durations are separate, so a slow run does not affect the duration of a fast
+    run.
+    """
     seconds = []
     backend = script_backend(
         tmp_path,
@@ -234,7 +243,9 @@ def full_pass(backend, number):
 
 
 def test_old_versions_of_a_text_are_removed_from_memory_and_disk(tmp_path, monkeypatch):
-    """Results that the last full pass did not use are stored only on disk, within the limits."""
+    """Results that the last full pass did not use are removed from memory, and from the disk above
+    its limits.
+    """
     monkeypatch.setattr(policy_cache, "MAX_DISK_ENTRIES", 10)
     backend = script_backend(tmp_path, "cat > /dev/null")
     for number in range(30):
@@ -244,7 +255,7 @@ def test_old_versions_of_a_text_are_removed_from_memory_and_disk(tmp_path, monke
 
 
 def test_a_text_in_use_stays_in_memory(tmp_path):
-    """If two full passes inspect the same text, the second one does not read the disk."""
+    """If two full passes inspect the same text, the second pass does not read the disk."""
     backend = script_backend(tmp_path, f"echo run >> {tmp_path}/runs")
     for _ in range(3):
         full_pass(backend, 1)
@@ -253,7 +264,7 @@ def test_a_text_in_use_stays_in_memory(tmp_path):
 
 
 def test_a_text_that_exceeded_a_limit_is_compiled_again_with_a_higher_limit(tmp_path):
-    """If --parser-timeout is raised, a text that exceeded the limit is compiled again."""
+    """If an operator raises --parser-timeout, a text that exceeded the limit is compiled again."""
     path, host = script(tmp_path, f"echo run >> {tmp_path}/runs\nkill -XCPU $$"), node(tmp_path)
     for limit, expected in ((1.0, 2), (1.0, 2), (2.0, 4)):
         backend = apparmor_backend(host, parser=path, state_dir="/state", cpu_limit=limit)
@@ -277,7 +288,7 @@ def no_thread_left():
 
 
 def test_a_worker_that_cannot_start_is_started_by_a_later_pass(tmp_path, no_thread_left):
-    """If no thread can start, the text is not rejected, and a later pass starts the worker."""
+    """If no thread can start, the text stays pending, and a later pass starts the worker."""
     backend = script_backend(tmp_path, "exit 0")
     with no_thread_left():
         (result,) = inspected(backend, *source_keys("profile x {}"))
@@ -286,8 +297,8 @@ def test_a_worker_that_cannot_start_is_started_by_a_later_pass(tmp_path, no_thre
 
 
 def test_a_worker_survives_a_lack_of_threads_during_a_run(tmp_path, no_thread_left):
-    """If the system lacks threads, the text is not rejected, and the worker compiles the next
-    text.
+    """If the system has no free threads during a run, the text is not rejected, and the worker
+    continues.
     """
     backend = script_backend(tmp_path, "exit 0")
     inspected(backend, *source_keys("profile x {}"))

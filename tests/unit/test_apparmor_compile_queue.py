@@ -13,7 +13,7 @@ LIMITS = (RunFailure.CPU_TIME, RunFailure.MEMORY, RunFailure.OUTPUT)
 
 
 def queue_of(*keys, pauses=False, cpu_limit=30.0):
-    """Return a queue with one text for each key; keys have the form PROFILE_SET:NUMBER."""
+    """Return a queue with one text for each key. Keys have the form PROFILE_SET:NUMBER."""
     queue = CompileQueue(cpu_limit=cpu_limit, pauses_slow_texts=pauses)
     for key in keys:
         submit(queue, key)
@@ -48,9 +48,9 @@ def test_a_text_is_queued_once():
     assert (len(queue), queue.submitted) == (1, 1)
 
 
-def test_the_profile_set_that_used_the_least_time_goes_first():
-    """Even if one profile set has a thousand texts, another profile set waits for only one of
-    them.
+def test_the_profile_set_that_used_the_least_time_has_priority():
+    """If one profile set has a thousand texts, another profile set waits for only one of these
+    texts.
     """
     queue = queue_of("big:1", "big:2", "big:3", "small:1")
     assert order(queue) == ["big:1", "small:1", "big:2", "big:3"]
@@ -58,7 +58,7 @@ def test_the_profile_set_that_used_the_least_time_goes_first():
 
 @pytest.mark.parametrize("limit", LIMITS)
 def test_a_text_that_exceeds_its_slice_waits_behind_all_others(limit):
-    """A slow text does not delay any other text."""
+    """A text that exceeds its time slice waits behind all other texts."""
     queue = queue_of("a:slow", "a:1", "a:2")
     queue.record_run(queue.take(0.0), limited(limit), 0.0)
     assert order(queue) == ["a:1", "a:2", "a:slow"]
@@ -82,7 +82,9 @@ def test_each_slice_is_longer_up_to_the_limit():
 
 
 def test_a_rejected_text_states_whether_memory_was_the_limit():
-    """The next step for the operator depends on the limit that the text exceeded."""
+    """A rejection contains whether the text exceeded the memory limit, because the operator's next
+    step depends on the limit.
+    """
     queue = queue_of("a:large")
     compiled = None
     while compiled is None:
@@ -91,7 +93,9 @@ def test_a_rejected_text_states_whether_memory_was_the_limit():
 
 
 def test_only_a_full_run_rejects_a_text():
-    """If a quick run reports an error, a full run follows."""
+    """A text is rejected only after a full run, because a quick run may fail for lack of time or
+    memory.
+    """
     queue = queue_of("a:1")
     wrong = ParserRun(outcome=ParserResult(error="syntax error"))
     assert queue.record_run(queue.take(0.0), wrong, 0.0) is None
@@ -110,7 +114,9 @@ def test_an_empty_policy_is_a_result():
     "failure", [RunFailure.WALL_CLOCK, RunFailure.NOT_STARTED, RunFailure.SIGNAL]
 )
 def test_an_inconclusive_run_is_repeated_with_back_off(failure):
-    """A run that a busy node, a missing program or the OOM killer ended is repeated later."""
+    """A run without a result, for example because of the OOM killer, is repeated with growing
+    delays.
+    """
     queue = queue_of("a:1", pauses=True)
     if failure is RunFailure.SIGNAL:
         queue.record_run(
@@ -127,7 +133,9 @@ def test_an_inconclusive_run_is_repeated_with_back_off(failure):
 
 
 def test_slow_texts_pause_between_their_runs():
-    """Slow texts together use at most a quarter of one processor."""
+    """The runs of slow texts have pauses, so that these texts together use at most a quarter of one
+    processor.
+    """
     queue = queue_of("a:slow", pauses=True)
     # The first time slice is the quick run.
     queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME), 0.0)
@@ -136,7 +144,7 @@ def test_slow_texts_pause_between_their_runs():
 
 
 def test_the_run_of_a_slow_text_is_cancelled_for_a_new_text():
-    """If a slow run is cancelled in favor of a new text, the slow text keeps its queue level."""
+    """If a new text cancels the run of a slow text, the slow text keeps its level in the queue."""
     queue = queue_of("a:slow")
     queue.record_run(queue.take(0.0), limited(RunFailure.CPU_TIME), 0.0)
     slow = queue.take(0.0)
@@ -155,7 +163,7 @@ def test_the_run_of_a_new_text_is_not_cancelled_for_another_text():
 
 
 def test_a_text_without_a_source_is_not_compiled():
-    """If a text is deleted, it leaves the queue, even while the parser compiles it."""
+    """If the key of a text is deleted, the text is removed from the queue, even during its run."""
     queue = queue_of("a:1", "a:2", "a:3")
     running = queue.take(0.0)
     queue.retain({"a:3"})
@@ -165,7 +173,9 @@ def test_a_text_without_a_source_is_not_compiled():
 
 
 def test_a_text_that_returns_before_its_old_run_ends_is_compiled_again():
-    """If a text is deleted and submitted again during its run, the run's result is not used."""
+    """If a text is deleted and submitted again during its run, the queue ignores the result of this
+    run.
+    """
     queue = queue_of("a:1")
     old = queue.take(0.0)
     queue.retain(())
@@ -178,7 +188,7 @@ def test_a_text_that_returns_before_its_old_run_ends_is_compiled_again():
 
 
 def test_the_queue_is_idle_when_nothing_may_run_now():
-    """If all texts wait for a retry, the daemon's queue is idle."""
+    """The queue of the daemon is idle while all texts wait for a retry."""
     queue = queue_of("a:1", pauses=True)
     task = queue.take(0.0)
     assert not queue.is_idle(0.0)
@@ -187,7 +197,9 @@ def test_the_queue_is_idle_when_nothing_may_run_now():
 
 
 def test_a_command_does_not_repeat_inconclusive_runs():
-    """A command does not repeat runs, because a hanging parser would prevent its exit."""
+    """In a command, runs without a result are not repeated, because a hanging parser would prevent
+    the exit of the command.
+    """
     queue = queue_of("a:1")
     queue.record_run(queue.take(0.0), limited(RunFailure.WALL_CLOCK), 0.0)
     assert queue.is_idle(1e9)
@@ -195,7 +207,9 @@ def test_a_command_does_not_repeat_inconclusive_runs():
 
 
 def test_two_full_runs_never_share_the_memory():
-    """A text is rejected for its memory use only after a run that could use all of the memory."""
+    """Full runs never overlap. A text is rejected for its memory use only if its run could use all
+    of the memory.
+    """
     queue = queue_of("a:1", "a:2")
     for _ in range(2):
         queue.record_run(queue.take(0.0), limited(RunFailure.MEMORY), 0.0)
@@ -209,10 +223,10 @@ def test_two_full_runs_never_share_the_memory():
 
 
 def run_stream(queue, seconds):
-    """Run a queue while a new text arrives every second; return (key, begin, end) of each run.
+    """Run a queue while a new text arrives every second.
 
-    Each new text takes one second, each slow text exceeds every slice, and a cancelled run takes no
-    time.
+    Return (key, begin, end) of each run. Each new text takes one second, and each slow text exceeds
+    every slice. A cancelled run takes no time.
     """
     now, number, runs = 0.0, 0, []
     while now < seconds:
@@ -233,7 +247,7 @@ def run_stream(queue, seconds):
 
 
 def test_a_stream_of_new_texts_does_not_starve_a_slow_text():
-    """A slow text gets all of its slices and a result, even if new texts arrive all the time."""
+    """Even if new texts arrive continuously, a slow text gets all of its slices and a result."""
     queue = queue_of("a:slow", pauses=True)
     runs = run_stream(queue, 300.0)
     assert queue.find("a:slow") is None
@@ -241,16 +255,18 @@ def test_a_stream_of_new_texts_does_not_starve_a_slow_text():
     assert slices == [2.0, 8.0, 30.0]
 
 
-def test_every_slow_text_gets_its_turn_in_a_stream_of_new_texts():
-    """The slow text that has been ready for the longest time has priority in any profile set."""
+def test_every_slow_text_is_compiled_in_a_stream_of_new_texts():
+    """Among all profile sets, the slow text that has waited longest has priority."""
     keys = [f"{profile_set}:{number}" for profile_set in "abc" for number in range(3)]
     queue = queue_of(*keys, pauses=True)
     run_stream(queue, 2400.0)
     assert [key for key in keys if queue.find(key) is not None] == []
 
 
-def test_slow_texts_delay_a_new_text_by_one_slice_at_most():
-    """Even if new texts arrive all the time, reserved runs use at most a quarter of the time."""
+def test_slow_texts_delay_a_new_text_by_at_most_one_slice():
+    """Slow texts delay a new text by at most one slice, and their reserved runs use at most a
+    quarter of the time.
+    """
     queue = queue_of(*(f"a:{number}" for number in range(100)), pauses=True)
     runs = run_stream(queue, 3000.0)
     assert queue.find("stream:1") is None

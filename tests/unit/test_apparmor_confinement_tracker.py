@@ -1,4 +1,4 @@
-"""Tests of the confinement tracker, on a procfs that consists of files."""
+"""Tests of the confinement tracker, with ordinary files in place of /proc."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ STATE = "/state"
 
 
 class Node:
-    """Simulates processes as directories in a host root, and the directories of loaded profiles."""
+    """A host root with files that simulate processes and loaded profiles."""
 
     def __init__(self, root):
         self.root = root / "proc"
@@ -53,7 +53,7 @@ class Node:
         shutil.rmtree(self.root / str(pid))
 
     def tracker(self):
-        """Return a tracker of an agent that has just started."""
+        """Return the tracker of an agent that has just started."""
         return ConfinementTracker(
             self.host,
             state_dir=STATE,
@@ -63,13 +63,13 @@ class Node:
         )
 
     def record(self):
-        """Return the path of the record."""
+        """Return the path of the tracker's record."""
         return self.state / FILE
 
 
 @pytest.fixture
 def node(tmp_path):
-    """A node with three processes: in the profile web, in a hat of web, and in the profile
+    """A node with three processes: under the profile web, under a hat of web, and under the profile
     other.
     """
     node = Node(tmp_path)
@@ -87,7 +87,7 @@ def tracker(node):
 
 
 def observed(node, names=NAMES):
-    """Return a tracker of a new agent that has observed the node once."""
+    """Return the tracker of a new agent, after one observation of the node."""
     tracker = node.tracker()
     tracker.observe(names)
     return tracker
@@ -113,11 +113,11 @@ def test_threads_that_lost_a_removed_profile_are_reported_until_they_end(tracker
     assert tracker.count() == 2
     node.end(10)
     assert pids(tracker) == [("web", f"11 ({SHORT})")]
-    node.thread(11, "unconfined", start=8)  # Another process has this ID now.
+    node.thread(11, "unconfined", start=8)  # A different process has this PID now.
     assert (pids(tracker), tracker.count()) == ([], 0)
 
 
-def test_a_zombie_is_reported_no_longer(tracker, node):
+def test_a_zombie_is_not_reported(tracker, node):
     """A zombie is not reported, because it never runs code again."""
     node.thread(12, "unconfined")
     tracker.record_removals(["other"])
@@ -127,7 +127,9 @@ def test_a_zombie_is_reported_no_longer(tracker, node):
 
 
 def test_a_thread_that_is_not_the_leader_is_reported(node):
-    """A thread is reported even if its leader is unconfined or runs under another profile."""
+    """A second thread is reported even if the leader was never confined, or runs under another
+    profile.
+    """
     node.thread(20, "unconfined")
     node.thread(20, "web (enforce)", tid=21)
     node.thread(30, "other (enforce)")
@@ -161,13 +163,15 @@ def test_a_live_thread_of_an_ended_leader_is_reported(node):
         ("web//HAT//&z (enforce)", "unconfined//&z (mixed)", True),
         ("web//&z (enforce)", "web//&z (enforce)", False),
         ("web (enforce)", "web (complain)", False),
-        # A change_profile rule or an exec rule allows this change.
+        # The kernel allows such a change because of a change_profile rule or an exec rule.
         ("web (enforce)", "next (enforce)", False),
         ("web (enforce)", "web//&next (enforce)", False),
     ],
 )
-def test_a_part_of_a_stacked_label_that_vanished_is_reported(node, before, now, lost):
-    """A thread that changed to another profile did not lose its confinement."""
+def test_a_removed_profile_of_a_stacked_label_is_reported(node, before, now, lost):
+    """If one profile of a stacked label is removed, the thread is reported. A thread that changed
+    to another profile is not.
+    """
     node.thread(20, before)
     tracker = observed(node)
     node.thread(20, now)
@@ -187,22 +191,26 @@ def test_a_part_of_a_stacked_label_that_vanished_is_reported(node, before, now, 
     ],
 )
 def test_the_pod_is_reported_where_the_cgroup_has_its_uid(tracker, node, path, owner):
-    """Both cgroup drivers of the kubelet use the UID of a pod in the name of its cgroup."""
+    """A finding contains the UID of the pod if the name of the cgroup contains the UID, as with
+    both cgroup drivers of the kubelet.
+    """
     node.thread(12, "unconfined")
     (node.root / "12/cgroup").write_text(f"0::/{path}\n")
     tracker.record_removals(["other"])
     assert pids(tracker) == [("other", f"12 ({owner})" if owner else "12")]
 
 
-def test_a_thread_that_is_still_confined_lost_nothing(tracker):
-    """If a removed profile is loaded again before its process runs, the process lost nothing."""
+def test_a_thread_that_is_still_confined_is_not_reported(tracker):
+    """A process that still runs under its profile is not reported, even if the profile was removed
+    and loaded again.
+    """
     tracker.record_removals(["web", "other"])
     assert (pids(tracker), tracker.count()) == ([], 0)
 
 
 def test_a_removal_during_an_observation_is_not_missed(tracker, node):
-    """If a profile is removed during an observation, the previous observation shows its
-    processes.
+    """If a profile is removed during an observation, its processes are reported, because the
+    previous observation recorded them.
     """
     node.thread(12, "unconfined")
     tracker.observe(NAMES)
@@ -211,7 +219,9 @@ def test_a_removal_during_an_observation_is_not_missed(tracker, node):
 
 
 def test_a_thread_that_was_confined_three_observations_ago_is_forgotten(tracker, node):
-    """If a process left its profile by itself, a later removal of the profile is not reported."""
+    """If a process left its profile before the last observations, a later removal of the profile is
+    not reported.
+    """
     node.thread(12, "unconfined")
     tracker.observe(NAMES)
     tracker.observe(NAMES)
@@ -220,7 +230,9 @@ def test_a_thread_that_was_confined_three_observations_ago_is_forgotten(tracker,
 
 
 def test_the_names_in_use_are_those_of_the_last_observation(tracker, node):
-    """If a process runs in a hat, the parent of the hat counts as in use."""
+    """The names in use come from the last observation. A hat that is in use makes its parent in
+    use.
+    """
     assert set(NAMES) <= tracker.names_in_use()
     for pid in (11, 12):
         node.end(pid)
@@ -238,7 +250,9 @@ def test_names_of_other_programs_are_not_tracked(node):
 
 
 def test_a_procfs_that_cannot_be_read_changes_nothing(tracker, node, tmp_path):
-    """If /proc cannot be read, the tracker keeps its threads, because they may still run."""
+    """If /proc cannot be read, the tracker keeps its findings, because the threads may
+    still run.
+    """
     node.thread(12, "unconfined")
     node.root.rename(tmp_path / "away")
     tracker.observe(["other"])
@@ -249,7 +263,7 @@ def test_a_procfs_that_cannot_be_read_changes_nothing(tracker, node, tmp_path):
 
 
 def test_without_names_no_process_is_read_and_nothing_is_written(node, tmp_path):
-    """If the agent has no AppArmor profiles on the node, the tracker reads no process."""
+    """If the agent owns no AppArmor profile, the tracker reads no process and writes no file."""
 
     class UnlistableHost(Host):
         def names(self, path):
@@ -266,8 +280,8 @@ def test_without_names_no_process_is_read_and_nothing_is_written(node, tmp_path)
 
 
 def test_threads_of_a_profile_that_was_loaded_again_are_reported(tracker, node):
-    """If another program removes and loads a profile between two passes, its threads are
-    reported.
+    """If another program removes a profile and loads it again between two passes, the unconfined
+    threads are reported.
     """
     node.thread(12, "unconfined")
     tracker.record_removals([])
@@ -277,9 +291,9 @@ def test_threads_of_a_profile_that_was_loaded_again_are_reported(tracker, node):
     assert [name for name, _ in pids(tracker)] == ["other"]
 
 
-def test_a_thread_that_left_a_profile_by_itself_loses_nothing_by_its_removal(tracker, node):
-    """If a process leaves its profile right before the agent removes the profile, it loses
-    nothing.
+def test_a_thread_that_left_a_profile_by_itself_is_not_reported_after_a_removal(tracker, node):
+    """If a thread leaves its profile right before the agent removes the profile, the thread is not
+    reported.
     """
     node.thread(12, "unconfined")
     tracker.observe_before_removal(["other"])
@@ -287,8 +301,10 @@ def test_a_thread_that_left_a_profile_by_itself_loses_nothing_by_its_removal(tra
     assert (pids(tracker), pids(node.tracker())) == ([], [])
 
 
-def test_a_thread_that_left_a_part_of_a_stack_can_still_lose_the_other_part(node):
-    """If a thread leaves one profile of a stack, the tracker still watches the other profile."""
+def test_a_thread_that_left_one_profile_of_a_stack_can_still_lose_the_other_profile(node):
+    """If a thread leaves one profile of a stack, the tracker still reports the loss of the other
+    profile.
+    """
     node.thread(12, "web//&other (enforce)")
     tracker = observed(node)
     node.thread(12, "web (enforce)")
@@ -299,7 +315,9 @@ def test_a_thread_that_left_a_part_of_a_stack_can_still_lose_the_other_part(node
 
 
 def test_a_thread_that_started_after_the_last_observation_can_lose_its_confinement(tracker, node):
-    """Before the agent removes a profile itself, the tracker observes the processes once more."""
+    """A thread that started after the last observation is reported, because the tracker observes
+    again before the agent removes a profile.
+    """
     node.thread(20, "other (enforce)")
     tracker.observe_before_removal(["other"])
     node.thread(20, "unconfined")
@@ -307,9 +325,9 @@ def test_a_thread_that_started_after_the_last_observation_can_lose_its_confineme
     assert pids(tracker) == [("other", f"20 ({SHORT})")]
 
 
-def test_an_earlier_loss_is_not_forgotten_before_a_removal(tracker, node):
-    """If another program removed and loaded a profile before the agent removes it, this is
-    reported.
+def test_lost_confinement_before_a_removal_is_reported(tracker, node):
+    """If another program removed a profile and loaded it again before the agent removes it, the
+    unconfined threads are reported.
     """
     node.thread(12, "unconfined")
     node.directories["other"] = "other.2"
@@ -320,7 +338,7 @@ def test_an_earlier_loss_is_not_forgotten_before_a_removal(tracker, node):
 # --- the record -----------------------------------------------------------------------------------
 
 
-def test_a_loss_is_still_reported_after_a_restart(tracker, node):
+def test_lost_confinement_is_still_reported_after_a_restart(tracker, node):
     """After a restart of the agent, the finding stays until the process ends."""
     node.thread(12, "unconfined")
     tracker.record_removals(["other"])
@@ -334,8 +352,8 @@ def test_a_loss_is_still_reported_after_a_restart(tracker, node):
 
 
 @pytest.mark.parametrize("missing", [["other"], []])
-def test_a_loss_while_no_agent_ran_is_reported(tracker, node, missing):
-    """A loss is reported even if the profile was removed while no agent ran."""
+def test_lost_confinement_while_no_agent_ran_is_reported(tracker, node, missing):
+    """A thread is reported even if its profile was removed while no agent ran."""
     node.thread(12, "unconfined")
     if not missing:
         node.directories["other"] = "other.2"
@@ -345,8 +363,8 @@ def test_a_loss_while_no_agent_ran_is_reported(tracker, node, missing):
 
 
 def test_a_removal_during_the_last_observation_before_a_restart_is_reported(tracker, node):
-    """A removal is reported even if the agent is killed right after the observation of its
-    effect.
+    """Unconfined threads are reported even if the agent is killed right after the observation that
+    found them.
     """
     node.thread(12, "unconfined")
     tracker.observe(NAMES)
@@ -356,7 +374,7 @@ def test_a_removal_during_the_last_observation_before_a_restart_is_reported(trac
 
 
 def test_a_label_longer_than_a_page_is_read_completely(node):
-    """A label that is longer than a page of memory is read completely."""
+    """The tracker reads a label completely, even if the label is longer than a page of memory."""
     before = "//&".join([*(f"{number:0250}" for number in range(20)), "web"])
     node.thread(12, f"{before} (enforce)")
     tracker = observed(node, ["web"])
@@ -366,7 +384,9 @@ def test_a_label_longer_than_a_page_is_read_completely(node):
 
 
 def test_the_record_of_another_boot_is_ignored(tracker, node):
-    """A record from another boot is ignored, because the kernel uses the same IDs again."""
+    """The tracker ignores a record from another boot, because the kernel uses the same PIDs
+    again.
+    """
     node.thread(12, "unconfined")
     node.boot("two")
     again = node.tracker()
@@ -375,7 +395,7 @@ def test_the_record_of_another_boot_is_ignored(tracker, node):
 
 
 def test_an_unchanged_observation_writes_nothing(tracker, node):
-    """The record is written only if its content has changed."""
+    """An observation without changes does not write the record."""
     before = node.record().stat()
     tracker.record_removals([])
     tracker.observe(NAMES)
@@ -384,7 +404,7 @@ def test_an_unchanged_observation_writes_nothing(tracker, node):
 
 
 def test_a_record_is_readable_by_root_alone(tracker, node):
-    """The record is private because it shows which processes other users run."""
+    """Only root can read the record, because the record shows the processes of other users."""
     assert node.record().stat().st_mode & 0o777 == 0o600
 
 
@@ -414,7 +434,9 @@ def test_a_damaged_record_is_ignored_and_replaced(node, content):
 
 
 def test_a_link_in_place_of_the_record_is_not_followed(node, tmp_path):
-    """If the record is a link, the agent neither reads nor writes the link's target."""
+    """If the record is a symbolic link, the agent neither reads nor writes the target of
+    the link.
+    """
     node.state.mkdir()
     victim = tmp_path / "victim"
     victim.write_text("kept")
@@ -425,7 +447,9 @@ def test_a_link_in_place_of_the_record_is_not_followed(node, tmp_path):
 
 
 def test_a_record_that_cannot_be_written_is_reported(node, tmp_path):
-    """If the record cannot be written, the tracker still finds losses from its memory."""
+    """If the record cannot be written, the tracker reports this, and still detects unconfined
+    threads from its memory.
+    """
     (tmp_path / "state").write_text("a file in place of the directory")
     tracker = observed(node)
     node.thread(12, "unconfined")
@@ -433,8 +457,10 @@ def test_a_record_that_cannot_be_written_is_reported(node, tmp_path):
     assert [finding.code for finding in tracker.findings()] == ["confinement_lost", "write_failed"]
 
 
-def test_a_record_is_bounded_and_lists_losses_first():
-    """If a node runs more threads than a record can hold, the record lists losses first."""
+def test_a_record_is_bounded_and_lists_unconfined_threads_first():
+    """If a node runs more threads than a record may contain, the record contains the unconfined
+    threads first.
+    """
     confined = {Thread(pid, pid, 7): "web (enforce)" for pid in range(RECORDED_THREADS)}
     lost = {Thread(pid, pid, 7): "web" for pid in range(50_000, 50_004)}
     state = ConfinementState(directories={"web": "web.1"}, confined=confined, lost=lost)

@@ -39,7 +39,7 @@ PROBES = replace(
 
 
 def write(root, path, content=""):
-    """Write a file under a host root and return its path."""
+    """Write a file in a host root, and return its path."""
     file = root / path.lstrip("/")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(content)
@@ -63,7 +63,7 @@ def loaded(root, directory, name, mode="enforce", **hashes):
 
 
 def apparmor_backend(host, **options):
-    """Return a backend that accepts the files of this test as securityfs."""
+    """Return a backend that accepts ordinary files as securityfs."""
     return inspection.apparmor_backend(host, **{"probes": PROBES, **options})
 
 
@@ -83,21 +83,23 @@ def script(root, text):
 
 
 def test_a_kernel_without_apparmor_is_unsupported(tmp_path):
-    """If the host root has no files of AppArmor, the kind is unsupported."""
+    """If the host root contains no files of AppArmor, the kind is unsupported."""
     result = apparmor_backend(Host(tmp_path)).observe(["x"], [])
     assert isinstance(result, Unsupported)
     assert result.finding.code == "kind_unsupported"
 
 
 def test_apparmor_without_its_files_is_unobservable(tmp_path):
-    """If AppArmor is enabled but its files are missing, the profile kind cannot be observed."""
+    """If AppArmor is enabled but its files are missing, the kind is unobservable."""
     write(tmp_path, "/sys/module/apparmor/parameters/enabled", "Y\n")
     write(tmp_path, "/sys/kernel/security/.keep")
     assert isinstance(apparmor_backend(Host(tmp_path)).observe(["x"], []), Unobservable)
 
 
 def test_files_on_another_file_system_than_securityfs_are_not_trusted(tmp_path):
-    """Files with the right names are not trusted if their file system is not securityfs."""
+    """The agent does not trust files with the expected names if their file system is not
+    securityfs.
+    """
     probes = replace(kernel_access.SYSTEM_PROBES, rights=lambda: "")
     result = apparmor_backend(node(tmp_path), probes=probes).observe(["x"], [])
     assert isinstance(result, Unobservable)
@@ -105,7 +107,7 @@ def test_files_on_another_file_system_than_securityfs_are_not_trusted(tmp_path):
 
 
 def test_without_the_right_to_load_the_node_is_unobservable(tmp_path):
-    """If the agent lacks the right to load policy, the profile kind cannot be observed."""
+    """If the agent may not load policy, the kind is unobservable."""
     probes = replace(PROBES, rights=lambda: "no right")
     assert isinstance(
         apparmor_backend(node(tmp_path), probes=probes).observe(["x"], []), Unobservable
@@ -113,8 +115,8 @@ def test_without_the_right_to_load_the_node_is_unobservable(tmp_path):
 
 
 def test_a_child_policy_namespace_is_unobservable(tmp_path):
-    """In a child policy namespace (LXD), the host's policy is not visible, so the profile kind
-    cannot be observed.
+    """In a child policy namespace, as in LXD, the kind is unobservable, because the policy of the
+    host is not visible.
     """
     host = node(tmp_path)
     write(tmp_path, f"{kernel_access.ROOT}/.ns_level", "1\n")
@@ -164,7 +166,8 @@ def test_without_content_the_evidence_is_the_object_and_its_last_replacement(tmp
         )
     }
     assert [finding.code for finding in result.findings] == ["content_unverifiable"]
-    write(tmp_path, f"{kernel_access.ROOT}/revision", "9\n")  # Other programs load other profiles.
+    # Other programs load further profiles.
+    write(tmp_path, f"{kernel_access.ROOT}/revision", "9\n")
     assert apparmor_backend(host).observe(["x"], []).profiles == result.profiles
     os.utime(mode, ns=(1, 6))
     assert apparmor_backend(host).observe(["x"], []).profiles != result.profiles
@@ -189,7 +192,7 @@ def test_a_node_without_profiles_reports_whether_content_can_be_verified(
 
 
 def test_policy_that_never_stops_changing_is_unobservable(tmp_path):
-    """If the policy revision changes during every attempt, the profile kind cannot be observed."""
+    """If the policy revision changes during every attempt, the kind is unobservable."""
     host = node(tmp_path)
 
     class ChangingView(PolicyView):
@@ -217,7 +220,7 @@ def test_an_unreadable_profile_does_not_count_as_missing(tmp_path):
 
 
 def test_without_a_parser_a_text_cannot_be_checked(tmp_path):
-    """If the parser is missing, the text is not rejected."""
+    """If the parser is missing, the text is not checked and therefore not rejected."""
     (result,) = inspected(apparmor_backend(node(tmp_path), parser="/nonexistent"), source_key())
     assert isinstance(result, Unchecked)
     assert result.finding.code == "kind_unsupported"
@@ -234,7 +237,9 @@ def test_without_a_parser_a_text_cannot_be_checked(tmp_path):
 def test_a_text_that_exceeds_the_parser_s_limits_is_rejected_until_it_changes(
     tmp_path, fault, reason
 ):
-    """A restarted agent reads the result from the cache and does not run the parser again."""
+    """A text that exceeds a limit stays rejected until it changes. A restarted agent reads the
+    rejection from the cache.
+    """
     host = node(tmp_path)
     path = script(tmp_path, f"echo run >> {tmp_path}/runs\n{fault}")
     options = {"parser": path, "cpu_limit": 1.0, "state_dir": "/state"}
@@ -248,7 +253,9 @@ def test_a_text_that_exceeds_the_parser_s_limits_is_rejected_until_it_changes(
 
 @pytest.mark.parametrize("fault", ["kill -9 $$", "exit 10"])
 def test_a_signal_never_causes_a_rejection(tmp_path, fault):
-    """If a signal ended the parser or its child (status ECHILD), the text is not rejected."""
+    """If a signal ends the parser or its child process (status ECHILD), the text is not
+    rejected.
+    """
     host = node(tmp_path)
     options = {"cpu_limit": 1.0, "state_dir": "/state"}
     (result,) = inspected(
@@ -263,7 +270,9 @@ def test_a_signal_never_causes_a_rejection(tmp_path, fault):
 
 
 def test_a_wall_clock_limit_never_causes_a_rejection(tmp_path):
-    """If a run reached the wall-clock limit, the text stays pending and a new agent compiles it."""
+    """If a run exceeds the wall-clock limit, the text stays pending, and a restarted agent compiles
+    it.
+    """
     host = node(tmp_path)
     options = {"cpu_limit": 0.05, "state_dir": "/state"}
     (result,) = inspected(
@@ -278,7 +287,7 @@ def test_a_wall_clock_limit_never_causes_a_rejection(tmp_path):
 
 
 def test_a_parser_that_cannot_be_started_makes_the_key_unchecked(tmp_path):
-    """If the parser cannot be started, the text is not rejected."""
+    """If the parser cannot be started, the key is not checked and therefore not rejected."""
     path = script(tmp_path, "")
     Path(path).write_text("neither a script nor a program")
     (result,) = inspected(
@@ -288,7 +297,9 @@ def test_a_parser_that_cannot_be_started_makes_the_key_unchecked(tmp_path):
 
 
 def test_a_message_is_bounded_and_printable_and_has_its_line(tmp_path):
-    """Invisible characters in a message are escaped, and a long message is cut."""
+    """A message contains the line of the mistake. The agent escapes invisible characters, and
+    truncates a long message.
+    """
     path = script(
         tmp_path,
         "echo 'Warning: x' >&2;"
@@ -308,7 +319,7 @@ def test_a_message_is_bounded_and_printable_and_has_its_line(tmp_path):
 
 
 def test_output_that_is_not_a_policy_is_rejected(tmp_path):
-    """If the output of the parser has an unknown layout, the text is rejected."""
+    """If the output of the parser is not a policy, the text is rejected."""
     path = script(tmp_path, "echo something else")
     (result,) = inspected(
         apparmor_backend(node(tmp_path), parser=path, state_dir="/state"), source_key()
@@ -318,7 +329,9 @@ def test_output_that_is_not_a_policy_is_rejected(tmp_path):
 
 
 def test_a_second_inspection_runs_no_parser_and_a_new_kernel_does(tmp_path):
-    """The cache key of a result depends on everything that affects the result."""
+    """A second inspection uses the cached result. A new kernel causes a run of the parser, because
+    the kernel affects the result.
+    """
     host = node(tmp_path)
     path = script(tmp_path, f"echo run >> {tmp_path}/runs")
     options = {"parser": path, "state_dir": "/state"}
@@ -331,7 +344,9 @@ def test_a_second_inspection_runs_no_parser_and_a_new_kernel_does(tmp_path):
 
 
 def test_the_least_recently_used_results_are_removed_from_the_disk(tmp_path, monkeypatch):
-    """The size limit of the cache also applies after a restart."""
+    """If the cache exceeds its limit, also after a restart, the least recently used results are
+    removed from the disk.
+    """
     host = Host(tmp_path)
     monkeypatch.setattr(policy_cache, "MAX_DISK_BYTES", 3500)
     first = policy_cache.PolicyCache(host, "/state", write=True)
@@ -362,7 +377,9 @@ def test_a_huge_cache_entry_is_not_read(tmp_path):
 
 
 def test_a_discarded_profile_stays_on_the_disk(tmp_path):
-    """If a profile was discarded from memory, it is read from the disk without a parser run."""
+    """If a profile was discarded from memory, the agent reads it from the disk without a run of the
+    parser.
+    """
     (tmp_path / "policy").write_bytes(profile("x"))
     path = script(tmp_path, f"cat > /dev/null; cat {tmp_path}/policy")
     backend = apparmor_backend(node(tmp_path), parser=path, state_dir="/state")
@@ -373,7 +390,9 @@ def test_a_discarded_profile_stays_on_the_disk(tmp_path):
 
 
 def test_a_damaged_cache_entry_counts_as_missing(tmp_path):
-    """The content of a cache entry is verified when the entry is read."""
+    """The agent verifies a cache entry when it reads the entry. A damaged entry counts as
+    missing.
+    """
     host = Host(tmp_path)
     stored = policy_cache.ParserResult(
         policy=b"policy",
@@ -396,8 +415,8 @@ def test_a_damaged_cache_entry_counts_as_missing(tmp_path):
 
 
 def test_a_policy_is_read_again_by_a_newer_reader(tmp_path):
-    """A newer reader reads a cached policy again, because an older one may have read it
-    incorrectly.
+    """A newer version of the reader reads a cached policy again, because an older version may have
+    read it incorrectly.
     """
     store = policy_cache.PolicyCache(Host(tmp_path), "/state", write=True)
     store.store("key", policy_cache.ParserResult(policy=profile("x")))
@@ -411,7 +430,9 @@ def test_a_policy_is_read_again_by_a_newer_reader(tmp_path):
 
 
 def test_a_policy_is_read_from_the_disk_when_it_is_installed(tmp_path):
-    """Until the installation, only the declared profiles of a policy are in memory."""
+    """Until a policy is installed, only its declared profiles are in memory. The installation reads
+    the policy from the disk.
+    """
     (tmp_path / "policy").write_bytes(profile("x"))
     path = script(tmp_path, f"cat > /dev/null; cat {tmp_path}/policy")
     backend = apparmor_backend(node(tmp_path), parser=path, state_dir="/state")
@@ -429,7 +450,7 @@ def test_a_policy_is_read_from_the_disk_when_it_is_installed(tmp_path):
 
 
 def test_a_policy_that_cannot_be_written_to_the_disk_stays_in_memory(tmp_path):
-    """If the disk is full, a compiled policy can still be installed."""
+    """If the disk is full, the compiled policy stays in memory and can be installed."""
     (tmp_path / "policy").write_bytes(profile("x"))
     path = script(tmp_path, f"cat > /dev/null; cat {tmp_path}/policy")
     backend = apparmor_backend(node(tmp_path), parser=path, state_dir="/policy")
@@ -438,7 +459,9 @@ def test_a_policy_that_cannot_be_written_to_the_disk_stays_in_memory(tmp_path):
 
 
 def test_a_changed_include_changes_the_context(tmp_path):
-    """If an included file changes, policy that was compiled with the old file is outdated."""
+    """If an included file changes, the context changes, so a policy that was compiled with the old
+    file is outdated.
+    """
     include = write(tmp_path, "apparmor.d/abstractions/base", "one")
     parser_ = parser.Parser("/bin/true", include_dir=str(tmp_path / "apparmor.d"))
     before = parser_.input_digest()
@@ -448,8 +471,8 @@ def test_a_changed_include_changes_the_context(tmp_path):
 
 
 def test_an_include_in_a_linked_directory_changes_the_context(tmp_path):
-    """If a linked directory contains an included file, a change of the file changes the context. A
-    link to a parent directory is followed once.
+    """A change of an included file in a linked directory changes the context. The agent follows a
+    link to a parent directory only once.
     """
     include = write(tmp_path, "elsewhere/x", "one")
     top = tmp_path / "apparmor.d"

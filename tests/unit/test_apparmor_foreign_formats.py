@@ -1,6 +1,4 @@
-"""If a key for an AppArmor profile contains a text in another format, one specific message is
-reported.
-"""
+"""Tests of AppArmor keys that contain a text in another format."""
 
 import pytest
 
@@ -24,8 +22,8 @@ RESOURCE = b"# why\n---\napiVersion: x/v1beta1\nkind: SeccompProfile\nspec: {}\n
     ],
 )
 def test_another_format_is_one_error_with_the_next_step(text, message, hint):
-    """A text in another format is not passed to the parser, and no other error is reported for the
-    text.
+    """A text in another format causes exactly one error, with a next step, and never reaches the
+    parser.
     """
     (error,) = source_checks.errors(text)
     assert (error.code, error.location) == ("not_a_profile", "line 1")
@@ -44,5 +42,7 @@ def test_another_format_is_one_error_with_the_next_step(text, message, hint):
     ],
 )
 def test_an_apparmor_text_is_not_mistaken_for_another_format(text):
-    """Only the beginning of a text decides whether it has another format."""
+    """Only the beginning of a text determines its format, so an AppArmor text may contain parts
+    that look like another format.
+    """
     assert source_checks.errors(text) == ()

@@ -1,4 +1,6 @@
-"""Tests of installations on a kernel that shows no content while other programs change policy."""
+"""Tests of installations while other programs change the policy, on a kernel that shows no
+content.
+"""
 
 import errno
 import os
@@ -26,12 +28,12 @@ class Kernel(Host):
     """A fake kernel that loads one profile, while other programs load other profiles."""
 
     disturbed = 0
-    """During how many of the next writes another program changes the policy."""
+    """The number of next writes during which another program changes the policy."""
 
     revision = 5
 
     accepts = 99
-    """The number of writes that the kernel accepts; it rejects every later write."""
+    """The number of writes that the kernel accepts. The kernel rejects every later write."""
 
     def write_kernel(self, path, content):
         assert content == BODY
@@ -48,7 +50,7 @@ class Kernel(Host):
 
 @pytest.fixture
 def host(tmp_path):
-    """Return a host with a kernel that shows no content and has no loaded profiles."""
+    """Return a host with a kernel that shows no content and has loaded no profiles."""
     node(tmp_path, revision="5\n")
     write(tmp_path, "/proc/sys/kernel/random/boot_id", "b-o-o-t\n")
     (tmp_path / "var/lib/profile-loader").mkdir(parents=True)
@@ -64,9 +66,9 @@ def observed(host):
 
 @pytest.mark.parametrize("disturbed", [0, 1, 4])
 def test_a_load_is_repeated_until_it_is_the_only_change(host, disturbed):
-    """A load is repeated until no other change happened at the same time.
+    """The agent repeats a load until no other program changes the policy at the same time.
 
-    The repeated load keeps the object.
+    A repeated load keeps the object.
     """
     host.disturbed = disturbed
     done = apparmor_backend(host).install(PROFILE, BODY, replaceable=())
@@ -80,7 +82,9 @@ def test_a_load_is_repeated_until_it_is_the_only_change(host, disturbed):
 
 
 def test_a_load_that_is_always_disturbed_is_verified_by_the_next_pass(host):
-    """If every load is disturbed, it counts as failed, but the agent still owns the object."""
+    """If another program changes the policy during every load, the installation counts as failed,
+    but the agent owns the object.
+    """
     host.disturbed = 99
     failed = apparmor_backend(host).install(PROFILE, BODY, replaceable=())
     assert isinstance(failed, Failed)
@@ -92,9 +96,9 @@ def test_a_load_that_is_always_disturbed_is_verified_by_the_next_pass(host):
 
 
 def test_a_loaded_policy_whose_repeated_load_is_rejected_is_not_verified(host):
-    """If the kernel rejects a repeated load, the first load still counts as loaded.
+    """If the kernel rejects only the repeated load, the profile counts as loaded but not verified.
 
-    With another code, the ledger would lose the record of the loaded profile.
+    With another code, the ledger would lose the record of the profile.
     """
     host.disturbed, host.accepts = 1, 1
     failed = apparmor_backend(host).install(PROFILE, BODY, replaceable=())
@@ -113,7 +117,7 @@ def test_a_rejected_first_load_is_reported_as_rejected(host):
 
 
 def test_a_foreign_object_stays_foreign_when_the_agent_replaces_it(host):
-    """A foreign name of a key stays foreign when the agent replaces the profile."""
+    """If the agent replaces a foreign object with the same name, the object stays foreign."""
     host.write_kernel(".load", BODY)
     assert isinstance(
         apparmor_backend(host).install(PROFILE, BODY, replaceable=["web"], foreign=["web"]),

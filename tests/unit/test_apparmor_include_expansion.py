@@ -24,10 +24,10 @@ DIRECTORIES = {"tunables/home.d": ("tunables/home.d/b", "tunables/home.d/a"), "e
 
 
 class Files:
-    """Include files in memory. Implements include_expansion.IncludeFiles."""
+    """Include files in memory, with the interface of include_expansion.IncludeFiles."""
 
     def find(self, name):
-        """Return the files of a name."""
+        """Return the files that a name includes."""
         if name == "broken":
             raise IncludeFileError("broken is not UTF-8", "Save it as UTF-8.")
         if name in DIRECTORIES:
@@ -44,7 +44,7 @@ class Files:
 
 
 def expand(text, max_characters=10_000):
-    """Return an expanded text."""
+    """Return the expanded form of a text."""
     return include_expansion.expand(text, Files(), max_characters=max_characters)
 
 
@@ -141,7 +141,9 @@ EXPANDED = {
 
 @pytest.mark.parametrize(("text", "expanded"), EXPANDED.values(), ids=EXPANDED)
 def test_each_include_rule_is_replaced(text, expanded):
-    """Comments in the expanded text show the rule and the file of each part."""
+    """Each include rule is replaced by the content of its file. Comments show the rule and the file
+    of each part.
+    """
     result = expand(text)
     assert result.text == expanded
     assert len(result.origins) == expanded.count("\n")
@@ -158,7 +160,9 @@ def test_each_profile_includes_a_file_once():
 
 
 def test_each_line_has_its_origin():
-    """A line comes from the text, from an included file, or from the rule that was replaced."""
+    """Each line of the expanded text has an origin: the text, an included file, or the replaced
+    rule.
+    """
     text = "profile web {\n  include <abstractions/nested>\n  file,\n}\n"
     result = expand(text)
     assert [str(origin) for origin in result.origins] == [
@@ -237,7 +241,9 @@ REFUSED = {
 
 @pytest.mark.parametrize(("text", "origin", "reason", "hint"), REFUSED.values(), ids=REFUSED)
 def test_a_text_that_cannot_be_expanded_has_a_reason(text, origin, reason, hint):
-    """The message contains the location of the include rule, and the next step."""
+    """If a text cannot be expanded, the message contains the location of the include rule, the
+    reason and the next step.
+    """
     with pytest.raises(ExpansionError, match=r".") as refused:
         expand(text)
     assert refused.value.origin == origin
@@ -246,13 +252,15 @@ def test_a_text_that_cannot_be_expanded_has_a_reason(text, origin, reason, hint)
 
 
 def test_the_size_of_an_expanded_text_is_limited():
-    """A text that would be larger than a key is not expanded."""
+    """A text is not expanded if the result would be larger than the limit for a key."""
     with pytest.raises(ExpansionError, match="longer than a key may be"):
         expand("include <tunables/global>\n", max_characters=40)
 
 
-def test_the_rules_have_their_positions():
-    """The keyword and the path of an include rule can be on different lines."""
+def test_each_include_rule_has_its_position():
+    """Each include rule has its position, even if its keyword and its path are on different
+    lines.
+    """
     text = 'abi\n <abi/3.0>\n,\n#include if exists \n  <a>\nprofile "x" { }\n'
     found = include_rules.rules(text)
     assert [(text[rule.start : rule.end], str(rule)) for rule in found] == [

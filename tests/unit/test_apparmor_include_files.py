@@ -25,8 +25,8 @@ def files(*directories):
     return IncludeDirectories([str(directory) for directory in directories], max_bytes=1000)
 
 
-def test_a_name_is_a_file(top):
-    """The name of an include is a path in the include directory."""
+def test_the_name_of_an_include_is_the_path_of_a_file(top):
+    """The name of an include is the path of a file in the include directory."""
     assert files(top).find("base") == (
         IncludedFile(name="base", path=f"{top}/base", text="/a r,\n"),
     )
@@ -34,7 +34,9 @@ def test_a_name_is_a_file(top):
 
 
 def test_a_directory_has_its_profiles_in_the_order_of_the_parser(top):
-    """Subdirectories, hidden files and files of package managers are not included."""
+    """An included directory contributes its files in the order of the parser, without
+    subdirectories, hidden files and files of package managers.
+    """
     (top / "tunables/home.d/link").symlink_to("a")
     found = files(top).find("tunables/home.d")
     assert [file.name for file in found] == [
@@ -45,7 +47,9 @@ def test_a_directory_has_its_profiles_in_the_order_of_the_parser(top):
 
 
 def test_the_first_directory_that_contains_a_name_decides(top, tmp_path):
-    """A later include directory adds only names that are missing from the earlier directories."""
+    """If several include directories contain a name, only the file in the first of these
+    directories is included.
+    """
     more = tmp_path / "more"
     more.mkdir()
     (more / "base").write_text("/b r,\n")
@@ -59,8 +63,10 @@ def test_the_first_directory_that_contains_a_name_decides(top, tmp_path):
     ("target", "name"),
     [("../secret", "link"), ("/etc/hostname", "link"), ("..", "link"), ("..", "link/secret")],
 )
-def test_a_link_out_of_the_directory_is_refused(top, target, name):
-    """No file outside the include directories becomes part of a text."""
+def test_a_link_out_of_the_directory_is_rejected(top, target, name):
+    """A link that points outside the include directories is rejected, so no other file becomes part
+    of a text.
+    """
     (top / "link").symlink_to(target)
     with pytest.raises(IncludeFileError, match="points outside the include directory") as refused:
         files(top).find(name)
@@ -82,8 +88,10 @@ def test_a_file_in_a_directory_may_not_be_a_link_out_of_it(top):
         (lambda path: path.write_bytes(b"a\xff"), r"not UTF-8 \(byte 1\)"),
     ],
 )
-def test_an_unusable_file_has_its_reason(top, make, reason):
-    """A special file is not opened, and an included text must be UTF-8."""
+def test_an_unusable_file_is_rejected_with_a_reason(top, make, reason):
+    """An unusable file is rejected with a reason. A special file is not opened, and an included
+    text must be UTF-8.
+    """
     make(top / "bad")
     with pytest.raises(IncludeFileError, match=reason):
         files(top).find("bad")

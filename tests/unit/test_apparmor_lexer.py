@@ -1,4 +1,5 @@
-"""Tests of agent.backends.apparmor.lexer, with texts that parser versions read differently.
+"""Tests of agent.backends.apparmor.lexer with texts that different parser versions read
+differently.
 
 The expected values come from lexers that were built from parser_lex.l of the versions 3.0.8, 4.0.1,
 4.0.3, 4.1.8, 5.0.0 and 5.0.2.
@@ -34,7 +35,9 @@ VERSIONS_THAT_READ_THE_INCLUDE = {
     ("text", "versions"), VERSIONS_THAT_READ_THE_INCLUDE.items(), ids=itertools.count()
 )
 def test_each_version_reads_its_own_includes(text, versions):
-    """A version reads an include if its lexer is in the initial state at that position."""
+    """A parser version reads an include rule if its lexer is in the initial state at this
+    position.
+    """
     readers = tuple(
         dialect.name
         for dialect in lexer_dialects.DIALECTS

@@ -35,8 +35,8 @@ def record(host):
     return host.path(f"{STATE}/{FILE}")
 
 
-def test_a_loaded_object_is_own_in_the_next_process_too(host):
-    """Another process recognises an agent-owned object by its name and its directory."""
+def test_a_loaded_object_is_also_agent_owned_for_the_next_process(host):
+    """The next agent process recognizes an agent-owned object by its name and its directory."""
     own_objects = objects(host)
     own_objects.record({"web": "web.1", "web//HAT": "web.1/profiles/HAT.2"})
     own_objects.record({"other": "other.3"})
@@ -62,11 +62,13 @@ def test_the_record_of_another_boot_is_ignored_and_replaced(host):
 
 @pytest.mark.parametrize(("revision", "own"), [(7, {"web"}), (6, set()), (8, set())])
 def test_an_interrupted_load_counts_if_it_was_the_only_change_of_policy(host, revision, own):
-    """If the agent ended between a load and its record, the load counts if nothing else changed."""
+    """If the agent ended between a load and its record, the object counts as agent-owned if no
+    other change of the policy happened.
+    """
     objects(host).begin(EXPECTED, 6)
     found = {"web": "web.1"}
     assert objects(host).own(found, revision, PROFILES) == own
-    # The result stays the same even if the policy changes later.
+    # Later changes of the policy do not change the result.
     assert objects(host).own(found, 99, PROFILES) == own
 
 
@@ -94,16 +96,20 @@ def test_an_interrupted_load_counts_if_the_kernel_shows_the_expected_content(hos
     assert objects(host).own({"web": "web.1"}, 7, profiles) == own
 
 
-def test_a_failed_load_is_not_an_interrupted_one(host):
-    """After a failed load, a load of the same name by another program does not count."""
+def test_a_failed_load_is_not_an_interrupted_load(host):
+    """After a failed load, an object of the same name that another program loads does not count as
+    agent-owned.
+    """
     own_objects = objects(host)
     own_objects.begin(EXPECTED, 6)
     own_objects.record({})
     assert objects(host).own({"web": "web.1"}, 7, PROFILES) == frozenset()
 
 
-def test_without_a_boot_id_nothing_is_own(host):
-    """Without a boot ID, the directories do not identify the objects."""
+def test_without_a_boot_id_no_object_is_agent_owned(host):
+    """Without a boot ID, no object counts as agent-owned, because directory numbers restart at each
+    boot.
+    """
     own_objects = objects(host)
     own_objects.record({"web": "web.1"})
     host.path(BOOT).unlink()
@@ -126,7 +132,9 @@ def test_a_damaged_line_is_ignored(host, damage):
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"nonsense"])
 def test_a_damaged_first_line_makes_the_record_empty(host, content):
-    """If the first line with the boot ID is missing, the record is not used."""
+    """If the first line, which contains the boot ID, is damaged, the agent ignores the whole
+    record.
+    """
     objects(host).record({"a": "a.1"})
     record(host).write_bytes(content)
     restarted = objects(host)
@@ -135,8 +143,8 @@ def test_a_damaged_first_line_makes_the_record_empty(host, content):
     assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, PROFILES) == frozenset({"b"})
 
 
-def test_a_line_that_was_cut_off_does_not_damage_the_next_one(host):
-    """If a full disk cut off a line, the next line stays valid."""
+def test_a_truncated_line_does_not_damage_the_next_line(host):
+    """If a full disk truncated a line, the next line is still valid."""
     objects(host).record({"a": "a.1"})
     with record(host).open("ab") as file:
         file.write(b'{"loa')
@@ -155,7 +163,9 @@ def test_a_deleted_record_is_written_completely_again(host):
 
 @pytest.mark.parametrize("reader", [False, True])
 def test_a_fifo_in_place_of_the_record_is_replaced(host, reader):
-    """If the record is a FIFO, the agent replaces it and does not wait for a reader."""
+    """If a FIFO is at the path of the record, the agent replaces it, and does not wait for another
+    process.
+    """
     own_objects = objects(host)
     own_objects.record({"a": "a.1"})
     record(host).unlink()
@@ -168,7 +178,7 @@ def test_a_fifo_in_place_of_the_record_is_replaced(host, reader):
 
 
 def test_a_record_that_cannot_be_written_is_kept_in_memory(host):
-    """If the record could not be written, the next successful write contains all objects."""
+    """If a write of the record fails, the next successful write contains all objects."""
     base = host.path(STATE)
     base.rmdir()
     base.write_text("a file in place of the directory")
@@ -181,7 +191,7 @@ def test_a_record_that_cannot_be_written_is_kept_in_memory(host):
 
 
 def test_a_record_that_cannot_be_written_is_reported_until_it_is_written(host):
-    """If the record cannot be written, this is reported until a write succeeds."""
+    """If a write of the record fails, the agent reports this until a write succeeds."""
     base = host.path(STATE)
     base.rmdir()
     base.write_text("a file in place of the directory")
@@ -207,7 +217,7 @@ def test_a_long_record_is_shortened(host):
 
 
 def test_a_dry_run_writes_nothing(host):
-    """A dry run reads the record, but does not complete an interrupted load in the file."""
+    """A dry run reads the record, but does not write the result of an interrupted load."""
     objects(host).begin(EXPECTED, 6)
     before = record(host).read_bytes()
     assert objects(host, may_write=False).own({"web": "web.1"}, 7, PROFILES) == frozenset({"web"})

@@ -11,12 +11,12 @@ from tests.unit.test_apparmor_compile import runs, script_backend, source_keys
 from tests.unit.test_apparmor_faults import write
 
 MIB = 1 << 20
-# Another process sets the limit right after the start of the script.
+# The script waits, because another process sets its memory limit right after its start.
 WAIT = 'until [ "$(ulimit -v)" != unlimited ]; do :; done\n'
 
 
 def cgroup(tmp_path, path, **files):
-    """Create a version 2 cgroup with its files, and the list of this process's cgroups."""
+    """Create the files of a cgroup of version 2, and the list of this process's cgroups."""
     own = write(tmp_path, "proc/self/cgroup", f"4:cpu:/other\n0::{path}\n")
     for name, content in files.items():
         write(tmp_path, f"cgroup{path}/memory.{name}", f"{content}\n")
@@ -24,7 +24,7 @@ def cgroup(tmp_path, path, **files):
 
 
 def cgroup_v1(tmp_path, directory, **files):
-    """Create a version 1 cgroup with its files, and the list of this process's cgroups."""
+    """Create the files of a cgroup of version 1, and the list of this process's cgroups."""
     own = write(tmp_path, "proc/self/cgroup", "9:cpu,memory:/kubepods/pod1\n0::/kubepods/pod1\n")
     for name, content in files.items():
         write(tmp_path, f"cgroup/memory{directory}/memory.{name}", f"{content}\n")
@@ -41,7 +41,9 @@ def stat(inactive, active):
     [(512 * MIB, 396 * MIB), (140 * MIB, 24 * MIB), (100 * MIB, 0), (8 << 30, 1 << 30)],
 )
 def test_the_parser_may_use_the_memory_that_the_container_has_left(tmp_path, path, limit, expected):
-    """The budget is the limit minus usage (without page cache) and a reserve, at most 1 GiB."""
+    """The parser may use the memory limit minus the usage (without the page cache) and a reserve,
+    but at most 1 GiB.
+    """
     files = {"max": limit, "current": 150 * MIB, "stat": stat(30 * MIB, 20 * MIB)}
     assert cgroup(tmp_path, path, **files).available_bytes() == expected
 
@@ -56,7 +58,7 @@ def test_the_parser_may_use_the_memory_that_the_container_has_left(tmp_path, pat
     ],
 )
 def test_an_unknown_usage_leaves_the_minimum(tmp_path, files, expected):
-    """If only the usage is unknown, the parser gets the minimum; if there is no limit, it gets the
+    """If the usage is unknown, the parser may use the minimum. Without a limit, it may use the
     maximum.
     """
     assert cgroup(tmp_path, "/", **files).available_bytes() == expected
@@ -66,8 +68,10 @@ def test_an_unknown_usage_leaves_the_minimum(tmp_path, files, expected):
 @pytest.mark.parametrize(
     ("limit", "expected"), [(512 * MIB, 396 * MIB), (0x7FFFFFFFFFFFF000, 1 << 30)]
 )
-def test_a_limit_of_cgroup_version_1_counts(tmp_path, directory, limit, expected):
-    """In a container, the files at the mount point may belong to the container's own cgroup."""
+def test_a_limit_of_cgroup_version_1_is_respected(tmp_path, directory, limit, expected):
+    """A limit of cgroup version 1 also applies. In a container, the files at the mount point may
+    belong to the cgroup of the container.
+    """
     files = {
         "limit_in_bytes": limit,
         "usage_in_bytes": 150 * MIB,
@@ -77,7 +81,9 @@ def test_a_limit_of_cgroup_version_1_counts(tmp_path, directory, limit, expected
 
 
 def test_without_a_memory_cgroup_the_parser_may_use_the_maximum(tmp_path):
-    """If the list of cgroups is missing or has no memory cgroup, no limit is known."""
+    """If the list of cgroups is missing or contains no memory cgroup, the parser may use the
+    maximum.
+    """
     own = write(tmp_path, "cgroup", "4:cpu:/pod\n")
     for file in (own, tmp_path / "none"):
         assert MemoryCgroup(own=file, root=tmp_path).available_bytes() == 1 << 30
@@ -87,14 +93,16 @@ def test_without_a_memory_cgroup_the_parser_may_use_the_maximum(tmp_path):
     ("left", "expected"), [(1024, [64, 960]), (128, [64, 64]), (100, [64, 100]), (40, [40, 40])]
 )
 def test_each_run_gets_the_memory_that_is_left(tmp_path, left, expected):
-    """A quick run gets at most 64 MiB; a full run leaves 64 MiB for a second parser if possible."""
+    """A quick run may use at most 64 MiB. If possible, a full run leaves 64 MiB for a second
+    parser.
+    """
     backend = backend_with(tmp_path, f"{WAIT}ulimit -v >> {tmp_path}/runs; exit 1", left)
     inspected(backend, *source_keys("profile x {}"))
     assert [int(kib) // 1024 for kib in runs(tmp_path)] == expected
 
 
 def test_a_second_parser_needs_64_mib(tmp_path):
-    """If less than 64 MiB are left for a second parser, texts are compiled one at a time."""
+    """If less than 64 MiB is left for a second parser, the agent compiles one text at a time."""
     backend = backend_with(
         tmp_path,
         f"cd {tmp_path}; mkdir busy || touch both; sleep 0.2; rmdir busy",
@@ -106,7 +114,9 @@ def test_a_second_parser_needs_64_mib(tmp_path):
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor runs one parser")
 def test_the_memory_of_a_running_parser_is_subtracted_once(tmp_path):
-    """The free memory already excludes the memory that the running parser uses."""
+    """The memory of a running parser is subtracted only once, because the free memory already
+    excludes it.
+    """
     text = (
         f"cd {tmp_path}; mkdir busy || touch both\n"
         "for i in $(seq 100); do [ -e both ] && break; sleep 0.05; done\nrmdir busy"
@@ -121,7 +131,7 @@ def test_the_memory_of_a_running_parser_is_subtracted_once(tmp_path):
 
 
 def test_no_second_parser_starts_with_less_than_the_minimum(tmp_path):
-    """If a running parser and the agent have used up the memory, no second parser starts."""
+    """No second parser starts while less than the minimum of memory is free."""
     text = f"cd {tmp_path}; mkdir busy || touch both; sleep 0.2; rmdir busy"
     before_the_first_run = iter([128])
     backend = script_backend(
@@ -132,7 +142,9 @@ def test_no_second_parser_starts_with_less_than_the_minimum(tmp_path):
 
 
 def test_without_memory_no_parser_starts(tmp_path):
-    """A parser would make the kernel end the container, so the text is compiled later."""
+    """While no memory is free, no parser starts, because the kernel would kill the container. The
+    text is compiled later.
+    """
     backend = backend_with(tmp_path, f"touch {tmp_path}/started", left=10)
     (result,) = inspected(backend, *source_keys("profile x {}"))
     assert isinstance(result, Pending)
@@ -152,8 +164,8 @@ def test_a_parser_ends_when_the_memory_runs_out(tmp_path):
 
 
 def test_a_text_is_not_rejected_for_a_lack_of_memory_in_the_container(tmp_path):
-    """With the usual amount of memory, the parser might have compiled the text, so the text is not
-    rejected.
+    """A text is not rejected if the container had less memory than usual, because the parser might
+    compile it later.
     """
     backend = backend_with(tmp_path, "echo Out of memory >&2; exit 10", left=63)
     (result,) = inspected(backend, *source_keys("profile x {}"))
@@ -165,7 +177,7 @@ NO_MEMORY = "the container of the agent has too little memory left"
 
 
 def backend_with(tmp_path, text, left=1024):
-    """Return a backend whose parsers together may use some MiB."""
+    """Return a backend whose parsers together may use the given number of MiB."""
     return script_backend(tmp_path, text, free_memory=lambda: left * MIB)
 
 
@@ -183,7 +195,9 @@ HINT = (
     "output", ["what():  std::bad_alloc", "Out of memory", "Memory allocation"]
 )
 def test_a_text_that_needs_too_much_memory_is_rejected_with_that_reason(tmp_path, output):
-    """The hint is to simplify the text or to raise the limit."""
+    """If a text needs too much memory, the hint recommends to simplify the text or to raise the
+    memory limit.
+    """
     backend = script_backend(
         tmp_path, f"echo '{output}' >&2; exit 10", cpu_limit=1.0, free_memory=lambda: 80 * MIB
     )

@@ -29,14 +29,18 @@ NO_CONDITIONS = (
 
 
 def test_features_show_whether_addresses_are_mediated():
-    """The kernel's files and a features file both show whether addresses are mediated."""
+    """The files of the kernel and a features file both show whether the kernel mediates
+    addresses.
+    """
     assert all(map(network_addresses.are_mediated, WITH_ADDRESSES))
     assert not any(map(network_addresses.are_mediated, WITHOUT_ADDRESSES))
 
 
 @pytest.mark.parametrize("text", CONDITIONS)
 def test_a_rule_with_an_address_or_a_port_has_a_warning_with_its_line(text):
-    """The warning is about the line of the network rule."""
+    """A network rule with an address or a port causes a warning that contains the line of
+    the rule.
+    """
     assert network_addresses.has_conditions(text)
     (finding,) = network_addresses.dropped(text)
     assert (finding.code, finding.location) == ("rule_not_enforced", "line 2")
@@ -59,5 +63,7 @@ def test_a_text_without_addresses_has_no_warning(text):
     ],
 )
 def test_the_first_abi_rule_decides(text, path):
-    """The parser ignores later abi rules; a path outside the directory of features is ignored."""
+    """Only the first abi rule selects the features, as in the parser. A path outside the directory
+    of features is ignored.
+    """
     assert network_addresses.abi_path(text) == path

@@ -13,7 +13,7 @@ PROGRAM = (
 
 
 def quotable(source):
-    """Return the words that a message about a text may contain."""
+    """Return the words that a message about this text may contain."""
     return parser_messages.QuotableWords(
         source=source.encode(),
         words=parser_messages.words_of_program(PROGRAM),
@@ -47,7 +47,9 @@ def quotable(source):
     ],
 )  # fmt: skip
 def test_only_words_of_the_parser_and_of_the_key_are_shown(message, source, shown):
-    """In every message, a word that only an included file contains is replaced."""
+    """A message shows only words of the parser and of the key. A word that only an included file
+    contains is replaced.
+    """
     prefix = "AppArmor parser error at line 3: "
     assert (
         parser_messages.error_message((prefix + message).encode(), quotable(source))
@@ -93,7 +95,9 @@ DOWNGRADED = (
     ],
 )
 def test_a_warning_about_a_weaker_rule_has_the_line_of_the_rule(stderr, source, lines):
-    """Warnings about rules of included files and warnings without effect are omitted."""
+    """A warning about a weakened rule contains the line of the rule. Warnings about included files
+    and warnings without effect are omitted.
+    """
     warnings = parser_messages.weaker_rules(stderr.encode(), everything(source))
     assert [parser_messages.weaker_rule_line(warning, source) for warning in warnings] == lines
 
