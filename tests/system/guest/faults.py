@@ -28,6 +28,7 @@ from scenarios import (  # noqa: E402
     SECCOMP,
     SECURITY,
     STATE,
+    STRIDE,
     Confined,
     content,
     loaded,
@@ -305,12 +306,13 @@ def a_daemon_killed_before_a_named_step_reaches_the_same_state():
     """If the daemon is killed before a write to the kernel, every process stays confined, and the
     next daemon completes the work.
     """
-    for point in (
-        "before_a_policy_is_loaded",
-        "before_it_is_committed",
+    points = (
         "before_a_policy_is_replaced",
+        "before_a_policy_is_loaded",
         "before_a_policy_is_removed",
-    ):
+        "before_it_is_committed",
+    )
+    for point in points[::STRIDE]:
         daemon.clean()
         source(web=text(1), old=plain("old"))
         with Killed(point, "--prune=always") as running:
@@ -336,7 +338,7 @@ def a_key_that_is_deleted_after_a_kill_leaves_no_agent_owned_profile():
     """If a daemon was killed during an installation and the key is deleted, the next daemon removes
     the profile once no process uses it.
     """
-    for point in ("before_a_load_is_recorded", "before_it_is_committed"):
+    for point in ("before_a_load_is_recorded", "before_it_is_committed")[::STRIDE]:
         killed_after_a_load(point)
         with Confined("new"), Daemon() as running:
             wait_until_held()
