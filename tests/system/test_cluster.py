@@ -190,7 +190,8 @@ def agent(cluster, tmp_path, request):
     one.stop(signal.SIGKILL)
 
 
-READY = {"node/seccomp": "enabled", "seccomp/a.json": "installed", "set/web": "ready"}
+NODE_LABELS = {"node/seccomp": "enabled", "node/selinux": "disabled"}
+READY = {**NODE_LABELS, "seccomp/a.json": "installed", "set/web": "ready"}
 
 
 # --- from the ConfigMap to the label -------------------------------------------------------------
@@ -248,7 +249,7 @@ def test_an_emptied_configmap_with_the_annotation_removes_its_profiles(agent):
     agent.start("--removal-grace", "1s", "--prune", "always")
     agent.until_labels(READY)
     agent.config_map({}, annotations={f"{DOMAIN}/allow-empty": "true"})
-    agent.soon_labels({"node/seccomp": "enabled"})
+    agent.soon_labels(NODE_LABELS)
     agent.until(lambda: agent.files() == [])
 
 
@@ -262,7 +263,7 @@ def test_a_rejected_update_keeps_the_last_good_version_and_its_label(agent):
     agent.until_labels(READY)
     agent.config_map({"a.json": '{"defaultAction": "SCMP_ACT_NO"}', "c.json": "{"})
     agent.until(lambda: len(agent.events("ProfileRejected")) == 2)
-    assert agent.labels() == {"node/seccomp": "enabled", "seccomp/a.json": "installed"}
+    assert agent.labels() == {**NODE_LABELS, "seccomp/a.json": "installed"}
     assert agent.files() == ["a.json"]
     reported = agent.cluster.kubectl("describe", "node", agent.name)
     assert "ProfileRejected" in reported
@@ -332,7 +333,7 @@ def test_a_node_selector_limits_a_set_to_some_nodes(agent):
     chosen = f"{DOMAIN}/node-selector"
     agent.config_map({"a.json": profile()}, annotations={chosen: "pool in (b,c)"})
     agent.start("--removal-grace", "1s", "--prune", "always")
-    agent.until_labels({"node/seccomp": "enabled"})
+    agent.until_labels(NODE_LABELS)
     agent.cluster.kubectl("label", "node", agent.name, "pool=b", "--overwrite")
     agent.soon_labels(READY)
     agent.config_map({"a.json": profile()}, annotations={chosen: "pool in b"})
@@ -340,7 +341,7 @@ def test_a_node_selector_limits_a_set_to_some_nodes(agent):
     assert (agent.labels(), agent.files()) == (READY, ["a.json"])
     agent.config_map({"a.json": profile()}, annotations={chosen: "pool=b"})
     agent.cluster.kubectl("label", "node", agent.name, "pool=a", "--overwrite")
-    agent.soon_labels({"node/seccomp": "enabled"})
+    agent.soon_labels(NODE_LABELS)
     agent.until(lambda: agent.files() == [])
 
 
@@ -553,7 +554,7 @@ def test_the_startup_taint_is_removed_once_accepted_profiles_are_installed(agent
     agent.config_map({"a.json": profile(), "bad.json": "{"})
     agent.until(lambda: "example.org/profiles" not in keys())
     assert "keep" in keys()
-    assert agent.labels() == {"node/seccomp": "enabled", "seccomp/a.json": "installed"}
+    assert agent.labels() == {**NODE_LABELS, "seccomp/a.json": "installed"}
 
 
 STARTUP = "example.org/profiles"
@@ -582,7 +583,7 @@ def test_the_startup_taint_stays_for_an_empty_set_that_was_never_installed(agent
     agent.config_map({}, "second", labels={"use": "second"})
     agent.start("--startup-taint", STARTUP, "--source", f"configmaps:{agent.name}?use=second")
     agent.until(lambda: agent.said().count("source_emptied") >= 2)
-    agent.until_labels({"node/seccomp": "enabled"})
+    agent.until_labels(NODE_LABELS)
     assert is_tainted(agent)
     agent.config_map({"a.json": profile()})
     agent.until_labels(READY)
@@ -697,7 +698,7 @@ def test_a_profile_that_a_pod_references_is_in_use(agent):
     agent.cluster.kubectl("create", "-f", "-", stdin=pod)
     agent.config_map({})
     agent.config_map({"c.json": profile()})
-    expected = {"node/seccomp": "enabled", "seccomp/c.json": "installed", "set/web": "ready"}
+    expected = {**NODE_LABELS, "seccomp/c.json": "installed", "set/web": "ready"}
     agent.until_labels(expected)
     agent.until(lambda: agent.files() == ["b.json", "c.json"])
     agent.until(lambda: f"{agent.name}/user" in agent.said())

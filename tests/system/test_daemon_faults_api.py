@@ -21,7 +21,8 @@ from tests.system.memory import MIB, joining, manifest_limit, memory_group
 from tests.system.proxy import Proxy
 
 SECONDS = 2.0  # the time limit for a restore, for a change and for the exit after SIGTERM
-LABELS = {"node/seccomp": "enabled", "seccomp/a.json": "installed", "set/web": "ready"}
+NODE_LABELS = {"node/seccomp": "enabled", "node/selinux": "disabled"}
+LABELS = {**NODE_LABELS, "seccomp/a.json": "installed", "set/web": "ready"}
 
 
 @pytest.fixture(scope="module")

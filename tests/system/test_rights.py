@@ -16,6 +16,7 @@ BUDGET_SECONDS = 240
 LABELS = {
     f"{labels.DOMAIN}/apparmor": "enabled",
     f"{labels.DOMAIN}/seccomp": "enabled",
+    f"{labels.DOMAIN}/selinux": "disabled",
     f"apparmor.{labels.DOMAIN}/k8s-apparmor-example-deny-write": "enforce",
     f"seccomp.{labels.DOMAIN}/prevent-chmod": "installed",
     f"seccomp.{labels.DOMAIN}/profiles__audit.json": "installed",

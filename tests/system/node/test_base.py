@@ -42,6 +42,7 @@ def test_the_daemonset_becomes_ready_with_the_rights_of_the_base(lab, node):
     expected = {
         f"{DOMAIN}/apparmor": "enabled",
         f"{DOMAIN}/seccomp": "enabled",
+        f"{DOMAIN}/selinux": "disabled",
         f"apparmor.{DOMAIN}/{PROFILE}": "enforce",
         f"seccomp.{DOMAIN}/prevent-chmod": "installed",
         f"seccomp.{DOMAIN}/profiles__audit.json": "installed",
