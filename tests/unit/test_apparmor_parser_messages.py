@@ -103,7 +103,7 @@ def test_a_warning_about_a_weaker_rule_has_the_line_of_the_rule(stderr, source, 
 
 
 def everything(source):
-    """Return a fake that allows every word of the parser's messages in a test."""
+    """Return a fake that allows every word in a message of the parser."""
     words = {"profile", "web", "rules", "not", "enforced", "downgrading", "extended", "network"}
     words |= {"unix", "socket", "rule", "to", "generic", "error", "flag", "supported", "Ignoring"}
     return parser_messages.QuotableWords(
@@ -122,20 +122,23 @@ def everything(source):
     ],
 )
 def test_a_line_of_an_included_file_is_not_a_line_of_the_text(message, location):
-    """If a line number belongs to an included file, the message does not refer to the key's
-    text.
+    """If a line number belongs to an included file, the message does not present it as a line of
+    the text.
     """
     assert parser_messages.line_reference(message, "a\nb\n") == location
 
 
 def test_a_line_number_of_any_length_is_read():
-    """A line number after the end of the text is not reported."""
+    """A line number of any length is read. A line number beyond the end of the text is not
+    reported.
+    """
     assert parser_messages.line_reference(f" at line {'9' * 5000}: x", "a\n") == ""
 
 
-# Each row has an output of apparmor_parser 3.0.8 or 5.0.2, the message, and the start of the hint.
+# Each row contains an output of apparmor_parser 3.0.8 or 5.0.2, the message, and the beginning of
+# the hint.
 OUTPUTS = {
-    "every line is a reason": (
+    "every line contains a reason": (
         (
             "profile web: has merged rule /bin/a with conflicting x modifiers\n"
             "ERROR merging rules for profile web, failed to load\n"
@@ -155,7 +158,7 @@ OUTPUTS = {
         "Encoding of mount rule failed",
         "Remove the source from the mount rule",
     ),
-    "an included file is named": (
+    "an error in an included file": (
         (
             "AppArmor parser error for /proc/self/fd/0 in profile /etc/apparmor.d/tunables/home at "
             "line 13: variable @{HOMEDIRS} was previously declared\n"
@@ -166,7 +169,7 @@ OUTPUTS = {
         ),
         "An included file declares this variable",
     ),
-    "the input is not named": (
+    "an error in the text itself": (
         (
             "AppArmor parser error for /proc/self/fd/0 in profile /proc/self/fd/0 at line 3: "
             "Could not open 'abstractions/nope'\n"
@@ -193,7 +196,9 @@ OUTPUTS = {
 
 @pytest.mark.parametrize(("stderr", "message", "hint"), OUTPUTS.values(), ids=OUTPUTS)
 def test_an_error_has_every_reason_and_a_next_step(stderr, message, hint):
-    """All lines of the output are reasons, except for warnings and the message about the end."""
+    """The message contains every reason in the output, without warnings and without the parser's
+    final line.
+    """
     words = parser_messages.words_of_program(stderr.encode())
     source = "profile web { /a@{B} r, }"
     known = parser_messages.QuotableWords(
@@ -232,7 +237,9 @@ MISSING_FILES = {
 
 @pytest.mark.parametrize(("message", "hint"), MISSING_FILES.values(), ids=MISSING_FILES)
 def test_the_next_step_for_a_missing_file_has_the_directory_and_the_version(message, hint):
-    """The hint contains the command that puts the included rules into the text."""
+    """The hint contains the include directory, the version of the parser, and the command that
+    copies the included rules into the text.
+    """
     missing = parser_hints.missing_file(message)
     assert parser_hints.missing_file_hint(
         missing,
@@ -244,7 +251,9 @@ def test_the_next_step_for_a_missing_file_has_the_directory_and_the_version(mess
 
 
 def test_a_directory_without_features_files_permits_no_abi_rule():
-    """If the directory contains no features files, the only next step is to remove the abi rule."""
+    """If the include directory contains no features files, the only next step is to remove the abi
+    rule.
+    """
     missing = parser_hints.missing_file("Could not open 'abi/4.0'")
     assert (
         parser_hints.missing_file_hint(
@@ -255,19 +264,21 @@ def test_a_directory_without_features_files_permits_no_abi_rule():
 
 
 def test_an_error_with_another_reason_is_about_no_missing_file():
-    """The next step about a missing file appears only if the parser could not open a file."""
+    """The next step for a missing file appears only if the parser could not open a file."""
     assert parser_hints.missing_file("syntax error, unexpected TOK_ID") is None
 
 
 def test_a_variable_of_attachments_has_its_own_next_step():
-    """Parser 5.0 declares the path of the program only for a profile with an attachment."""
+    """A variable that exists only in profiles with an attachment has a specific next step: parser
+    5.0 declares exec_path only there.
+    """
     message = "Failed to find declaration for: @{exec_path}; ERROR expanding variables"
     source = "include <tunables/global>\nprofile web {\n  @{exec_path} mr,\n}\n"
     assert parser_hints.hint(message, source).endswith("@{exec_path} = /usr/bin/NAME")
 
 
 def test_a_comment_does_not_count_as_an_include_of_the_tunables():
-    """Only a rule declares the variables."""
+    """A comment that looks like an include rule does not declare the variables of the tunables."""
     message = "Found reference to variable HOME, but is never declared"
     source = "# see #include <tunables/global>\nprofile web {\n  @{HOME}/ r,\n}\n"
     assert parser_hints.hint(message, source).startswith("Begin the text with: include")

@@ -12,7 +12,7 @@ DIFFERENCE = 1 << 31
 
 
 def table(number, width, values):
-    """Return one table of a state machine."""
+    """Return the bytes of one table of a state machine."""
     data = b"".join(value.to_bytes(width, "big") for value in values)
     content = struct.pack(">HHII", number, width, 0, len(values)) + data
     return content + b"\0" * (-len(content) % 8)
@@ -26,9 +26,9 @@ def blob(tables):
 
 
 def machine(*, base=(0, 0, 0), default=(0, 0, 0)):
-    """Return a machine that goes from state 1 to state 2 with the letter `b`.
+    """Return a state machine that changes from state 1 to state 2 at the letter `b`.
 
-    The letter has the class 1, and all other characters have the class 0.
+    The class of this letter is 1, and the class of all other characters is 0.
     """
     classes = [0] * 256
     classes[ord("b")] = 1
@@ -42,8 +42,10 @@ def machine(*, base=(0, 0, 0), default=(0, 0, 0)):
     ]
 
 
-def test_a_character_leads_to_its_state():
-    """A character without a transition leads to the default state."""
+def test_each_character_leads_to_its_state():
+    """Each character leads to the state of its transition, or to the default state if it has no
+    transition.
+    """
     dfa = PolicyDfa(b"\0\0\0" + blob(machine()))
     assert dfa.match(policy_dfa.START, b"b") == 2
     assert dfa.match(policy_dfa.START, b"a") == policy_dfa.NO_MATCH
@@ -53,7 +55,9 @@ def test_a_character_leads_to_its_state():
 
 
 def test_a_state_can_be_stored_as_the_difference_to_another_state():
-    """If a state has no transition for a character, the state that it refers to decides."""
+    """If a state has no transition for a character, the transition of its referenced state
+    applies.
+    """
     dfa = PolicyDfa(blob(machine(base=(0, 0, DIFFERENCE), default=(0, 0, 1))))
     assert dfa.match(2, b"b") == 2
 
@@ -63,20 +67,24 @@ BROKEN = {
     "only a header": struct.pack(">II", MAGIC, 24),
     "a missing table": blob(machine()[:-1]),
     "a width of 3 bytes": blob([table(1, 3, (0,))]),
-    "a table behind the end": blob(machine())[:-8],
+    "a table beyond the end": blob(machine())[:-8],
 }
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
-def test_other_bytes_are_an_error(content):
-    """A layout that the kernel does not have is not evaluated, and causes no warning."""
+def test_an_unknown_layout_is_an_error(content):
+    """A state machine with an unknown layout is an error. It is not evaluated, so it causes no
+    warning.
+    """
     with pytest.raises(DfaError):
         PolicyDfa(content)
     assert stop_signals.are_allowed(content, None)
 
 
 def test_a_loop_and_an_index_outside_of_a_table_are_errors():
-    """The evaluation of a state machine ends for all tables."""
+    """A loop, or an index outside of a table, is an error, so the evaluation of a state machine
+    always ends.
+    """
     loop = PolicyDfa(blob(machine(base=(0, 0, DIFFERENCE), default=(0, 0, 2))))
     with pytest.raises(DfaError, match="loop"):
         loop.match(2, b"b")
@@ -88,5 +96,7 @@ def test_a_loop_and_an_index_outside_of_a_table_are_errors():
 
 
 def test_a_profile_that_mediates_no_signals_receives_them():
-    """Without rules for the class of signals, the kernel denies no signal."""
+    """A profile without rules for the class of signals receives all signals, because the kernel
+    then denies no signal.
+    """
     assert stop_signals.are_allowed(blob(machine()), None)

@@ -16,7 +16,7 @@ TOP = f"{kernel_access.ROOT}/policy/profiles"
 
 
 class CountingHost(Host):
-    """A host that records which files and directories are read."""
+    """A host that records which files and directories the agent reads."""
 
     def __init__(self, root):
         super().__init__(root)
@@ -48,12 +48,12 @@ class Kernel:
         self.number = 1
 
     def load(self, directory, name, **hashes):
-        """Load a profile in the same way as the agent."""
+        """Load a profile as the agent does."""
         self.load_foreign(directory, name, **hashes)
         self.writer.load(b"policy")
 
     def load_foreign(self, directory, name, **hashes):
-        """Load a profile in the same way as another program."""
+        """Load a profile as another program does."""
         loaded(self.root, directory, name, **hashes)
         generation = self.root / TOP.lstrip("/") / directory / "raw_data"
         generation.unlink(missing_ok=True)
@@ -61,7 +61,7 @@ class Kernel:
         generation.symlink_to(f"../../raw_data/{self.number}/raw_data")
 
     def remove_foreign(self, directory):
-        """Remove a profile in the same way as another program."""
+        """Remove a profile as another program does."""
         (self.root / TOP.lstrip("/") / directory).rename(self.root / f"removed-{directory}")
         self.increment()
 
@@ -75,18 +75,18 @@ class Kernel:
 
     @property
     def was_walked(self):
-        """Return whether the last observation listed all profiles."""
+        """Return whether the last observation listed all profile directories."""
         return TOP in self.host.paths
 
 
 def observed(hash_):
-    """Return the facts that the kernel shows about a profile with this hash."""
+    """Return the expected observation of a profile with this hash."""
     return ObservedProfile(evidence=frozenset({f"own:sha1:{hash_}"}), mode="enforce")
 
 
 @pytest.fixture
 def kernel(tmp_path):
-    """A fake kernel with one profile, which was observed once."""
+    """A fake kernel with one profile, after one observation."""
     kernel = Kernel(tmp_path)
     kernel.load_foreign("old.1", "old", sha1="aa")
     kernel.observe("old", is_complete=True)
@@ -94,21 +94,25 @@ def kernel(tmp_path):
 
 
 def test_a_new_profile_is_found_without_reading_the_others(kernel):
-    """The index searches only directories that it does not contain yet."""
+    """To find a new profile, the index reads only directories that it does not contain yet."""
     kernel.load("new.2", "new", sha1="bb")
     assert kernel.observe("new", "absent") == {"new": observed("bb")}
     assert [path for path in kernel.host.paths if "old.1" in path or path == TOP] == []
 
 
 def test_a_replaced_profile_is_read_again(kernel):
-    """If a profile is replaced, its content is read again, although its directory is the same."""
+    """If a profile is replaced, the agent reads its content again, although its directory is the
+    same.
+    """
     kernel.load("old.1", "old", sha1="cc")
     assert kernel.observe("old") == {"old": observed("cc")}
     assert not kernel.was_walked
 
 
 def test_hats_of_a_new_profile_are_found(kernel):
-    """The hats of a new profile are found, because their directories are inside its directory."""
+    """The index finds the hats of a new profile, because their directories are inside the directory
+    of the profile.
+    """
     loaded(kernel.root, "new.2/profiles/HAT.3", "HAT", sha1="dd")
     kernel.load("new.2", "new", sha1="bb")
     assert kernel.observe("new//HAT", "new") == {"new": observed("bb"), "new//HAT": observed("dd")}
@@ -116,7 +120,7 @@ def test_hats_of_a_new_profile_are_found(kernel):
 
 
 def test_all_profiles_are_listed_after_a_foreign_change(kernel):
-    """If the revision shows a change by another program, all profiles are listed again."""
+    """If the revision shows a change by another program, the agent lists all profiles again."""
     kernel.load("new.2", "new", sha1="bb")
     kernel.load_foreign("other.3", "other", sha1="ee")
     assert kernel.observe("other", "new") == {"other": observed("ee"), "new": observed("bb")}
@@ -124,22 +128,24 @@ def test_all_profiles_are_listed_after_a_foreign_change(kernel):
 
 
 def test_all_profiles_are_listed_if_a_directory_has_another_name(kernel):
-    """The index compares the `name` file of a directory with the name of the profile."""
+    """If the `name` file of a directory contains another profile name, the agent lists all profiles
+    again.
+    """
     kernel.load("old.1", "else", sha1="ff")
     assert kernel.observe("old", "else") == {"else": observed("ff")}
     assert kernel.was_walked
 
 
 def test_a_directory_that_vanished_is_not_loaded(kernel):
-    """If a directory has disappeared, the index does not return it."""
+    """A profile whose directory has disappeared does not count as loaded."""
     kernel.load("new.2", "new", sha1="bb")
     (kernel.root / TOP.lstrip("/") / "old.1").rename(kernel.root / "removed")
     assert kernel.observe("old", "new") == {"new": observed("bb")}
 
 
 def test_all_profiles_are_listed_after_a_removal(kernel):
-    """After a removal all profiles are listed, because the kernel removes hats with their
-    parent.
+    """After a removal, the agent lists all profiles, because the kernel removes hats together with
+    their parent.
     """
     kernel.remove_foreign("old.1")
     kernel.writer.remove("old")
@@ -148,7 +154,7 @@ def test_all_profiles_are_listed_after_a_removal(kernel):
 
 
 def test_all_profiles_are_listed_after_an_invalidation(kernel):
-    """A full pass does not use the index."""
+    """After an invalidation, as in a full pass, the agent does not use the index."""
     kernel.view.invalidate()
     assert kernel.observe("old") == {"old": observed("aa")}
     assert kernel.was_walked
@@ -162,8 +168,8 @@ def test_the_agents_own_writes_do_not_count_as_changes(kernel):
 
 
 def test_a_foreign_change_between_a_write_and_its_verification_is_noticed(kernel):
-    """If another program changes the policy between a write and its verification, this is
-    noticed.
+    """The agent notices that another program changed the policy between a write and its
+    verification.
     """
     kernel.load("new.2", "new", sha1="bb")
     kernel.load_foreign("old.1", "old", sha1="cc")
@@ -174,8 +180,8 @@ def test_a_foreign_change_between_a_write_and_its_verification_is_noticed(kernel
 
 
 def test_all_profiles_are_listed_after_a_foreign_change_before_an_own_write(kernel):
-    """If another program changed the policy before a write of the agent, all profiles are
-    listed.
+    """If another program changed the policy before a write by the agent, the agent lists all
+    profiles.
     """
     kernel.load_foreign("other.2", "other", sha1="ee")
     kernel.load("new.3", "new", sha1="bb")
@@ -184,7 +190,9 @@ def test_all_profiles_are_listed_after_a_foreign_change_before_an_own_write(kern
 
 
 def test_a_name_that_was_removed_and_loaded_again_has_another_directory(kernel):
-    """A replaced profile keeps its directory; names that are not loaded have no directory."""
+    """A name that was removed and loaded again has a new directory. A replaced profile keeps its
+    directory.
+    """
     before = kernel.view.directories(["old", "missing"])
     kernel.load_foreign("old.1", "old", sha1="bb")
     assert kernel.view.directories(["old", "missing"]) == before
@@ -195,7 +203,7 @@ def test_a_name_that_was_removed_and_loaded_again_has_another_directory(kernel):
 
 
 def test_a_profile_without_hashes_does_not_hide_the_hashes_of_others(tmp_path):
-    """If a profile has no hashes, the hashes of other profiles are still read."""
+    """If one profile has no hashes, the agent still reads the hashes of all other profiles."""
     kernel = Kernel(tmp_path)
     loaded(tmp_path, "bare.1", "bare")
     kernel.load_foreign("both.2", "both", sha1="aa", raw_sha1="bb")
@@ -212,19 +220,20 @@ def test_a_profile_without_hashes_does_not_hide_the_hashes_of_others(tmp_path):
 
 
 def test_a_name_longer_than_one_read_is_read_completely(kernel):
-    """A name that does not fit into one read is still read completely."""
+    """A name that is longer than one read is still read completely."""
     name = "n" * 5000
     kernel.load_foreign("long.4", name, sha1="dd")
     assert kernel.observe(name) == {name: observed("dd")}
 
 
 class SwappingHost(CountingHost):
-    """A host on which another program replaces `old` between two system calls of the agent.
+    """A host on which another program replaces the profile `old` between two system calls of the
+    agent.
 
-    Each step of the script consists of an action and the name of a file. With "other", the profile
-    is replaced after the agent has read the file. With "back", the first content returns with its
-    first generation before the agent reads the file, because the kernel keeps the raw data of a
-    version while a process uses that version.
+    Each step of the script consists of an action and a file name. The action "other" replaces the
+    profile after the agent has read the file. The action "back" loads the first content again
+    before the agent reads the file. The first content then has its first generation again, because
+    the kernel keeps the raw data of a version that a process uses.
     """
 
     def __init__(self, kernel, script):
@@ -262,7 +271,9 @@ ONCE = [("other", "mode"), ("back", "revision")]
     "script", [ONCE, ONCE * 2, ONCE * 5, [*ONCE, ("other", "raw_data"), ("back", "raw_data")]]
 )
 def test_a_profile_that_changes_while_it_is_read_is_read_again(kernel, script):
-    """If a profile changes while it is read, the new hashes are not cached for the old version."""
+    """If a profile changes while the agent reads it, the agent does not cache the new hashes for
+    the old version.
+    """
     host = SwappingHost(kernel, script)
     view = PolicyView(host, RawDataRelease(host, PROBES))
     assert (view.observe(["old"]), host.script) == ({"old": observed("aa")}, [])
@@ -272,7 +283,7 @@ def test_a_profile_that_changes_while_it_is_read_is_read_again(kernel, script):
 
 
 class ReleasingKernel(Kernel):
-    """A fake kernel that releases removed raw data after some seconds; a pause advances the
+    """A fake kernel that releases removed raw data after some seconds. A pause advances its
     clock.
     """
 
@@ -305,7 +316,9 @@ class ReleasingKernel(Kernel):
     ("after", "waited"), [(0.02, 0.02), (9.0, raw_data_release.RELEASE_SECONDS)]
 )
 def test_a_removed_profile_is_loaded_again_after_the_kernel_released_it(tmp_path, after, waited):
-    """Before a removed profile is loaded again, the agent waits until its raw data are released."""
+    """Before the agent loads a removed profile again, it waits until the kernel has released the
+    raw data of the profile.
+    """
     kernel = ReleasingKernel(tmp_path, after)
     kernel.unreleased = [kernel.load_together("x")]
     kernel.observe("x", is_complete=True)
@@ -318,7 +331,9 @@ def test_a_removed_profile_is_loaded_again_after_the_kernel_released_it(tmp_path
 
 
 def test_a_replaced_profile_is_restored_after_the_kernel_released_it(tmp_path):
-    """Before a replaced profile is restored, the agent waits until its raw data are released."""
+    """Before the agent restores a replaced profile, it waits until the kernel has released the old
+    raw data.
+    """
     kernel = ReleasingKernel(tmp_path, 0.02)
     kernel.unreleased = [kernel.load_together("x")]
     kernel.observe("x", is_complete=True)
@@ -328,7 +343,7 @@ def test_a_replaced_profile_is_restored_after_the_kernel_released_it(tmp_path):
     assert kernel.now == pytest.approx(0.02, abs=0.002)
 
 
-def test_a_profile_that_this_agent_removed_is_waited_for(tmp_path):
+def test_the_agent_waits_for_the_raw_data_of_a_profile_that_it_removed(tmp_path):
     """The agent also waits for the raw data of a profile that it removed itself."""
     kernel = ReleasingKernel(tmp_path, 0.02)
     kernel.unreleased = [kernel.load_together("x")]
@@ -339,7 +354,7 @@ def test_a_profile_that_this_agent_removed_is_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize(("removed", "tracked"), [("x", ("x", "y")), ("", ("y",))])
-def test_raw_data_that_stay_referenced_are_not_waited_for(tmp_path, removed, tracked):
+def test_the_agent_does_not_wait_for_raw_data_that_stay_referenced(tmp_path, removed, tracked):
     """The agent does not wait for raw data that another profile still references."""
     kernel = ReleasingKernel(tmp_path, 9.0)
     for load in [("x", "y")] if removed else [("x",), ("y",)]:

@@ -1,4 +1,4 @@
-"""Tests of agent.backends.apparmor.processes, with procfs trees that consist of files."""
+"""Tests of agent.backends.apparmor.processes, with ordinary files in place of /proc."""
 
 import os
 import shutil
@@ -14,14 +14,14 @@ SHOWN = {"shows_pending_exec": lambda _: True}
 
 
 def write(root, path, text):
-    """Write a file below a root."""
+    """Write a file in a host root."""
     file = root / path.lstrip("/")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
 
 
 def own_of(root, *, user="user:[4026531837]", mounts=""):
-    """Create the agent's own /proc directory, and the process with the ID 1."""
+    """Create the /proc directories of the agent and of the process with the PID 1."""
     own = root / "own"
     (own / "ns").mkdir(parents=True)
     (own / "ns/user").symlink_to(user)
@@ -30,7 +30,7 @@ def own_of(root, *, user="user:[4026531837]", mounts=""):
 
 
 def host_of(root, *, initial=True, host=None, shown=True, **own):
-    """Create a host with one process and return the observer of its processes."""
+    """Create a host with one process, and return the observer of its processes."""
     place = own_of(root, **own)
     thread(root, 1, 1, "unconfined")
     (root / "proc/1/ns").mkdir()
@@ -51,7 +51,7 @@ def stat(tid, state, start=7):
 
 
 def bury(root, pid, state):
-    """Let the leader of a process end, although its label is still shown."""
+    """Let the leader of a process end. The kernel still shows its label."""
     write(root, f"/proc/{pid}/task/{pid}/stat", stat(pid, state))
 
 
@@ -61,7 +61,7 @@ def end(root, pid):
 
 
 class Changing(Host):
-    """A host that runs an action right after a directory was listed."""
+    """A host that runs an action right after the agent has listed a directory."""
 
     def __init__(self, root):
         super().__init__(root)
@@ -89,8 +89,8 @@ class Changing(Host):
     ],
 )
 def test_a_label_is_in_use_with_its_parents_and_its_stacked_parts(tmp_path, label, used):
-    """A hat counts as a use of its parents, and a stacked label counts as a use of each of its
-    parts.
+    """A hat in use also counts as a use of its parents. A stacked label counts as a use of each
+    profile in the stack.
     """
     host = host_of(tmp_path)
     thread(tmp_path, 20, 20, "unconfined")
@@ -102,8 +102,8 @@ def test_a_label_is_in_use_with_its_parents_and_its_stacked_parts(tmp_path, labe
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_a_pending_exec_counts_where_the_kernel_shows_it(tmp_path, shown):
-    """If a runtime has set attr/exec, the profile counts as in use."""
+def test_a_pending_exec_counts_as_use_if_the_kernel_shows_it(tmp_path, shown):
+    """A profile counts as in use if a runtime has written its name to attr/exec."""
     host = host_of(tmp_path, shown=shown)
     thread(tmp_path, 20, 20, "unconfined")
     thread(tmp_path, 20, 20, "web", file="attr/apparmor/exec")
@@ -120,43 +120,47 @@ def test_the_kernel_is_tested_for_pending_execs_once(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"initial": False}, {"user": "user:[4026532001]"}])
-def test_from_another_namespace_nothing_is_proven(tmp_path, options):
-    """Only the initial PID and user namespaces see every process."""
+def test_from_another_namespace_disuse_is_not_proven(tmp_path, options):
+    """An agent outside the initial PID and user namespaces proves no disuse, because it does not
+    see every process.
+    """
     use = host_of(tmp_path, **options).uses(["web"])["web"]
     assert isinstance(use, UnknownUse)
 
 
-def test_a_procfs_that_hides_processes_proves_nothing(tmp_path):
-    """With hidepid, a process that is not listed may still run."""
+def test_a_procfs_that_hides_processes_is_no_proof(tmp_path):
+    """A procfs with the option hidepid proves no disuse, because hidden processes may exist."""
     device = tmp_path.stat().st_dev
     line = f"1 1 {os.major(device)}:{os.minor(device)} / /proc rw - proc proc rw,hidepid=invisible"
     use = host_of(tmp_path, mounts=line).uses(["web"])["web"]
     assert isinstance(use, UnknownUse)
 
 
-def test_a_living_thread_that_cannot_be_read_makes_the_answer_unknown(tmp_path):
-    """If the label of a living thread cannot be read, the use of each profile is unknown."""
+def test_the_use_is_unknown_if_a_live_thread_cannot_be_read(tmp_path):
+    """If the label of a live thread cannot be read, the use of every profile is unknown."""
     host = host_of(tmp_path)
     write(tmp_path, "/proc/20/stat", stat(20, "S"))
     write(tmp_path, "/proc/20/task/20/stat", stat(20, "S"))
     assert isinstance(host.uses(["web"])["web"], UnknownUse)
 
 
-def test_a_thread_that_ended_disturbs_nothing(tmp_path):
+def test_a_thread_that_ended_during_the_read_has_no_effect(tmp_path):
     """If a thread ends while its directory is read, the result does not change."""
     host = host_of(tmp_path)
     (tmp_path / "proc/20/task/20").mkdir(parents=True)
     assert host.uses(["web"]) == {"web": Unused()}
 
 
-def test_without_a_procfs_nothing_is_proven(tmp_path):
-    """If the host root has no /proc, no use of a profile can be excluded."""
+def test_without_a_procfs_disuse_is_not_proven(tmp_path):
+    """If the host root has no /proc, the agent proves no disuse."""
     look = processes.Processes(Host(tmp_path), own=Path("/proc/self"), **SHOWN)
     assert isinstance(look.uses(["web"])["web"], UnknownUse)
 
 
 def test_the_last_process_of_a_chain_of_forks_is_found(tmp_path):
-    """A chain of processes is found, in which each process starts the next one and then ends."""
+    """In a chain of processes, each process forks the next process and ends. The agent finds the
+    last process of the chain.
+    """
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "web (enforce)")
@@ -173,7 +177,9 @@ def test_the_last_process_of_a_chain_of_forks_is_found(tmp_path):
 
 
 def test_an_endless_chain_of_forks_is_no_proof(tmp_path):
-    """The number of listings is limited, and the uses that were found before are reported."""
+    """The number of listings is limited, so an endless chain of forks prevents the proof. The uses
+    that were found are reported.
+    """
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 5, 5, "other (enforce)")
@@ -192,8 +198,8 @@ def test_an_endless_chain_of_forks_is_no_proof(tmp_path):
     assert host.listed.count("/proc") == processes.LISTINGS
 
 
-def test_new_unconfined_processes_delay_the_proof_until_no_new_one_appears(tmp_path):
-    """On a busy node, listings are repeated until one of them shows no new process."""
+def test_new_unconfined_processes_delay_the_proof(tmp_path):
+    """On a busy node, the agent repeats the listing of processes until no new process appears."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
 
@@ -207,8 +213,8 @@ def test_new_unconfined_processes_delay_the_proof_until_no_new_one_appears(tmp_p
 
 
 def test_a_child_of_a_process_that_left_the_profile_is_found(tmp_path):
-    """A process is found even if it forked after the listing and left its profile before the
-    read.
+    """If a process forks after the listing and leaves its profile before the agent reads its label,
+    its child is found.
     """
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
@@ -226,7 +232,9 @@ def test_a_child_of_a_process_that_left_the_profile_is_found(tmp_path):
 
 
 def test_a_thread_whose_creator_left_the_profile_is_found(tmp_path):
-    """A thread is found even if it started after the listing by a thread that left the profile."""
+    """If a thread starts another thread after the listing and leaves its profile, the new thread is
+    found.
+    """
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "unconfined")
@@ -244,7 +252,9 @@ def test_a_thread_whose_creator_left_the_profile_is_found(tmp_path):
 
 
 def test_an_endless_chain_of_threads_is_no_proof(tmp_path):
-    """The threads of one process are listed a limited number of times."""
+    """The number of listings of the threads of a process is limited, so an endless chain of threads
+    prevents the proof.
+    """
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "unconfined")
@@ -259,7 +269,9 @@ def test_an_endless_chain_of_threads_is_no_proof(tmp_path):
 
 
 def test_a_chain_of_threads_that_ends_in_execve_is_found(tmp_path):
-    """If a thread calls execve and takes over the ID of the leader, the leader is read again."""
+    """If a thread calls execve, it takes over the ID of the leader. The agent then reads the leader
+    again.
+    """
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "unconfined")
@@ -275,7 +287,7 @@ def test_a_chain_of_threads_that_ends_in_execve_is_found(tmp_path):
 
 
 def test_a_process_with_a_reused_id_is_read_again(tmp_path):
-    """If a chain of forks reuses an ID that was read before, the new process is read too."""
+    """If a chain of forks reuses a PID, the agent also reads the new process."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "unconfined")
@@ -293,16 +305,18 @@ def test_a_process_with_a_reused_id_is_read_again(tmp_path):
 
 
 @pytest.mark.parametrize("state", ["Z", "X"])
-def test_a_zombie_is_no_user(tmp_path, state):
-    """A zombie does not count as a user, although the kernel still shows its label."""
+def test_a_zombie_does_not_use_a_profile(tmp_path, state):
+    """A zombie does not use a profile, although the kernel still shows its label."""
     host = host_of(tmp_path)
     thread(tmp_path, 20, 20, "web (enforce)")
     bury(tmp_path, 20, state)
     assert host.uses(["web"]) == {"web": Unused()}
 
 
-def test_a_thread_of_a_zombie_leader_is_a_user(tmp_path):
-    """If a leader has ended but other threads of the process run, these threads count as users."""
+def test_a_thread_of_a_zombie_leader_uses_its_profile(tmp_path):
+    """If the leader of a process is a zombie, the other threads of the process still use their
+    profiles.
+    """
     host = host_of(tmp_path)
     thread(tmp_path, 20, 20, "web (enforce)")
     bury(tmp_path, 20, "Z")
@@ -311,7 +325,7 @@ def test_a_thread_of_a_zombie_leader_is_a_user(tmp_path):
 
 
 def test_a_child_of_a_process_that_became_a_zombie_is_found(tmp_path):
-    """If a process forks after the listing and becomes a zombie, its child is found."""
+    """If a process forks after the listing and then becomes a zombie, its child is found."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "web (enforce)")

@@ -1,4 +1,6 @@
-"""Tests of the final checks before a removal, on a kernel and processes that consist of files."""
+"""Tests of the final checks before a removal, with ordinary files in place of the kernel and of
+/proc.
+"""
 
 import shutil
 from dataclasses import replace
@@ -27,14 +29,18 @@ USER = 20
 
 
 class Kernel(Host):
-    """A fake kernel with one profile, under which a process starts after a listing of /proc."""
+    """A fake kernel with one profile. A process starts under this profile after a listing
+    of /proc.
+    """
 
     revision = 5
     listings = 0
-    """How often /proc was listed."""
+    """The number of listings of /proc so far."""
 
     starts_after = 0
-    """The number of the listing after which the process starts; 0: it never starts."""
+    """The number of the listing after which the process starts, or 0 if the process never
+    starts.
+    """
 
     def write_kernel(self, path, content):
         if path.endswith("/.remove"):
@@ -63,12 +69,12 @@ class Clock:
         return self.seconds
 
     def pause(self, seconds):
-        """Advance the clock at once."""
+        """Advance the clock without waiting."""
         self.seconds += seconds
 
 
 def policy_changes(host):
-    """Return the changes of an agent that sees every process and every pending exec."""
+    """Return the policy changes of an agent that sees every process and every pending exec."""
     own = own_of(host.root)
     thread(host.root, 1, 1, "unconfined")
     (host.root / "proc/1/ns").mkdir()
@@ -91,7 +97,7 @@ def policy_changes(host):
 
 
 def removal(root, starts_after):
-    """Remove a profile while a process starts; return the result and the number of listings."""
+    """Remove a profile while a process starts. Return the result and the number of listings."""
     node(root, revision="5\n")
     host = Kernel(root)
     changes = policy_changes(host)
@@ -102,7 +108,7 @@ def removal(root, starts_after):
 
 
 def test_a_process_that_starts_before_the_last_listing_keeps_its_profile(tmp_path):
-    """If a process starts before the last listing, its profile is not removed."""
+    """If a process starts before the last listing of /proc, its profile is not removed."""
     result, listings = removal(tmp_path / "unused", 0)
     assert result == Removed()
     for number in range(1, listings):
@@ -111,16 +117,18 @@ def test_a_process_that_starts_before_the_last_listing_keeps_its_profile(tmp_pat
 
 
 class KernelWithRawData(Kernel):
-    """A kernel that shows hashes, and the raw data of each policy version that is referenced."""
+    """A kernel that shows hashes, and the raw data of each referenced policy version."""
 
     learning = ""
-    """The name of a learning profile; if it is empty, the kernel has no learning profile."""
+    """The name of a learning profile, or "" if the kernel has no learning profile."""
 
     number = 0
     """The number of loads so far."""
 
     keeps = 0
-    """The load whose raw data stay referenced; 0: raw data of replaced versions disappear."""
+    """The number of the load whose raw data stay referenced, or 0 if the raw data of all replaced
+    versions disappear.
+    """
 
     def write_kernel(self, path, content):
         super().write_kernel(path, content)
@@ -144,7 +152,7 @@ class KernelWithRawData(Kernel):
                 (top / f"profiles/{DIRECTORY}/{name}").write_text(f"{value}\n")
 
     def list_profiles(self):
-        """Write the file that lists all profiles, including learning profiles."""
+        """Write the kernel's list of all profiles, including learning profiles."""
         lines = "".join(f"{name} (enforce)\n" for name in ("web", self.learning) if name)
         write(self.root, f"{kernel_access.ROOT}/profiles", lines)
 
@@ -153,13 +161,15 @@ class ChangingKernel(KernelWithRawData):
     """A kernel whose list of profiles changes once while the agent reads it."""
 
     walks = 0
-    """How often the directory with all profiles was listed."""
+    """The number of listings of the profile directory so far."""
 
     changes_at = 0
-    """The number of the listing that differs; 0: no listing differs."""
+    """The number of the listing that differs, or 0 if no listing differs."""
 
     vanishes = False
-    """Whether the listing contains a directory that is missing, or else lacks the profile."""
+    """Whether this listing contains a directory that does not exist. Otherwise the listing lacks
+    the profile.
+    """
 
     def names(self, path):
         names = super().names(path)
@@ -171,9 +181,9 @@ class ChangingKernel(KernelWithRawData):
 
 
 def removal_with_raw_data(root, kernel=KernelWithRawData, **attributes):
-    """Remove a profile that no thread in /proc uses; return the result and the kernel.
+    """Remove a profile that no thread in /proc uses.
 
-    The attributes of the kernel apply from the removal on.
+    Return the result and the kernel. The attributes of the kernel are set right before the removal.
     """
     node(root, revision="5\n")
     host = kernel(root)
@@ -187,13 +197,17 @@ def removal_with_raw_data(root, kernel=KernelWithRawData, **attributes):
 
 
 def test_a_profile_without_hidden_references_is_removed(tmp_path):
-    """The agent replaces the profile once, and the raw data of the earlier version disappear."""
+    """For the proof, the agent replaces the profile once. If the raw data of the old version then
+    disappear, the profile is removed.
+    """
     result, host = removal_with_raw_data(tmp_path)
     assert (result, host.number) == (Removed(), 2)
 
 
 def test_a_profile_with_a_hidden_reference_stays(tmp_path):
-    """/proc shows pending execs, but not the profile of an unfinished execve."""
+    """A profile stays if the raw data of its old version remain, because /proc does not show the
+    profile of an unfinished execve.
+    """
     result, host = removal_with_raw_data(tmp_path, keeps=1)
     assert isinstance(result, StillInUse)
     assert isinstance(result.uses["web"], UnknownUse)
@@ -202,7 +216,9 @@ def test_a_profile_with_a_hidden_reference_stays(tmp_path):
 
 
 def test_a_profile_with_a_learning_profile_stays(tmp_path):
-    """The kernel keeps no raw data of a learning profile, which an execve may have chosen."""
+    """A profile with a learning profile stays, because a pending execve may use the learning
+    profile, for which the kernel keeps no raw data.
+    """
     result, host = removal_with_raw_data(tmp_path, learning="web//null-/bin/sleep")
     assert isinstance(result, StillInUse)
     assert isinstance(result.uses["web"], UnknownUse)
@@ -211,7 +227,9 @@ def test_a_profile_with_a_learning_profile_stays(tmp_path):
 
 
 def test_a_failed_proof_is_only_repeated_after_the_raw_data_disappear(tmp_path):
-    """While the same raw data remain, the reason is known without a replacement of the profile."""
+    """While the same raw data remain, the agent does not repeat the proof and does not replace the
+    profile again.
+    """
     node(tmp_path, revision="5\n")
     host = KernelWithRawData(tmp_path)
     changes = policy_changes(host)
@@ -228,7 +246,7 @@ def test_a_failed_proof_is_only_repeated_after_the_raw_data_disappear(tmp_path):
 
 
 def test_a_learning_profile_is_read_again_at_each_attempt(tmp_path):
-    """The reason is remembered until the kernel no longer lists the learning profile."""
+    """The agent holds the profile until the kernel no longer lists the learning profile."""
     node(tmp_path, revision="5\n")
     host = KernelWithRawData(tmp_path)
     changes = policy_changes(host)
@@ -245,7 +263,9 @@ def test_a_learning_profile_is_read_again_at_each_attempt(tmp_path):
 
 @pytest.mark.parametrize("vanishes", [True, False])
 def test_a_change_by_another_program_does_not_prevent_the_proof(tmp_path, vanishes):
-    """If another program changes the list of profiles at any time, the proof is still required."""
+    """If another program changes the list of profiles during the proof, the proof still leads to
+    the same result.
+    """
     _, host = removal_with_raw_data(tmp_path / "0", keeps=1, kernel=ChangingKernel)
     walks = host.walks
     assert walks > 2

@@ -1,4 +1,6 @@
-"""Tests of the checks of a profile text before the parser: source_checks and escape_rules."""
+"""Tests of the checks that a profile text must pass before the parser reads it: source_checks and
+escape_rules.
+"""
 
 import time
 
@@ -47,7 +49,9 @@ def places(findings):
     ],
 )
 def test_an_include_outside_the_include_directory_is_rejected(line):
-    """Absolute paths, `..` and paths without angle brackets are rejected in every spelling."""
+    """In every spelling, an absolute include path, a path with `..` and a path without angle
+    brackets are rejected.
+    """
     findings = source_checks.errors(f"\n{line}\nprofile y {{}}\n".encode())
     assert places(findings) == [("include_refused", "line 2")]
 
@@ -76,7 +80,9 @@ def test_a_harmless_include_and_the_word_include_are_accepted(line):
 
 
 def test_the_error_about_an_include_has_a_reason_and_an_example():
-    """The message states what is wrong with the path, and the hint shows an allowed path."""
+    """The message about an include contains the reason, and the hint contains an allowed path as an
+    example.
+    """
     assert source_checks.errors(b'include "/etc/shadow"') == (
         Finding(
             code=FindingCode.INCLUDE_REFUSED,
@@ -178,7 +184,9 @@ def test_a_variable_in_a_profile_name_is_rejected(line, is_rejected):
     ],
 )
 def test_an_include_that_any_parser_reads_is_rejected(content, line):
-    """Comments, quotes, escapes and rules do not hide an include from the check."""
+    """An include that any version of the parser reads is rejected, even behind comments, quotes,
+    escapes or other rules.
+    """
     findings = source_checks.errors(content.encode())
     assert places(findings) == [("include_refused", f"line {line}")]
 
@@ -222,8 +230,10 @@ def test_a_very_long_text_is_undecided_unless_its_includes_have_the_usual_form()
     ],
     ids=["NUL", "direction", "not UTF-8"],
 )
-def test_a_text_that_means_something_else_than_it_shows_is_rejected(content, code, location):
-    """A text is rejected if the parser reads it differently, for example because of a NUL."""
+def test_a_text_with_a_misleading_appearance_is_rejected(content, code, location):
+    """A text is rejected if it looks different from what the parser reads, for example because of a
+    NUL character.
+    """
     assert places(source_checks.errors(content)) == [(code, location)]
 
 
@@ -273,7 +283,9 @@ def test_visible_characters_and_comments_are_accepted(content):
 
 
 def test_a_byte_order_mark_is_reported_as_such():
-    """A byte order mark has its own error, and the other errors of the text are reported too."""
+    """A byte order mark causes a specific error, and the other errors of the text are
+    reported too.
+    """
     findings = source_checks.errors('\ufeffprofile x {}\ninclude "/etc/shadow"\n'.encode())
     assert places(findings) == [("not_utf8", "line 1"), ("include_refused", "line 2")]
     assert findings[0].message.startswith("The text begins with a byte order mark")
@@ -287,8 +299,8 @@ def test_each_character_is_reported_once():
 
 
 def test_a_line_with_many_escapes_is_checked_in_bounded_time():
-    """A comment of one mebibyte must not delay the pass. The limit in this test is a limit of CPU
-    time.
+    """The check of a line with many escapes ends in bounded time, so that a comment of 1 MiB does
+    not delay a pass. The test limits the CPU time.
     """
     content = "# " + "\\1" * 500_000 + "\nprofile x { }\n"
     begin = time.process_time()

@@ -11,7 +11,7 @@ def declared(name, *, mode="enforce", attached=False):
 
 
 def codes(*profiles, **options):
-    """Return the codes of the errors about profiles, with the given options of an operator."""
+    """Return the codes of the errors about profiles, with the given options."""
     findings = validation.errors(profiles, "", validation.ValidationRules(**options))
     return [finding.code for finding in findings]
 
@@ -24,13 +24,13 @@ def codes(*profiles, **options):
         "nerdctl-default", "incus-a", "libvirt-1", "lxd-a", "unprivileged_userns",
     ],
 )  # fmt: skip
-def test_a_name_of_the_host_is_denied(name):
-    """Names of container runtimes, LXC and snap are rejected."""
+def test_a_profile_name_of_the_host_is_denied(name):
+    """Profile names that container runtimes, LXC or snap use are rejected."""
     assert codes(declared(name)) == ["name_denied"]
 
 
 def test_a_hat_of_a_denied_name_is_denied_too():
-    """If the outermost parent of a hat is denied, the hat is denied too."""
+    """If the name of a hat's outermost parent is denied, the hat is denied too."""
     profiles = [declared("docker-default"), declared("docker-default//hat")]
     assert codes(*profiles) == ["name_denied", "name_denied"]
 
@@ -58,32 +58,38 @@ def test_the_deny_list_can_be_changed():
     ],
 )
 def test_an_unsafe_name_is_rejected(name):
-    """An unsafe name would block the kernel, forge a line of its list, or not be found by a
-    runtime.
+    """A name is rejected if it would jam the kernel, forge a line of the kernel's list, or not be
+    found by a runtime.
     """
     assert codes(declared(name)) == ["name_unsafe"]
 
 
 @pytest.mark.parametrize("name", ["web", "n" * 200, "two words", "é", "k8s-apparmor-example"])
 def test_a_plain_name_is_accepted(name):
-    """Inner spaces and all printable characters are allowed, up to 200 bytes."""
+    """A name of up to 200 bytes may contain inner spaces and all printable characters."""
     assert codes(declared(name)) == []
 
 
 def test_a_key_with_too_many_names_is_rejected():
-    """A key with exactly the largest allowed number of names is accepted."""
+    """A key with more names than the limit is rejected. A key with exactly as many names is
+    accepted.
+    """
     names = [declared(f"n{number}") for number in range(validation.MAX_NAMES + 1)]
     assert (codes(*names), codes(*names[:-1])) == (["key_too_large"], [])
 
 
 def test_a_child_needs_its_nearest_parent_in_the_same_key():
-    """If a key contains a grandchild, it must also contain the child that is its parent."""
+    """If a key contains a grandchild of a profile, the key must also contain the child between
+    them.
+    """
     assert codes(declared("a"), declared("a//b")) == []
     assert codes(declared("a"), declared("a//b//c")) == ["name_unsafe"]
 
 
 def test_an_attachment_is_rejected_unless_allowed():
-    """An attachment, or a path as the name, would confine processes on the host."""
+    """An attachment, or a path as the name of a profile, is rejected, because it would confine
+    processes on the host.
+    """
     profiles = [declared("/usr/bin/x"), declared("x", attached=True)]
     assert codes(*profiles) == ["attachment_refused", "attachment_refused"]
     assert codes(*profiles, allow_attachments=True) == []
@@ -116,7 +122,7 @@ def test_all_errors_of_a_profile_are_reported_together():
 
 
 def test_complain_mode_causes_a_warning_with_the_line():
-    """A profile in complain mode is accepted."""
+    """A profile in complain mode is accepted with a warning that contains the line."""
     findings = validation.warnings(
         [declared("web", mode="complain")], "\nprofile web flags=(complain) {"
     )
@@ -127,7 +133,7 @@ def test_complain_mode_causes_a_warning_with_the_line():
 
 @pytest.mark.parametrize("name", ["flags=(complain)", "flags=(attach_disconnected,complain)"])
 def test_a_name_that_looks_like_flags_causes_a_warning(name):
-    """If the name before the flags is missing, a warning says that the flags are not in effect."""
+    """If the name before the flags is missing, a warning explains that the flags have no effect."""
     findings = validation.warnings([declared(name)], f"profile {name} {{\n  file,\n}}\n")
     assert [(finding.code, finding.location) for finding in findings] == [
         ("name_suspicious", "line 1")
@@ -164,5 +170,5 @@ def test_a_profile_without_file_rules_causes_a_warning(rules, can_start):
 
 @pytest.mark.parametrize("mode", ["complain", "unconfined"])
 def test_a_profile_that_denies_nothing_lets_containers_start(mode):
-    """In a mode that denies nothing, a profile does not need file rules."""
+    """A profile in a mode that denies nothing causes no warning about missing file rules."""
     assert container_checks.warnings([declared("web", mode=mode)], "profile web {}\n") == ()

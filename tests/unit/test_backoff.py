@@ -22,7 +22,7 @@ def test_a_success_starts_the_delays_again():
 
 @pytest.mark.parametrize(("jitter", "least"), [(0.5, 4.0), (1.0, 0.0)])
 def test_the_random_part_only_shortens_a_delay(jitter, least):
-    """A random delay is never longer than the delay without the random part."""
+    """The random part only shortens a delay, and never extends it."""
     delays = []
     for _ in range(200):
         backoff = Backoff(first_seconds=8.0, longest_seconds=8.0, jitter=jitter)
@@ -30,6 +30,6 @@ def test_the_random_part_only_shortens_a_delay(jitter, least):
     assert least <= min(delays) < max(delays) <= 8.0
 
 
-def test_a_very_long_outage_does_not_overflow():
-    """If an operation fails for months, its delay is still the longest delay."""
+def test_the_delay_does_not_overflow_in_a_very_long_outage():
+    """If an operation fails for months, its delay is still limited."""
     assert delay_seconds(1_000_000, first_seconds=1.0, longest_seconds=60.0) == 60.0

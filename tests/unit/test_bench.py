@@ -1,4 +1,4 @@
-"""Tests that the benchmark can be started, and that its pages match its rows."""
+"""Tests that the benchmark can start, and that its pages match its rows."""
 
 import ast
 import importlib
@@ -28,7 +28,7 @@ def test_each_row_has_a_section_in_the_results():
 
 
 def test_each_row_has_a_function():
-    """The function that a row names exists in its module."""
+    """The function of each row exists in its module."""
     for row in rows.ROWS:
         module, _, function = row.place.partition(":")
         tree = ast.parse((ROOT / f"bench/{module}.py").read_text())
@@ -71,7 +71,7 @@ x
 
 
 def test_the_page_shows_how_many_claims_are_not_reached():
-    """The last column of docs/performance.md counts the limits in each section of the results."""
+    """The page shows how many limits of each section are not reached."""
     missed = Claim(label="a: b / c", value=2.0, limit=1.5, unit="ms")
     reached = Claim(label="b", value=1.0, limit=1.5, unit="ms")
     figure = Figure(label="time", samples=(1.0,), unit="ms")
@@ -111,7 +111,9 @@ def test_numbers_have_three_digits():
 
 @pytest.mark.parametrize("path", sorted(Path("bench").glob("*.py")), ids=lambda path: path.stem)
 def test_imported_names_of_the_benchmark_exist(path):
-    """The names that the benchmark imports exist, since CI does not run the benchmark."""
+    """All names that the benchmark imports exist. This test is necessary because CI does not run
+    the benchmark.
+    """
     tree = ast.parse(path.read_text())
     modules = {}
     for node in ast.walk(tree):

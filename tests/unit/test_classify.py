@@ -33,5 +33,7 @@ from agent.core import classify
     ],
 )
 def test_the_kind_of_a_key_follows_from_its_name_or_its_first_character(key, content, kind):
-    """If the extension is unknown, content that begins like JSON is a seccomp profile."""
+    """The extension of a key determines its kind. With an unknown extension, content that begins
+    like JSON is a seccomp profile.
+    """
     assert classify.classify(key, content) == kind

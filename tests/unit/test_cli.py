@@ -14,7 +14,7 @@ RUN = ("--oneshot", "--source", "dir:/p")
 
 
 def parse(*argv, environ=None, file=None):
-    """Parse arguments; `file` is the parsed configuration file, or the error of a failed read."""
+    """Parse arguments. `file` is the parsed configuration file, or the error of a failed read."""
 
     def read(path):
         if isinstance(file, Exception):
@@ -34,12 +34,14 @@ def mistakes(*argv, **places):
 
 @pytest.mark.parametrize("argv", [RUN, ("run", *RUN)])
 def test_run_is_the_default_command(argv):
-    """Without a command, `run` is the command, with the defaults of its options."""
+    """Without a command name, the command is `run` with the defaults of its options."""
     assert parse(*argv) == cli.Run(config=Config(source=("dir:/p",)), oneshot=True)
 
 
 def test_every_option_has_the_default_that_the_help_shows():
-    """The declaration of an option is the only source of its default."""
+    """Every option has the default that the help shows, because both come from the declaration of
+    the option.
+    """
     shown = {name.replace("-", "_"): option.default for name, option in OPTIONS.items()}
     assert shown == dataclasses.asdict(Config())
 
@@ -68,7 +70,9 @@ def test_each_type_of_option_is_read_from_flags():
 
 
 def test_a_flag_has_priority_over_a_variable_and_a_variable_over_the_file():
-    """If an option is set several times, the setting with the highest priority applies."""
+    """A flag has priority over an environment variable, and a variable has priority over the
+    configuration file.
+    """
     parsed = parse(
         "--oneshot",
         "--prune=never",
@@ -194,7 +198,7 @@ NAME_RULE = (
         ),
     ],
 )
-def test_a_wrong_call_reports_what_is_wrong(argv, expected):
+def test_a_wrong_command_line_is_explained(argv, expected):
     """Each message about an invalid argument contains the argument."""
     assert mistakes(*argv) == expected
 
@@ -206,7 +210,7 @@ def test_an_unknown_scheme_of_a_source_is_a_mistake(argv):
     assert 'did you mean "dir:/p"?' in mistake
 
 
-def test_the_same_value_twice_is_no_mistake():
+def test_the_same_value_twice_is_not_a_mistake():
     """Repeating a flag with the same value is not an error."""
     assert parse(*RUN, "--prune=never", "--prune=never").config.prune == "never"
 
@@ -217,7 +221,9 @@ def test_arguments_after_two_dashes_are_paths():
 
 
 def test_variables_of_a_service_with_the_same_name_are_ignored():
-    """Variables of a Service are ignored, although they look like variables of the agent."""
+    """Environment variables that Kubernetes sets for a Service with the agent's name are
+    ignored.
+    """
     links = {
         "PROFILE_LOADER_SERVICE_HOST": "10.0.0.1",
         "PROFILE_LOADER_SERVICE_PORT": "9808",
@@ -229,7 +235,7 @@ def test_variables_of_a_service_with_the_same_name_are_ignored():
 
 
 def test_an_unknown_machine_is_a_mistake():
-    """`check --arch` accepts only machines whose system calls are known."""
+    """The option `--arch` of `check` accepts only known machines."""
     (mistake,) = mistakes("check", "p", "--arch=x86-64")
     assert mistake.startswith('--arch: "x86-64" must be one of: aarch64, ')
     assert mistake.endswith("Did you mean x86_64?")
@@ -242,7 +248,9 @@ def test_without_oneshot_the_command_is_a_daemon():
 
 
 def test_oneshot_can_only_be_passed_as_a_flag():
-    """A message about a key or a variable names the flag that can be passed instead."""
+    """The option oneshot can only be passed as a flag. For a key or a variable, the message
+    contains this flag.
+    """
     found = mistakes(
         "--source=/p", "--config=f", file={"oneshot": True}, environ={"PROFILE_LOADER_ARCH": "x"}
     )
@@ -259,8 +267,8 @@ def test_oneshot_can_only_be_passed_as_a_flag():
 
 
 def test_options_that_contradict_each_other_are_reported():
-    """A dry run as a daemon is an error, and so is an option without the option that it
-    requires.
+    """A dry run as a daemon is an error. An option without the option that it requires is also an
+    error.
     """
     assert mistakes("--source=/p", "--dry-run", "--startup-taint=fresh", "--tls-key=k") == [
         "--dry-run needs --oneshot. A daemon that changes nothing has no purpose.",
@@ -273,13 +281,15 @@ def test_options_that_contradict_each_other_are_reported():
     "text", ["a.org/b=:NoSchedule", "b:NoSchedule", "a.org/", "A/b", "b=", "/b"]
 )
 def test_a_startup_taint_must_be_the_key_of_a_taint(text):
-    """A startup taint must be a valid key, because no other text can match a taint."""
+    """A startup taint must be a valid taint key, because no other text can match a taint."""
     (mistake,) = mistakes(*RUN, "--node-name=n", f"--startup-taint={text}")
     assert mistake.startswith("--startup-taint: ")
 
 
 def test_a_mistake_refers_to_the_help_of_its_command():
-    """Only the help of a command lists the options of the command."""
+    """A message about a mistake refers to the help of its command, because only this help lists the
+    command's options.
+    """
     assert parse("status", "--prune=never").text.endswith("\nSee profile-loader status --help.\n")
     assert parse("--prune=x").text.endswith("\nSee profile-loader run --help.\n")
     assert parse("chekc").text.endswith("\nSee profile-loader --help.\n")
@@ -303,13 +313,13 @@ def test_a_configmap_source_must_have_a_valid_name(text):
         (["--config=c"], {"file": {"node-name": "n1"}}),
     ],
 )
-def test_unlabel_reads_the_node_from_every_place_of_options(argv, places):
+def test_unlabel_reads_the_node_name_from_every_source_of_options(argv, places):
     """`unlabel` reads the name of the Node from flags, variables and the configuration file."""
     assert parse("unlabel", *argv, **places).config.node_name == "n1"
     assert mistakes("unlabel") == ["--node-name is required: the name of the Node object"]
 
 
-def test_a_flag_without_a_value_hides_no_other_mistake():
+def test_a_flag_without_a_value_does_not_hide_other_mistakes():
     """Missing and superfluous values are reported together with all other errors."""
     assert mistakes("--onshot", "--dry-run=yes", "--source", "--prune") == [
         "--onshot is unknown. Did you mean --oneshot?",
@@ -322,7 +332,7 @@ def test_a_flag_without_a_value_hides_no_other_mistake():
 @pytest.mark.parametrize("value", ["", "\n"])
 @pytest.mark.parametrize("name", ["DENY_NAME", "SOURCE", "TAKE_OVER"])
 def test_a_blank_variable_does_not_empty_a_list(name, value):
-    """A blank variable in a manifest does not empty the deny list."""
+    """If a manifest sets a blank variable, the deny list does not become empty."""
     variable = f"PROFILE_LOADER_{name}"
     assert mistakes(*RUN[:1], "--host-root=/", environ={variable: value})[0] == (
         f"{variable}: the value must not be empty"
@@ -345,13 +355,15 @@ def test_a_seccomp_prefix_must_stay_in_the_seccomp_directory(prefix):
 
 @pytest.mark.parametrize("address", ["9808", "a b:1", ":65536", "::1:9808"])
 def test_an_address_must_have_a_port(address):
-    """An IPv6 address needs brackets, and a port is at most 65535."""
+    """An address must have a port, which is at most 65535. An IPv6 address needs brackets."""
     (mistake,) = mistakes("--source=/p", f"--http-address={address}")
     assert mistake.startswith(f'--http-address: "{address}" must be HOST:PORT, :PORT or off')
 
 
 def test_messages_contain_no_control_characters():
-    """Keys and values of the file, and flags, are escaped before they reach the terminal."""
+    """Messages contain no control characters, because keys, values and flags are escaped before
+    they reach the terminal.
+    """
     parsed = parse(*RUN, "--\x1b[31m", "--config=f", file={"a\x1b": 1, "dry-run": "\x1b[2J"})
     assert isinstance(parsed, cli.Usage)
     assert all(character.isprintable() or character == "\n" for character in parsed.text)
@@ -366,7 +378,9 @@ def test_messages_contain_no_control_characters():
     ],
 )
 def test_an_unreadable_configuration_file_is_one_mistake(file, text):
-    """If the configuration file is unreadable, missing sources are not reported too."""
+    """If the configuration file is unreadable, only this mistake is reported, and not the missing
+    sources.
+    """
     assert mistakes("--oneshot", "--config=f", file=file) == [f"--config f: {text}"]
 
 
@@ -408,7 +422,7 @@ def test_include_directories_are_repeatable():
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 @pytest.mark.parametrize("columns", [40, 50, 80])
 def test_help_fits_the_terminal(command, columns, monkeypatch):
-    """In a narrow terminal, only option names, long words and examples are too wide."""
+    """The help fits a narrow terminal, except for option names, long words and examples."""
     monkeypatch.setenv("COLUMNS", str(columns))
     parsed = parse(*command, "--help")
     assert (type(parsed), parsed.status) == (cli.Usage, 0)
@@ -417,7 +431,9 @@ def test_help_fits_the_terminal(command, columns, monkeypatch):
 
 
 def test_the_first_help_fits_one_screen(monkeypatch):
-    """The help lists the commands first, and then refers to the help of each command."""
+    """The first help fits one screen. It lists the commands, and refers to the help of each
+    command.
+    """
     monkeypatch.setenv("COLUMNS", "80")
     lines = parse("--help").text.splitlines()
     assert len(lines) <= 23
@@ -426,7 +442,7 @@ def test_the_first_help_fits_one_screen(monkeypatch):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_a_command_lists_its_options_and_no_others(command):
+def test_the_help_of_a_command_lists_exactly_its_options(command):
     """A command accepts every option that its help lists."""
     text = parse(command, "--help").text
     own = {f"--{option.name}" for option in options_of(command)}
@@ -436,14 +452,18 @@ def test_the_help_of_a_command_lists_its_options_and_no_others(command):
     assert not listed & others
 
 
-def test_the_version_is_that_of_the_distribution():
-    """--version prints the name, the version, and the revision, which a checkout does not know."""
+def test_the_version_comes_from_the_distribution():
+    """--version prints the name, the version and the revision. In a checkout, the revision
+    is unknown.
+    """
     expected = f"profile-loader {metadata.version('profile-loader')} (revision unknown)\n"
     assert parse("--version").text == expected
 
 
 def test_the_build_of_the_image_writes_the_revision(tmp_path):
-    """The revision is the content of a file; without content, the revision is unknown."""
+    """The build of the image writes the revision into a file. If the file is empty, the revision is
+    unknown.
+    """
     path = tmp_path / "revision.txt"
     path.write_text("0123abc\n")
     assert version.read_revision(path) == "0123abc"

@@ -1,4 +1,4 @@
-"""Tests of the output that a user sees: the installed command runs in a separate process."""
+"""Tests of the output that a user sees. The installed command runs in a separate process."""
 
 import fcntl
 import http.server
@@ -51,7 +51,7 @@ def words(text):
 
 
 def test_a_single_run_prints_the_table_and_logs_nothing(run):
-    """The table contains every finding, and the log contains none."""
+    """A single run prints the table with every finding, and logs no finding."""
     done = run(*ONESHOT)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[:2] == [
@@ -82,8 +82,8 @@ def test_a_log_level_adds_the_findings_to_the_log(run, tmp_path):
 @pytest.mark.parametrize(
     "command", [ONESHOT, ("check", "source"), ("check", "source", "--output=json")]
 )
-def test_quiet_leaves_errors_and_the_exit_status(run, tmp_path, command):
-    """If there are no errors, nothing is printed; otherwise, only the errors are printed."""
+def test_quiet_prints_only_errors(run, tmp_path, command):
+    """With --quiet, the command prints only errors."""
     done = run(*command, "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     (tmp_path / "source/bad.json").write_text(BAD)
@@ -94,7 +94,7 @@ def test_quiet_leaves_errors_and_the_exit_status(run, tmp_path, command):
 
 
 def test_quiet_and_verbose_exclude_each_other(run):
-    """The error message names both options."""
+    """The options --quiet and --verbose exclude each other, and the error message contains both."""
     done = run("check", "source", "-q", "-v")
     assert done.returncode == 2
     assert "--verbose and --quiet exclude each other. Pass one of them." in done.stderr
@@ -129,7 +129,9 @@ def test_the_daemon_logs_that_it_starts_and_stops(tmp_path):
 
 
 def test_a_dry_run_with_pending_changes_is_not_converged(run):
-    """If a dry run plans changes, the exit status is 0, or 5 with --detailed-exitcode."""
+    """A dry run with planned changes exits with status 0, or with status 5 if --detailed-exitcode
+    is passed.
+    """
     for more, status in (((), 0), (("--detailed-exitcode",), 5)):
         done = run(*ONESHOT, "--dry-run", "--output=json", *more)
         document = json.loads(done.stdout)
@@ -149,7 +151,9 @@ def test_a_dry_run_with_pending_changes_is_not_converged(run):
     ],
 )
 def test_other_statuses_take_precedence_over_pending_changes(run, tmp_path, more, status):
-    """Status 5 means that changes are pending and that there are no errors."""
+    """Other exit statuses have priority over status 5, so status 5 means pending changes without an
+    error.
+    """
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad/bad.json").write_text(BAD)
     assert run(*ONESHOT, "--dry-run", "--detailed-exitcode", *more).returncode == status
@@ -168,7 +172,9 @@ def test_a_dry_run_needs_no_lock(run, tmp_path):
 
 
 def test_the_detailed_status_needs_a_dry_run(run):
-    """Without --dry-run, no changes are pending, so --detailed-exitcode is rejected."""
+    """The option --detailed-exitcode is rejected without --dry-run, because only a dry run leaves
+    changes pending.
+    """
     done = run(*ONESHOT, "--detailed-exitcode")
     assert (done.returncode, "--detailed-exitcode needs --dry-run" in done.stderr) == (2, True)
 
@@ -176,8 +182,10 @@ def test_the_detailed_status_needs_a_dry_run(run):
 # --- states and reasons ---------------------------------------------------------------------------
 
 
-def test_the_reason_agrees_with_the_state(run, tmp_path):
-    """A profile is restored after it went missing, and replaced after its source changed."""
+def test_each_state_has_its_reason(run, tmp_path):
+    """A profile that went missing has the state "restored", and a profile with a changed source has
+    the state "replaced".
+    """
     run(*ONESHOT)
     (tmp_path / "root/var/lib/kubelet/seccomp/audit.json").unlink()
     assert "seccomp  audit.json  installed  restored: went missing\n" in run(*ONESHOT).stdout
@@ -196,7 +204,9 @@ LOGS_ALL = '{"defaultAction": "SCMP_ACT_LOG", "architectures": ["SCMP_ARCH_X86_6
 
 
 def test_an_acknowledged_warning_is_only_in_the_json_report(run, tmp_path):
-    """The acknowledgement ends as soon as the content of the profile changes."""
+    """Only the JSON report contains an acknowledged warning. The acknowledgement ends as soon as
+    the profile changes.
+    """
     path = tmp_path / "own.json"
     path.write_text(LOGS_ALL)
     row = json.loads(run("check", "own.json", "--output=json").stdout)["profiles"][0]
@@ -225,14 +235,14 @@ def test_an_acknowledged_warning_is_only_in_the_json_report(run, tmp_path):
     ],
 )
 def test_only_a_warning_about_one_version_can_be_acknowledged(run, value, answer):
-    """An error, an escape rule or all versions of a profile cannot be acknowledged."""
+    """Errors, escape rules and all versions of a profile together cannot be acknowledged."""
     done = run("check", "source", "--acknowledge-warning", value)
     assert (done.returncode, answer in done.stderr) == (2, True)
 
 
 def test_the_shipped_profiles_cause_no_warning_about_their_purpose(run):
-    """An audit profile may log every call, and another shipped profile denies all calls on
-    purpose.
+    """The shipped profiles cause no warning about their purpose. For example, one of them denies
+    all calls on purpose.
     """
     text = run("check", str(PROFILES), "--kinds=seccomp").stdout
     warnings = re.findall(r"^warning: (\w+): ", text, re.MULTILINE)
@@ -271,8 +281,8 @@ def test_the_shipped_profiles_cause_no_warning_about_their_purpose(run):
     ],
 )
 def test_a_wrong_input_of_a_run_is_explained(run, tmp_path, arguments, status, answer):
-    """The message contains the location, the cause and the next step, and no library's own
-    wording.
+    """The message about a wrong input of `run` contains the location, the cause and the next step,
+    and no text of a library.
     """
     wrong_inputs(tmp_path)
     done = run(*ONESHOT, *arguments)
@@ -301,7 +311,9 @@ def test_a_wrong_input_of_a_run_is_explained(run, tmp_path, arguments, status, a
     ],
 )
 def test_a_wrong_input_of_a_check_is_explained(run, tmp_path, arguments, status, answer):
-    """The message contains the location, the cause and the next step."""
+    """The message about a wrong input of `check` contains the location, the cause and the next
+    step.
+    """
     wrong_inputs(tmp_path)
     done = run("check", *arguments)
     text = words(done.stdout + done.stderr)
@@ -318,7 +330,7 @@ def wrong_inputs(top):
     (top / "bad.yaml").write_text("a: [\n")
     (top / "oneshot.yaml").write_text("oneshot: true\n")
     (top / "dangling/a.json").symlink_to("/nowhere")
-    (top / "dangling/b.json").symlink_to("/\udcff")  # a name that is not UTF-8
+    (top / "dangling/b.json").symlink_to("/\udcff")  # a file name that is not UTF-8
     (top / "large/large.json").write_text(" " * 3_000_000)
     for number in range(6):
         (top / f"shipped/{number}.profile").write_text(f"profile p{number} {{ }}\n")
@@ -332,17 +344,20 @@ def test_a_finding_about_several_keys_is_printed_once(run, tmp_path):
     assert "kind_unsupported: 0.profile, 1.profile, 2.profile and 3 more" in words(text)
 
 
-# Another user, who may read all files: the interpreter of the tests can be in a private directory.
+# Another user who may read all files, because the Python interpreter of the tests may be in a
+# private directory.
 AS_USER = (
     "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
     "--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search",
 )  # fmt: skip
-# Root without the capabilities that ignore the mode of a file.
+# Root without the capabilities that override file modes.
 AS_RESTRICTED_ROOT = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 
 
 def test_an_unreadable_file_does_not_prevent_the_check_of_other_files(run, tmp_path):
-    """The unreadable file has a separate error, and the exit status is 3."""
+    """An unreadable file causes an error of its own and exit status 3. All other files are
+    checked.
+    """
     (tmp_path / "source/secret.json").write_text(AUDIT)
     (tmp_path / "source/secret.json").chmod(0)
     for paths in (("source",), ("source/secret.json", "source/audit.json")):
@@ -358,7 +373,7 @@ def test_an_unreadable_file_does_not_prevent_the_check_of_other_files(run, tmp_p
      ("restore", "--host-root=root"), ("--host-root=root", "--source=source")],
 )  # fmt: skip
 def test_another_user_cannot_use_the_state_of_root(run, command):
-    """The command stops before it reads or changes the state."""
+    """If another user runs the command, it stops before it reads or changes the state of root."""
     run(*ONESHOT)
     done = run(*command, prefix=AS_USER)
     assert (done.returncode, done.stdout) == (2, "")
@@ -366,8 +381,8 @@ def test_another_user_cannot_use_the_state_of_root(run, command):
     assert "Run the command as root" in done.stderr
 
 
-def test_a_port_in_use_is_explained(run):
-    """The message contains the command that shows the other process."""
+def test_an_error_about_a_used_port_is_explained(run):
+    """The error about a port that is in use contains the command that shows the other process."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         done = run(*ONESHOT[1:], f"--http-address=127.0.0.1:{port}")
@@ -382,7 +397,7 @@ def test_a_port_in_use_is_explained(run):
 
 
 def test_a_certificate_without_key_is_explained(run, tmp_path):
-    """The message contains the option for the key."""
+    """The error about a certificate without a key contains the option for the key."""
     (tmp_path / "cert.pem").write_text("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")
     done = run(*ONESHOT[1:], "--https-address=127.0.0.1:0", "--tls-cert=cert.pem")
     assert (done.returncode, "Pass the file with it as --tls-key" in done.stderr) == (2, True)
@@ -469,7 +484,9 @@ def on_terminal(command, cwd, *, columns=80, **environment):
 
 
 def test_states_are_colored_on_a_terminal(tmp_path):
-    """NO_COLOR and TERM=dumb switch off all control characters."""
+    """States are colored on a terminal. With NO_COLOR or TERM=dumb, the output contains no control
+    characters.
+    """
     (tmp_path / "audit.json").write_text(AUDIT)
     command = ("check", "audit.json")
     assert "\x1b[32maccepted\x1b[0m" in on_terminal(command, tmp_path)
@@ -482,13 +499,13 @@ def test_states_are_colored_on_a_terminal(tmp_path):
     [(), *((name,) for name in ("run", "check", "convert", "diff", "restore", "status"))],
 )
 def test_the_help_is_readable_at_50_columns(run, command):
-    """No line is longer than the terminal, except a word that cannot be broken."""
+    """At 50 columns, no line of the help is too long, except for words that cannot be broken."""
     lines = run(*command, "--help", columns=50).stdout.splitlines()
     assert [line for line in lines if len(line) > 50 and " " in line.strip()] == []
 
 
-def test_an_answer_is_readable_at_50_columns(run):
-    """The table and its notes fit a narrow terminal."""
+def test_the_table_is_readable_at_50_columns(run):
+    """The table and its notes fit a terminal with 50 columns."""
     done = run(*ONESHOT, columns=50)
     assert [line for line in done.stdout.splitlines() if len(line) > 50] == []
 
@@ -498,8 +515,10 @@ def test_an_answer_is_readable_at_50_columns(run):
 STATUS = ("status", "--kinds=seccomp", "--host-root=root")
 
 
-def test_status_shows_what_the_last_pass_rejected(run, tmp_path):
-    """A rejected profile is shown with its errors and the time of the pass."""
+def test_status_shows_the_rejections_of_the_last_pass(run, tmp_path):
+    """The command `status` shows a rejected profile with its errors and the time of the
+    last pass.
+    """
     (tmp_path / "source/bad.json").write_text(BAD)
     assert run(*ONESHOT).returncode == 1
     done = run(*STATUS)
@@ -515,7 +534,9 @@ def test_status_shows_what_the_last_pass_rejected(run, tmp_path):
 
 
 def test_status_shows_a_rejected_update_as_outdated(run, tmp_path):
-    """The last good version is on the node, and the errors explain why it is not replaced."""
+    """The command `status` shows a rejected update as outdated, with the errors that prevent the
+    update.
+    """
     run(*ONESHOT)
     (tmp_path / "source/audit.json").write_text(BAD)
     run(*ONESHOT)
@@ -524,8 +545,10 @@ def test_status_shows_a_rejected_update_as_outdated(run, tmp_path):
     assert (row["state"], row["problems"][0]["code"]) == ("outdated", "bad_value")
 
 
-def test_status_forgets_a_problem_that_is_solved(run, tmp_path):
-    """The next pass removes the record, and a dry run leaves it unchanged."""
+def test_status_does_not_show_a_solved_problem(run, tmp_path):
+    """The command `status` does not show a solved problem, because the next pass removes its
+    record. A dry run does not change the record.
+    """
     (tmp_path / "source/bad.json").write_text(BAD)
     run(*ONESHOT)
     record = tmp_path / "root/var/lib/profile-loader/problems.json"
@@ -542,7 +565,7 @@ def test_status_forgets_a_problem_that_is_solved(run, tmp_path):
 
 
 def test_a_damaged_record_is_ignored(run, tmp_path):
-    """The record has no influence on the ledger or on a pass."""
+    """A damaged record of the last pass is ignored, and does not affect the ledger or a pass."""
     run(*ONESHOT)
     record = tmp_path / "root/var/lib/profile-loader/problems.json"
     record.write_text('{"rows": [{"kind": "other"}]}')

@@ -16,7 +16,7 @@ LIMITS = CommandLimits(seconds=20, memory_bytes=1 << 30, cpu_seconds=10, output_
 
 
 def run(*argv, stdin=b"", **limits):
-    """Run a command with the default limits or with other limits."""
+    """Run a command with the default limits, or with the given limits."""
     return commands.run(argv, stdin=stdin, limits=dataclasses.replace(LIMITS, **limits))
 
 
@@ -28,19 +28,21 @@ def test_a_command_reads_its_input_and_its_output_is_returned():
 
 
 def test_a_command_that_hangs_is_killed_with_its_children():
-    """At the wall-clock limit, the whole process group is killed."""
+    """A command that exceeds the wall-clock limit is killed with its whole process group."""
     exited = run(PYTHON, "-c", "import os, signal; os.fork(); signal.pause()", seconds=0.3)
     assert (exited.status, exited.limit) == (-9, Limit.WALL_CLOCK)
 
 
 def test_a_command_with_too_much_output_is_ended():
-    """At the output limit, the command ends, and the result contains no more bytes than that."""
+    """A command that exceeds the output limit is ended, and the result contains at most this number
+    of bytes.
+    """
     exited = run(PYTHON, "-c", "import os\nwhile True: os.write(1, b'x' * 4096)")
     assert (len(exited.stdout), exited.status != 0) == (1 << 16, True)
 
 
 def test_the_cpu_time_of_a_command_is_limited():
-    """A command in an endless loop ends at the limit CPU_TIME."""
+    """A command in an endless loop is ended at its CPU limit."""
     assert run(PYTHON, "-c", "while True: pass", cpu_seconds=1).limit is Limit.CPU_TIME
 
 
@@ -53,7 +55,7 @@ def test_a_missing_program_is_a_host_error():
 
 @pytest.mark.parametrize("number", range(20))
 def test_a_process_that_the_command_starts_at_once_gets_the_same_limits(number):
-    """If a child was forked before the limits were set, the limits apply to it too."""
+    """The limits also apply to a child process that the command forks at once."""
     memory_kib = LIMITS.memory_bytes >> 10
     script = f"{{ until [ $(ulimit -v) = {memory_kib} ]; do :; done; echo {number}; }} & wait"
     exited = run("/bin/sh", "-c", script)
@@ -74,12 +76,12 @@ def test_the_output_limit_of_a_process_that_the_command_starts_is_reported():
 
 
 def test_a_process_that_outlives_the_command_is_killed(tmp_path):
-    """If a command ends, its children do not continue to run."""
+    """After a command has ended, all of its child processes are killed."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     run("/bin/sh", "-c", f"exec 3>{path}; {{ while :; do :; done; }} & exit 0")
-    # The pipe reports a hang-up when no process has its other end open.
+    # The pipe reports a hang-up when no process has its other end open any more.
     ready = select.poll()
     ready.register(reader, 0)
     assert ready.poll(60_000) == [(reader, select.POLLHUP)]

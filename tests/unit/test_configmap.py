@@ -64,7 +64,7 @@ FORBIDDEN = Store(objects=None, reason="403 Forbidden: no", status=403)
 
 
 def test_each_configmap_is_a_separate_profile_set():
-    """Each ConfigMap is a separate profile set, and the sets are sorted by name."""
+    """Each ConfigMap is a separate profile set. The profile sets are sorted by name."""
     store = stored(config_map("web"), config_map("api", {"b.json": PLAIN}))
     assert read(SEVERAL, store) == (
         expected_snapshot("api", "b.json"),
@@ -74,14 +74,14 @@ def test_each_configmap_is_a_separate_profile_set():
 
 
 def test_a_configmap_without_profiles_is_emptied_unless_an_annotation_allows_it():
-    """An empty ConfigMap is a valid profile set only if it has the annotation that allows this."""
+    """A ConfigMap without profiles counts as emptied, unless it has the annotation allow-empty."""
     emptied, allowed = config_map(data={}), config_map(data={}, allow_empty="true")
     assert isinstance(read(ONE, stored(emptied))[0], Emptied)
     assert read(ONE, stored(allowed)) == (expected_snapshot("web", allow_empty=True),)
 
 
 def test_a_configmap_that_does_not_exist_is_missing():
-    """If a confirmed list does not contain a ConfigMap, it is missing."""
+    """A ConfigMap is missing if a confirmed list does not contain it."""
     assert read(ONE, Store(objects={})) == (
         Missing(profile_set="configmap ns/web", reason="there is no ConfigMap ns/web"),
     )
@@ -100,7 +100,9 @@ def test_a_configmap_that_does_not_exist_is_missing():
 )
 @pytest.mark.parametrize("objects", [None, {}, {"web": config_map()}])
 def test_a_configmap_that_is_not_confirmed_is_unreadable(objects, status, expected):
-    """If the store is unconfirmed, a ConfigMap is unreadable, even if the store contains it."""
+    """While the store is unconfirmed, every ConfigMap is unreadable, even if the store
+    contains it.
+    """
     store = Store(objects=objects, reason="because", status=status)
     assert read(ONE, store) == (Unreadable(profile_set="configmap ns/web", reason=expected),)
 
@@ -128,8 +130,8 @@ def test_a_selector_is_unreadable_before_the_first_list():
 
 
 def test_a_selector_without_matches_is_a_missing_source():
-    """A misspelt selector is reported in the same way as a misspelt name, and the startup taint
-    stays.
+    """A selector without matches is reported as a missing source, as a misspelt name is, so that
+    the startup taint stays.
     """
     assert read(SEVERAL, Store(objects={})) == (
         Missing(profile_set="configmaps ns?use=profiles", reason="there is no such ConfigMap"),
@@ -137,8 +139,8 @@ def test_a_selector_without_matches_is_a_missing_source():
 
 
 def test_each_known_configmap_that_is_not_confirmed_is_unreadable():
-    """Each known ConfigMap that is not confirmed is unreadable, so its profiles stay on the
-    node.
+    """Every known ConfigMap that is not confirmed is unreadable, so its profiles stay on
+    the node.
     """
     store = stored(config_map("web"), config_map("api"), reason="no response in time")
     reason = "the API server sent no usable response: no response in time"
@@ -149,7 +151,9 @@ def test_each_known_configmap_that_is_not_confirmed_is_unreadable():
 
 
 def test_a_malformed_configmap_is_unreadable_and_the_others_are_read():
-    """If one ConfigMap is malformed, it is unreadable, because its keys may still be desired."""
+    """A malformed ConfigMap is unreadable, because its profiles may still be desired. All other
+    ConfigMaps are read.
+    """
     odd = configmap.entry_for(D)({"metadata": {"name": "odd", "namespace": "ns"}, "data": ["x"]})
     store = Store(objects={"odd": odd, **dict([config_map()])})
     assert read(SEVERAL, store) == (
@@ -172,7 +176,7 @@ def test_an_object_without_metadata_is_malformed():
 def bounded(
     installed=None, *, byte_limit=limits.SOURCE_BYTES, config_map_limit=limits.SOURCE_CONFIG_MAPS
 ):
-    """Return bounds, for which `installed` is the size of the installed key of each profile set."""
+    """Return bounds. `installed` contains the size of the installed keys of each profile set."""
     sizes = {} if installed is None else installed
 
     def installed_size(profile_set):
@@ -186,7 +190,7 @@ def bounded(
 
 
 def aged(number, size=100, **more):
-    """Return the name and the entry of a ConfigMap that was created at a certain second."""
+    """Return the name and the entry of a ConfigMap with the given creation second."""
     content = configmap.entry_for(D)(
         {"metadata": {"name": f"m{number}", "namespace": "ns"}}
     ).content
@@ -213,7 +217,9 @@ def dropped(objects):
     ],
 )
 def test_without_installed_versions_the_oldest_configmaps_have_room(sizes, expected):
-    """The order in which ConfigMaps become known does not affect the set of stored ConfigMaps."""
+    """Without installed versions, the oldest ConfigMaps are stored first, in whatever order they
+    become known.
+    """
     bounds = bounded(byte_limit=300, config_map_limit=10)
     entries = [aged(number, size) for number, size in enumerate(sizes)]
     for order in (entries, entries[::-1]):
@@ -240,7 +246,9 @@ def test_without_installed_versions_the_oldest_configmaps_have_room(sizes, expec
     ],
 )
 def test_installed_configmaps_that_grew_least_have_room_first(installed, expected):
-    """Neither a new ConfigMap nor a larger one displaces an installed ConfigMap that grew less."""
+    """Installed ConfigMaps that grew least are stored first. No new or larger ConfigMap displaces
+    them.
+    """
     sizes = {f"configmap ns/{name}": size for name, size in installed.items()}
     bounds = bounded(sizes, byte_limit=300, config_map_limit=10)
     entries = [aged(number) for number in range(4)]
@@ -252,7 +260,9 @@ def test_installed_configmaps_that_grew_least_have_room_first(installed, expecte
 
 
 def test_older_configmaps_that_grow_do_not_stop_an_update_of_a_younger_one():
-    """20 ConfigMaps replace a small installed value by 1 MiB, and a younger one changes a word."""
+    """If 20 ConfigMaps grow from a small size to 1 MiB, a small change of a younger ConfigMap is
+    still read.
+    """
     growing = [aged(number, 1 << 20) for number in range(20)]
     young = aged(20, 310)
     sizes = {f"configmap ns/{name}": 300 for name, _ in (*growing, young)}
@@ -261,7 +271,9 @@ def test_older_configmaps_that_grow_do_not_stop_an_update_of_a_younger_one():
 
 
 def test_an_installed_configmap_has_not_grown(tmp_path):
-    """The ledger and the bounds measure the same content equally, whatever its encoding."""
+    """An installed ConfigMap has not grown, because the ledger and the bounds measure its content
+    in the same way.
+    """
     _, entry = config_map("web", {"a.json": "ä", "b.json": "{}"})
     ledger = FileLedger(Host(str(tmp_path)), "/state")
     for source_key in entry.content.source_keys:
@@ -276,7 +288,7 @@ def test_an_installed_configmap_has_not_grown(tmp_path):
 
 
 def test_a_configmap_whose_versions_are_known_late_gets_room():
-    """A dropped ConfigMap fits as soon as its installed versions are known."""
+    """A dropped ConfigMap is read as soon as its installed versions are known."""
     sizes = {}
     bounds = bounded(sizes, byte_limit=200, config_map_limit=10)
     kept = bounds.within(dict(aged(number) for number in range(3)))
@@ -284,8 +296,8 @@ def test_a_configmap_whose_versions_are_known_late_gets_room():
     assert (dropped(kept), bounds.has_room(kept)) == (["m2"], True)
 
 
-def test_free_room_is_noticed():
-    """If a ConfigMap is deleted or becomes smaller, a dropped ConfigMap may fit."""
+def test_a_dropped_configmap_is_read_when_room_becomes_free():
+    """If a ConfigMap is deleted or becomes smaller, a dropped ConfigMap is read again."""
     bounds = bounded(byte_limit=300, config_map_limit=10)
     kept = bounds.within(dict(aged(number, 150) for number in range(3)))
     assert dropped(kept) == ["m2"]
@@ -294,15 +306,19 @@ def test_free_room_is_noticed():
     assert bounds.has_room({**kept, "m0": aged(0, 0)[1]}) is True
 
 
-def test_names_of_too_many_configmaps_are_not_kept():
-    """Above the limit, the oldest names are stored, and the newest names are dropped."""
+def test_the_number_of_stored_configmap_names_is_limited():
+    """The number of stored names is limited: the oldest names are stored, and the newest names are
+    dropped.
+    """
     bounds = bounded(byte_limit=300, config_map_limit=2)
     kept = bounds.within(dict(aged(number, 0) for number in range(9)))
     assert (sorted(kept), dropped(kept)) == (["m0", "m1", "m2", "m3"], ["m2", "m3"])
 
 
 def test_configmaps_above_the_limits_are_rejected_separately():
-    """If a limit is exceeded, all other ConfigMaps are read, and no ConfigMap is missing."""
+    """A ConfigMap above a limit is rejected, all other ConfigMaps are read, and none counts as
+    missing.
+    """
     name, old = config_map("old")
     store = Store(
         objects={name: old, "young": aged(5)[1], "huge": configmap.ConfigMapEntry(created="x")}
@@ -338,19 +354,19 @@ def test_configmaps_above_the_limits_are_rejected_separately():
     ],
 )
 def test_a_node_selector_decides_which_nodes_a_configmap_is_for(labels, expected):
-    """If a node selector does not match, the set is empty; if labels are unknown, it is
-    unreadable.
+    """If the node selector of a ConfigMap does not match, its profile set is empty. If the labels
+    of the Node are unknown, the set is unreadable.
     """
     assert read(ONE, stored(config_map(node_selector="pool=a")), labels) == (expected,)
 
 
 def test_without_a_node_selector_the_node_labels_are_not_needed():
-    """A host that is not a Node has no labels."""
+    """A ConfigMap without a node selector is read even if the labels of the Node are unknown."""
     assert isinstance(read(ONE, stored(config_map()))[0], Read)
 
 
 def test_an_unchanged_configmap_has_the_same_snapshot_object():
-    """A pass over an unchanged ConfigMap calculates no digest."""
+    """An unchanged ConfigMap has the same snapshot object, so a pass calculates no digest."""
     stores = [stored(config_map())]
     reader = ConfigMapSource(ONE, store=lambda: stores[0], node_labels=lambda: None)
     first = reader.read()[0]
@@ -359,8 +375,8 @@ def test_an_unchanged_configmap_has_the_same_snapshot_object():
     assert reader.read() == (expected_snapshot("web", "b.json"),)
 
 
-def test_the_keys_of_a_deleted_configmap_are_not_kept_in_memory():
-    """The keys of deleted ConfigMaps are not stored, because they would fill the memory."""
+def test_the_keys_of_a_deleted_configmap_are_removed_from_memory():
+    """The keys of deleted ConfigMaps are removed from memory, because they would fill it."""
     stores = [stored(config_map("web-1"))]
     reader = ConfigMapSource(SEVERAL, store=lambda: stores[0], node_labels=lambda: None)
     reader.read()
@@ -396,12 +412,12 @@ def keys_in_memory(profile_set):
     ],
 )
 def test_a_deleted_set_is_missing_only_for_its_own_source(spec, profile_set, expected):
-    """A deleted set counts as missing only for its own source, and not for other sources."""
+    """A deleted profile set counts as missing only for its own source."""
     assert source(spec, stored(config_map())).explain_absence(profile_set) == expected
 
 
 def test_a_set_of_the_ledger_is_unreadable_before_the_first_list():
-    """If the first list is missing after a reboot, a set in the ledger does not count as
+    """Before the first list, a profile set in the ledger is unreadable and does not count as
     missing.
     """
     assert source(SEVERAL, FORBIDDEN).explain_absence("configmap ns/web") == Unreadable(
@@ -448,8 +464,8 @@ def test_a_source_text_selects_configmaps(text, expected):
     ],
 )
 def test_an_invalid_source_text_is_an_error(text):
-    """A source text never results in another path of the API or in a selector that matches
-    everything.
+    """An invalid source text is an error, and never becomes another API path or a selector that
+    matches all objects.
     """
     with pytest.raises(ValueError, match="configmap"):
         source_spec.parse_source(text)
@@ -464,5 +480,7 @@ def test_an_invalid_source_text_is_an_error(text):
     ],
 )
 def test_one_configmap_is_listed_by_its_name(spec, query):
-    """A single ConfigMap is listed by its name, so the permission to read it is sufficient."""
+    """The agent lists a single ConfigMap by its name, so the permission to read this ConfigMap is
+    sufficient.
+    """
     assert (spec.path, spec.query) == ("/api/v1/namespaces/ns/configmaps", query)

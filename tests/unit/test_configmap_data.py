@@ -45,7 +45,9 @@ def blob(key, content=PLAIN, **more):
 
 
 def test_data_and_binary_data_are_keys_in_the_order_of_their_names():
-    """The content of a key is unchanged, and base64 may contain line breaks."""
+    """The keys of data and binaryData are sorted by name, and their content is unchanged. The
+    base64 text may contain line breaks.
+    """
     wrapped = base64.encodebytes(b"profile web {}\n" * 9).decode()
     result = read(document({"b.json": PLAIN.decode()}, {"a.profile": wrapped}))
     assert result == replace(
@@ -55,17 +57,17 @@ def test_data_and_binary_data_are_keys_in_the_order_of_their_names():
 
 @pytest.mark.parametrize(("data", "binary"), [(None, None), ({}, {}), ({}, None)])
 def test_missing_and_empty_fields_contain_no_key(data, binary):
-    """A missing or empty field contains no key."""
+    """A ConfigMap with missing or empty fields has no keys."""
     assert read(document(data, binary)) == NOTHING
 
 
 def test_a_null_field_contains_no_key():
-    """A null field contains no key, as for kubectl."""
+    """A field with the value null contains no key, as in kubectl."""
     assert read({**document(), "data": None, "binaryData": None}) == NOTHING
 
 
 def test_keys_that_are_not_profiles_are_ignored():
-    """A README next to the profiles is not an error."""
+    """A key that is not a profile, for example a README, is ignored and not an error."""
     assert read(
         document({"README.md": "x", "..x.json": "{", "a.json": PLAIN.decode()})
     ).source_keys == (blob("a.json"),)
@@ -87,13 +89,15 @@ def test_annotations_set_prefix_allow_empty_and_node_selector():
 
 
 def test_keys_of_several_configmaps_are_qualified_and_keep_their_paths():
-    """Two ConfigMaps in one manifest may have the same key."""
+    """Two ConfigMaps in one manifest may have the same key, because each key is qualified with its
+    ConfigMap.
+    """
     result = read(document({"a.json": PLAIN.decode()}), qualified=True)
     assert result.source_keys == (blob("ns/web/a.json", name="a.json"),)
 
 
 def test_a_configmap_without_a_namespace_is_in_default():
-    """A ConfigMap without a namespace belongs to the namespace default, as for kubectl."""
+    """A ConfigMap without a namespace is in the namespace default, as in kubectl."""
     assert read(document(namespace=None)).namespace == "default"
 
 
@@ -106,14 +110,14 @@ def test_a_configmap_without_a_namespace_is_in_default():
         ("a" * 249 + ".json", "a" * 249 + ".json"),
     ],
 )
-def test_a_key_with_an_invalid_name_is_rejected_alone(key, shown):
+def test_only_a_key_with_an_invalid_name_is_rejected(key, shown):
     """A key with an invalid name is rejected, and the other keys are read."""
     result = read(document({key: "{}", "a.json": PLAIN.decode()}))
     assert result.source_keys == (blob("a.json"),)
     assert result.rejected == ((shown, limits.unsafe(shown, "is not a ConfigMap key")),)
 
 
-def test_a_key_that_is_too_large_is_rejected_alone():
+def test_only_a_key_that_is_too_large_is_rejected():
     """If one key exceeds the maximum size of a ConfigMap, only this key is rejected."""
     most = "{" + " " * (limits.KEY_BYTES - 1)
     result = read(document({"a.json": most, "b.json": most + " "}))
@@ -146,13 +150,13 @@ def test_a_key_that_is_too_large_is_rejected_alone():
     ],
 )
 def test_a_malformed_configmap_has_no_content(document_, reason):
-    """If a ConfigMap is malformed, none of its keys are used."""
+    """A malformed ConfigMap has no content, so the agent uses none of its keys."""
     with pytest.raises(MalformedError, match=reason):
         read(document_)
 
 
 def test_the_keys_of_one_config_map_have_a_limit():
-    """Keys above the limit are not created, and files that are not profiles do not count."""
+    """The number of keys in one ConfigMap is limited. Keys that are not profiles do not count."""
     most = {f"{number:06}": "x" for number in range(limits.SET_KEYS)}
     assert len(read(document({**most, "README.md": "x"})).source_keys) == limits.SET_KEYS
     with pytest.raises(configmap_data.TooManyKeysError, match="more than 5000 keys"):

@@ -20,14 +20,16 @@ def tracker():
 
 @pytest.fixture
 def world(tmp_path, tracker):
-    """Return a daemon with a tracker, which has installed and labelled three profiles."""
+    """Return a daemon that has a tracker and has installed and labelled three profiles."""
     world = converged_world(tmp_path, trackers={"apparmor": tracker})
     tracker.calls.clear()
     return world
 
 
 def withdraw_a_used_profile(world):
-    """Remove a profile in use from the source, and let its grace period pass."""
+    """Remove a profile that is in use from the source, and wait until its grace period has
+    passed.
+    """
     del world.source.keys["old"]
     world.node.used.add("old")
     world.run_pass()
@@ -37,7 +39,9 @@ def withdraw_a_used_profile(world):
 
 
 def test_removed_profiles_are_checked_before_the_processes_are_observed_again(world, tracker):
-    """Profiles that stay although no source desires them are observed as well."""
+    """A pass checks removed profiles before it observes processes again. The observation includes
+    held profiles that no source desires.
+    """
     tracker.problems = LOST
     del world.node.loaded["web"]
     del world.source.keys["old"]
@@ -46,8 +50,8 @@ def test_removed_profiles_are_checked_before_the_processes_are_observed_again(wo
     assert [finding.code for finding in world.report.findings] == ["confinement_lost"]
 
 
-def test_lost_confinement_becomes_an_event(world, tracker):
-    """The publisher receives the findings that trackers add to a report."""
+def test_lost_confinement_causes_an_event(world, tracker):
+    """The publisher creates Events from the findings that the tracker adds to a report."""
     tracker.problems = LOST
     del world.node.loaded["web"]
     for _ in range(3):
@@ -56,7 +60,9 @@ def test_lost_confinement_becomes_an_event(world, tracker):
 
 
 def test_on_an_unchanged_node_passes_observe_processes_only_at_each_resync(world, tracker):
-    """Observations are rare, because each observation reads every process on the node."""
+    """On an unchanged node, passes observe processes only at each resync, because an observation
+    reads every process.
+    """
     world.run_pass()
     assert tracker.calls == []
     world.clock.now += RESYNC_SECONDS
@@ -82,8 +88,8 @@ def test_while_the_controller_waits_processes_are_observed_every_ten_seconds(wor
 
 
 def test_a_profile_is_removed_soon_after_its_last_process_ended(world, tracker):
-    """When the last process of a profile ends, one pass runs, even if it cannot remove the
-    profile.
+    """When the last process of an undesired profile ends, exactly one pass runs, even if it cannot
+    remove the profile.
     """
     tracker.in_use = frozenset({"old"})
     withdraw_a_used_profile(world)
@@ -99,7 +105,9 @@ def test_a_profile_is_removed_soon_after_its_last_process_ended(world, tracker):
 
 
 def test_processes_are_not_observed_between_a_change_and_its_delayed_repair(world, tracker):
-    """Between a change and its delayed repair, processes are not observed."""
+    """Between a change of the node and its delayed repair, the daemon does not observe
+    processes.
+    """
     for _ in range(FIGHT_REPAIRS + 5):
         world.node.loaded["web"] = b"written by another program"
         if not world.calls_for_pass(WakeReason.KERNEL):
@@ -115,7 +123,9 @@ def test_processes_are_not_observed_between_a_change_and_its_delayed_repair(worl
 def test_processes_of_an_undesired_profile_are_checked_if_another_program_removes_it(
     world, tracker
 ):
-    """If another program removes an undesired profile, its processes are checked."""
+    """If another program removes an undesired profile, the daemon checks the processes of this
+    profile.
+    """
     tracker.in_use = frozenset({"old"})
     withdraw_a_used_profile(world)
     assert (world.reason(), tracker.calls[-1]) == ("in_use", OBSERVE_ALL)
@@ -126,8 +136,8 @@ def test_processes_of_an_undesired_profile_are_checked_if_another_program_remove
 
 
 def test_processes_are_checked_after_the_agent_itself_removed_a_profile(world, tracker):
-    """After the agent removed a profile, its processes are checked, because the proof may be
-    wrong.
+    """After the agent has removed a profile, the daemon checks its processes, because the proof of
+    disuse may be wrong.
     """
     del world.source.keys["old"]
     world.run_pass()

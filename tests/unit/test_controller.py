@@ -24,9 +24,9 @@ def world(tmp_path):
 # --- reasons for a pass ---------------------------------------------------------------------------
 
 
-def test_a_change_of_the_nodes_other_labels_calls_for_a_pass(world):
-    """Heartbeats of the Node and the agent's own labels do not cause a pass, but other labels
-    do.
+def test_a_change_of_other_node_labels_causes_a_pass(world):
+    """A change of other labels of the Node causes a pass. Heartbeats and the agent's labels cause
+    no pass.
     """
     assert not world.calls_for_pass(WakeReason.NODE)
     world.cluster.labels = {"pool": "b"}
@@ -35,7 +35,7 @@ def test_a_change_of_the_nodes_other_labels_calls_for_a_pass(world):
     assert not world.calls_for_pass(WakeReason.NODE)
 
 
-def test_changed_pods_call_for_a_pass_only_while_a_removal_waits(world):
+def test_changed_pods_cause_a_pass_only_while_a_removal_waits(world):
     """Changed pods cause a pass only while a removal is waiting."""
     assert not world.calls_for_pass(WakeReason.PODS)
     world.source.keys = Unreadable(profile_set=SET, reason="403")
@@ -48,8 +48,8 @@ def test_changed_pods_call_for_a_pass_only_while_a_removal_waits(world):
 
 
 @pytest.mark.parametrize("reason", [WakeReason.KERNEL, WakeReason.FILES])
-def test_the_agents_own_writes_call_for_no_pass(world, reason):
-    """A write of the agent itself does not cause a pass."""
+def test_writes_by_the_agent_cause_no_pass(world, reason):
+    """The daemon ignores notifications about its own writes."""
     assert not world.calls_for_pass(reason)
     del world.node.loaded["web"]
     assert world.calls_for_pass(reason)
@@ -62,12 +62,12 @@ def test_the_agents_own_writes_call_for_no_pass(world, reason):
 @pytest.mark.parametrize(
     "reason", [WakeReason.SOURCE, WakeReason.COMPILED, WakeReason.REQUEST, WakeReason.SIGNAL]
 )
-def test_every_other_reason_calls_for_a_pass(world, reason):
-    """Each other wake reason causes a pass."""
+def test_every_other_reason_causes_a_pass(world, reason):
+    """Each of the other wake reasons causes a pass."""
     assert world.calls_for_pass(reason)
 
 
-def test_one_pass_answers_all_reasons_of_a_burst(world):
+def test_a_burst_of_reasons_causes_one_pass(world):
     """One pass is enough for a burst of wake reasons."""
     for reason in (WakeReason.NODE, WakeReason.FILES, WakeReason.SOURCE):
         world.queue.put(reason)
@@ -84,7 +84,9 @@ def test_equal_reasons_cause_one_check_of_the_node(world):
 
 
 def test_the_first_loss_of_policy_is_repaired_at_once(world):
-    """The first loss of policy is repaired at once, because containers may wait for the profile."""
+    """The daemon repairs the first loss of policy at once, because containers may need the
+    profile.
+    """
     world.run_pass()
     world.queue.reasons.clear()
     world.clock.now += BURST_SECONDS
@@ -97,8 +99,8 @@ def test_the_first_loss_of_policy_is_repaired_at_once(world):
     ("seconds", "reasons"),
     [(0.1, [WakeReason.KERNEL]), (1.0, [WakeReason.SOURCE, WakeReason.KERNEL])],
 )
-def test_a_change_that_may_be_one_of_many_waits_for_the_end_of_the_burst(world, seconds, reasons):
-    """A change right after a pass, or one of many files, waits for the end of the burst."""
+def test_a_change_in_a_burst_waits_for_the_end_of_the_burst(world, seconds, reasons):
+    """A change right after a pass, or a change of many files, waits for the end of the burst."""
     world.run_pass()
     world.queue.reasons.clear()
     world.clock.now += seconds
@@ -117,8 +119,8 @@ def test_a_due_pass_runs_before_the_reasons_are_read(world):
     assert world.queue.reasons == [WakeReason.SOURCE]
 
 
-def test_a_change_of_the_node_without_a_notification_is_found_within_ten_seconds(world):
-    """If a notification gets lost, the change is still found within ten seconds."""
+def test_a_change_without_a_notification_is_noticed_within_ten_seconds(world):
+    """If a notification is lost, the daemon still notices the change within ten seconds."""
     del world.node.loaded["web"]
     assert world.sleep() == 10.0
     world.run_pass()
@@ -126,8 +128,10 @@ def test_a_change_of_the_node_without_a_notification_is_found_within_ten_seconds
     assert world.sleep() > 10.0
 
 
-def test_a_node_that_cannot_be_observed_is_retried_less_and_less_often(world):
-    """An unobservable node never counts as unchanged, so only retries cause a pass."""
+def test_an_unobservable_node_is_observed_again_with_growing_delays(world):
+    """The daemon retries an unobservable node with growing delays. Such a node never counts as
+    unchanged.
+    """
     finding = Finding(code=FindingCode.KIND_UNOBSERVABLE, location="/sys", message="no")
     world.backend.unobservable = Unobservable(finding=finding)
     waits = []
@@ -137,8 +141,10 @@ def test_a_node_that_cannot_be_observed_is_retried_less_and_less_often(world):
     assert waits == [2.0, 4.0, 8.0, 16.0]
 
 
-def test_everything_is_read_again_at_each_resync(world):
-    """Nodes resync at different times. Between two full resyncs, a pass trusts stat signatures."""
+def test_all_files_are_read_again_at_each_resync(world):
+    """At each resync, a pass reads all files again. Between resyncs, passes trust stat signatures.
+    Nodes resync at different times.
+    """
     reads = world.source.full_reads
     world.run_pass()
     assert world.source.full_reads == reads
@@ -150,7 +156,9 @@ def test_everything_is_read_again_at_each_resync(world):
 
 
 def test_a_requested_full_pass_runs_once_even_if_its_wake_reason_is_lost(world):
-    """SIGHUP causes a full pass, and the next pass trusts signatures again."""
+    """SIGHUP requests one full pass, which runs even if its wake reason is lost. Later passes trust
+    signatures again.
+    """
     reads = world.source.full_reads
     world.controller.request_full_pass()
     assert world.queue.reasons == [WakeReason.REQUEST]
@@ -160,8 +168,8 @@ def test_a_requested_full_pass_runs_once_even_if_its_wake_reason_is_lost(world):
     assert world.source.full_reads == reads + 1
 
 
-def test_a_failure_is_retried_less_and_less_often(world):
-    """Retries of a failure become less frequent, and begin again after a success."""
+def test_a_failure_is_retried_with_growing_delays(world):
+    """The delays between retries of a failure grow. After a success, they begin again."""
     world.backend.failure = WRITE_FAILED
     world.source.keys["new"] = "new:1"
     waits = []
@@ -178,8 +186,10 @@ def test_a_failure_is_retried_less_and_less_often(world):
     assert world.sleep() == 2.0
 
 
-def test_a_new_failure_is_retried_soon_however_long_another_one_has_lasted(tmp_path):
-    """A new failure is retried soon, even if another failure has persisted for a long time."""
+def test_a_new_failure_is_retried_soon_despite_an_old_failure(tmp_path):
+    """The daemon retries a new failure soon, even if another failure has persisted for a
+    long time.
+    """
     world = converged_world(tmp_path, resync_seconds=100.0)
     world.other_source.keys = Unreadable(profile_set="dir /p", reason="no")
     for _ in range(9):
@@ -192,7 +202,9 @@ def test_a_new_failure_is_retried_soon_however_long_another_one_has_lasted(tmp_p
 
 
 def test_an_unreadable_ledger_is_retried_soon(world):
-    """An unreadable ledger is retried soon, because no notification reports its recovery."""
+    """The daemon soon reads an unreadable ledger again, because no notification reports its
+    recovery.
+    """
     world.ledger.failure = Finding(
         code=FindingCode.KIND_UNOBSERVABLE, location="/state", message="no"
     )
@@ -203,7 +215,7 @@ def test_an_unreadable_ledger_is_retried_soon(world):
 
 
 def test_a_damaged_ledger_entry_is_reported_until_the_next_pass(world):
-    """If a ledger entry is damaged, the first pass reports it, and a second pass follows."""
+    """The first pass reports a damaged ledger entry, and a second pass follows."""
     damaged = min((world.path / "state/entries").iterdir())
     damaged.write_bytes(b"{")
     report = world.controller.run_pass()
@@ -233,7 +245,7 @@ def test_new_findings_of_the_publisher_are_delivered_once_without_a_pass(world):
 
 
 def test_nothing_is_delivered_before_the_first_pass(tmp_path):
-    """The publisher's findings are delivered only after the first pass."""
+    """The daemon delivers the publisher's findings only after the first pass."""
     world = DaemonWorld(tmp_path)
     world.publisher.findings = UNREACHABLE_NODE
     world.controller.reports.refresh()
@@ -242,7 +254,9 @@ def test_nothing_is_delivered_before_the_first_pass(tmp_path):
 
 
 def test_passes_over_an_unchanged_node_send_no_request(world):
-    """A pass over an unchanged node returns the previous report, which is not published again."""
+    """A pass over an unchanged node returns the previous report, and the publisher sends no
+    request.
+    """
     first = world.run_pass()
     world.server.requests()
     again = [world.run_pass() for _ in range(3)]
@@ -258,7 +272,7 @@ def test_a_pass_over_an_unchanged_node_inspects_nothing(world):
 
 
 def test_the_report_of_an_unchanged_pass_is_delivered_too(world):
-    """The metrics count every pass."""
+    """The report of an unchanged pass is also delivered, because the metrics count every pass."""
     world.controller.run_pass()
     assert [passed for passed, _ in world.sink.received] == [True]
 
@@ -266,8 +280,8 @@ def test_the_report_of_an_unchanged_pass_is_delivered_too(world):
 # --- the loop -------------------------------------------------------------------------------------
 
 
-def test_the_first_pass_waits_for_the_first_answers_of_the_api_server(world):
-    """The first pass waits until all first responses of the API server have arrived."""
+def test_the_first_pass_waits_for_the_first_responses_of_the_api_server(world):
+    """The first pass waits until the API server has responded to the first request of each type."""
     world.cluster.answers = [False, False, True]
     world.queue.later = [WakeReason.SOURCE] * 3
     world.controller.wait_for_sources()
@@ -275,8 +289,8 @@ def test_the_first_pass_waits_for_the_first_answers_of_the_api_server(world):
 
 
 def test_the_first_pass_does_not_wait_long_for_a_silent_api_server(world):
-    """The first pass does not wait long for the API server, because it may restore lost
-    profiles.
+    """The first pass does not wait long for an API server that does not respond, because it may
+    restore missing profiles.
     """
     begin = world.clock.now
     world.cluster.answers = [False] * 100
@@ -284,14 +298,14 @@ def test_the_first_pass_does_not_wait_long_for_a_silent_api_server(world):
     assert world.clock.now == begin + STARTUP_SECONDS
 
 
-def test_without_a_cluster_the_first_pass_waits_for_nothing():
+def test_without_a_cluster_the_first_pass_does_not_wait():
     """Without an API server, the first pass does not wait."""
     cluster = NoCluster()
     assert cluster.has_answered()
     assert (cluster.node_labels(), cluster.pods_by_profile()) == (None, None)
 
 
-def test_the_heartbeat_goes_on_during_a_long_pass(world):
+def test_the_heartbeat_continues_during_a_long_pass(world):
     """The heartbeat continues during a long pass, so that the loop does not look stuck."""
     silent = []
 
@@ -305,8 +319,10 @@ def test_the_heartbeat_goes_on_during_a_long_pass(world):
     assert silent == [0.0] * 3
 
 
-def test_the_heartbeat_goes_on_during_a_long_wait(world):
-    """The liveness of the loop does not depend on any event on the node."""
+def test_the_heartbeat_continues_during_a_long_wait(world):
+    """The heartbeat continues during a long wait, so liveness does not depend on events on the
+    node.
+    """
     world.sleep()
     assert max(world.queue.waits) == 10.0
     assert world.heartbeat.silent_seconds() == 0.0

@@ -1,4 +1,6 @@
-"""Tests of `profile-loader convert`, which prints a profile that all runtimes read the same way."""
+"""Tests of `profile-loader convert`, which prints a profile that all runtimes read in the
+same way.
+"""
 
 import json
 import time
@@ -87,7 +89,9 @@ def test_the_output_is_accepted_unchanged(tmp_path, capsys):
 
 
 def test_capabilities_must_be_stated_if_the_profile_depends_on_them(tmp_path, capsys):
-    """If a profile depends on capabilities, the message lists them, and no profile is printed."""
+    """If a profile depends on capabilities that the caller does not pass, the message lists them,
+    and no profile is printed.
+    """
     status, output, message = converted(capsys, written(tmp_path, PROFILE))
     assert (status, output) == (1, "")
     assert "--caps" in message

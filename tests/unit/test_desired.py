@@ -31,7 +31,7 @@ def codes(desired):
     }
 
 
-def test_each_key_is_accepted_or_rejected_on_its_own():
+def test_each_key_is_accepted_or_rejected_separately():
     """A rejected key does not affect an accepted key."""
     desired = joined(read({"good.profile": b"a:x", "bad.profile": b"!", "README.md": b"x"}))
     assert (set(desired.profiles), codes(desired)) == (
@@ -40,14 +40,16 @@ def test_each_key_is_accepted_or_rejected_on_its_own():
     )
 
 
-def test_keys_of_an_excluded_kind_are_left_out():
-    """The option --kinds determines which keys are handled."""
+def test_keys_of_an_excluded_kind_are_ignored():
+    """Keys of a kind that the option --kinds excludes are ignored."""
     desired = joined(read({"a.json": b"{}"}))
     assert (desired.profiles, desired.rejections) == ({}, {})
 
 
 def test_a_key_that_cannot_be_checked_is_unchecked():
-    """A node without a parser can neither accept nor reject a key."""
+    """If a key cannot be checked, for example without a parser, it is neither accepted nor
+    rejected.
+    """
     finding = Finding(code=FindingCode.KIND_UNSUPPORTED, location="a", message="no parser")
     unchecked = Unchecked(id=key("a.profile"), finding=finding)
     desired = joined(read({"a.profile": b"a:x"}), inspect=lambda *_: unchecked)
@@ -83,7 +85,9 @@ def test_an_unread_key_of_unknown_kind_is_rejected_for_both_kinds():
 
 
 def test_keys_with_the_same_name_and_other_content_are_rejected():
-    """If two keys conflict, both are rejected, and a third key is not affected."""
+    """If two keys declare the same name with different content, both are rejected. A third key is
+    not affected.
+    """
     desired = joined(read({"1.profile": b"a:x", "2.profile": b"a:y", "3.profile": b"b:x"}))
     assert (set(desired.profiles), codes(desired)) == (
         {key("3.profile")},
@@ -111,13 +115,17 @@ def test_a_conflict_rejects_duplicates_too():
 
 
 def test_a_set_that_was_not_read_keeps_its_snapshot():
-    """An emptied set differs from a set without keys."""
+    """A profile set that was not read keeps its snapshot, so an emptied set differs from a set
+    without keys.
+    """
     emptied = Emptied(profile_set="dir /p", revision="")
     assert joined(emptied) == Desired(profile_sets={"dir /p": emptied})
 
 
 def test_two_versions_of_a_generated_configmap_get_their_own_hint():
-    """Kustomize gives a changed ConfigMap a new name, and does not delete the previous one."""
+    """For two versions of a generated ConfigMap, the hint recommends to delete the older version,
+    which Kustomize does not delete.
+    """
     origins = ("configmap a/profiles-8b5m2tg7dk", "configmap a/profiles-5h29m5c4ff")
     desired = joined(
         *(
@@ -131,7 +139,9 @@ def test_two_versions_of_a_generated_configmap_get_their_own_hint():
 
 
 def test_other_conflicts_get_the_hint_to_rename():
-    """Two names are versions of one ConfigMap only if they are equal apart from the hash suffix."""
+    """All other conflicts have the hint to rename a profile. Two ConfigMaps count as versions only
+    if their names differ in nothing but the hash suffix.
+    """
     for origins in (
         ("configmap a/web", "configmap a/api"),
         ("configmap a/web-8b5m2tg7dk", "configmap a/api-8b5m2tg7dk"),

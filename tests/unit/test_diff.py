@@ -49,7 +49,7 @@ EQUAL = [
 
 
 @pytest.mark.parametrize(("first", "second"), EQUAL)
-def test_profiles_of_the_same_meaning_have_no_difference(tmp_path, capsys, first, second):
+def test_profiles_with_the_same_meaning_have_no_difference(tmp_path, capsys, first, second):
     """Two profiles with the same meaning have no difference, even if their texts differ."""
     expected = (0, "The profiles have the same meaning.\n")
     assert compared(tmp_path, capsys, first, second) == expected
@@ -90,7 +90,9 @@ def test_each_difference_has_its_conditions_and_a_direction(
 
 
 def test_an_architecture_that_one_filter_lacks_is_a_difference(tmp_path, capsys):
-    """The kernel kills a thread that uses an ABI outside the filter."""
+    """An architecture that only one filter contains is a difference, because the kernel kills
+    threads that use another ABI.
+    """
     both = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
     status, output = compared(tmp_path, capsys, profile(), profile(architectures=both))
     assert status == 1
@@ -122,7 +124,9 @@ def test_a_profile_is_compared_with_the_defaults_of_runtimes(capsys):
     [(["a"], 2), (["a", "b", "c"], 2), (["--baseline=cri-o", "a", "b"], 2), (["a", "b"], 3)],
 )
 def test_wrong_calls_and_missing_files_have_their_own_exit_status(capsys, words, status):
-    """A wrong number of files has the exit status 2; a missing file has another exit status."""
+    """With a wrong number of files, the exit status is 2. With a missing file, the exit status is
+    different.
+    """
     assert main(["diff", *words]) == status
     assert capsys.readouterr().err
 

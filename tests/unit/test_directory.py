@@ -25,7 +25,7 @@ def read(path, *, clock_ns=time.time_ns):
 
 
 def during(action):
-    """Return a clock that also runs an action; a source reads the clock before it reads a file."""
+    """Return a clock that also runs an action. A source reads the clock before it reads a file."""
 
     def clock():
         action()
@@ -44,7 +44,9 @@ def refused(snapshot):
 
 
 def test_keys_are_paths_relative_to_the_directory(top):
-    """Files that are not profiles are left out, and hidden files are not mentioned."""
+    """Keys are paths relative to the directory. Files that are not profiles are omitted, and hidden
+    files are not reported.
+    """
     (top / "profiles").mkdir()
     (top / "profiles/audit.json").write_bytes(b"{}")
     (top / "web.profile").write_bytes(b"profile web {}")
@@ -62,7 +64,9 @@ def test_keys_are_paths_relative_to_the_directory(top):
 
 
 def test_the_revision_follows_the_content(top):
-    """Equal content results in an equal revision, and other content in another revision."""
+    """Equal content results in an equal revision, and different content results in a different
+    revision.
+    """
     (top / "a.json").write_bytes(b"{}")
     first = read(top).revision
     assert read(top).revision == first
@@ -71,9 +75,7 @@ def test_the_revision_follows_the_content(top):
 
 
 def volume(top, generation, **files):
-    """Create a generation of a ConfigMap volume, and switch to it in the same way as the
-    kubelet.
-    """
+    """Create a generation of a ConfigMap volume, and switch to it as the kubelet does."""
     (top / generation).mkdir()
     for name, content in files.items():
         (top / generation / f"{name}.json").write_bytes(content)
@@ -91,7 +93,9 @@ def test_a_mounted_volume_is_read_from_its_current_generation(top):
 
 
 def test_a_volume_with_a_new_generation_during_the_read_is_read_again(top):
-    """No read contains keys from two generations."""
+    """If the generation changes during a read, the volume is read again, so that no read mixes two
+    generations.
+    """
     volume(top, "..1", a=b"old", b=b"old")
     generations = ["..2"]
 
@@ -104,7 +108,7 @@ def test_a_volume_with_a_new_generation_during_the_read_is_read_again(top):
 
 
 def test_a_volume_that_keeps_changing_is_unreadable(top):
-    """If a volume keeps changing, the set is unreadable."""
+    """If a volume changes during every read, the profile set is unreadable."""
     numbers = iter(range(100))
     volume(top, "..x", a=b"x")
     snapshot = read(top, clock_ns=during(lambda: volume(top, f"..{next(numbers)}", a=b"x")))
@@ -120,7 +124,9 @@ def test_a_generation_outside_the_volume_is_unreadable(top, tmp_path):
 
 
 def test_a_link_to_a_file_in_the_directory_is_read(top):
-    """If a key is a link to a file in the directory, the key contains the content of that file."""
+    """If a file in the directory is a link to another file in the directory, the key has the
+    content of the target.
+    """
     (top / "sub").mkdir()
     (top / "sub/a.json").write_bytes(b"{}")
     (top / "b.json").symlink_to("sub/a.json")
