@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from agent.core import classify
-from agent.core.finding_codes import FindingCode, Severity
+from agent.core import classify, common_findings
+from agent.core.finding_codes import Severity
 from agent.core.findings import Finding
 from agent.core.model import (
     Inspected,
@@ -235,8 +235,7 @@ _LEDGER: Final = (
 
 
 def _rejection(id_: KeyId, reason: str, hint: str = _FEWER) -> Rejection:
-    finding = Finding(
-        code=FindingCode.LIMIT_EXCEEDED,
+    finding = common_findings.limit_exceeded(
         location=id_.key,
         message=f"The key is not installed, because {reason}. "
         "Its last good version stays, if there is one.",
@@ -247,8 +246,7 @@ def _rejection(id_: KeyId, reason: str, hint: str = _FEWER) -> Rejection:
 
 def unlisted_keys(origin: str, count: int) -> Finding:
     """Return the finding about the keys of one profile set that are not reported individually."""
-    return Finding(
-        code=FindingCode.LIMIT_EXCEEDED,
+    return common_findings.limit_exceeded(
         location=origin,
         message=f"{count} more keys are not installed, because all profile sets together exceed a "
         "limit. The last good versions stay installed.",

@@ -2,7 +2,7 @@
 
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
-from agent.core.model import InUse, KeyId, ObservedProfile, UnknownUse
+from agent.core.model import InUse, KeyId, UnknownUse
 from agent.core.ports import Capabilities
 
 SHOWN_PODS = 3
@@ -61,20 +61,6 @@ def check_failed(id_: KeyId, error: str, location: str) -> Finding:
         hint="If the node has enough memory and free descriptors, this is a defect: report it with "
         "the detail of this finding from the log or the JSON report.",
         detail=f"{error} at {location}",
-    )
-
-
-def foreign_profile(name: str, id_: KeyId, observed: ObservedProfile) -> Finding:
-    """Report that the node already has a foreign profile with the desired name."""
-    content = (
-        "with other content" if observed.is_readable else "with content that cannot be verified"
-    )
-    return Finding(
-        code=FindingCode.FOREIGN_NAME,
-        location=name,
-        message=f'"{name}" is on this node {content}, and profile-loader did not install it. '
-        f"It stays unchanged, and {id_} is not installed.",
-        hint=f'Rename the profile, remove the other profile, or pass --take-over "{name}".',
     )
 
 

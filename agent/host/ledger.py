@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from agent.core import model
+from agent.core import common_findings, model
 from agent.core.admission import LIMITS
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
@@ -31,6 +31,7 @@ SCHEMA = 1
 _LIMIT = 16 << 20
 # The limit of the total size of all entry files; 6,000 names need about 8 MiB.
 READ_BYTES: Final = 32 << 20
+_SUBJECT: Final = "The installed profiles"
 READ_ENTRIES: Final = 2 * LIMITS.ledger_entries
 _ENTRIES = "entries"
 _BODIES = "bodies"
@@ -119,11 +120,10 @@ class FileLedger:
                 if entry is not None:
                     entries[entry.id] = entry
         except HostError as error:
-            return Finding(
-                code=FindingCode.KIND_UNOBSERVABLE,
+            return common_findings.kind_unobservable(
                 location=error.path,
-                message=f"The ledger cannot be read ({error}), so it is not known what the agent "
-                "installed. Nothing is changed.",
+                subject=_SUBJECT,
+                reason=f"the ledger cannot be read ({error})",
                 hint="Make the state directory readable, or pass another one with --state-dir.",
             )
         self.installed_keys.replace(entries.values())
@@ -291,8 +291,7 @@ def _is_too_large(signatures: Signatures) -> bool:
 
 
 def _too_large(directory: str) -> Finding:
-    return Finding(
-        code=FindingCode.LIMIT_EXCEEDED,
+    return common_findings.limit_exceeded(
         location=directory,
         message=f"The ledger has more than {READ_ENTRIES} entries or {READ_BYTES} bytes. It is not "
         "read, and nothing is changed.",
@@ -306,11 +305,11 @@ def _not_private(directory: str) -> Finding:
 
     With a forged entry, the agent could remove foreign files.
     """
-    return Finding(
-        code=FindingCode.KIND_UNOBSERVABLE,
+    return common_findings.kind_unobservable(
         location=directory,
-        message="This directory belongs to a user other than root and the agent's own, so the "
-        "ledger in it proves nothing. Nothing is changed.",
+        subject=_SUBJECT,
+        reason="the directory of the ledger belongs to a user other than root and the agent's own, "
+        "so its entries prove nothing",
         hint=f"Check its content, then: chown -R root: {directory} && chmod -R go-w {directory}",
     )
 
@@ -335,12 +334,8 @@ def _file_name(id_: KeyId) -> str:
 
 
 def _write_failed(error: HostError) -> Finding:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return Finding(
-        code=FindingCode.WRITE_FAILED,
-        location=error.path,
-        message=f"The ledger could not be written: {error}. The profile was not installed.",
-        hint="Free disk space." if full else "Check the file system and the agent's rights.",
+    return common_findings.write_failed(
+        error.path, "The ledger", str(error), "The profile was not installed."
     )
 
 

@@ -12,11 +12,13 @@ from typing import Final
 
 import structlog
 
+from agent.host import stat_signature
+from agent.host.stat_signature import Signature
+
 RETRY_SECONDS: Final = 10.0
 MOST_BYTES: Final = 1 << 20  # The size limit of a file that is searched for certificates and keys.
 _CERTIFICATE: Final = b"CERTIFICATE"
 _KEY: Final = b"PRIVATE KEY"
-_Signature = tuple[int, int, int, int]
 _log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("agent")
 
 
@@ -32,7 +34,7 @@ class Certificates:
         self._files = (certfile, keyfile, client_ca)
         self._loaded = self._signatures()
         self._context = self._read()
-        self._rejected: tuple[_Signature | None, ...] | None = None
+        self._rejected: tuple[Signature | None, ...] | None = None
         self._retry_at = 0.0  # Monotonic time in seconds.
 
     def wrap(self, connection: socket.socket) -> ssl.SSLSocket:
@@ -46,7 +48,7 @@ class Certificates:
             connection, server_side=True, do_handshake_on_connect=False
         )
 
-    def _renew(self, signatures: tuple[_Signature | None, ...]) -> None:
+    def _renew(self, signatures: tuple[Signature | None, ...]) -> None:
         """Read the files that have changed. If files were rejected, they are read again every
         RETRY_SECONDS.
         """
@@ -66,7 +68,7 @@ class Certificates:
             _log.info("certificate_renewed")
         self._loaded, self._rejected = signatures, None
 
-    def _signatures(self) -> tuple[_Signature | None, ...]:
+    def _signatures(self) -> tuple[Signature | None, ...]:
         return tuple(_signature(file) for file in self._files)
 
     def _read(self) -> ssl.SSLContext:
@@ -116,12 +118,9 @@ def _explanation(error: OSError) -> str:
     return f"OpenSSL cannot use them: {error.strerror or error}"
 
 
-def _signature(file: str) -> _Signature | None:
-    """Return values that differ between two versions of a file, or None if it is unreadable."""
+def _signature(file: str) -> Signature | None:
+    """Return the stat signature of a file, or None if the file is unreadable or not configured."""
     try:
-        status = Path(file).stat() if file else None
+        return stat_signature.of(Path(file).stat()) if file else None
     except OSError:
         return None
-    if status is None:
-        return None
-    return (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)

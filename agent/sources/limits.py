@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Final
 
-from agent.core import left_out, model
+from agent.core import common_findings, left_out, model
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.left_out import LeftOut
@@ -37,10 +37,9 @@ _PROFILE_NAMES: Final = (
 
 def too_large(key: str) -> Finding:
     """Report a key that is larger than a profile may be."""
-    return Finding(
-        code=FindingCode.KEY_TOO_LARGE,
+    return common_findings.key_too_large(
         location=key,
-        message=f"The key is larger than {KEY_BYTES} bytes. It is not installed.",
+        reason=f"The key is larger than {KEY_BYTES} bytes",
         hint="Check that the key is a profile. A larger profile must be split.",
     )
 

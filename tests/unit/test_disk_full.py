@@ -32,5 +32,8 @@ def test_a_ledger_on_a_full_disk_keeps_its_entries(fs):
     fs.set_disk_usage(fs.get_disk_usage().used + 10)
     finding = ledger.write(LedgerEntry(id=ID, provenance="adopted", prefix="x" * 500))
     assert finding is not None
-    assert (finding.code, finding.hint) == ("write_failed", "Free disk space.")
+    assert (finding.code, finding.hint) == (
+        "write_failed",
+        "Free up space on the file system, and check its permissions.",
+    )
     assert ledger.entries() == {ID: LedgerEntry(id=ID, provenance="installed")}

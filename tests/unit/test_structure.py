@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -21,6 +21,28 @@ ALLOWED_EXCEPTIONS = {
     "SIM115",  # standard streams stay open
     "SLF001",  # a library has no public access
 }
+
+SEVERAL_CAUSES = {
+    "BAD_VALUE",
+    "CONDITION_SURPRISING",
+    "FAILS_OPEN",
+    "FILTER_TOO_LARGE",
+    "INCLUDE_REFUSED",
+    "IN_USE",
+    "LEDGER_DAMAGED",
+    "NAME_CONFLICT",
+    "NODE_UNREACHABLE",
+    "NOTIFY_REFUSED",
+    "NOT_A_PROFILE",
+    "NOT_PORTABLE",
+    "PARSER_KILLED",
+    "RULE_ADDED",
+    "RULE_NOT_ENFORCED",
+    "RUNTIME_CRASH",
+    "START_IMPOSSIBLE",
+    "USE_UNKNOWN",
+}
+"""The codes of findings with several causes, each of which has its own message."""
 
 
 def nodes(type_: type[Node]) -> list[tuple[str, Node]]:
@@ -174,6 +196,24 @@ def test_is_compares_only_with_constants_and_members_of_enumerations() -> None:
     ]
     identities = [name for name, node in nodes(ast.Call) if called_name(node.func) == "id"]
     assert comparisons + identities == []
+
+
+def built_codes(tree: ast.AST) -> Iterator[str]:
+    """Return the finding codes that the functions of a module use, without comparisons."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Compare | ast.pattern):
+            continue
+        if isinstance(node, ast.Attribute) and called_name(node.value) == "FindingCode":
+            yield node.attr
+        yield from built_codes(node)
+
+
+def test_each_finding_has_one_builder() -> None:
+    """Only codes with several causes are used in more than one place."""
+    counts = Counter(
+        code for _, function in nodes(ast.FunctionDef) for code in built_codes(function)
+    )
+    assert {code for code, count in counts.items() if count > 1} == SEVERAL_CAUSES
 
 
 def test_modules_have_at_most_400_lines() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from agent.backends.apparmor import profile_text
+from agent.core import common_findings
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
@@ -40,12 +41,9 @@ _NAMES_OF_CONTROLS: Final = {"\0": "NULL", "\r": "CARRIAGE RETURN", "\x85": "NEX
 def errors(text: str) -> Iterator[Finding]:
     """Yield one error for each rejected character, at its first occurrence in the text."""
     if text.startswith(BYTE_ORDER_MARK):
-        yield Finding(
-            code=FindingCode.NOT_UTF8,
-            location="line 1",
-            message="The text begins with a byte order mark, which apparmor_parser does not "
-            "accept.",
-            hint="Save the file as UTF-8 without a byte order mark.",
+        yield common_findings.not_utf8(
+            "line 1",
+            "The text begins with a byte order mark, which apparmor_parser does not accept",
         )
         text = text[1:]
     characters = set()

@@ -12,7 +12,7 @@ from typing import Final
 
 from agent.backends.apparmor.confinement_state import ConfinementState
 from agent.backends.apparmor.thread_reader import Thread
-from agent.core.finding_codes import FindingCode
+from agent.core import common_findings
 from agent.core.findings import Finding
 from agent.host.file_role import FileRole
 from agent.host.filesystem import Host, HostError
@@ -66,12 +66,12 @@ class ConfinementRecord:
         try:
             self.host.write_file(self.state_dir, FILE, content, role=FileRole.TRANSIENT)
         except HostError as error:
-            self.problem = Finding(
-                code=FindingCode.WRITE_FAILED,
-                location=f"{self.state_dir}/{FILE}",
-                message=f"The record of confined threads cannot be written ({error}). After a "
-                "restart the agent does not know which threads lost their confinement.",
-                hint="Free up space in the state directory, and check its permissions.",
+            self.problem = common_findings.write_failed(
+                path=f"{self.state_dir}/{FILE}",
+                subject="The record of confined threads",
+                error=str(error),
+                consequence="After a restart, the agent does not know which threads lost their "
+                "confinement.",
             )
             return
         self.problem = None

@@ -7,6 +7,7 @@ findings about the text: source_checks.py, character_checks.py, escape_rules.py 
 from agent.backends.apparmor import compiled_policy
 from agent.backends.apparmor.policy_cache import ParserResult
 from agent.backends.apparmor.policy_writer import meaning
+from agent.core import common_findings
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import KeyId, Unchecked
@@ -23,12 +24,7 @@ def cannot_check(id_: KeyId, message: str, hint: str) -> Unchecked:
     """Return the outcome for a key that this node cannot check."""
     return Unchecked(
         id=id_,
-        finding=Finding(
-            code=FindingCode.KIND_UNSUPPORTED,
-            location=id_.key,
-            message=message,
-            hint=hint,
-        ),
+        finding=common_findings.kind_unsupported(id_.key, message, hint),
     )
 
 
@@ -148,39 +144,6 @@ def kernel_jammed(id_: KeyId) -> Finding:
     )
 
 
-def foreign_name(id_: KeyId, names: list[str]) -> Finding:
-    """Return the error about a profile name under which another program has loaded a profile."""
-    return Finding(
-        code=FindingCode.FOREIGN_NAME,
-        location=names[0],
-        message=f'Another program has loaded the profile "{names[0]}" that key "{id_.key}" '
-        "declares. The loaded profile stays unchanged.",
-        hint="Rename the profile in the key, or let the agent replace the loaded one with "
-        "--take-over.",
-    )
-
-
-def foreign_content(names: list[str]) -> Finding:
-    """Return the error about a profile that this agent must not remove."""
-    return Finding(
-        code=FindingCode.FOREIGN_NAME,
-        location=names[0],
-        message=f'The profile "{names[0]}" has content that this agent did not install. '
-        "Nothing is removed.",
-        hint="Remove the profile by hand if no program needs it.",
-    )
-
-
-def verify_failed(id_: KeyId, reason: str) -> Finding:
-    """Return the error about a policy that the kernel does not show after its load."""
-    return Finding(
-        code=FindingCode.VERIFY_FAILED,
-        location=id_.key,
-        message=f"The policy was loaded, but the kernel does not show it: {reason}.",
-        hint="Look for another program that loads a profile of the same name.",
-    )
-
-
 def content_unverifiable() -> Finding:
     """Return the warning that the kernel does not reveal the content of loaded profiles."""
     return Finding(
@@ -191,14 +154,4 @@ def content_unverifiable() -> Finding:
         "unchanged while its mode is correct and no other program has replaced or reloaded the "
         "profile.",
         hint="Boot without apparmor.hash_policy=0, or without apparmor.export_binary=0.",
-    )
-
-
-def remove_failed(name: str, reason: str) -> Finding:
-    """Return the error about a profile that could not be removed."""
-    return Finding(
-        code=FindingCode.REMOVE_FAILED,
-        location=name,
-        message=f'The profile "{name}" was not removed: {reason}.',
-        hint="The next pass tries again.",
     )

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from agent.backends.apparmor import pending_exec
-from agent.core.finding_codes import FindingCode
-from agent.core.findings import Finding
+from agent.core import common_findings
 from agent.core.model import Unobservable, Unsupported
 from agent.host.filesystem import Host, HostError
 
@@ -127,8 +126,7 @@ class KernelAccess:
         reason = self.unsupported_reason()
         if reason:
             return Unsupported(
-                finding=Finding(
-                    code=FindingCode.KIND_UNSUPPORTED,
+                finding=common_findings.kind_unsupported(
                     location=ROOT,
                     message=f"AppArmor cannot be used on this node: {reason}.",
                     hint="Boot with AppArmor enabled, or schedule pods that need it elsewhere.",
@@ -191,10 +189,10 @@ class KernelAccess:
 def unobservable(reason: str) -> Unobservable:
     """Return the result for a host that may have AppArmor but whose policy cannot be observed."""
     return Unobservable(
-        finding=Finding(
-            code=FindingCode.KIND_UNOBSERVABLE,
+        finding=common_findings.kind_unobservable(
             location=ROOT,
-            message=f"AppArmor policy cannot be observed: {reason}. Nothing is changed.",
+            subject="AppArmor policy",
+            reason=reason,
             hint="Run as root with CAP_MAC_ADMIN, unconfined, with the host's securityfs writable.",
         )
     )

@@ -19,7 +19,7 @@ from typing import Final
 
 import msgspec
 
-from agent.core.finding_codes import FindingCode
+from agent.core import common_findings
 from agent.core.findings import Finding
 from agent.core.model import Evidence, ObservedProfile
 from agent.host.file_role import FileRole
@@ -142,13 +142,12 @@ class LoadedObjects:
         try:
             self.host.write_file(self.state_dir, FILE, content, role=FileRole.TRANSIENT)
         except HostError as error:
-            self._problem = Finding(
-                code=FindingCode.WRITE_FAILED,
-                location=f"{self.state_dir}/{FILE}",
-                message=f"The record of loaded profiles cannot be written ({error}). After a "
-                "restart of the agent, the profiles that it has loaded since then count as "
-                "foreign.",
-                hint="Free up space in the state directory, and check its permissions.",
+            self._problem = common_findings.write_failed(
+                path=f"{self.state_dir}/{FILE}",
+                subject="The record of loaded profiles",
+                error=str(error),
+                consequence="After a restart of the agent, the profiles that it has loaded since "
+                "then count as foreign.",
             )
             return
         self._problem = None

@@ -8,7 +8,7 @@ and the use of profiles are checked before a removal, which removes only the giv
 """
 
 import errno
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,9 +16,9 @@ from agent.backends.apparmor import (
     compiled_policy,
     diagnostics,
     policy_references,
+    policy_verification,
     policy_writer,
 )
-from agent.backends.apparmor.compiled_policy import DeclaredProfile
 from agent.backends.apparmor.confinement_tracker import ConfinementTracker
 from agent.backends.apparmor.kernel_access import KernelAccess
 from agent.backends.apparmor.loaded_objects import LoadedObjects
@@ -26,6 +26,7 @@ from agent.backends.apparmor.policy_references import PolicyReferences
 from agent.backends.apparmor.policy_view import PolicyView
 from agent.backends.apparmor.policy_writer import PolicyWriter
 from agent.backends.apparmor.processes import Processes
+from agent.core import common_findings
 from agent.core.model import (
     Evidence,
     InUse,
@@ -119,7 +120,7 @@ class PolicyChanges:
         """
         names = frozenset(profile.version.names)
         try:
-            declared = _declared(body, names)
+            declared = policy_verification.declared_profiles(body, names)
         except compiled_policy.PolicyError as error:
             return Failed(finding=diagnostics.policy_unreadable(profile.id, error))
         # The access is not checked again: each pass checks it, and so does the kernel.
@@ -132,13 +133,13 @@ class PolicyChanges:
         if isinstance(loaded, Failed):
             return loaded
         self.record_checked(profile.version)
-        result = _verified(profile.id, declared, loaded)
+        result = policy_verification.verified(profile.id, declared, loaded)
         if isinstance(result, Installed) and not self._is_proven(loaded):
             reason = (
                 "other programs change policy at the same time, and the kernel does not show the "
                 "content of policies"
             )
-            return Failed(finding=diagnostics.verify_failed(profile.id, reason))
+            return policy_verification.not_verified(profile.id, reason)
         return result
 
     def _load(
@@ -156,7 +157,7 @@ class PolicyChanges:
             if isinstance(repeated, Failed):
                 # An earlier write loaded the policy, so the staged version must stay in the ledger.
                 reason = f"the write was repeated, which failed ({repeated.finding.message})"
-                return Failed(finding=diagnostics.verify_failed(load.id, reason))
+                return policy_verification.not_verified(load.id, reason)
             loaded = repeated
         return loaded
 
@@ -171,7 +172,7 @@ class PolicyChanges:
             return failure
         loaded = self.view.observe(load.names)
         if isinstance(loaded, Unobservable):
-            return Failed(finding=diagnostics.verify_failed(load.id, loaded.finding.message))
+            return policy_verification.not_verified(load.id, loaded.finding.message)
         self.objects.record(self.view.object_ids(load.own.keys() & loaded.keys()))
         return loaded
 
@@ -202,7 +203,7 @@ class PolicyChanges:
             except (HostError, ValueError) as error:
                 self.objects.record({})
                 if not isinstance(error, HostError):
-                    return Failed(finding=diagnostics.verify_failed(load.id, str(error)))
+                    return policy_verification.not_verified(load.id, str(error))
                 if error.errno != errno.EEXIST:
                     return Failed(finding=diagnostics.kernel_refused(load.id, error))
                 failure = self._taken(load.id, new)
@@ -221,7 +222,11 @@ class PolicyChanges:
         loaded = self.view.observe(new)
         if isinstance(loaded, Unobservable):
             return Failed(finding=loaded.finding)
-        return Failed(finding=diagnostics.foreign_name(id_, sorted(loaded))) if loaded else None
+        if not loaded:
+            return None
+        return Failed(
+            finding=common_findings.foreign_profile(min(loaded), observed=None, blocked_key=id_)
+        )
 
     def _cure(self, replaceable: frozenset[str]) -> bool:
         """Remove the data of a failed load by replacing an agent-owned profile with the same bytes.
@@ -303,12 +308,15 @@ class PolicyChanges:
         if isinstance(loaded, Unobservable):
             return Failed(finding=loaded.finding)
         own = self.objects.own(self.view.object_ids(names), self.view.observed_revision, loaded)
-        foreign = sorted(
+        foreign = [
             name
             for name, profile in loaded.items()
             if name not in own or not evidence.get(name, _NO_EVIDENCE) & profile.evidence
-        )
-        return Failed(finding=diagnostics.foreign_content(foreign)) if foreign else loaded
+        ]
+        if not foreign:
+            return loaded
+        finding = common_findings.foreign_profile(min(foreign), observed=None, blocked_key=None)
+        return Failed(finding=finding)
 
     def _uses(self, loaded: Collection[str]) -> dict[str, InUse | UnknownUse]:
         """Return the profiles under which a thread runs or may run according to /proc."""
@@ -349,50 +357,14 @@ class PolicyChanges:
             except HostError as error:
                 if error.errno != errno.ENOENT:
                     reason = policy_writer.meaning(error)
-                    return Failed(finding=diagnostics.remove_failed(name, reason))
+                    return Failed(finding=common_findings.remove_failed(name, reason))
         loaded = self.view.observe(names)
         if isinstance(loaded, Unobservable):
             return Failed(finding=loaded.finding)
         if loaded:
-            return Failed(finding=diagnostics.remove_failed(min(loaded), "it is still loaded"))
+            return Failed(finding=common_findings.remove_failed(min(loaded), "it is still loaded"))
         return Removed()
 
 
 def _not_unused(uses: Mapping[str, Use]) -> dict[str, InUse | UnknownUse]:
     return {name: use for name, use in uses.items() if not isinstance(use, Unused)}
-
-
-def _verified(
-    id_: KeyId, declared: Iterable[DeclaredProfile], loaded: Mapping[str, ObservedProfile]
-) -> Installed | Failed:
-    """Return evidence and modes from the kernel if the written policy is loaded unchanged."""
-    expected = {each.name: each.evidence for each in declared}
-    modes = {each.name: each.mode for each in declared}
-    for name, evidence in expected.items():
-        profile = loaded.get(name)
-        if profile is None:
-            return Failed(finding=diagnostics.verify_failed(id_, f'"{name}" is not loaded'))
-        if profile.is_readable and not evidence & profile.evidence:
-            return Failed(finding=diagnostics.verify_failed(id_, f'"{name}" holds other content'))
-        if profile.mode != modes[name]:
-            reason = f'"{name}" is in {profile.mode} mode, not {modes[name]}'
-            return Failed(finding=diagnostics.verify_failed(id_, reason))
-    return Installed(
-        evidence={
-            name: evidence | loaded[name].evidence
-            if loaded[name].is_readable
-            else loaded[name].evidence
-            for name, evidence in expected.items()
-        },
-        modes=modes,
-    )
-
-
-def _declared(body: bytes, names: frozenset[str]) -> tuple[compiled_policy.DeclaredProfile, ...]:
-    """Return the profiles of a compiled policy. Raises PolicyError if the policy does not contain
-    exactly the expected names.
-    """
-    declared = compiled_policy.read(body)
-    if sorted(each.name for each in declared) != sorted(names):
-        raise compiled_policy.PolicyError("the policy declares names that were not checked")
-    return declared

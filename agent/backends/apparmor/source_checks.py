@@ -17,6 +17,7 @@ from agent.backends.apparmor import character_checks, foreign_formats, lexer
 from agent.backends.apparmor.lexer_dialects import DIALECTS
 from agent.backends.apparmor.lexer_rules import TokenKind
 from agent.backends.apparmor.profile_text import LineCounter, name_tokens
+from agent.core import common_findings
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding, limit_findings
 
@@ -42,11 +43,8 @@ def errors(content: bytes) -> tuple[Finding, ...]:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         return (
-            Finding(
-                code=FindingCode.NOT_UTF8,
-                location=f"byte {error.start}",
-                message=f"The text is not UTF-8 (byte {error.start}).",
-                hint="Save the file as UTF-8.",
+            common_findings.not_utf8(
+                f"byte {error.start}", f"The text is not UTF-8 (byte {error.start})"
             ),
         )
     rest = text.removeprefix(character_checks.BYTE_ORDER_MARK)

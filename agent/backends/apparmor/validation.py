@@ -15,6 +15,7 @@ from typing import Final
 from agent.backends.apparmor import compiled_policy, source_checks
 from agent.backends.apparmor.compiled_policy import DeclaredProfile
 from agent.backends.apparmor.profile_text import declaration_line
+from agent.core import common_findings
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import MAX_FINDINGS, Finding, limit_findings
 
@@ -55,11 +56,10 @@ def errors(
     """Return the errors that prevent a compiled policy from being loaded."""
     if len(declared) > MAX_NAMES:
         return (
-            Finding(
-                code=FindingCode.KEY_TOO_LARGE,
+            common_findings.key_too_large(
                 location="profile",
-                message=f"The key declares {len(declared)} profiles, hats and child profiles; at "
-                f"most {MAX_NAMES} are allowed.",
+                reason=f"The key declares {len(declared)} profiles, hats and child profiles; at "
+                f"most {MAX_NAMES} are allowed",
                 hint="Split it into several keys.",
             ),
         )

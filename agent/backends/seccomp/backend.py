@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from agent.backends.seccomp import decoding, fields, file_evidence, inspection, releases, resolve
+from agent.core import common_findings
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import (
@@ -298,19 +299,23 @@ class SeccompBackend:
             self._host.write_file(self._directory, path, body, new=path not in replaceable)
         except HostError as error:
             if error.errno == errno.EEXIST and path not in replaceable:
-                return _foreign(where)
-            return _failed(
-                FindingCode.WRITE_FAILED, where, f"The profile could not be written: {error}."
-            )
+                finding = common_findings.foreign_profile(
+                    path, observed=None, blocked_key=profile.id
+                )
+            else:
+                finding = common_findings.write_failed(
+                    where, "The profile", str(error), "The previous version stays."
+                )
+            return Failed(finding=finding)
         signature, read_ns = self._signature(path), self._clock_ns()
         try:
             content = self._host.read_regular(self._directory, path, limit=decoding.MOST_BYTES * 8)
         except HostError as error:
-            message = f"The profile was written, but the file could not be read back: {error}."
-            return _failed(FindingCode.VERIFY_FAILED, where, message)
+            reason = f"the file cannot be read ({error})"
+            return Failed(finding=common_findings.verify_failed(where, reason))
         if content != body:
-            message = "The profile was written, but the file has other content."
-            return _failed(FindingCode.VERIFY_FAILED, where, message)
+            reason = "the file has other content"
+            return Failed(finding=common_findings.verify_failed(where, reason))
         fact = file_evidence.installed(body)
         # The cached signature prevents the agent's own write from triggering a pass.
         if not self._cache(path, signature, read_ns, fact):
@@ -328,18 +333,17 @@ class SeccompBackend:
         """
         present = []
         for name in names:
-            where = f"{self._directory}/{name}"
             try:
                 observed = self._observed_file(name)
             except HostError as error:
                 if error.errno in _NOT_COMPARABLE:
-                    return _foreign(where)
-                message = f"The profile could not be read before its removal: {error}."
-                return _failed(FindingCode.REMOVE_FAILED, where, message)
+                    return _foreign(name)
+                reason = f"the file cannot be read ({error})"
+                return Failed(finding=common_findings.remove_failed(name, reason))
             if observed is None:
                 continue
             if observed.evidence.isdisjoint(evidence.get(name, frozenset())):
-                return _foreign(where)
+                return _foreign(name)
             present.append(name)
         if require_unused and present:
             return StillInUse(uses={name: UnknownUse(reason=_USE_UNKNOWN) for name in present})
@@ -347,10 +351,7 @@ class SeccompBackend:
             try:
                 self._host.remove_file(self._directory, name)
             except HostError as error:
-                where = f"{self._directory}/{name}"
-                return _failed(
-                    FindingCode.REMOVE_FAILED, where, f"The file could not be removed: {error}."
-                )
+                return Failed(finding=common_findings.remove_failed(name, str(error)))
             self._forget(name)
         return Removed()
 
@@ -363,21 +364,16 @@ class SeccompBackend:
 
 
 def _unobservable(where: str, error: HostError) -> Unobservable:
-    message = f"The seccomp files could not be read: {error}."
+    hint = "Check the directory in --seccomp-dir and the permissions of the agent."
     return Unobservable(
-        finding=Finding(code=FindingCode.KIND_UNOBSERVABLE, location=where, message=message)
+        finding=common_findings.kind_unobservable(where, "The seccomp files", str(error), hint)
     )
 
 
-def _failed(code: FindingCode, where: str, message: str) -> Failed:
-    return Failed(finding=Finding(code=code, location=where, message=message))
-
-
-def _foreign(where: str) -> Failed:
-    message = (
-        "This agent did not write the file, or another program changed it later. The file stays."
-    )
-    return _failed(FindingCode.FOREIGN_NAME, where, message)
+def _foreign(name: str) -> Failed:
+    """Return the result for a file that this agent did not write, or that was changed later."""
+    finding = common_findings.foreign_profile(name, observed=None, blocked_key=None)
+    return Failed(finding=finding)
 
 
 def _unsafe(path: str) -> str:

@@ -7,6 +7,7 @@ import json
 from typing import Final
 
 from agent.backends.seccomp import wrapped
+from agent.core import common_findings
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
@@ -28,44 +29,35 @@ def decode(content: bytes, pairs: "wrapped.PairsHook | None" = None) -> tuple[Js
         return (json.loads(text, object_pairs_hook=pairs, parse_constant=_reject_constant),)
     except json.JSONDecodeError as error:
         message = f"This is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
-        return Finding(
-            code=FindingCode.NOT_JSON,
-            location=f"line {error.lineno}",
-            message=message,
-            hint=wrapped.yaml_hint(text)
-            or "Correct the JSON; `python3 -m json.tool FILE` reports the same location.",
-        )
+        hint = "Correct the JSON; `python3 -m json.tool FILE` reports the same location."
+        return _not_json(f"line {error.lineno}", message, wrapped.yaml_hint(text) or hint)
     except RecursionError:
-        return _whole(
-            FindingCode.NOT_JSON, "The JSON is nested too deeply.", "Reduce the depth of the JSON."
+        return _not_json(
+            "profile", "The JSON is nested too deeply.", "Reduce the depth of the JSON."
         )
     except ValueError as error:
-        return _whole(
-            FindingCode.NOT_JSON, f"This is not JSON: {error}."[:200], "Correct the JSON."
-        )
+        return _not_json("profile", f"This is not JSON: {error}."[:200], "Correct the JSON.")
 
 
 def _text(content: bytes) -> str | Finding:
     """Return the text of the file, or the reason why the file is not text."""
     if len(content) > MOST_BYTES:
-        message = f"The profile has {len(content)} bytes; the limit is {MOST_BYTES} bytes."
-        return _whole(
-            FindingCode.KEY_TOO_LARGE, message, "Remove rules or comments from the profile."
+        reason = f"The profile has {len(content)} bytes; the limit is {MOST_BYTES} bytes"
+        return common_findings.key_too_large(
+            "profile", reason, "Remove rules or comments from the profile."
         )
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        return _whole(
-            FindingCode.NOT_UTF8, f"Byte {error.start} is not UTF-8.", "Save the file as UTF-8."
-        )
+        return common_findings.not_utf8("profile", f"The text is not UTF-8 (byte {error.start})")
     if text.startswith("\ufeff"):
-        message = "The file begins with a byte order mark, which no runtime accepts."
-        return _whole(FindingCode.NOT_UTF8, message, "Save it as UTF-8 without a BOM.")
+        reason = "The text begins with a byte order mark, which no runtime accepts"
+        return common_findings.not_utf8("profile", reason)
     return text
 
 
-def _whole(code: FindingCode, message: str, hint: str) -> Finding:
-    return Finding(code=code, location="profile", message=message, hint=hint)
+def _not_json(location: str, message: str, hint: str) -> Finding:
+    return Finding(code=FindingCode.NOT_JSON, location=location, message=message, hint=hint)
 
 
 def _reject_constant(text: str) -> float:

@@ -23,6 +23,7 @@ from agent.backends.seccomp import (
     syntax,
 )
 from agent.backends.seccomp.document import Document
+from agent.core import common_findings
 from agent.core.finding_codes import FindingCode, Severity
 from agent.core.findings import MAX_FINDINGS, Finding, limit_findings
 
@@ -158,6 +159,7 @@ def _until_enough_errors(candidates: Iterable[Finding]) -> list[Finding]:
 def _too_large(body: bytes) -> Finding | None:
     if len(body) <= decoding.MOST_BYTES:
         return None
-    message = f"The written form has {len(body)} bytes; the limit is {decoding.MOST_BYTES} bytes."
-    hint = "Name each system call in one rule only."
-    return Finding(code=FindingCode.KEY_TOO_LARGE, location="profile", message=message, hint=hint)
+    reason = f"The written form has {len(body)} bytes; the limit is {decoding.MOST_BYTES} bytes"
+    return common_findings.key_too_large(
+        "profile", reason, "Name each system call in one rule only."
+    )

@@ -6,7 +6,7 @@ provides one of its names. `DesiredKeyPlanner` repeats the decisions until no mo
 
 from collections.abc import Iterable, Sequence
 
-from agent.core import diagnostics
+from agent.core import common_findings, diagnostics
 from agent.core.actions import Action, Adopt, Hold, Install, Keep
 from agent.core.findings import Finding
 from agent.core.model import KeyId, LedgerEntry, Pending, Profile, Version
@@ -103,7 +103,9 @@ class DesiredKeyPlanner:
         states = name_states(context, profile)
         if states.foreign:
             findings = tuple(
-                diagnostics.foreign_profile(name, id_, context.observation.profiles[name])
+                common_findings.foreign_profile(
+                    name, observed=context.observation.profiles[name], blocked_key=id_
+                )
                 for name in sorted(states.foreign)
             )
             return plan_without_version(

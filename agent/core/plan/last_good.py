@@ -1,6 +1,6 @@
 """Decisions about keys whose last good version must stay on the node."""
 
-from agent.core import diagnostics
+from agent.core import common_findings
 from agent.core.actions import Hold, Install
 from agent.core.findings import Finding
 from agent.core.model import KeyId, LedgerEntry
@@ -49,7 +49,7 @@ def hold_or_restore(
         if context.matching_entry(entry, name, profile) is None
     }
     foreign = tuple(
-        diagnostics.foreign_profile(name, entry.id, profile)
+        common_findings.foreign_profile(name, observed=profile, blocked_key=entry.id)
         for name, profile in drifted.items()
         if not is_agent_owned(entry, name, profile)
     )
