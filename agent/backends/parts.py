@@ -32,7 +32,8 @@ class BackendContext:
     """Whether the backend may write to the state directory."""
 
     check_completed: Callable[[], None] | None
-    """Called after each check in the background; None if the caller waits for all checks."""
+    """Called after each check that runs in the background; None if the caller waits for all
+    checks."""
 
     policy_changed: Callable[[], None]
     """Called when another program may have changed installed profiles."""
@@ -43,7 +44,7 @@ class BackendContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendParts:
-    """A backend, with the objects that only some backends provide."""
+    """A backend, together with further objects that only some backends provide."""
 
     backend: ProfileBackend
 
@@ -53,7 +54,7 @@ class BackendParts:
     """
 
     watchers: tuple[Watcher, ...] = ()
-    """Watchers that notice changes of installed profiles. The daemon starts the watchers."""
+    """The watchers that detect changes of installed profiles. The daemon starts these watchers."""
 
     watched_paths: tuple[Path, ...] = ()
-    """Directories of installed profiles. The daemon watches these directories."""
+    """The directories that contain installed profiles. The daemon watches these directories."""

@@ -15,7 +15,7 @@ from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 _ENOSYS: Final = 38
-_CLONE3: Final = 435  # The number of clone3 on every architecture.
+_CLONE3: Final = 435  # The number of the system call clone3 on every architecture.
 
 
 def findings(document: Document, options: Options) -> Iterator[Finding]:
@@ -49,8 +49,8 @@ def findings(document: Document, options: Options) -> Iterator[Finding]:
 def _clone3(document: Document, profile: Meaning) -> Iterator[Finding]:
     """Warn if clone3 fails with an error other than ENOSYS.
 
-    Libraries only fall back from clone3 to clone after ENOSYS. runc returns ENOSYS for system calls
-    that are newer than the newest call in the profile; crun does not.
+    Libraries fall back from clone3 to clone only if clone3 fails with ENOSYS. runc returns ENOSYS
+    for system calls that are newer than the newest call in the profile; crun does not.
     """
     abi = profile.abis[0]
     if profile.call(abi, "clone").is_always_denied:
@@ -141,7 +141,7 @@ def _beyond_default(document: Document, profile: Meaning, machine: str) -> Itera
 
 
 def _clone_of_s390x(document: Document, machine: str) -> Iterator[Finding]:
-    """Warn about a condition on the first argument of clone on s390x.
+    """Warn if a condition compares the first argument of clone on s390x.
 
     On s390x the flags of clone are its second argument.
     """

@@ -1,15 +1,17 @@
-"""Handles profiles for which libseccomp builds a filter that does not load the call number.
+"""Handles profiles whose filter, as libseccomp builds it, does not load the system call number.
 
 For each ABI, libseccomp sorts the system calls that have rules by the number of comparisons, and
-then by call number. The instructions of the first system call load the call number, but a call that
-the ABI lacks has no instructions. If the ABI lacks the first system call, the filter never loads
-the call number, and no rule for the ABI applies (_gen_bpf_syscalls in gen_bpf.c, in every version
-up to 2.6.1). x86_64 and x32 share one list if a profile lists both ABIs. If a profile lists only
-one of them, other instructions of the filter load the call number.
+then by call number. The filter loads the call number in the instructions for the first system call,
+but libseccomp writes no instructions for a call that the ABI lacks. If the ABI lacks the first call
+in the list, the filter never loads the call number, and no rule for the ABI applies
+(_gen_bpf_syscalls in gen_bpf.c, in every version up to 2.6.1). x86_64 and x32 share one list if a
+profile lists both ABIs. If a profile lists only one of x86_64 and x32, other instructions of the
+filter load the call number.
 
-If a rule without conditions names one of the ABI's system calls, this call is the first in the
-list. `anchored` adds such a rule if the rule does not change the meaning of the profile. `findings`
-rejects an affected profile to which no such rule can be added.
+If the ABI has a system call with a rule without conditions, such a call is first in the list. The
+function `anchored` adds a rule without conditions for a call that every ABI has, if this rule does
+not change the meaning of the profile. The function `findings` rejects an affected profile to which
+no such rule can be added.
 """
 
 import itertools
@@ -33,17 +35,19 @@ _X32: Final = "SCMP_ARCH_X32"
 
 @dataclass(slots=True)
 class _Calls:
-    """The properties of one ABI's system call list that determine whether the filter loads the call
-    number.
+    """The properties of an ABI's list of system calls that determine whether the filter loads the
+    call number.
     """
 
-    missing: Rule | None = None  # Whether a rule names a call that the ABI lacks.
-    has_comparisons: bool = False  # Whether a call of the ABI has a rule with conditions.
-    is_anchored: bool = False  # Whether a call of the ABI has a rule without conditions.
+    # A rule that names a system call which the ABI lacks, if there is such a rule.
+    missing: Rule | None = None
+    has_comparisons: bool = False  # Whether a system call of the ABI has a rule with conditions.
+    is_anchored: bool = False  # Whether a system call of the ABI has a rule without conditions.
 
 
 def anchored(document: Document, abis: Collection[str]) -> tuple[Document, tuple[Finding, ...]]:
-    """Add the rule to the document, with a notice, if it is necessary and harmless.
+    """Add a rule for the anchor call to the document, if this rule is necessary and harmless.
+    Return a notice about it.
 
     Args:
         document: the profile.

@@ -1,10 +1,10 @@
 """Checks, observes, installs and removes the seccomp files of a node.
 
 The backend writes the canonical form of a checked profile, and never the original bytes. The
-backend cannot observe whether a file is in use: a runtime reads the file only at the start of a
-container, and the running container does not show the path. If a file differs from the ledger,
-another program wrote it, and the backend does not change it. The module `inspection` checks
-profiles.
+backend cannot observe whether a file is in use, because a runtime reads the file only when it
+starts a container, and a running container does not show the path. If the content of a file differs
+from the ledger, another program wrote the file, and the backend does not change it. The module
+`inspection` checks profiles.
 """
 
 import errno
@@ -40,7 +40,8 @@ from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import Signature
 
 _SEGMENT: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-# This limit is in bytes; the name of the temporary file is longer, and must not exceed 255 bytes.
+# The limit for a part of a path, in bytes. The name of the temporary file is longer than the part,
+# and must not exceed 255 bytes.
 _LONGEST_SEGMENT: Final = 200
 _LONGEST_PATH: Final = 1024
 _NOT_COMPARABLE: Final = frozenset(
@@ -58,7 +59,7 @@ class _CachedFile:
     """
 
     signature: Signature
-    read_ns: int  # When the file was read, in Unix nanoseconds.
+    read_ns: int  # The time at which the file was read, in Unix nanoseconds.
     fact: ObservedProfile
 
     @property
@@ -123,7 +124,7 @@ class SeccompBackend:
 
     @property
     def capabilities(self) -> Capabilities:
-        """The properties in which seccomp differs from other kinds."""
+        """The properties in which seccomp differs from other profile kinds."""
         return Capabilities(removal_unconfines=False, installed_form=InstalledForm.FILE)
 
     # --- inspect ---------------------------------------------------------------------------------
@@ -136,7 +137,7 @@ class SeccompBackend:
         return checked.body, checked.findings
 
     def begin_pass(self) -> None:
-        """Do nothing, because every check ends within the pass."""
+        """Do nothing, because every check ends before the pass continues."""
 
     def wait(self, _progress: Callable[[int, int], None], /) -> bool:
         """Return False, because no check runs in the background."""
@@ -145,13 +146,13 @@ class SeccompBackend:
     def body(self, profile: Profile) -> bytes | None:
         """Create the canonical form of a profile from its source again.
 
-        The checks need not be repeated, because the digest shows that this form was accepted.
+        The checks are not repeated, because the digest proves that this form was accepted earlier.
         """
         body = inspection.unchecked_form(profile.source, self._options)
         return body if digest(body) == profile.version.body_digest else None
 
     def discard(self, profile: Profile) -> None:
-        """Do nothing, because `inspect` stores nothing."""
+        """Do nothing, because `inspect` stores no results."""
 
     def inspect(self, blob: SourceKey) -> Inspected:
         """Check one key without changing the node."""
@@ -192,8 +193,8 @@ class SeccompBackend:
     def accepts_context(self, context: str) -> bool:
         """Return whether a canonical form with this context is valid on this node.
 
-        The canonical form depends on the machine, which does not change. For some profiles it also
-        depends on the kernel version.
+        The canonical form depends on the machine, which does not change. For some profiles, the
+        canonical form also depends on the kernel version.
         """
         return context in ("", self._kernel_context)
 
@@ -254,8 +255,9 @@ class SeccompBackend:
     def is_unchanged(self) -> bool:
         """Return whether every observed file has the same signature as before.
 
-        Two writes within one clock tick result in the same signature. Therefore, if a file was
-        written shortly before it was read, it counts as changed a little later, and is read again.
+        Two writes within one clock tick can result in the same signature. Therefore, a file that
+        was written shortly before it was read counts as changed at the next check, so that it is
+        read again.
         """
         if self._observation is None or not self._observation.profiles.keys() <= self._files.keys():
             return False
@@ -278,7 +280,7 @@ class SeccompBackend:
         if content is None:
             return None
         if self._host.is_loose(f"{self._directory}/{name}"):
-            # Other users can change the file at any time.
+            # The content proves nothing, because other users can change the file at any time.
             return ObservedProfile(evidence=frozenset())
         return file_evidence.observed(content, self._options)
 
@@ -317,7 +319,7 @@ class SeccompBackend:
             reason = "the file has other content"
             return Failed(finding=common_findings.verify_failed(where, reason))
         fact = file_evidence.installed(body)
-        # The cached signature prevents the agent's own write from triggering a pass.
+        # With this signature in the cache, the agent's own write does not trigger a pass.
         if not self._cache(path, signature, read_ns, fact):
             # Another process changed the file, so the next pass reads it again.
             self._observation = None
@@ -328,8 +330,8 @@ class SeccompBackend:
     ) -> Removed | StillInUse | Failed:
         """Remove files after a final check of their content.
 
-        A file with the same meaning but another content is foreign. With `require_unused`, the
-        backend removes no file, because it cannot prove that the file is unused.
+        A file with the same meaning but different bytes is foreign. With `require_unused`, the
+        backend removes nothing, because it cannot prove that a file is unused.
         """
         present = []
         for name in names:
@@ -377,7 +379,7 @@ def _foreign(name: str) -> Failed:
 
 
 def _unsafe(path: str) -> str:
-    """Return why a pod cannot reference the path, or "" if a pod can."""
+    """Return the reason why a pod cannot reference the path, or "" if a pod can reference it."""
     if len(path) > _LONGEST_PATH:
         return f"The path has more than {_LONGEST_PATH} bytes."
     for segment in path.split("/"):

@@ -25,13 +25,15 @@ CAPABILITIES: Final = frozenset(
         *("SETFCAP", "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"),
     )
 )
-# The only kernel version in the conditions of the default profiles is 4.8.
+# The conditions of the default profiles contain no kernel version except 4.8.
 _RECENT_KERNEL: Final = (6, 0)
 
 
 @functools.cache
 def document(name: str) -> Document:
-    """Return the default profile of a runtime, including its conditions on the node and the pod."""
+    """Return the default profile of a runtime, in which conditions on the node and the pod are
+    unresolved.
+    """
     read, findings = syntax.read((_FOLDER / f"{name}.json").read_bytes())
     if read is None:
         raise ValueError(f"The default profile of {name} is damaged: {findings}")
@@ -54,8 +56,8 @@ def allows_more(profile: CallMeaning, other: CallMeaning) -> bool:
         return False
     excluded = [rule.args for rule in other.cases if rule.answer.is_permissive]
     if other.otherwise.is_permissive:
-        # The other profile denies arguments that match one of its denying rules, and allows all
-        # other arguments.
+        # The other profile denies the arguments that match one of its denying rules, and allows all
+        # others.
         denied = [rule.args for rule in other.cases if not rule.answer.is_permissive]
     else:
         denied = [()]

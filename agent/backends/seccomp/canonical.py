@@ -3,8 +3,8 @@
 The agent writes profiles only in this form. The canonical forms of equal documents have equal
 bytes. The canonical form contains only fields from runtime-spec's LinuxSeccomp. With
 `--seccomp-format docker`, it also contains includes.caps and excludes.caps, which CRI-O compares
-with the bounding set. The order of the rules stays the same. The canonical form of a canonical
-profile has the same bytes as that profile.
+with the bounding set. The rules stay in their original order. The canonical form of a profile that
+is already canonical has the same bytes as the profile.
 """
 
 import json
@@ -19,7 +19,7 @@ from agent.core.findings import Finding
 MACHINES: Final = resolve.MACHINES
 abis = resolve.abis
 
-# The agent adds a rule with this system call to a profile that has no rules. The number of this
+# The agent adds a rule for this system call to every profile that has no rules. The number of this
 # system call is 449 on every architecture. The number must be high, because runc returns ENOSYS for
 # all system calls with higher numbers than the calls in the profile.
 FILLER: Final = "futex_waitv"
@@ -35,7 +35,7 @@ class Written:
 
 
 def expand(document: Document, node: resolve.Node) -> Written:
-    """Return the document in its canonical form for a node."""
+    """Return the canonical form of a document for a node."""
     resolved = resolve.resolve(document, node)
     filled, filler = _filled(resolved.document)
     abis = resolve.abis(node.machine)
@@ -69,7 +69,7 @@ def _filled(document: Document) -> tuple[Document, tuple[Finding, ...]]:
 
 
 def encode(document: Document) -> bytes:
-    """Return a document as JSON after its conditions on the node were resolved."""
+    """Return a document as JSON; its conditions on the node must have been resolved."""
     tree: dict[str, object] = {"defaultAction": document.default_action}
     if document.default_errno_ret is not None:
         tree["defaultErrnoRet"] = document.default_errno_ret

@@ -1,14 +1,14 @@
-"""Recognises the keys of a profile that its author uses for comments.
+"""Recognises the JSON keys that authors of profiles use for comments.
 
-No runtime reads such a key, so the canonical form does not contain it. A misspelt or disabled field
-is not a comment, because its author may expect it to have an effect.
+No runtime reads such a key, so the canonical form omits the key. A misspelt or disabled field is
+not a comment, because its author may expect the field to have an effect.
 """
 
 import re
 from typing import Final
 
-# Authors use keys with these names or prefixes for comments. A key that consists of such a prefix
-# and the name of a field is not a comment (see is_comment).
+# Authors of profiles use keys with these names or prefixes for comments. A key that consists of
+# such a prefix and the name of a field is not a comment (see is_comment).
 _COMMENT: Final = re.compile(
     r"(?:[$_#/@-].*|comments?|description|title|notes?|name|version|author|\$schema)",
     re.IGNORECASE | re.DOTALL,

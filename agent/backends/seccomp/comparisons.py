@@ -1,8 +1,8 @@
 """Compares the rules of a profile with each other, and limits the size of the filter.
 
 Two rules contradict each other if they return different results for the same arguments. The module
-`regions` decides whether some arguments match both rules. Rules are not compared if they never
-apply to the same pod.
+`regions` decides whether there are arguments that match both rules. Rules are not compared if they
+never apply to the same pod.
 """
 
 from collections import defaultdict
@@ -14,7 +14,7 @@ from agent.backends.seccomp.document import Answer, Document, Rule
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
-# BPF_MAXINSNS in linux/bpf_common.h, minus the instructions that runc adds
+# This is BPF_MAXINSNS in linux/bpf_common.h, minus the instructions that runc adds.
 _MOST_INSTRUCTIONS: Final = 4096 - 100
 
 
@@ -61,8 +61,8 @@ def _disagree(first: Rule, second: Rule) -> bool:
 def _conflicts(name: str, plain: list[Rule], default: Answer) -> Iterator[Finding]:
     """Reject two different rules for one system call if neither has conditions.
 
-    If one of the rules depends on capabilities, as in Podman's default profile, both are accepted,
-    because every runtime applies the first rule.
+    If one of the rules depends on capabilities, as in Podman's default profile, both rules are
+    accepted, because every runtime applies the first of them.
     """
     for position, rule in enumerate(plain):
         if rule.depends_on_capabilities:
@@ -87,7 +87,7 @@ def _conflicts(name: str, plain: list[Rule], default: Answer) -> Iterator[Findin
 def _hidden(
     name: str, plain: list[Rule], conditional: list[Rule], default: Answer
 ) -> Iterator[Finding]:
-    """Report conditional rules that have no effect because of a rule without conditions."""
+    """Report rules with conditions that have no effect because of a rule without conditions."""
     for rule in conditional:
         for other in plain:
             if other.answer == default or not _disagree(other, rule):
@@ -104,7 +104,7 @@ def _hidden(
 
 
 def _overlaps(name: str, conditional: list[Rule]) -> Iterator[Finding]:
-    """Reject two conditional rules that return different results for the same arguments.
+    """Reject two rules with conditions if they return different results for the same arguments.
 
     With runc and crun, libseccomp then applies the rule that allows more. For example, if a rule
     with ERRNO and a rule with LOG match, the kernel runs the system call.

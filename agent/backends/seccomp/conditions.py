@@ -1,10 +1,10 @@
 """Rejects conditions that libseccomp compiles incorrectly, although their meaning is clear.
 libseccomp merges all rules for one system call into a decision tree, and compares a 64-bit argument
-in two halves (_db_tree_add and _db_tree_prune in db.c). For some combinations of rules, a branch of
-this tree is lost. This module rejects the combinations that tests/system/seccomp_filter found in
-libseccomp 2.5.1 to 2.6.1. The module also warns about comparisons that a program can bypass by
-setting higher bits. Two rules that never apply to the same pod are never part of the same filter,
-so the module does not compare them.
+in two halves (_db_tree_add and _db_tree_prune in db.c). For some combinations of rules, libseccomp
+loses a branch of this tree. This module rejects the combinations that tests/system/seccomp_filter
+found in libseccomp 2.5.1 to 2.6.1. The module also warns about comparisons that a program can
+bypass by setting higher bits. Two rules that never apply to the same pod are never part of the same
+filter, so the module does not compare them.
 """
 
 import itertools
@@ -54,7 +54,7 @@ def findings(document: Document, native: str) -> Iterator[Finding]:
 
 
 def _trees(document: Document, native: str) -> Iterator[tuple[str, Sequence[Rule]]]:
-    """Return each call with the rules that libseccomp merges into one tree."""
+    """Return each system call with the rules that libseccomp merges into one tree."""
     conditional: dict[str, list[Rule]] = defaultdict(list)
     for rule in document.effective_rules:
         if rule.args:
@@ -68,10 +68,10 @@ def _trees(document: Document, native: str) -> Iterator[tuple[str, Sequence[Rule
 
 
 def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
-    """Reject a range or inequality before the last argument of a rule if libseccomp merges the
-    tree of the rule wrongly with the tree of another rule.
+    """Reject a range or inequality before the last condition of a rule if libseccomp would merge
+    the tree of this rule incorrectly with the tree of another rule.
 
-    Both results of a range or inequality can lead to the next condition, so the tree contains the
+    Both outcomes of a range or inequality can lead to the next condition, so the tree contains the
     same subtree twice. If another rule extends this subtree, libseccomp loses rules, or never
     finishes building the filter.
     """
@@ -98,8 +98,8 @@ def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
 
 
 def _shares_subtree(rule: Rule, other: Rule, fork: Condition) -> bool:
-    """Return whether libseccomp may merge the subtree behind a fork with a subtree of the other
-    rule.
+    """Return whether libseccomp may merge a duplicate subtree of one rule with a subtree of the
+    other rule.
 
     The conditions for a merge were measured with pairs of rules in tests/system/seccomp_filter.
     """
@@ -111,7 +111,7 @@ def _shares_subtree(rule: Rule, other: Rule, fork: Condition) -> bool:
         is_longer = before < other_before or other_before < before
         return is_longer and not _later(rule, fork.index).isdisjoint(_later(other, fork.index))
     if met.value >> 32 != fork.value >> 32 or _are_opposite(fork, met):
-        return False  # The comparisons, or the results that the rules need, differ.
+        return False  # The rules compare differently, or need different outcomes of the comparison.
     return met.op not in _EQUALITIES or fork.op == "SCMP_CMP_NE"
 
 
@@ -120,12 +120,13 @@ def _before(rule: Rule, index: int) -> frozenset[Condition]:
 
 
 def _later(rule: Rule, index: int) -> frozenset[int]:
-    """Return the arguments that a rule compares after an argument."""
+    """Return the arguments that a rule compares after the given argument."""
     return frozenset(arg.index for arg in rule.args if arg.index > index)
 
 
 def _distant_bounds(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
-    """Reject a combination of an upper bound and another bound if their upper 32 bits differ.
+    """Reject an upper bound in combination with another bound if the upper 32 bits of the bounds
+    differ.
 
     The tree compares the upper halves of both bounds on the same level, and libseccomp drops the
     second comparison.
@@ -197,10 +198,10 @@ def _shared_comparisons(
     trees: Sequence[tuple[str, Sequence[Rule]]], abis: Sequence[str]
 ) -> Iterator[Finding]:
     """Reject a comparison in the rules of two system calls if another argument may be loaded before
-    it. libseccomp writes equal instructions of two calls only once. Several jumps lead to these
-    instructions. To decide whether the argument must be loaded again, libseccomp considers only one
-    of these jumps (_gen_bpf_build_bpf in gen_bpf.c). If libseccomp considers the wrong jump, the
-    comparison uses the wrong argument for the system call that has more conditions on its path. On
+    it. libseccomp writes equal instructions of two calls only once. Several jumps then lead to the
+    shared instructions. To decide whether the argument must be loaded again, libseccomp considers
+    only one of these jumps (_gen_bpf_build_bpf in gen_bpf.c). If it considers the wrong jump, one
+    of the two calls compares the wrong argument: the call that has more conditions on its path. On
     64-bit ABIs, the filter always compares the lower half first.
     """
     for abi in abis:
@@ -240,7 +241,7 @@ def _meaning(rule: Rule) -> tuple[frozenset[Condition], Answer]:
 
 
 def _suffixes(rules: Sequence[Rule]) -> set[tuple[tuple[Condition, ...], Answer]]:
-    """Return the last conditions in each rule, in the order of their arguments.
+    """Return for each rule the last conditions, in the order of their arguments.
 
     Two system calls share the instructions of a condition only if equal conditions follow.
     """
@@ -264,8 +265,8 @@ def _are_opposite(first: Condition, second: Condition) -> bool:
 
 
 def _is_dropped(rule: Rule, later: Rule, index: int) -> bool:
-    """Return whether libseccomp drops one of two rules because it has all conditions of the other
-    rule before an argument, and more conditions.
+    """Return whether libseccomp drops the longer of two rules, because before an argument it has
+    all conditions of the other rule and further conditions.
     """
     before, later_before = (
         {

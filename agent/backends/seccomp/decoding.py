@@ -13,11 +13,11 @@ from agent.core.findings import Finding
 
 MOST_BYTES: Final = 1 << 20
 
-Json = object  # This is a value from json.loads, and every use checks it with isinstance.
+Json = object  # The value comes from json.loads, and every use checks its type with isinstance.
 
 
 class _NotJsonError(ValueError):
-    """The text is not JSON, although Python's decoder accepts it."""
+    """Raised for a text that is not JSON although Python's decoder accepts it."""
 
 
 def decode(content: bytes, pairs: "wrapped.PairsHook | None" = None) -> tuple[Json] | Finding:
@@ -40,7 +40,7 @@ def decode(content: bytes, pairs: "wrapped.PairsHook | None" = None) -> tuple[Js
 
 
 def _text(content: bytes) -> str | Finding:
-    """Return the text of the file, or the reason why the file is not text."""
+    """Return the text of a file, or the reason why the file does not contain text."""
     if len(content) > MOST_BYTES:
         reason = f"The profile has {len(content)} bytes; the limit is {MOST_BYTES} bytes"
         return common_findings.key_too_large(

@@ -1,7 +1,7 @@
 """Finds exactly the system calls for which two profiles return different results.
 
 Each profile divides the arguments of a system call into cases, and each case has one result. Two
-cases with different results are a difference if some arguments belong to both of them.
+cases with different results form a difference if some arguments belong to both cases.
 """
 
 import enum
@@ -70,8 +70,8 @@ class _Case:
 def differences(first: Meaning, second: Meaning) -> Iterator[Difference]:
     """Return the cases for which the two profiles return different results.
 
-    If only one filter handles an ABI, this is reported as one difference, because the kernel kills
-    each thread that uses an ABI outside the filter.
+    An ABI that only one filter handles is reported as a single difference, because the other filter
+    makes the kernel kill each thread that uses this ABI.
     """
     killed = Answer(action="SCMP_ACT_KILL_THREAD")
     for abi in dict.fromkeys((*first.abis, *second.abis)):

@@ -10,8 +10,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Final
 
-# These numbers rank the actions in the order of seccomp(2); an action with a larger number denies
-# more.
+# These numbers rank the actions in the order of seccomp(2). An action with a larger number is
+# stricter.
 STRICTNESS: Final = {
     "SCMP_ACT_ALLOW": 0,
     "SCMP_ACT_LOG": 1,
@@ -32,7 +32,7 @@ FIELDS: Final = frozenset(
 )
 PERMISSIVE: Final = frozenset({"SCMP_ACT_ALLOW", "SCMP_ACT_LOG", "SCMP_ACT_TRACE"})
 WITH_ERRNO: Final = frozenset({"SCMP_ACT_ERRNO", "SCMP_ACT_TRACE"})
-_EPERM: Final = 1  # runc and crun use this default if errnoRet is missing.
+_EPERM: Final = 1  # runc and crun use this error number if errnoRet is missing.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Answer:
     """
 
     action: str
-    errno: int = 0  # Only SCMP_ACT_ERRNO and SCMP_ACT_TRACE have a number.
+    errno: int = 0  # The number of SCMP_ACT_ERRNO or SCMP_ACT_TRACE; other actions have no number.
 
     @property
     def is_permissive(self) -> bool:
@@ -53,7 +53,7 @@ class Answer:
 
     @property
     def strictness(self) -> int:
-        """The rank of the action; a larger number denies more."""
+        """The rank of the action; a larger number is stricter."""
         return STRICTNESS.get(self.action, 0)
 
 
@@ -86,7 +86,7 @@ class Only:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One entry in `syscalls`."""
+    """One entry in the field `syscalls`."""
 
     where: str  # The path of the field in messages, for example syscalls[4].
     names: tuple[str, ...]
@@ -115,9 +115,7 @@ class Rule:
         )
 
     def may_meet(self, other: "Rule") -> bool:
-        """Return whether both rules can apply to the same pod, which depends on the pod's
-        capabilities.
-        """
+        """Return whether both rules apply to a pod with suitable capabilities."""
         needed = {*self.includes.caps, *other.includes.caps}
         return needed.isdisjoint((*self.excludes.caps, *other.excludes.caps))
 
@@ -142,8 +140,8 @@ class Document:
 
     @property
     def effective_rules(self) -> tuple[Rule, ...]:
-        """The rules that differ from the default action. runc and crun pass only these rules to
-        libseccomp.
+        """The rules whose action differs from the default action. runc and crun pass only these
+        rules to libseccomp.
         """
         default = self.default
         return tuple(rule for rule in self.rules if rule.answer != default)

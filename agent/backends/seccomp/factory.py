@@ -21,7 +21,7 @@ class SeccompConfig(Protocol):
 
     @property
     def seccomp_format(self) -> Literal["oci", "docker"]:
-        """The format of the source files."""
+        """The format of the profiles in the sources."""
 
     @property
     def allow_unknown_syscalls(self) -> bool:
@@ -29,13 +29,13 @@ class SeccompConfig(Protocol):
 
     @property
     def runtime_floor(self) -> str:
-        """The oldest releases of libseccomp and of the runtimes on the nodes, for example
+        """The oldest releases of libseccomp and of the container runtimes on the nodes, for example
         `libseccomp=2.5.5,runc=1.2`.
         """
 
 
 def build(config: SeccompConfig, context: BackendContext) -> BackendParts:
-    """Build the parts of the backend. Building them reads and writes no file."""
+    """Build the parts of the backend. The function reads and writes no file."""
     backend = SeccompBackend(
         host=context.host,
         directory=config.seccomp_dir,

@@ -98,7 +98,7 @@ def _known_action(action: str, where: str) -> Iterator[Finding]:
 
 
 def _notify(document: Document) -> Iterator[Finding]:
-    """Reject SCMP_ACT_NOTIFY with one error for all of its uses in the profile."""
+    """Reject SCMP_ACT_NOTIFY, with one error for all of its uses in the profile."""
     places = ["defaultAction"] if document.default_action == _NOTIFY else []
     places += [f"{rule.where}.action" for rule in document.rules if rule.action == _NOTIFY]
     if places:
@@ -156,7 +156,8 @@ def _flags(document: Document, options: Options) -> Iterator[Finding]:
 def _architectures(document: Document, options: Options) -> Iterator[Finding]:
     known = _BIG_ENDIAN | _LITTLE_ENDIAN
     if options.machine == "riscv64":
-        known |= {"SCMP_ARCH_RISCV64"}  # Only runc since 2023 knows SCMP_ARCH_RISCV64.
+        # Releases of runc before 2023 do not know this architecture.
+        known |= {"SCMP_ARCH_RISCV64"}
     if document.architectures and document.has_arch_map:
         message = "The profile has both architectures and archMap, which CRI-O rejects."
         yield _bad("archMap", message, "Remove architectures or archMap.")
@@ -300,7 +301,9 @@ def _capabilities(document: Document) -> Iterator[Finding]:
 
 
 def _names(document: Document, options: Options) -> Iterator[Finding]:
-    """Report names of system calls that a node may not know, with one finding for all warnings."""
+    """Report names of system calls that a node may not know; a single finding contains all
+    warnings.
+    """
     may_open = document.default_action in PERMISSIVE and not options.allow_unknown_syscalls
     ignored: dict[str, str] = {}
     for rule in document.rules:

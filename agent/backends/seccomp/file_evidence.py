@@ -1,7 +1,7 @@
 """Identifies the content of seccomp files.
 
-Only the exact content proves that the agent wrote a file. The canonical form identifies all files
-with the same meaning, so that such files of other programs can be adopted.
+Only the exact content proves that the agent wrote a file. All files with the same meaning have the
+same canonical form, so that files of other programs can be adopted.
 """
 
 from agent.backends.seccomp import fields, inspection
@@ -9,12 +9,12 @@ from agent.core.model import Evidence, ObservedProfile, digest
 
 
 def expected(body_digest: str) -> Evidence:
-    """Return the evidence of the files that are equal to a canonical form with this digest."""
+    """Return the evidence of files that contain the canonical form with this digest."""
     return _exact(body_digest) | _equivalent(body_digest)
 
 
 def installed(body: bytes) -> ObservedProfile:
-    """Return the observation of a file to which the agent wrote a canonical form."""
+    """Return the observation of a file into which the agent wrote a canonical form."""
     body_digest = digest(body)
     return ObservedProfile(
         evidence=_exact(body_digest), equivalent_evidence=_equivalent(body_digest)
@@ -22,7 +22,7 @@ def installed(body: bytes) -> ObservedProfile:
 
 
 def observed(content: bytes, options: fields.Options) -> ObservedProfile:
-    """Return the observation of a file with any content."""
+    """Return the observation of a file that may have any content."""
     form = inspection.canonical_form(content, options)
     return ObservedProfile(
         evidence=_exact(digest(content)),

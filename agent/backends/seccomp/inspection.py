@@ -27,8 +27,8 @@ from agent.core import common_findings
 from agent.core.finding_codes import FindingCode, Severity
 from agent.core.findings import MAX_FINDINGS, Finding, limit_findings
 
-# If a file causes one of these notices, at least one runtime reads the file differently from its
-# canonical form.
+# If a file causes a notice with one of these codes, at least one runtime reads the file differently
+# from its canonical form.
 _READ_DIFFERENTLY: Final = frozenset(
     {
         *(
@@ -44,9 +44,9 @@ _READ_DIFFERENTLY: Final = frozenset(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checked:
-    """The result of a check."""
+    """The result of the check of a profile."""
 
-    body: bytes  # The canonical form, or empty if the profile is rejected.
+    body: bytes  # The canonical form of the profile; empty if the profile is rejected.
     findings: tuple[Finding, ...]
     depends_on_kernel: bool = False  # Whether the canonical form depends on the kernel version.
 
@@ -91,7 +91,7 @@ def unchecked_form(content: bytes, options: fields.Options) -> bytes:
 def canonical_form(content: bytes, options: fields.Options) -> bytes:
     """Return the canonical form of a file if all runtimes read the file in the same way.
 
-    The result is empty if the file is rejected, or if a runtime reads it differently.
+    The result is empty if the file is rejected, or if a runtime reads the file differently.
     """
     document, read = _read(content, options)
     if document is None:

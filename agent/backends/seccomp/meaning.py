@@ -1,8 +1,8 @@
 """Defines the exact meaning of a profile: the kernel's response to each system call.
 
 A `Meaning` is valid for one machine, one kernel version and one capability set. Other modules use
-it to compare profiles and to warn about allowed system calls. The module is pure. A `Meaning` does
-not include the faults of libseccomp, which the modules `conditions`, `multiplex` and `anchor`
+this meaning to compare profiles and to warn about allowed system calls. The module is pure. A
+`Meaning` ignores the faults of libseccomp, which the modules `conditions`, `multiplex` and `anchor`
 handle. The tests compare each `Meaning` with the filters that every available version of libseccomp
 builds.
 """
@@ -16,8 +16,8 @@ from typing import Final
 from agent.backends.seccomp import multiplex, regions, syscalls
 from agent.backends.seccomp.document import Answer, Document, Rule
 
-# These ABIs have arguments of 32 bits. The arguments in seccomp_data have 64 bits, and libseccomp
-# compares the lower half.
+# The system calls of these ABIs have arguments of 32 bits. The arguments in seccomp_data have 64
+# bits, and libseccomp compares the lower half.
 SHORT_ABIS: Final = frozenset(
     f"SCMP_ARCH_{name}"
     for name in ("X86", "X32", "ARM", "MIPS", "MIPSEL", "MIPS64N32", "MIPSEL64N32", "PPC", "S390")
@@ -28,14 +28,14 @@ SHORT_ABIS: Final = frozenset(
 class CallMeaning:
     """The kernel's responses to one system call of one ABI."""
 
-    cases: tuple[Rule, ...]  # The rules with conditions; overlapping rules return equal results.
-    otherwise: Answer  # The response if no case applies.
-    decided_by: Rule | None = None  # The rule without conditions, if any.
-    largest: int = regions.LARGEST  # The largest value of an argument.
+    cases: tuple[Rule, ...]  # The rules with conditions. Overlapping rules have the same action.
+    otherwise: Answer  # The response if no rule in `cases` applies.
+    decided_by: Rule | None = None  # The rule without conditions, if there is one.
+    largest: int = regions.LARGEST  # The largest value that an argument can have.
 
     def answers(self, arguments: Sequence[int]) -> frozenset[Answer]:
-        """Return the possible responses. There is only one response, unless rules contradict each
-        other.
+        """Return the possible responses. The result contains several responses only if rules
+        contradict each other.
         """
         holding = {
             rule.answer
@@ -48,7 +48,7 @@ class CallMeaning:
         return frozenset(holding or {self.otherwise})
 
     def every_answer(self) -> frozenset[Answer]:
-        """Return the responses for all possible arguments."""
+        """Return every response that some arguments cause."""
         possible = {
             rule.answer
             for rule in self.cases
@@ -101,8 +101,8 @@ class Meaning:
         return CallMeaning(cases=tuple(rules), otherwise=self.document.default, largest=largest)
 
     def answers(self, abi: str, name: str, arguments: Sequence[int]) -> frozenset[Answer]:
-        """Return the responses to a system call with these arguments. For an accepted profile,
-        there is only one response.
+        """Return the responses to a system call with these arguments. For an accepted profile, the
+        result contains only one response.
         """
         return self.call(abi, name).answers(arguments)
 

@@ -1,16 +1,17 @@
-"""Checks rules for system calls that some ABIs can also reach through socketcall(2) and ipc(2).
+"""Checks rules for system calls that programs of some ABIs can also make through socketcall(2) and
+ipc(2).
 
-The arguments of a multiplexed call are in memory, and a filter cannot read memory. libseccomp
+A filter cannot read the arguments of a multiplexed call, because they are in memory. libseccomp
 therefore also adds each rule for an operation to the multiplexing call, with the number of the
-operation as the first argument (abi_rule_add in syscalls.c). libseccomp drops a condition on the
-original first argument. Without this condition, a denying rule denies more system calls than
-written, and an allowing rule allows the whole operation. Other conditions compare arguments that
-the operation does not have.
+operation as the first argument (abi_rule_add in syscalls.c). It drops a condition on the original
+first argument. Without the dropped condition, a rule that denies calls denies more calls than its
+author intended, and a rule that allows calls allows the whole operation. Conditions on other
+arguments compare arguments of the multiplexing call, which the operation does not have.
 
 libseccomp may therefore allow an operation that the profile denies. `closed` adds a rule that
 denies the multiplexing call if only 32-bit programs can use the call. Every other profile with this
-problem is rejected, and so is a profile whose rules libseccomp cannot combine in one filter. If a
-profile itself allows the multiplexing call, the result is only a warning.
+problem is rejected. Profiles whose rules libseccomp cannot combine in one filter are rejected too.
+If a profile itself allows the multiplexing call, the result is only a warning.
 """
 
 from collections.abc import Iterator, Mapping
@@ -82,7 +83,8 @@ def closed(document: Document, native: str) -> tuple[Document, tuple[Finding, ..
             action="SCMP_ACT_ERRNO",
             errno_ret=errno,
         )
-        # The rule comes first, so that libseccomp merges no later rule into the multiplexing call.
+        # The added rule comes first, so that libseccomp merges no other rule into the multiplexing
+        # call.
         document = replace(document, rules=(rule, *document.rules))
         message = (
             f"A rule was added that denies {through}(2) with error number {errno}. On {abis[0]} "
@@ -106,7 +108,8 @@ class _Through:
     name: str
     abi: str
     default: Answer
-    rule: Rule | None  # The rule without conditions, or None if the default action applies.
+    # The rule without conditions for the call, or None if the default action applies.
+    rule: Rule | None
 
     @property
     def answer(self) -> Answer:
@@ -114,7 +117,7 @@ class _Through:
         return self.default if self.rule is None else self.rule.answer
 
     def operation(self, rule: Rule) -> str | None:
-        """Return the first operation that a rule names."""
+        """Return the first operation of the multiplexing call that a rule names."""
         return next((name for name in rule.names if name in OPERATIONS[self.name]), None)
 
 
@@ -149,7 +152,7 @@ def findings(document: Document, native: str) -> Iterator[Finding]:
 
 
 def _opened(rule: Rule, through: _Through) -> Iterator[Finding]:
-    """Report an allowing rule with a condition that libseccomp drops."""
+    """Report a rule that allows a call under a condition that libseccomp drops."""
     operation = through.operation(rule)
     if operation is None:
         return
@@ -210,12 +213,15 @@ def merged(document: Document, through: str) -> list[Rule]:
             elif name == through and rule.args:
                 rules.append(rule)
             elif name == through and not rule.depends_on_capabilities:
-                return rules  # The rule covers every operation, and libseccomp drops later rules.
+                # This rule covers every operation, and libseccomp drops all later rules.
+                return rules
     return rules
 
 
 def is_decided(document: Document, through: str) -> bool:
-    """Return whether a rule without conditions covers every operation of a multiplexing call."""
+    """Return whether a rule without conditions applies to every operation of a multiplexing
+    call.
+    """
     return any(
         through in rule.names and not rule.args and not rule.depends_on_capabilities
         for rule in document.effective_rules
@@ -247,7 +253,7 @@ def _contradict(earlier: Rule, later: Rule) -> bool:
     if earlier.answer == later.answer or not earlier.may_meet(later):
         return False
     if set(earlier.args) < set(later.args):
-        return False  # libseccomp drops the later and longer rule.
+        return False  # libseccomp drops the later rule, which has more conditions.
     return regions.can_hold_together(_equalities(earlier), _equalities(later))
 
 

@@ -1,9 +1,9 @@
-"""Decides exactly whether argument conditions can be true together, and whether one implies
-another.
+"""Decides exactly whether conditions on arguments can be true together, and whether some conditions
+imply others.
 
-A filter compares unsigned 64-bit words, and each condition is about one argument. All conditions on
-one argument select an interval, restrict some bits, and exclude single values. The module computes
-the smallest word of the selected set directly, without approximation.
+A filter compares unsigned 64-bit words, and each condition compares one argument. Together, the
+conditions on one argument select an interval, fix some bits, and exclude single values. The module
+computes the smallest word of the selected set directly, without approximation.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,7 +26,7 @@ class Words:
 
     lowest: int = 0
     highest: int = LARGEST
-    mask: int = 0  # the fixed bits
+    mask: int = 0  # The mask of the fixed bits.
     value: int = 0  # The values of the fixed bits.
     excluded: frozenset[int] = frozenset()
 
@@ -58,14 +58,16 @@ class Words:
         return word
 
     def _next(self, start: int) -> int | None:
-        """Return the smallest word with the fixed bits that is not less than start, or None."""
+        """Return the smallest word that has the fixed bits and is not less than `start`, or
+        None.
+        """
         if start > self.highest:
             return None
         word = start
         if start & self.mask != self.value:
-            # The result keeps the upper bits of start, replaces the next 0 bit with 1, and has the
-            # smallest possible lower bits. If the replaced bit is as low as possible, the word is
-            # the smallest one.
+            # The result keeps the upper bits of `start`, replaces the next 0 bit with 1, and has
+            # the smallest possible lower bits. If the replaced bit is as low as possible, the word
+            # is the smallest one.
             for place in range(BITS):
                 bit = 1 << place
                 above = start & ~((bit << 1) - 1)
@@ -91,7 +93,8 @@ def words(condition: Condition) -> Words:
     simple = {
         "SCMP_CMP_EQ": Words(lowest=value, highest=value),
         "SCMP_CMP_NE": Words(excluded=frozenset({value})),
-        "SCMP_CMP_LT": Words(highest=value - 1),  # For the value 0, the set is empty.
+        # If the value is 0, no word is less, so the set is empty.
+        "SCMP_CMP_LT": Words(highest=value - 1),
         "SCMP_CMP_LE": Words(highest=value),
         "SCMP_CMP_GT": Words(lowest=value + 1),
         "SCMP_CMP_GE": Words(lowest=value),
@@ -135,7 +138,7 @@ def by_argument(conditions: Iterable[Condition], largest: int = LARGEST) -> dict
 
 
 def example(conditions: Iterable[Condition], largest: int = LARGEST) -> dict[int, int] | None:
-    """Return arguments for which all conditions are true, or None if there are none."""
+    """Return arguments for which all conditions are true, or None if no such arguments exist."""
     found = {}
     for index, values in by_argument(conditions, largest).items():
         smallest = values.smallest()
@@ -182,14 +185,16 @@ def outside(
 
 @dataclass(slots=True, kw_only=True)
 class _Search:
-    """Searches for arguments that violate at least one condition of each of several rules."""
+    """Searches for arguments that match none of several rules."""
 
     others: Sequence[tuple[Condition, ...]]
     largest: int
     steps: int = 0
 
     def finds(self, values: Mapping[int, Words], position: int) -> bool:
-        """Return whether some of the values violate each rule from this position on."""
+        """Return whether some of the values match neither the rule at this position nor any later
+        rule.
+        """
         self.steps += 1
         if self.steps > _MOST_STEPS:
             return True

@@ -1,9 +1,9 @@
-"""The releases of libseccomp, runc and crun that a profile must work with.
+"""The releases of libseccomp, runc and crun with which a profile must work.
 
-A `RuntimeFloor` states the oldest release on any node of the cluster. The tables contain only facts
-that depend on the release: which release first had each newer system call, and which release first
-accepted each flag of a filter. The module `syscalls` lists the system calls that every supported
-release knows.
+A `RuntimeFloor` contains the oldest release of each program on any node of the cluster. The tables
+contain only facts that depend on the release: which release first had each newer system call, and
+which release first accepted each flag of a filter. The module `syscalls` lists the system calls
+that every supported release knows.
 """
 
 import re
@@ -24,7 +24,7 @@ class RuntimeFloor:
     crun: Version = (1, 8)
 
     def __str__(self) -> str:
-        """The value of `--runtime-floor` that results in this floor."""
+        """The value of `--runtime-floor` that defines these releases."""
         parts = (("libseccomp", self.libseccomp), ("runc", self.runc), ("crun", self.crun))
         return ",".join(f"{name}={shown(release)}" for name, release in parts)
 
@@ -43,9 +43,9 @@ def version(text: str) -> Version | None:
 
 
 def parse(text: str) -> RuntimeFloor:
-    """Return the floor in a text such as `libseccomp=2.5.5,runc=1.2`.
+    """Return the releases in a text such as `libseccomp=2.5.5,runc=1.2`.
 
-    If the text does not name a program, the program keeps its default.
+    A program that the text does not contain keeps its default release.
 
     Raises:
         ValueError: the text is invalid.

@@ -17,7 +17,8 @@ from agent.backends.seccomp.document import Answer, Document, Only, Rule, answer
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
-# uname -m -> (runtime-spec's name, Go's name, the 32-bit ABI that the same kernel runs)
+# Maps the machine name of `uname -m` to the name in the runtime-spec, the name in Go, and the
+# 32-bit ABI that the same kernel runs.
 MACHINES: Final = {
     "x86_64": ("SCMP_ARCH_X86_64", "amd64", "SCMP_ARCH_X86"),
     "aarch64": ("SCMP_ARCH_AARCH64", "arm64", "SCMP_ARCH_ARM"),
@@ -38,7 +39,7 @@ ARCHES: Final = frozenset(
 )
 _KERNEL: Final = re.compile(r"(\d{1,4})\.(\d{1,4})")
 
-_PATCH: Final = 2  # A version with a patch level has this number of dots.
+_PATCH: Final = 2  # The number of dots in a version with a patch level.
 
 Kernel = tuple[int, int]
 
@@ -75,8 +76,8 @@ def minimum(text: str) -> Kernel | None:
 
 
 def errno_number(text: str) -> int | None:
-    """Return the error number for a name such as `ENOSYS` or digits such as `38`, as CRI-O reads
-    them, or None for any other text.
+    """Return the error number that CRI-O reads from a name such as `ENOSYS` or from digits such as
+    `38`, or None for any other text.
     """
     if text.isascii() and text.isdecimal() and len(text) <= len("4095"):
         return int(text)
@@ -92,7 +93,7 @@ def abis(machine: str) -> tuple[str, ...]:
 
 
 def applies(rule: Rule, node: Node) -> bool:
-    """Return whether a rule applies on the node, by Docker's rules."""
+    """Return whether a rule applies on the node, as Docker decides it."""
     go_name = MACHINES[node.machine][1]
     included, excluded = rule.includes, rule.excludes
     if included.arches and go_name not in included.arches:
@@ -140,9 +141,9 @@ def resolve(document: Document, node: Node) -> Resolved:
 
 
 def _first_ones(rules: Collection[Rule], default: Answer) -> list[Rule]:
-    """Return the rules, and omit each call that an earlier rule already decides.
+    """Return the rules without the system calls for which an earlier rule has priority.
 
-    In every runtime, the first rule without conditions has priority. For example, a rule of
+    Every runtime applies the first rule without conditions of a system call. For example, a rule of
     Podman's default profile allows a system call for all pods, and a later rule denies the call for
     some pods.
     """
@@ -164,9 +165,10 @@ def _first_ones(rules: Collection[Rule], default: Answer) -> list[Rule]:
 
 
 def _plain(rule: Rule) -> Rule:
-    """Return the rule without conditions on the node and without comparisons that are always true.
+    """Return a copy of the rule without conditions on the node and without comparisons that are
+    always true.
 
-    If the only condition of a rule has an empty mask, libseccomp treats the rule as a rule without
+    If the mask of the only condition in a rule is 0, libseccomp treats the rule as a rule without
     conditions.
     """
     always = ("SCMP_CMP_MASKED_EQ", 0, 0)

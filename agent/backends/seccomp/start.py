@@ -1,9 +1,9 @@
 """Warns if a container runtime cannot start a container under a profile.
 
-The lists of system calls were measured on x86_64 with UID 0 and 1000: each call was denied
-separately. A process without no_new_privs installs the filter before it changes its UID and
-capabilities, so a container without no_new_privs needs more system calls.
-tests/system/test_start_needs.py compares the lists with the installed runtimes.
+The lists of system calls were measured on x86_64 with the UIDs 0 and 1000, by denying one call at a
+time. A process without no_new_privs installs the filter before it changes its UID and capabilities,
+so a container without no_new_privs needs more system calls. tests/system/test_start_needs.py
+compares the lists with the installed runtimes.
 """
 
 from collections.abc import Iterator
@@ -28,11 +28,11 @@ class Measured:
     release: releases.Version
     with_no_new_privs: frozenset[str]
     without: frozenset[str]
-    """The additional calls that a container without no_new_privs needs."""
+    """The further system calls that a container without no_new_privs needs."""
     replaceable: frozenset[str] = frozenset()
-    """The calls that the runtime replaces by other calls if they are denied."""
+    """The system calls that the runtime replaces with `replacements` if they are denied."""
     replacements: frozenset[str] = frozenset()
-    """The calls that the runtime then needs."""
+    """The system calls that the runtime needs instead of the replaced calls."""
 
     @property
     def label(self) -> str:
@@ -131,10 +131,10 @@ def _denied(profile: Meaning, names: frozenset[str]) -> list[str]:
 
 
 def _relevant(floor: releases.RuntimeFloor) -> Iterator[Measured]:
-    """Return the measured releases, without releases that are older than the floor.
+    """Return the measured releases that can be on a node, according to the floor.
 
-    The newest release that is not newer than the floor stays, because its measurement is the
-    closest one.
+    They include the newest measured release that is not newer than the floor, because its
+    measurement is the closest to the floor.
     """
     floors = {"runc": floor.runc, "crun": floor.crun}
     for measured in MEASURED:

@@ -1,9 +1,9 @@
 """Reads the bytes of a seccomp profile strictly, and collects all errors.
 
 `decoding` decodes the JSON. Go ignores the case of keys and uses the last of several duplicate
-keys. Because of this, duplicate and unknown keys are errors. As in Go, null means that a field is
-absent. For any input, the module returns a Document, findings, or both. `fields` checks the values,
-and `wrapped` recognises files that contain a profile in another format.
+keys. Because of this, duplicate and unknown keys are errors. As in Go, a null value means that the
+field is absent. For any input, the module returns a Document, findings, or both. `fields` checks
+the values, and `wrapped` recognises files that contain a profile in another format.
 """
 
 import re
@@ -24,10 +24,11 @@ from agent.backends.seccomp.document import (
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import MAX_FINDINGS, Finding
 
-# This is MAX_ERRNO in linux/err.h; libseccomp rejects or truncates larger numbers.
+# The largest error number is MAX_ERRNO in linux/err.h. libseccomp rejects or truncates larger
+# numbers.
 MOST_ERRNO: Final = 4095
-# This limit applies to all lists together; the kernel already rejects a filter for a fifth of this
-# number.
+# The limit applies to the entries of all lists together. The kernel already rejects the filter for
+# a fifth of this number.
 MOST_ENTRIES: Final = 20_000
 
 _RULE: Final = frozenset(
@@ -40,7 +41,9 @@ _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,63}")
 
 
 def read(content: bytes) -> tuple[Document | None, tuple[Finding, ...]]:
-    """Return the document and the findings. The document is None if the JSON is not a profile."""
+    """Return the document of a profile and the findings. The document is None if the JSON is not a
+    profile.
+    """
     walk = _Walk()
     decoded = decoding.decode(content, walk.pairs)
     if isinstance(decoded, Finding):
@@ -59,12 +62,12 @@ def shown(value: Json) -> str:
 
 
 class _Walk:
-    """Walks over the decoded JSON and collects the errors."""
+    """Visits the values of the decoded JSON, and collects the errors."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
         self.rewritten: list[str] = []  # The rules that have `name` instead of `names`.
-        self.remarks: list[str] = []  # the comment keys
+        self.remarks: list[str] = []  # The JSON keys that contain comments.
         self.entries = 0
 
     @property
@@ -226,8 +229,8 @@ class _Walk:
         )
 
     def listener(self, top: Mapping[str, Json]) -> None:
-        """Report the keys of a listener that no rule uses. The module `fields` reports a listener
-        that a rule uses.
+        """Report the fields of a seccomp listener that no rule uses. The module `fields` reports
+        listeners that a rule uses.
         """
         keys = [key for key in LISTENER_FIELDS if top.get(key) not in (None, "")]
         rules = top.get("syscalls")
@@ -275,8 +278,8 @@ class _Walk:
                 )
 
     def names(self, rule: Mapping[str, Json], where: str) -> tuple[str, ...]:
-        """Return `names`, or a list that contains `name`, because containerd does not support
-        `name`.
+        """Return the list `names`, or a list with the value of `name`, which containerd does not
+        support.
         """
         old = rule.get("name")
         entries = list(self.items(rule.get("names"), f"{where}.names"))

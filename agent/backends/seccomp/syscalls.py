@@ -21,8 +21,8 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# These names are in system-calls 7.2, but libseccomp 2.5.4 does not know them. The agent does not
-# know names that are newer than Linux 7.2.
+# These names are in the list system-calls 7.2, but libseccomp 2.5.4 does not know them. The agent
+# does not know names of system calls that are newer than Linux 7.2.
 _NOT_IN_2_5_4: Final = _words(
     """
     arc_gettls arc_settls arc_usr_cmpxchg atomic_barrier atomic_cmpxchg_32 dipc exec_with_loader
@@ -46,7 +46,7 @@ _ONLY_IN_DEBIANS_2_5_4: Final = frozenset(
     ["cachestat", "fchmodat2", "futex_requeue", "futex_wait", "futex_wake", "map_shadow_stack"]
 )
 
-# libseccomp 2.5.4 knows these names, but system-calls 7.2 does not contain them.
+# libseccomp 2.5.4 knows these names, but the list system-calls 7.2 does not contain them.
 _ONLY_IN_LIBSECCOMP: Final = _words(
     """
     _sysctl afs_syscall arm_sync_file_range bdflush break create_module ftime get_kernel_syms
@@ -66,9 +66,9 @@ KNOWN: Final = (
 # fchmodat. Add only names that published examples contain, and no other misspelt names.
 INERT: Final = frozenset({"chmodat"})
 
-# Each of these newer system calls has the effect of an older call. The number is the Linux release
-# that added the newer system call (source: man pages). If a profile denies only the older system
-# call, a program can use the newer call for the same effect.
+# Each of these newer system calls can have the effect of an older call. The version is the Linux
+# release that added the newer system call (source: man pages). If a profile denies only the older
+# system call, a program can use the newer call for the same effect.
 NEWER_VARIANTS: Final[dict[str, tuple[str, frozenset[str]]]] = {
     "clone3": ("5.3", frozenset({"clone"})),
     "execveat": ("3.19", frozenset({"execve"})),
@@ -91,7 +91,8 @@ def exists(name: str) -> bool:
     return name in KNOWN or name in _NOT_IN_2_5_4 or name in _ONLY_IN_DEBIANS_2_5_4
 
 
-# This dictionary maps the name of an ABI in runtime-spec to the name of its table in system-calls.
+# This dictionary maps the name of an ABI in the runtime-spec to the name of its table in
+# system-calls.
 _TABLES: Final = {
     "SCMP_ARCH_X86_64": "x86_64",
     "SCMP_ARCH_X86": "i386",
@@ -113,9 +114,9 @@ _TABLES: Final = {
 }
 
 
-# From this number on, a system call has the same number on every architecture. Some versions of
-# libseccomp do not know the system calls after faccessat2, and runtimes with these versions ignore
-# the names of these calls.
+# Every system call with this number or a larger number has the same number on every architecture.
+# Some versions of libseccomp do not know the system calls after faccessat2, and runtimes with these
+# versions ignore the names of these calls.
 _FIRST_RECENT: Final = 440
 
 
@@ -135,7 +136,7 @@ def number(abi: str, name: str) -> int:
 
 
 def may_exist(abi: str, name: str) -> bool:
-    """Return whether libseccomp may know a number of the system call on an ABI. libseccomp also
+    """Return whether libseccomp may have a number for the system call on an ABI. libseccomp also
     knows calls that Linux has removed, whose numbers the agent does not know.
     """
     return number(abi, name) >= 0 or name in _ONLY_IN_LIBSECCOMP
@@ -156,7 +157,9 @@ _MOST_NAMES: Final = 12  # The maximum number of names in one message.
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the first names for a message, and the number of further names."""
+    """Return a list of names for a message; after the first names, it only states how many more
+    names exist.
+    """
     rest = len(names) - _MOST_NAMES
     more = f" and {rest} more" if rest > 0 else ""
     return ", ".join(name[:60] for name in names[:_MOST_NAMES]) + more

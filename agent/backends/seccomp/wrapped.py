@@ -15,7 +15,7 @@ from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 
 Json = object
-# The first line of a Kubernetes resource or of a profile in YAML.
+# This pattern matches the first line of a Kubernetes resource or of a profile in YAML.
 _YAML: Final = re.compile(
     r"(?:[ \t]*(?:#[^\n]*|---[^\n]*)?\r?\n)*+(?:apiVersion|kind|metadata|defaultAction):[ \t]"
 )
@@ -24,7 +24,7 @@ PairsHook = Callable[[list[tuple[str, Json]]], dict[str, Json]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wrapper:
-    """A known file format that can contain a profile."""
+    """A known file format that can contain a seccomp profile."""
 
     description: str
     where: str  # The path of the profile in the file, or empty if the file has no profile.
@@ -32,7 +32,7 @@ class Wrapper:
     base: str = ""  # The profile that a SeccompProfile resource extends.
 
 
-# The fields of a SeccompProfile resource that are not fields of a profile.
+# The fields that a SeccompProfile resource has in addition to those of a profile.
 _OF_RESOURCE: Final = frozenset({"baseProfileName", "disabled"})
 _FIELDS: Final = frozenset(field.casefold() for field in FIELDS)
 
@@ -78,14 +78,16 @@ def is_yaml(text: str) -> bool:
 
 
 def yaml_hint(text: str) -> str:
-    """Return the next step for a text that is YAML; empty for any other text."""
+    """Return a hint for a text that is YAML; empty for any other text."""
     if not is_yaml(text):
         return ""
     return "The text looks like YAML. Run `profile-loader convert FILE` to get the profile in JSON."
 
 
 def finding(tree: Json) -> Finding | None:
-    """Return the finding for a file in another known format, or None for any other file."""
+    """Return the finding for a file in a known format other than a plain profile, or None for other
+    files.
+    """
     wrapper = find(tree)
     if wrapper is None:
         return None
