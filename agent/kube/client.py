@@ -1,10 +1,10 @@
 """Sends requests to the API server with urllib3.
 
-Every request has time limits and a size limit. This module never repeats a request by itself,
-because the caller decides when to send a request again. An error status and a missing response are
-two different errors (errors.py). responses.py parses the JSON of responses. credentials.py reads
-the configuration, and connections.py opens the connections. The generated API of the kubernetes
-package is not used, because it needs 27 MiB more memory (measured with kubernetes 37.0.2).
+Every request has time limits and a size limit. This module never repeats a request, because the
+caller decides when to send it again. An error status and a missing response raise two different
+errors (errors.py). responses.py parses the JSON of responses. credentials.py reads the
+configuration, and connections.py opens the connections. The generated API of the kubernetes package
+is not used, because it needs 27 MiB more memory (measured with kubernetes 37.0.2).
 """
 
 import base64
@@ -29,14 +29,12 @@ from agent.kube.responses import RESPONSE_BYTES, Event, Json
 
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 10.0  # The longest time between two parts of a response.
-RESPONSE_SECONDS: Final = (
-    60.0  # The longest time from the request to the last byte of the response.
-)
-# This is the time limit of a whole watch. The reflector asks the server to end each watch after at
-# most 360 s.
+RESPONSE_SECONDS: Final = 60.0  # The longest time between the request and the end of the response.
+# The time limit of a whole watch. The reflector asks the server to end each watch after at most 360
+# s.
 WATCH_SECONDS: Final = 600.0
-# The name of the field manager must never change. With another name, server-side apply would leave
-# the labels of the previous manager on the Node.
+# The name of the field manager must never change. With a different name, server-side apply would
+# leave the labels of the previous field manager on the Node.
 FIELD_MANAGER: Final = "profile-loader"
 JSON_TYPE: Final = "application/json"
 APPLY_PATCH: Final = "application/apply-patch+yaml"
@@ -44,7 +42,7 @@ JSON_PATCH: Final = "application/json-patch+json"
 Query = Sequence[tuple[str, str]]
 
 _NO_RESPONSE: Final = (urllib3.exceptions.HTTPError, OSError)
-# Many messages of urllib3 begin with a class name and the address of an object.
+# Many error messages of urllib3 begin with a class name and the address of an object.
 _PEER: Final = re.compile(r"^\w*Connection\(host='?([^',]*)'?, port=(\d+)\): ")
 
 
@@ -60,7 +58,9 @@ class _Request:
 
 
 class Api:
-    """A client of one API server. Several threads may use the client at the same time."""
+    """A client that sends requests to one API server. Several threads may use the client at the
+    same time.
+    """
 
     def __init__(
         self,
@@ -96,8 +96,8 @@ class Api:
 
         The iterator parses each item separately and without managedFields, so that a page with
         hundreds of thousands of keys needs little memory. The page contains `items: None` if the
-        API server sent null. Raises StatusError and UnreachableError; the iterator raises
-        UnreachableError.
+        API server sent null as its items. Raises StatusError and UnreachableError; the iterator
+        raises UnreachableError.
         """
         request = _Request(method="GET", path=path, query=query, accept=accept)
         return responses.split_list(
@@ -117,7 +117,8 @@ class Api:
         )
 
     def apply(self, path: str, body: Mapping[str, object]) -> Json:
-        """Apply an object with server-side apply, and take over its fields from other managers.
+        """Apply an object with server-side apply, and take over its fields from other field
+        managers.
 
         Raises StatusError and UnreachableError.
         """
@@ -180,7 +181,7 @@ class Api:
         )
         response = self._start_watch(access, pools, request, silence_seconds)
         try:
-            if response.status != HTTPStatus.OK:  # The only status of a successful watch.
+            if response.status != HTTPStatus.OK:  # A successful watch has no other status.
                 with connections.deadline(RESPONSE_SECONDS):
                     content = responses.read(response)
                     responses.parse_response(response, content, responses.parse_object)
@@ -218,7 +219,7 @@ class Api:
         """Return the uid of the Node that the token is bound to, or "" for an unbound token.
 
         Kubernetes 1.30 and later include the uid in the tokens of pods (KEP-4193). This method does
-        not verify the token; only the API server does.
+        not verify the token, because the API server does.
         """
         try:
             _header, claims_text, _signature = self._credentials.current().authorization.split(".")
@@ -234,7 +235,7 @@ class Api:
         access = self._credentials.current()
         with self._lock:
             if access != self._access:
-                # Requests that are already in progress use their previous connections.
+                # Requests that are already in progress keep their previous connections.
                 self._pools.clear()
                 self._access, self._pools = access, connections.pool_manager(access)
             return self._access, self._pools
@@ -267,10 +268,10 @@ class Api:
         )
 
     def _with_credentials_failure(self, access: ClusterAccess, error: StatusError) -> StatusError:
-        """Return the error for a response. For status 401, include why the credentials could not be
-        read again.
+        """Return the error for a response. For the status 401, the error also states why the
+        credentials could not be read again.
 
-        After status 401, the next request also reads the credentials again.
+        After the status 401, the next request also reads the credentials again.
         """
         if error.status != HTTPStatus.UNAUTHORIZED:
             return error
@@ -282,7 +283,7 @@ class Api:
 
 
 def _reason(error: Exception) -> str:
-    """Return one line about a failure, without the addresses of Python objects."""
+    """Return one line of text about a failure, without the addresses of Python objects."""
     if isinstance(error, urllib3.exceptions.ReadTimeoutError):
         return "no response in time"
     text = " ".join(str(getattr(error, "reason", None) or error).split())

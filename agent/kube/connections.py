@@ -1,8 +1,8 @@
 """Opens HTTP connections to the API server with urllib3, with time limits and TLS.
 
-The timeout of a socket begins again with each byte that arrives, so each thread has a deadline for
-the whole response. This module does not read the configuration. credentials.py returns the
-`ClusterAccess` for a pool, and client.py sends the requests.
+The timeout of a socket begins again with each byte that arrives. Therefore, each thread also has a
+deadline for the whole response. This module does not read the configuration. credentials.py returns
+the `ClusterAccess` for a pool, and client.py sends the requests.
 """
 
 import contextlib
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 POOL_SIZE: Final = 4
-# The kernel detects a dead peer after 30 s + 9 * 15 s, even while a response is awaited (tcp(7)).
+# With these options, the kernel detects a dead peer after 30 s + 9 * 15 s, even while the client
+# waits for a response (tcp(7)).
 _KEEP_ALIVE: Final = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
@@ -48,9 +49,9 @@ class ClusterAccess:
     certificate_file: str | None = None
     key_file: str | None = None
     certificate: bytes = field(default=b"", repr=False)
-    """The content of the certificate file, so that a renewal changes the value."""
+    """The content of the certificate file. This value changes when the certificate is renewed."""
     key: bytes = field(default=b"", repr=False)
-    """The content of the key file."""
+    """The content of the file with the private key."""
     verifies_server: bool = True
     server_name: str | None = None
     """The name that the API server's certificate must contain; None for the host in the URL."""
@@ -62,7 +63,7 @@ class ClusterAccess:
 
 
 class _Deadline(threading.local):
-    """The deadline of the response that this thread reads, as a monotonic time."""
+    """The deadline of the response that the current thread reads, in monotonic seconds."""
 
     at: float = math.inf
 
@@ -133,13 +134,13 @@ class _TlsConnection(HTTPSConnection):
     """A TLS connection that verifies the certificate chain, the dates and the address, like
     kubectl.
 
-    In addition, Python 3.13 sets VERIFY_X509_STRICT, which rejects authorities without key usage or
-    key identifiers. The authorities of older clusters lack these extensions, so this flag is
-    removed (https://github.com/kubernetes-client/python/issues/2394).
+    Python 3.13 also sets VERIFY_X509_STRICT, which rejects certificate authorities without key
+    usage or key identifiers. The authorities of older clusters lack these extensions, so this class
+    removes the flag (https://github.com/kubernetes-client/python/issues/2394).
     """
 
     def connect(self) -> None:
-        """Connect with a new context, which reads the CA file again."""
+        """Connect with a new TLS context, which reads the CA file again."""
         self.ssl_context = create_urllib3_context(cert_reqs=resolve_cert_reqs(self.cert_reqs))
         self.ssl_context.sslsocket_class = _TlsSocket
         self.ssl_context.verify_flags &= ~ssl.VERIFY_X509_STRICT

@@ -2,9 +2,9 @@
 minute.
 
 The package's own renewal is not used, because it compares wall-clock times and does not support
-every type of credential. Instead, this module reads the whole configuration again. A separate
-thread reads the configuration, because a plugin of a kubeconfig can hang. connections.py uses the
-result.
+every type of credential. Instead, this module reads the whole configuration again each time. A
+separate thread reads the configuration, because a plugin of a kubeconfig can hang. connections.py
+uses the result.
 """
 
 import contextlib
@@ -27,9 +27,10 @@ from yaml import YAMLError
 from agent.kube.connections import ClusterAccess
 from agent.kube.errors import NoClusterError
 
-# Credentials are read again when they reach this age. client-go uses the same age for a token file.
+# When credentials reach this age in seconds, they are read again. client-go uses the same age for a
+# token file.
 REREAD_SECONDS: Final = 60.0
-# A request waits at most this time while another thread reads the credentials.
+# The longest time in seconds that a request waits while another thread reads the credentials.
 WAIT_SECONDS: Final = 10.0
 
 
@@ -39,8 +40,8 @@ class Credentials:
     def __init__(self, kubeconfig: str = "") -> None:
         """Read the configuration from the pod or from a kubeconfig file.
 
-        The run time of a kubeconfig plugin is not limited here, because the plugin may prompt the
-        user. Raises NoClusterError.
+        This first read has no time limit, because a plugin of the kubeconfig may prompt the user.
+        Raises NoClusterError.
         """
         self._kubeconfig = kubeconfig
         self._lock = threading.Lock()
@@ -97,8 +98,7 @@ class Credentials:
         except Exception as error:  # noqa: BLE001 - plugins of providers raise anything
             self._failure = " ".join(str(error).split())[:300] or type(error).__name__
             return
-        # If a plugin fails, the kubernetes package logs the failure and continues without
-        # credentials.
+        # The package kubernetes logs the failure of a plugin, and continues without credentials.
         if previous.has_credentials and not access.has_credentials:
             self._failure = "they are empty"
             return
@@ -120,7 +120,7 @@ def _read(kubeconfig: str) -> ClusterAccess:
             load_incluster_config(client_configuration=config)  # type: ignore[no-untyped-call] # the same
     except (ConfigException, YAMLError, OSError, ValueError) as error:
         raise NoClusterError(" ".join(str(error).split())[:300]) from error
-    # The file is valid YAML, but has an unexpected structure.
+    # The kubeconfig is valid YAML, but has an unexpected structure.
     except (TypeError, KeyError, AttributeError) as error:
         raise NoClusterError("the file is not a kubeconfig") from error
     config.refresh_api_key_hook = None
@@ -128,7 +128,8 @@ def _read(kubeconfig: str) -> ClusterAccess:
     config.api_key = {name: token.strip() for name, token in config.api_key.items()}
     token = str(config.auth_settings().get("BearerToken", {}).get("value") or "")
     if not (token.isascii() and token.isprintable()):
-        # If the token is invalid, the HTTP library would quote it in an error message.
+        # The token is checked here, because the HTTP library would quote an invalid token in an
+        # error message.
         raise NoClusterError("the token contains characters that an HTTP header cannot contain.")
     return ClusterAccess(
         url=str(config.host),
@@ -148,7 +149,7 @@ def _content(path: str | None) -> bytes:
 
 
 def _unusable(kubeconfig: str, reason: str) -> str:
-    """Return why the configuration cannot be used, and how the user can correct it."""
+    """Return the reason why the configuration cannot be used, and how to correct it."""
     if not kubeconfig and "KUBERNETES_SERVICE_HOST" not in os.environ:
         return (
             "this process does not run in a pod of a cluster, so it does not know the API server. "

@@ -7,30 +7,32 @@ from http import HTTPStatus
 
 
 class KubeError(Exception):
-    """A request to the API server failed. The text of the error is a human-readable reason."""
+    """Raised if a request to the API server failed. The text of the error is a human-readable
+    reason.
+    """
 
     status = 0
     """The HTTP status; 0 without a response."""
 
 
 class NoClusterError(KubeError):
-    """No usable configuration with the address of an API server was found."""
+    """Raised if no usable configuration with the address of an API server was found."""
 
 
 class UnreachableError(KubeError):
-    """The API server sent no response, or a response that does not come from the Kubernetes API."""
+    """Raised if no response arrived, or if the response does not come from the Kubernetes API."""
 
 
 class TooLargeError(UnreachableError):
-    """The response is larger than the size limit of the request."""
+    """Raised if the response is larger than the size limit of the request."""
 
 
 class WatchNotStartedError(UnreachableError):
-    """The API server did not send the status line of a watch."""
+    """Raised if the API server did not send the status line of a watch."""
 
 
 class StatusError(KubeError):
-    """The API server responded with an error status."""
+    """Raised if the API server responded with an error status."""
 
     def __init__(self, status: int, reason: str, message: str, retry_after: float = 0.0) -> None:
         super().__init__(f"{status} {reason}: {message}" if reason else f"{status}: {message}")
@@ -44,7 +46,9 @@ class StatusError(KubeError):
 
     @property
     def is_server_error(self) -> bool:
-        """Whether the API server failed, and may have carried out the request (RFC 9110, 15.6)."""
+        """Whether the API server failed, so that it may have carried out the request (RFC 9110,
+        15.6).
+        """
         return self.status >= HTTPStatus.INTERNAL_SERVER_ERROR
 
     @property

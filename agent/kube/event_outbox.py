@@ -21,13 +21,15 @@ class PendingEvent:
 
     event: events.NodeEvent
     at: float
-    """The Unix time of the report."""
+    """The Unix time of the report that caused the Event."""
     number: int
-    """A number that is unique in this process, for the name of the Event."""
+    """A number for the name of the Event, which is unique in this process."""
 
 
 class EventOutbox:
-    """The queue of Events, oldest first. Any thread may call the methods."""
+    """The queue of Events that have not been sent, with the oldest Event first. Any thread may call
+    the methods.
+    """
 
     def __init__(self, clock: Callable[[], float], wall_clock: Callable[[], float]) -> None:
         """Create an empty queue.
@@ -62,6 +64,6 @@ class EventOutbox:
             return self._pending[0] if self._pending else None
 
     def remove_oldest(self) -> None:
-        """Remove an Event after it was sent or after the API server rejected it."""
+        """Remove an Event that was sent, or that the API server rejected."""
         with self._lock:
             self._pending.popleft()

@@ -15,7 +15,9 @@ from agent.kube.event_outbox import EventOutbox
 
 
 class EventSender:
-    """The Events of one agent. `add` may be called by any thread, `send_oldest` by one thread."""
+    """Sends the Events of one agent. Any thread may call `add`, but only one thread may call
+    `send_oldest`.
+    """
 
     def __init__(
         self, api: Api, outbox: EventOutbox, on_drop: Callable[[int], None] = lambda _: None
@@ -45,8 +47,8 @@ class EventSender:
     def send_oldest(self, node: str, uid: str) -> None:
         """Send the oldest Event about a Node.
 
-        Raises KubeError if the same request may succeed later. An Event that the API server rejects
-        for another reason is dropped.
+        Raises KubeError if the same request may succeed later. If the API server rejects the Event
+        for any other reason, the Event is dropped.
         """
         pending = self.outbox.oldest()
         if pending is None:
@@ -59,5 +61,6 @@ class EventSender:
                 raise
             # The status Conflict means that the Event was created but the response was lost.
             if error.status != HTTPStatus.CONFLICT:
-                self.on_drop(1)  # The API server would reject the Event again.
+                # The Event is dropped, because the API server would reject it again.
+                self.on_drop(1)
         self.outbox.remove_oldest()

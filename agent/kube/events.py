@@ -1,6 +1,6 @@
 """Decides which changes between two reports become Events on the Node, and creates them.
 
-Only a change of state causes an Event. A token bucket limits the number of Events, and the caller
+Only changes of a state cause Events. A token bucket limits the number of Events, and the caller
 counts the dropped Events. event_outbox.py stores Events until they are sent.
 """
 
@@ -39,7 +39,7 @@ class NodeEvent:
 def transitions(before: Report | None, after: Report) -> tuple[NodeEvent, ...]:
     """Return the Events for the changes between two reports.
 
-    For the first report of a process, there is no previous report.
+    The first report of a process has no previous report.
     """
     previous = {_id(row): row for row in before.profiles} if before is not None else {}
     node_events: dict[NodeEvent, None] = {}
@@ -99,16 +99,20 @@ def _profile_event(before: ProfileStatus | None, row: ProfileStatus) -> NodeEven
     if row.state == ProfileState.HELD and (
         row.desired or row.reason == _PENDING or _was_held(before)
     ):
-        return None  # If a source is unreadable, its profiles on the node do not change.
+        # No Event is needed for the profiles of an unreadable source, because they do not change on
+        # the node.
+        return None
     return _problem_event(row, profile)
 
 
 def _was_held(before: ProfileStatus | None) -> bool:
-    """Return whether an earlier Event already gave the reason why the profile stays."""
+    """Return whether an earlier Event already reported the reason why the profile stays on the
+    node.
+    """
     return before is not None and before.state == ProfileState.HELD and before.reason != _PENDING
 
 
-# The profile will soon be removed, or its reason will change.
+# This state does not last: the profile is removed soon, or stays for another reason.
 _PENDING: Final = Reason.LABEL_PENDING
 _DRIFT: Final = {
     Reason.WENT_MISSING: "was missing on the node",
@@ -142,7 +146,9 @@ def _codes(row: ProfileStatus) -> tuple[str, ...]:
 
 
 class TokenBucket:
-    """A rate limit that allows BURST Events at once, and then one Event every REFILL_SECONDS."""
+    """A rate limit that allows BURST Events at once, and after that one Event every
+    REFILL_SECONDS.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -203,8 +209,8 @@ def _bounded(note: str) -> str:
 def take_allowed(
     node_events: Sequence[NodeEvent], bucket: TokenBucket
 ) -> tuple[list[NodeEvent], int]:
-    """Return the Events that the bucket allows, beginning with warnings, and the number of all
-    others.
+    """Return the Events that the rate limit allows, warnings first, and the number of Events that
+    it does not allow.
     """
     ordered = sorted(node_events, key=lambda event: event.type != "Warning")
     allowed = [event for event in ordered if bucket.take()]

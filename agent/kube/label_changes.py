@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 
-# A change is the key of a label with its new value, or with None to remove the label.
+# A change consists of the key of a label and its new value, which is None to remove the label.
 Change = tuple[str, str | None]
 JsonPatch = list[Mapping[str, object]]
 
@@ -14,9 +14,9 @@ def in_parts(
     """Return the changes from the observed to the desired labels, in several parts.
 
     The first part removes outdated labels, including labels whose value has changed. The other
-    parts add labels. These parts are grouped by prefix and value, because the admission policy of
-    another release may allow other prefixes and values. Additions in the set of exclusions are
-    omitted.
+    parts add labels. Additions are grouped by prefix and value, because the admission policy of
+    another release may reject some prefixes or values. The result omits the additions that the
+    caller excludes.
     """
     removals: list[Change] = [
         (key, None) for key, value in sorted(observed.items()) if desired.get(key) != value
@@ -30,12 +30,12 @@ def in_parts(
 
 
 def additions(observed: Mapping[str, str], desired: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the desired labels that are missing or have another value."""
+    """Return the desired labels that are missing on the Node or have another value there."""
     return [(key, value) for key, value in sorted(desired.items()) if observed.get(key) != value]
 
 
 def changed(labels: Mapping[str, str], changes: Iterable[Change]) -> dict[str, str]:
-    """Return the labels that result from these changes."""
+    """Return the labels after the given changes."""
     result: dict[str, str | None] = {**labels, **dict(changes)}
     return {key: value for key, value in result.items() if value is not None}
 

@@ -1,6 +1,6 @@
 """Detects that another client repeatedly removes the agent's labels.
 
-The agent restores the labels each time, but waits longer and longer, so that two conflicting
+The agent restores the labels each time, but with increasing delays, so that the two conflicting
 clients do not flood the API server.
 """
 
@@ -9,7 +9,8 @@ from typing import Final
 
 from agent.backoff import delay_seconds
 
-CONTENTION_RESTORES: Final = 5  # This number of restores within the window counts as contention.
+# If labels were restored this many times within the window, there is contention.
+CONTENTION_RESTORES: Final = 5
 WINDOW_SECONDS: Final = 600.0
 FIRST_SECONDS: Final = 1.0
 LONGEST_SECONDS: Final = 60.0
@@ -23,11 +24,11 @@ class LabelContention:
         self._applied: Mapping[str, str] = {}
         self._restored_at: list[float] = []
         self.next_restore_at = 0.0
-        """Before this time of the clock, the same labels are not restored."""
+        """The agent does not restore the same labels before this time of the clock."""
 
     @property
     def is_contended(self) -> bool:
-        """Return whether the labels were restored too often."""
+        """Return whether the labels have been restored too often."""
         return len(self._restored_at) >= CONTENTION_RESTORES
 
     def record_applied(self, labels: Mapping[str, str]) -> None:
@@ -37,7 +38,7 @@ class LabelContention:
     def must_wait(self, observed: Mapping[str, str], desired: Mapping[str, str]) -> bool:
         """Record an attempt to set labels, and return whether to wait until `next_restore_at`.
 
-        Only the labels of `record_applied` have to wait; other labels are set immediately.
+        Only labels that were passed to `record_applied` have to wait. Other labels are set at once.
         """
         now = self._clock()
         self._restored_at = [at for at in self._restored_at if now - at < WINDOW_SECONDS]

@@ -13,7 +13,8 @@ from agent.kube.client import JSON_TYPE, Api
 from agent.kube.errors import StatusError, TooLargeError, UnreachableError
 from agent.kube.responses import RESPONSE_BYTES, Json
 
-# Reading and parsing a page takes about 3.3 bytes of memory per byte (measured with ConfigMaps).
+# To read and parse a page, the agent needs about 3.3 bytes of memory for each byte (measured with
+# ConfigMaps).
 PAGE_BYTES: Final = 4 << 20
 PAGE_OBJECTS: Final = 100
 PAGE_LIMIT: Final = 10_000  # The maximum number of pages in one list.
@@ -29,12 +30,12 @@ class Bounds(Protocol[Kept]):
     """Limits how much of the listed objects is stored in memory."""
 
     def within(self, objects: Mapping[str, Kept]) -> Mapping[str, Kept]:
-        """Return the objects within the limit; for the others, omit the content or the whole
-        object.
+        """Return the objects that are within the limit. For other objects, omit the content or the
+        whole object.
         """
 
     def has_room(self, objects: Mapping[str, Kept], /) -> bool:
-        """Return whether content that was dropped earlier would fit now."""
+        """Return whether omitted content would now be within the limit."""
 
 
 class Unbounded(Generic[Kept]):
@@ -45,7 +46,7 @@ class Unbounded(Generic[Kept]):
         return objects
 
     def has_room(self, _objects: Mapping[str, Kept], /) -> bool:
-        """Return False, because no object was ever dropped."""
+        """Return False, because no object was omitted."""
         return False
 
 
@@ -58,7 +59,8 @@ class Resource:
     query: tuple[tuple[str, str], ...] = ()
     """The label selector or the field selector of the list."""
     object_path: str = ""
-    """The path of a single object. A GET request reads the object, without permission to list."""
+    """The path of a single object. A GET request reads this object without the permission to list
+    objects."""
     metadata_only: bool = False
     """Whether to read only the metadata of the objects."""
 
@@ -73,7 +75,9 @@ class Resource:
         return _METADATA_LIST if self.metadata_only else JSON_TYPE
 
     def key(self, item: Json) -> str:
-        """Return the name of an object; add its namespace if the path contains none."""
+        """Return the name of an object, with its namespace if the path does not contain the
+        namespace.
+        """
         name, namespace = object_name(item), str(metadata(item).get("namespace", ""))
         return f"{namespace}/{name}" if namespace and "/namespaces/" not in self.path else name
 
@@ -84,7 +88,7 @@ class ListResult(Generic[Kept]):
 
     objects: Mapping[str, Kept]
     is_partial: bool
-    """Whether the bounds exclude some of the objects."""
+    """Whether the limits exclude some of the objects."""
     version: str
     """The resource version from which a watch continues."""
 
@@ -118,7 +122,8 @@ class Lister(Generic[Kept]):
             try:
                 return self._pages()
             except StatusError as error:
-                if error.status != HTTPStatus.GONE:  # The token for the next page expired.
+                # Only this status means that the token for the next page expired.
+                if error.status != HTTPStatus.GONE:
                     raise
         return self._pages()
 
@@ -168,8 +173,8 @@ def _is_empty(page: Json) -> bool:
 
     For an empty list, the API server sends `[]` (kubernetes, apiserver/pkg/storage/etcd3/store.go,
     GetList), but it sends null for an empty list of metadata
-    (apiserver/pkg/endpoints/handlers/response.go). A test checks both responses with a real API
-    server. Any other response without items is an error.
+    (apiserver/pkg/endpoints/handlers/response.go). A test compares both responses with those of a
+    real API server. Any other response without items is treated as an error.
     """
     return (
         page.get("items", "") is None
@@ -205,5 +210,7 @@ def resource_version(item: Json) -> str:
 
 
 def is_older(version: str, other: str) -> bool:
-    """Return whether a resource version is older than another, as decimal numbers (KEP-5504)."""
+    """Return whether a resource version is older than another. Resource versions are compared as
+    decimal numbers (KEP-5504).
+    """
     return version.isdecimal() and other.isdecimal() and int(version) < int(other)

@@ -2,9 +2,10 @@
 
 Every client that may patch a Node can also write its managedFields. A server-side apply removes
 each field that managedFields attributes to its field manager but that the apply does not contain.
-With forged entries, these fields could be taints and foreign labels. The admission policy prevents
+With forged entries, an apply could remove taints and foreign labels. The admission policy prevents
 anyone with the agent's token from forging entries, but it does not restrict an administrator.
-Therefore, the agent releases forged fields before an apply, without changing their values.
+Therefore, the agent gives up the ownership of such fields before an apply, without changing their
+values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,12 @@ from agent.kube.responses import Json
 
 
 def is_forged(metadata: Mapping[str, object]) -> bool:
-    """Return whether managedFields attributes fields other than agent labels to the agent."""
+    """Return whether managedFields attributes any field except the agent's labels to the agent."""
     return any(_own_fields(fields) != fields for _, fields in _entries(metadata))
 
 
 def repair(metadata: Mapping[str, object]) -> list[Mapping[str, object]]:
-    """Return the JSON patch that releases all fields except the agent's labels."""
+    """Return the JSON patch that gives up the ownership of all fields except the agent's labels."""
     patch: list[Mapping[str, object]] = []
     for index, fields in _entries(metadata):
         own = _own_fields(fields)
@@ -32,7 +33,7 @@ def repair(metadata: Mapping[str, object]) -> list[Mapping[str, object]]:
 
 
 def _entries(metadata: Mapping[str, object]) -> Sequence[tuple[int, Json]]:
-    """Return the index and the fields of each entry about the agent's applies."""
+    """Return the index and the fields of each entry that belongs to an apply of the agent."""
     entries = metadata.get("managedFields")
     return [
         (index, entry["fieldsV1"])
@@ -47,8 +48,8 @@ def _entries(metadata: Mapping[str, object]) -> Sequence[tuple[int, Json]]:
 def _own_fields(fields: Json) -> Json:
     """Return the labels of a FieldsV1 set that have the format of the agent's labels (KEP-555).
 
-    Labels in any domain are returned, because an apply must still be able to remove the labels of a
-    previous domain.
+    The result includes labels in every domain, because an apply must still be able to remove the
+    labels of a previous domain.
     """
     metadata = fields.get("f:metadata")
     owned = metadata.get("f:labels") if isinstance(metadata, dict) else None

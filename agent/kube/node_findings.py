@@ -68,7 +68,7 @@ def contended(node: str) -> Finding:
         code=FindingCode.LABEL_FOUGHT,
         location=f"node {node}",
         message="Another client repeatedly removes the agent's labels. The agent restores them "
-        "less and less often.",
+        "with increasing delays.",
         hint="`kubectl get node --show-managed-fields -o yaml` shows the other field manager.",
     )
 
@@ -79,7 +79,7 @@ def foreign_label(key: str, node: str) -> Finding:
         code=FindingCode.LABEL_FOREIGN,
         location=key,
         message="The label has the agent's prefix, and another field manager owns it. The agent "
-        "leaves it unchanged, and it describes no profile on this node.",
+        "does not change this label, which describes no profile on this node.",
         hint=f"kubectl label node {node} {key}-",
     )
 

@@ -1,10 +1,10 @@
 """Sets the labels of the agent's own Node, and removes the startup taint.
 
-The agent changes only its own Node, which has the configured name, the boot ID of this kernel, and
-the uid that the token is bound to. All labels are set in one server-side apply, and only if they
-differ from the labels on the Node. The agent never changes a label that another field manager owns.
-If the API server rejects a label, the other labels are not affected. The agent then removes the
-outdated labels, and sets all accepted labels.
+The agent changes only its own Node. This Node has the configured name, the boot ID of this kernel,
+and the uid to which the token is bound. All labels are set in one server-side apply, and only if
+they differ from the labels on the Node. The agent never changes a label that another field manager
+owns. A label that the API server rejects does not affect the other labels. In this case, the agent
+still removes the outdated labels and sets all accepted labels.
 """
 
 from collections import deque
@@ -28,9 +28,9 @@ from agent.kube.own_node import (
 # The largest number of requests in one attempt to find the rejected labels.
 REFUSAL_REQUESTS: Final = 24
 UNLABEL_ATTEMPTS: Final = 5
-# These statuses are about the content of a request. The validation of the API server returns 400
-# and 422, an admission policy returns 403 and 422, and a Node that would be too large results in
-# 413.
+# The API server responds with one of these statuses if it rejects the content of a request. The
+# validation of the API server returns 400 and 422, an admission policy returns 403 and 422, and a
+# Node that would be too large results in 413.
 _CONTENT_STATUSES: Final = frozenset({400, 403, 413, 422})
 
 
@@ -38,7 +38,7 @@ class NodeLabeler:
     """Labels one Node. Only one thread may use this object."""
 
     def __init__(self, api: Api, options: NodeOptions, boot_id: Callable[[], str]) -> None:
-        """Create a labeler that has not sent any requests yet.
+        """Create a labeler without sending a request.
 
         Args:
             api: the client.
@@ -51,14 +51,14 @@ class NodeLabeler:
         self.foreign_labels: frozenset[str] = frozenset()
         """Labels with the agent's prefixes that another field manager owns."""
         self.refused: frozenset[Change] = frozenset()
-        """Changes that the API server rejected in the last attempt."""
+        """The changes that the API server rejected in the last attempt."""
         self.refusals = 0
-        """The number of attempts that had rejected changes."""
+        """The number of attempts in which the API server rejected changes."""
         self._refusal_reason = ""
-        # The changes that the API server rejected even when each was sent alone.
+        # The changes that the API server rejected even in a request with no other change.
         self._suspects: set[Change] = set()
         self._untainted_uid = ""
-        # Whether an apply may have succeeded although its response was lost.
+        # Whether an apply with a lost response may have succeeded.
         self._is_doubtful = False
 
     def read(self) -> NodeMetadata:
@@ -100,7 +100,7 @@ class NodeLabeler:
         """Set the desired labels that the API server allows, and return the Node from the response.
 
         After the call, `refused` contains the rejected changes. Raises WrongNodeError. Raises
-        KubeError if no change is allowed or no response arrived.
+        KubeError if the API server allows no change, or if no response arrived.
         """
         self.foreign_labels = self.foreign_labels.intersection(node.labels)
         target = self.allowed_labels(node, desired)
@@ -121,8 +121,8 @@ class NodeLabeler:
     ) -> NodeMetadata:
         """Apply the allowed changes, after the API server has rejected the complete set of labels.
 
-        If the API server even rejects the labels that are already on the Node, the passed error is
-        raised.
+        The method raises the passed error if the API server rejects even the labels that are
+        already on the Node.
         """
         state = self.own_labels(node)
         try:
@@ -130,7 +130,7 @@ class NodeLabeler:
         except StatusError:
             raise error from None
         parts = deque(label_changes.in_parts(state, desired, self._suspects))
-        # Changes that may be rejected come last.
+        # Changes that are likely to be rejected come last.
         additions = label_changes.additions(state, desired)
         suspects = [change for change in additions if change in self._suspects]
         halves: list[tuple[Change, ...]] = [tuple(suspects)]
@@ -148,7 +148,7 @@ class NodeLabeler:
                 error = part_error
                 self._suspects.update(part if len(part) == 1 else ())
                 half = len(part) // 2
-                # The other outdated labels are removed next.
+                # The next request removes the other outdated labels.
                 if half and part[0][1] is None:
                     parts.extendleft([part[half:], part[:half]])
                 elif half:
@@ -161,7 +161,9 @@ class NodeLabeler:
         return node
 
     def _release_forged_fields(self) -> NodeMetadata:
-        """Release fields that are falsely attributed to the agent, and return the changed Node."""
+        """Give up the ownership of fields that are falsely attributed to the agent, and return the
+        changed Node.
+        """
         item = self.api.get(self.options.path)
         metadata = item.get("metadata")
         patch = managed_fields.repair(metadata if isinstance(metadata, dict) else {})
@@ -182,8 +184,8 @@ class NodeLabeler:
         try:
             response = node_metadata(self.api.apply(self.options.path, body))
         except StatusError as error:
-            # A request with status 4xx had no effect. A request with status 504 may have had an
-            # effect.
+            # A request with a status 4xx had no effect. A request with the status 504 may have had
+            # an effect.
             self._is_doubtful = was_doubtful or error.is_server_error
             raise
         self._is_doubtful = False
@@ -208,9 +210,10 @@ class NodeLabeler:
     def remove_labels(self) -> None:
         """Remove all labels with the agent's prefixes, and change nothing else.
 
-        The JSON patch contains each label with its value. An apply without labels would also remove
-        fields that metadata.managedFields falsely attributes to the agent, for example taints.
-        Raises KubeError, for example if the Node does not exist.
+        The JSON patch removes each label only if its value has not changed. This method uses no
+        server-side apply. An apply without labels would also remove fields that
+        metadata.managedFields falsely attributes to the agent, for example taints. Raises
+        KubeError, for example if the Node does not exist.
         """
         for attempt in range(1, UNLABEL_ATTEMPTS + 1):
             node = self.read()

@@ -1,4 +1,4 @@
-"""The part of a Node that the agent keeps, and the proof that a Node belongs to this machine.
+"""Defines the part of a Node that the agent stores, and proves that a Node belongs to this machine.
 
 This module changes no Node. node_labels.py changes the labels, and only after this proof.
 """
@@ -21,12 +21,12 @@ class NodeMetadata:
     uid: str
     labels: Mapping[str, str] = field(default_factory=dict)
     is_forged: bool = False
-    """A server-side apply by the agent would change more than the agent's labels."""
+    """Whether a server-side apply by the agent would change more than the agent's labels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeOptions:
-    """The Node, and the settings for its labels."""
+    """The name of the Node, and the settings for its labels."""
 
     name: str
     domain: str = labels.DOMAIN
@@ -38,16 +38,16 @@ class NodeOptions:
 
     @property
     def path(self) -> str:
-        """The path of the Node in the API."""
+        """The path of the Node in the API of the cluster."""
         return f"/api/v1/nodes/{quote(self.name)}"
 
 
 class WrongNodeError(Exception):
-    """The Node object does not belong to this machine, or does not belong to it yet."""
+    """Raised if the Node object does not belong to this machine, or does not belong to it yet."""
 
 
 def node_metadata(item: Json) -> NodeMetadata:
-    """Return the part of a Node to store, without its conditions and heartbeats.
+    """Return the part of a Node that the agent stores, without its conditions and heartbeats.
 
     Raises UnreachableError if the metadata has the wrong type, because unreadable labels must not
     count as missing labels.
@@ -74,7 +74,7 @@ class NodeIdentity:
         self._proven_uid: str | None = None
 
     def is_proven(self, node: NodeMetadata | None) -> bool:
-        """Return whether the Node is known to belong to this machine."""
+        """Return whether it is proven that the Node belongs to this machine."""
         return node is not None and self._proven_uid == node.uid
 
     def require_own_node(self, node: NodeMetadata) -> None:

@@ -1,9 +1,9 @@
 """Publishes reports to the API server in a separate thread: labels, startup taint and Events.
 
-The main loop never waits for this thread, which takes the newest report from a mailbox that holds
-one report. Labels are published before Events. After each consecutive failure the thread waits
-longer. A new report does not shorten this wait, so that an overloaded API server receives few
-requests.
+The main loop never waits for this thread. The thread takes the newest report from a mailbox with
+room for one report. Labels are published before Events. The thread waits longer after each
+consecutive failure. A new report does not shorten the wait, so that an overloaded API server
+receives few requests.
 """
 
 import threading
@@ -24,12 +24,13 @@ from agent.kube.reflector import Store
 
 FIRST_SECONDS: Final = 1.0
 LONGEST_SECONDS: Final = 60.0
-REFUSED_LONGEST_SECONDS: Final = 600.0  # The longest wait before rejected labels are sent again.
+# The longest wait before the publisher sends rejected labels again.
+REFUSED_LONGEST_SECONDS: Final = 600.0
 
 
 @dataclass(slots=True)
 class _Shared:
-    """The state that the main thread and the publisher's thread share. The publisher's lock
+    """The state that the main thread and the publisher's thread share. The lock of the publisher
     protects this object.
     """
 
@@ -37,20 +38,20 @@ class _Shared:
     report_number: int = 0
     """The number of reports that were posted."""
     pending_labels: frozenset[str] = frozenset()
-    """The labels that result from a posted report, and that may soon be on the Node."""
+    """The labels that result from a posted report, and that the Node may soon have."""
     node: NodeMetadata | None = None
     """The Node from the last response or from the last event of the watch, whichever is newer."""
     node_number: int = 0
-    """The number of changes of `node`."""
+    """The number of times that `node` has changed."""
     store_revision: int = -1
-    """The revision of the store that `node` was read from."""
+    """The revision of the store from which `node` was read."""
     has_work: bool = False
 
 
 class Publisher:
     """Publishes reports for one Node.
 
-    The main loop calls `post`, `notify`, `labels` and `labels_on_node`. The publisher's thread
+    The main thread calls `post`, `notify`, `labels` and `labels_on_node`. The publisher's thread
     calls `step`.
     """
 
@@ -80,16 +81,16 @@ class Publisher:
         """The findings of the last attempt to publish labels."""
         self._contention = LabelContention(clock)
         self._retry = _retry_timer(LONGEST_SECONDS, clock)
-        """The time before which no request is sent."""
+        """The publisher sends no request before this time."""
         self._refused_retry = _retry_timer(REFUSED_LONGEST_SECONDS, clock)
-        """The time before which rejected labels are not sent again."""
+        """The publisher does not send rejected labels again before this time."""
         self._lock = threading.Condition()
         self._shared = _Shared()
 
     # --- called by the agent's loop ---------------------------------------------------------------
 
     def post(self, report: Report) -> None:
-        """Replace the report that will be published."""
+        """Queue a report for publication, in place of a report that was not published yet."""
         with self._lock:
             self.events.add(report)
             shared = self._shared
@@ -103,8 +104,8 @@ class Publisher:
     def labels_on_node(self) -> frozenset[str] | None:
         """Return the labels with the agent's prefixes that are, or may soon be, on the Node.
 
-        The result includes labels that other field managers own, because these labels also claim
-        that a profile is installed. If the labels are unknown, the result is None.
+        It includes labels that other field managers own, because these labels also claim that a
+        profile is installed. If the labels are unknown, the result is None.
         """
         with self._lock:
             node = self._node()
@@ -127,7 +128,7 @@ class Publisher:
     def start(self) -> None:
         """Start the thread.
 
-        When the process exits, the thread ends, and the labels stay unchanged.
+        When the process exits, the thread ends and leaves the labels unchanged.
         """
         threading.Thread(target=self._run, name="publisher", daemon=True).start()
 
@@ -141,7 +142,7 @@ class Publisher:
             self.step()
 
     def seconds_until_due(self) -> float | None:
-        """Return the seconds until `step` has work to do, or None if it has none."""
+        """Return the seconds until `step` has something to do, or None if nothing is to do."""
         if self._shared.has_work or self.events.has_events or self._retry.has_failed:
             return self._retry.seconds_left
         if not self.labeler.refused:
@@ -149,7 +150,7 @@ class Publisher:
         return max(self._retry.seconds_left, self._refused_retry.seconds_left)
 
     def step(self) -> None:
-        """Publish once: the labels, then the startup taint, and then one Event."""
+        """Publish the labels, then remove the startup taint, and then send one Event."""
         findings: tuple[Finding, ...]
         before = (self.findings, self.labels_on_node())
         with self._lock:
@@ -173,7 +174,7 @@ class Publisher:
             self.on_change()
 
     def _is_about_labels_only(self, error: KubeError) -> bool:
-        """Return whether the API server may accept an Event although it rejected the labels."""
+        """Return whether the API server may accept an Event although it has rejected the labels."""
         return (
             isinstance(error, StatusError)
             and not error.is_temporary
@@ -211,7 +212,7 @@ class Publisher:
         )
 
     def _set_labels(self, node: NodeMetadata, desired: Mapping[str, str]) -> NodeMetadata:
-        """Set the labels, and decide when to send rejected labels again."""
+        """Set the labels, and determine when to send rejected labels again."""
         if self._refused_retry.seconds_left == 0:
             self.labeler.retry_refused()
         refusals = self.labeler.refusals
@@ -234,7 +235,7 @@ class Publisher:
         return True
 
     def _node(self) -> NodeMetadata | None:
-        """Return the Node; the caller must hold the lock."""
+        """Return the newest known Node. The caller must hold the lock."""
         store, shared = self.store(), self._shared
         if store.revision != shared.store_revision:
             shared.store_revision = store.revision
@@ -254,7 +255,7 @@ class Publisher:
         try:
             self.events.send_oldest(self.labeler.options.name, node.uid)
         except KubeError as error:
-            # No finding is necessary, because the labels are current.
+            # A finding is not needed, because the labels are up to date.
             self._retry.record_failure(_retry_after(error))
             return False
         return True

@@ -1,9 +1,10 @@
-"""Keeps a copy of some objects from the API server, which a thread updates by list and watch.
+"""Keeps a copy of selected objects of the API server. A thread updates the copy with list and watch
+requests.
 
 Whenever the copy may be wrong, the reflector lists the objects again. An event only reports a
-change, but a list shows the current state. The copy may be wrong after a broken connection, because
-the API server may have been restored to an older state. If a copy cannot be confirmed, it stays
-readable, and contains the reason. lister.py reads the lists.
+change, whereas a list shows the current state. The copy may be wrong after a broken connection,
+because the API server may have been restored to an older state. A copy that cannot be confirmed
+stays readable, and contains the reason. lister.py reads the lists.
 """
 
 import math
@@ -32,22 +33,22 @@ from agent.kube.responses import Event, Json
 
 FIRST_SECONDS: Final = 1.0
 LONGEST_SECONDS: Final = 60.0
-# If a watch breaks after this duration, it does not count as another consecutive failure.
+# A watch that breaks after this duration does not count as another consecutive failure.
 STABLE_SECONDS: Final = 10.0
-# The server sends a bookmark about every minute (kubernetes, staging/src/k8s.io/apiserver,
-# storage/cacher), so the connection is dead after a longer silence.
+# The API server sends a bookmark about every minute (kubernetes, staging/src/k8s.io/apiserver,
+# storage/cacher). A connection that is silent for this long is dead.
 SILENCE_SECONDS: Final = 90.0
 WATCH_SECONDS: Final = (240, 360)
 RELIST_SECONDS: Final = (600.0, 1800.0)
-# The shortest time between two lists because dropped content may fit again.
+# The shortest time between two lists that are sent because omitted content may fit now.
 ROOM_SECONDS: Final = 30.0
-SHORT_WATCH_SECONDS: Final = 1.0  # A shorter watch counts as a failure.
-# If a watch ends this long before its time limit, it did not end normally.
+SHORT_WATCH_SECONDS: Final = 1.0  # A watch that is shorter than this counts as a failure.
+# A watch that ends this many seconds before its time limit did not end normally.
 EARLY_SECONDS: Final = 1.0
 
 
 def new_backoff() -> Backoff:
-    """Return the back-off between the lists of one reflector, with full jitter."""
+    """Return the back-off for the list requests of one reflector, with full jitter."""
     return Backoff(first_seconds=FIRST_SECONDS, longest_seconds=LONGEST_SECONDS, jitter=1.0)
 
 
@@ -60,13 +61,14 @@ class Store(Generic[Kept]):
     partial: bool = False
     """Whether the bounds exclude some of the objects."""
     reason: str = ""
-    """Why the last request to confirm the copy failed; empty after a successful request."""
+    """The reason why the last request to confirm the copy failed; empty after a successful
+    request."""
     status: int = 0
     """The HTTP status of the last failure; 0 without a response."""
     tried: bool = True
-    """Whether at least one request was made."""
+    """Whether at least one request has succeeded or failed."""
     revision: int = field(default=0, compare=False)
-    """A number that increases with each new copy. Equal copies can have different revisions."""
+    """A number that increases with each new copy. Two equal copies can have different revisions."""
 
 
 class Reflector(Generic[Kept]):
@@ -116,7 +118,8 @@ class Reflector(Generic[Kept]):
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def list(self) -> None:
-        """Read the list once, for a process that runs a single pass and starts no thread.
+        """Read the list once. This method is for a process that runs a single pass and starts no
+        thread.
 
         Raises StatusError and UnreachableError. After an error, the store also contains the reason.
         """
@@ -130,9 +133,9 @@ class Reflector(Generic[Kept]):
         except (StatusError, UnreachableError) as error:
             self._record_failure(error)
             raise
-        # A list replaces the store even if the content is equal. A user of the store may have a
-        # newer response, for example to a patch, and a restored API server may have lost that
-        # change.
+        # The result of a list replaces the store even if its content is equal. The publisher may
+        # know a newer state, for example from the response to a patch, and a restored API server
+        # may have lost that change.
         self._is_doubtful = False
         self._replace(Store(objects=result.objects, partial=result.is_partial))
         self._listed_at = time.monotonic()
@@ -162,20 +165,21 @@ class Reflector(Generic[Kept]):
     def _watch_until_relist(self, version: str) -> None:
         """Watch from a resource version until another list is due or a watch fails.
 
-        If a watch ends at its time limit, another watch continues from its last version. If a watch
-        breaks, or if the API server ends it early, only a list is safe: etcd may have been restored
-        to an older state, and a watch from a lost version never reports events.
+        If a watch ends at its time limit, another watch continues from the last version of the
+        first one. If a watch breaks, or if the API server ends it early, another list is necessary.
+        etcd may have been restored to an older state, and a watch from a lost version never reports
+        events.
 
-        The version of a single object may be older than the API server's history. The watch
-        therefore has no version, and begins with the current state of the object
-        (kubernetes.io/docs/reference/using-api/api-concepts, semantics for watch).
+        The version of a single object may be older than the history that the API server keeps. The
+        watch of a single object therefore begins without a version, with the current state of the
+        object (kubernetes.io/docs/reference/using-api/api-concepts, semantics for watch).
         """
         until = time.monotonic() + random.SystemRandom().uniform(*RELIST_SECONDS)
         has_ended = False
         while time.monotonic() < until:
             begin = time.monotonic()
             seconds = random.SystemRandom().randint(*WATCH_SECONDS)
-            # The store does not contain changes from before the start of the watch.
+            # The store lacks the changes that were made before the watch started.
             self.is_live = False
             try:
                 for event in self._watch(version, seconds, is_continued=has_ended):
@@ -222,7 +226,7 @@ class Reflector(Generic[Kept]):
             self.on_change()
 
     def _has_room(self) -> bool:
-        """Return whether a list is due because dropped content would fit now."""
+        """Return whether a list is due because omitted content would now be within the limit."""
         return (
             time.monotonic() - self._listed_at >= ROOM_SECONDS
             and self.store.objects is not None
@@ -247,7 +251,7 @@ class Reflector(Generic[Kept]):
     def _record_failure(self, error: StatusError | UnreachableError) -> None:
         status = error.status if isinstance(error, StatusError) else 0
         if not status and self.store.objects is not None and not self._is_doubtful:
-            # A single broken connection is normal, so only further failures are reported.
+            # A single broken connection is normal, so only consecutive failures are reported.
             self._is_doubtful = True
             return
         is_missing = self.resource.object_path and status == HTTPStatus.NOT_FOUND
@@ -264,7 +268,7 @@ class Reflector(Generic[Kept]):
 
 
 def _was_stable(since: float, error: StatusError | UnreachableError) -> bool:
-    """Return whether the watch was stable before it failed. `now` is a monotonic time."""
+    """Return whether a watch ran for a long time before it failed. `now` is a monotonic time."""
     lasted = time.monotonic() - since
     return lasted > STABLE_SECONDS and not isinstance(error, WatchNotStartedError)
 

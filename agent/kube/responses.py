@@ -1,6 +1,6 @@
 """Parses responses from the API server as JSON, within limits.
 
-A response is untrusted input: all sizes are limited, and anything that is not a response from the
+A response is untrusted input. All sizes are limited, and a response that does not come from the
 Kubernetes API causes an `UnreachableError`. client.py sends the requests.
 """
 
@@ -15,10 +15,12 @@ import urllib3
 
 from agent.kube.errors import StatusError, TooLargeError, UnreachableError
 
-# Reading and parsing a response takes about 3.3 bytes of memory per byte. A response with 40 MB of
-# ConfigMaps took 178 MiB (measured), but the agent's container has only 256 MiB.
+# To read and parse a response, the agent needs about 3.3 bytes of memory for each byte. For a
+# response with 40 MB of ConfigMaps, it needed 178 MiB (measured), whereas the memory limit of its
+# container is 256 MiB.
 RESPONSE_BYTES: Final = 16 << 20
-RETRY_AFTER_SECONDS: Final = 60.0  # The longest wait that a Retry-After header can request.
+# The longest wait, in seconds, that a Retry-After header can request.
+RETRY_AFTER_SECONDS: Final = 60.0
 _CHUNK: Final = 1 << 16
 # The classes of HTTP statuses (RFC 9110, section 15).
 _SUCCESSES: Final = range(200, 300)
@@ -65,7 +67,8 @@ def parse_response(
 
 def watch_events(response: urllib3.BaseHTTPResponse) -> Iterator[Event]:
     """Yield the events of a watch. Raises StatusError and UnreachableError."""
-    rest = bytearray()  # Joining bytes would copy a long line once for each small chunk.
+    # Without a bytearray, each small chunk would cause a copy of the whole line.
+    rest = bytearray()
     for chunk in response.stream(_CHUNK, decode_content=True):
         *lines, last = chunk.split(b"\n")
         for line in lines:
@@ -91,7 +94,7 @@ def _event(line: bytes) -> Event:
 
 
 def _event_status(code: object) -> int:
-    """Return the status of an ERROR event, or 500 if its code is not an error status."""
+    """Return the HTTP status of an ERROR event, or 500 if its code is not an error status."""
     return code if isinstance(code, int) and code in _ERRORS else HTTPStatus.INTERNAL_SERVER_ERROR
 
 
@@ -129,9 +132,9 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def parse_list(text: bytes) -> Json:
-    """Parse a list, but leave its items unparsed; null becomes None.
+    """Parse a list, but leave its items unparsed. Items that are null become None.
 
-    If the list is not UTF-8, which no API server sends, it is parsed completely. Raises
+    A list that is not UTF-8, which no API server sends, is parsed completely. Raises
     UnreachableError.
     """
     try:
@@ -146,10 +149,11 @@ def parse_list(text: bytes) -> Json:
 
 
 def split_list(page: Json) -> tuple[Json, Iterator[Json]]:
-    """Return a list of `parse_list` without its items, together with an iterator over the items.
+    """Return the list from `parse_list` without its items, together with an iterator over the
+    items.
 
-    The returned list contains `items: None` if the API server sent null. Both this function and the
-    iterator may raise UnreachableError.
+    The returned list contains `items: None` if the API server sent null as its items. Both this
+    function and the iterator may raise UnreachableError.
     """
     items = page.pop("items", _NO_ITEMS)
     if items is None:
@@ -165,7 +169,7 @@ _NO_ITEMS: Final = object()
 
 
 def _items(text: msgspec.Raw) -> Iterator[Json]:
-    """Yield the objects of a list, parsing one object at a time. Raises UnreachableError."""
+    """Yield the objects of a list, which are parsed one at a time. Raises UnreachableError."""
     try:
         items = msgspec.json.decode(text, type=list[msgspec.Raw])
     except _NOT_JSON as error:
@@ -193,7 +197,7 @@ def _parse_fields(fields: _Fields) -> Json:
 
 
 def _without_surrogates(value: object) -> object:
-    """Replace lone surrogates, because Python's encoders reject them."""
+    """Return a text without lone surrogates, because Python's encoders reject them."""
     match value:
         case str():
             return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,4 +1,5 @@
-"""Decides when the startup taint can be removed, and builds the JSON patch that removes it.
+"""Decides whether the startup taint can be removed, and builds the JSON patch that removes the
+taint.
 
 The functions of this module are pure; node_labels.py sends the patch.
 """
@@ -17,7 +18,8 @@ from agent.core.vocabulary import (
 from agent.kube.label_changes import JsonPatch
 from agent.kube.responses import Json
 
-# A rejected key must not keep the taint on new nodes forever.
+# Rejected keys count as settled. Otherwise, one rejected key would keep the taint on new nodes
+# forever.
 _SETTLED: Final = ON_NODE | {
     ProfileState.REJECTED,
     ProfileState.REMOVED,
@@ -28,11 +30,11 @@ _SETTLED: Final = ON_NODE | {
 def is_removable(report: Report) -> bool:
     """Return whether every profile set was read and every accepted profile is installed.
 
-    If the node does not support a kind, this kind does not keep the taint; if a kind could not be
-    observed, it keeps the taint. If a whole profile set is rejected because of its node selector or
-    its size, the set is treated like a rejected key, because waiting would not help. An emptied
-    profile set counts as complete only if its profiles were installed earlier, because a ConfigMap
-    may be filled later on a new node.
+    A profile kind that the node does not support does not keep the taint, but a kind that could not
+    be observed keeps it. A profile set that is rejected as a whole, because of its node selector or
+    its size, is treated like a rejected key, because waiting would not help. An emptied profile set
+    counts as complete only if its profiles were installed earlier, because on a new node the
+    ConfigMap may be filled later.
     """
     if report.pending:
         return False

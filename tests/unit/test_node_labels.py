@@ -70,7 +70,7 @@ def test_a_foreign_label_with_the_agents_prefix_stays_and_is_reported():
             code=FindingCode.LABEL_FOREIGN,
             location=B,
             message="The label has the agent's prefix, and another field manager owns it. The "
-            "agent leaves it unchanged, and it describes no profile on this node.",
+            "agent does not change this label, which describes no profile on this node.",
             hint=f"kubectl label node {NAME} {B}-",
         ),
     )
