@@ -1,7 +1,8 @@
 """Parses HTTP requests and builds responses, as bytes and without sockets.
 
-h11 parses the head of a request. This module limits the size of the head, extracts the parts that
-the server uses, and builds the head of a response. The sockets are in agent.reporting.http_server.
+h11 parses the head of a request. This module limits the size of the head, extracts the parts of the
+request that the server uses, and builds the head of the response. The sockets are in
+agent.reporting.http_server.
 """
 
 import email.utils
@@ -14,7 +15,7 @@ import h11
 
 HEAD_BYTES: Final = 12 << 10  # The size limit of the request line and all headers together.
 HEADER_LINES: Final = 100
-_HEAD_LINES: Final = HEADER_LINES + 2  # Including the request line and the empty line.
+_HEAD_LINES: Final = HEADER_LINES + 2  # The head also contains the request line and the empty line.
 _END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
 PAGE_POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
@@ -24,7 +25,7 @@ PAGE_POLICY: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """The parts of a request that the server uses."""
+    """The parts of an HTTP request that the server uses."""
 
     method: str
     path: str
@@ -39,7 +40,7 @@ class Response:
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
     rest: bytes = b""
-    """The rest of the body, if a part of the body is different for each connection."""
+    """The end of the body, if only its beginning differs between connections."""
 
     def head(self) -> bytes:
         """Return the status line, the headers and the empty line after the headers."""
@@ -79,7 +80,7 @@ FAILED: Final = Response(
 
 
 def probe_response(reason: str) -> Response:
-    """Return the response to a probe, which fails if there is a reason."""
+    """Return the response to a probe; the probe fails if a reason is passed."""
     status = HTTPStatus.SERVICE_UNAVAILABLE if reason else HTTPStatus.OK
     return Response(status, f"{reason or 'ok'}\n".encode("utf-8", "replace"))
 
@@ -93,7 +94,7 @@ class RequestParser:
     """Parses the head of one request, which may arrive in several pieces."""
 
     def __init__(self) -> None:
-        # h11 raises an error as soon as it has more bytes than this without a complete head.
+        # h11 raises an error when it has received more bytes than this without a complete head.
         self._connection = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES - 1)
         self._received = 0
         self._lines = 0
@@ -101,7 +102,7 @@ class RequestParser:
 
     @property
     def missing_bytes(self) -> int:
-        """The maximum size of the next piece in bytes, which is never 0."""
+        """The largest size in bytes that the next piece may have; never 0."""
         return HEAD_BYTES - self._received
 
     def receive(self, piece: bytes) -> Request | Response | None:
@@ -131,9 +132,10 @@ class RequestParser:
         )
 
     def _has_too_many_lines(self, piece: bytes) -> bool:
-        """Return whether the head has more lines than the limit, before h11 parses the lines.
+        """Return whether the head has more lines than the limit. This check comes before h11 parses
+        the head.
 
-        h11 needs 20 microseconds for each line, so that small requests could use a whole CPU.
+        h11 needs 20 microseconds for each line, so that many small requests could use a whole CPU.
         """
         text = self._last_bytes + piece
         end = _END_OF_HEAD.search(text)

@@ -3,9 +3,9 @@
 One thread serves all connections to one listening address. The following rules ensure that no
 client can crash the agent, delay the work on the node or block the probes:
 
-- The server responds to probes at once. The metrics have a few connections, and the status page and
-  the JSON report share a few others. If no connection is left, a new request closes the oldest one.
-- Connections without a complete request are limited and expire. A new one replaces the oldest one.
+- The server responds to probes at once. A few connections are reserved for the metrics, and a few
+  others for the status page and the JSON report. If none is left, a new request closes the oldest.
+- Connections without a complete request are limited and expire. A new one replaces the oldest.
 - All connections share the bytes of a page. If a client does not read, its connection is reset, so
   that neither the process nor the kernel keeps bytes for the client.
 - Rendering and sending pages uses at most a quarter of one CPU.
@@ -36,19 +36,20 @@ from agent.reporting import http_messages
 from agent.reporting.http_messages import Request, RequestParser, Response
 from agent.reporting.http_tls import Certificates
 
-READING_CONNECTIONS: Final = 32  # The number of connections whose request may be incomplete.
-# The limit of connections that receive the status page or the report; metrics have the same limit.
+READING_CONNECTIONS: Final = 32  # The largest number of connections with an incomplete request.
+# The largest number of connections that receive the status page or the report, and of those that
+# receive metrics.
 PAGE_CONNECTIONS: Final = 4
-# The number of connections whose response was sent but not acknowledged yet.
+# The largest number of connections whose response was sent but is not acknowledged yet.
 CLOSING_CONNECTIONS: Final = 24
 # The time limit for the TLS handshake and the head of the request together.
 REQUEST_SECONDS: Final = 5.0
 RESPONSE_SECONDS: Final = 10.0  # The time limit for the whole response.
 CLOSING_SECONDS: Final = 2.0
-# The interval at which acknowledgements are polled, because no event reports them.
+# The interval at which the server checks for acknowledgements, because no event reports them.
 TICK_SECONDS: Final = 0.02
-CPU_SHARE: Final = 0.25  # The share of one CPU for rendering and sending pages.
-# The unused share that may accumulate, so that a single request never waits.
+CPU_SHARE: Final = 0.25  # The share of one CPU that rendering and sending pages may use.
+# The unused CPU time that may accumulate, so that a single request never has to wait.
 BURST_SECONDS: Final = 0.2
 BACKLOG: Final = 128
 RECEIVE_BUFFER: Final = 16 << 10  # The size of the kernel's buffer for one connection.
@@ -66,13 +67,13 @@ class Pages(Protocol):
         """Return the content type and the body of the metrics."""
 
     def health(self) -> str:
-        """Return why the agent is not alive, or "" if it is alive."""
+        """Return the reason why the agent is not alive, or "" if it is alive."""
 
     def ready(self) -> str:
-        """Return why the agent is not ready, or "" if it is ready."""
+        """Return the reason why the agent is not ready, or "" if it is ready."""
 
     def status(self) -> tuple[bytes, bytes]:
-        """Return the beginning of the status page as HTML, and the rest, which is shared."""
+        """Return the beginning of the status page, and the rest, which all connections share."""
 
     def json(self) -> bytes:
         """Return the report of the last pass as JSON; empty before the first pass has ended."""
@@ -93,25 +94,25 @@ class _Connection:
 
     socket: socket.socket
     deadline: float
-    """The time at which the connection is reset, in monotonic seconds."""
+    """The time at which the server resets the connection, in monotonic seconds."""
     is_open: bool
     """Whether the TLS handshake is complete; always true without TLS."""
     stage: _Stage = "reading"
     """The next step for the connection."""
     events: int = select.POLLIN
-    """The events that the stage waits for."""
+    """The socket events for which the connection waits."""
     parser: RequestParser = field(default_factory=RequestParser)
     request: Request | None = None
-    """The request for a page that is not rendered yet."""
+    """The request for a page that has not been rendered yet."""
     unsent: list[memoryview] = field(default_factory=list)
     is_shut: bool = False
-    """Whether the end of the response was announced to the client."""
+    """Whether the server has told the client that the response is complete."""
 
 
 class HttpServer:
     """Serves pages on one address without TLS, with TLS, or with TLS and client certificates.
 
-    Only the thread that `start` creates uses the state of this object. The thread ends with the
+    Only the thread that `start` creates may use the state of this object. The thread ends with the
     process.
     """
 
@@ -133,7 +134,7 @@ class HttpServer:
         self._tls = certificates
         self._listener = _listener(address)
         self.port: int = self._listener.getsockname()[1]
-        # These dictionaries are used as ordered sets, with the oldest connection first.
+        # Each dictionary is used as an ordered set, in which the oldest connection comes first.
         self._stages: dict[_Stage, dict[_Connection, None]] = {stage: {} for stage in _LIMITS}
         # Before this monotonic time in seconds, no page is rendered or sent.
         self._pages_at = 0.0
@@ -154,7 +155,7 @@ class HttpServer:
         return [connection for stage in self._stages.values() for connection in stage]
 
     def _serve_round(self) -> None:
-        """Wait for events, and handle requests and probes before pages."""
+        """Wait for events, and handle all requests and probes before any page."""
         ready = self._wait()
         now = time.monotonic()
         for connection in self._connections():
@@ -225,7 +226,7 @@ class HttpServer:
                 if error.errno in _OUT_OF_DESCRIPTORS:
                     self._accept_at = time.monotonic() + TICK_SECONDS
                     self._reset_oldest("reading")
-                return  # After any other error, the client has already closed the connection.
+                return  # Any other error means that the client has already closed the connection.
             self._begin(accepted)
 
     def _begin(self, accepted: socket.socket) -> None:
@@ -326,7 +327,7 @@ class HttpServer:
     # --- pages ------------------------------------------------------------------------------------
 
     def _serve_pages(self, ready: set[int]) -> None:
-        """Render and send pages, and delay the next pages if this work exceeded its CPU share."""
+        """Render and send pages, and delay the next pages if this exceeded the CPU share."""
         begin = time.thread_time()
         for connection in [*self._stages["metrics"], *self._stages["page"]]:
             if connection.request is not None or connection.socket.fileno() in ready:
@@ -365,14 +366,14 @@ class HttpServer:
     # --- the end of a connection ------------------------------------------------------------------
 
     def _finish(self, connection: _Connection) -> None:
-        """Close a connection when the client's kernel has acknowledged every byte."""
+        """Close a connection as soon as the kernel of the client has acknowledged every byte."""
         if connection.unsent:
             self._send(connection)
         if not connection.is_shut:
             connection.is_shut = True
             soon = time.monotonic() + CLOSING_SECONDS
             connection.deadline = max(connection.deadline, soon)  # A slow network needs this time.
-            # SSLSocket.shutdown would remove the encryption first.
+            # SSLSocket.shutdown is not used, because it would remove the encryption first.
             socket.socket.shutdown(connection.socket, socket.SHUT_WR)
         unacknowledged = fcntl.ioctl(connection.socket, termios.TIOCOUTQ, bytes(4))  # see tcp(7)
         if not int.from_bytes(unacknowledged, sys.byteorder):
@@ -389,8 +390,8 @@ def _listener(address: str) -> socket.socket:
         (host, int(port)), family=family, dualstack_ipv6=dual_stack, backlog=BACKLOG
     )
     listener.setblocking(False)
-    # Accepted connections inherit both of these options. Without the options, the kernel would use
-    # megabytes for each connection.
+    # Accepted connections inherit these two options. Without them, the kernel would use megabytes
+    # of memory for each connection.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     return listener

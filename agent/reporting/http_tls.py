@@ -1,7 +1,7 @@
 """Provides TLS for the HTTP server, with a certificate, its key and an optional client CA.
 
 Renewed files are read without a restart of the agent. If new files cannot be used, the server
-continues to use the previous certificate. Each change of the files then causes one log line.
+continues to use the previous certificate. Each such change of the files causes one log line.
 """
 
 import socket
@@ -16,14 +16,17 @@ from agent.host import stat_signature
 from agent.host.stat_signature import Signature
 
 RETRY_SECONDS: Final = 10.0
-MOST_BYTES: Final = 1 << 20  # The size limit of a file that is searched for certificates and keys.
+# The largest file that is searched for certificates and keys, in bytes.
+MOST_BYTES: Final = 1 << 20
 _CERTIFICATE: Final = b"CERTIFICATE"
 _KEY: Final = b"PRIVATE KEY"
 _log: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("agent")
 
 
 class CertificateError(OSError):
-    """A certificate, key or authority cannot be read; the text of the error names the option."""
+    """Raised if a certificate, key or authority cannot be read. The text of the error names the
+    option.
+    """
 
 
 class Certificates:
@@ -35,7 +38,7 @@ class Certificates:
         self._loaded = self._signatures()
         self._context = self._read()
         self._rejected: tuple[Signature | None, ...] | None = None
-        self._retry_at = 0.0  # Monotonic time in seconds.
+        self._retry_at = 0.0  # In monotonic seconds.
 
     def wrap(self, connection: socket.socket) -> ssl.SSLSocket:
         """Return the connection as a TLS connection whose handshake has not begun. Raises
@@ -49,7 +52,7 @@ class Certificates:
         )
 
     def _renew(self, signatures: tuple[Signature | None, ...]) -> None:
-        """Read the files that have changed. If files were rejected, they are read again every
+        """Read all files that have changed. If files were rejected, they are read again every
         RETRY_SECONDS.
         """
         is_known = signatures == self._rejected
@@ -57,7 +60,7 @@ class Certificates:
             return
         try:
             self._context = self._read()
-        # Perhaps only one of the two files has been renewed so far.
+        # It is possible that only one of the two files has been renewed so far.
         except CertificateError as error:
             self._rejected = signatures
             self._retry_at = time.monotonic() + RETRY_SECONDS
@@ -79,12 +82,17 @@ class Certificates:
         if keyfile:
             _require_pem("--tls-key", keyfile, _KEY)
         else:
-            _require_pem("--tls-cert", certfile, _KEY, hint=". Pass the file with it as --tls-key")
+            _require_pem(
+                "--tls-cert",
+                certfile,
+                _KEY,
+                hint=". Pass the file that contains the private key as --tls-key",
+            )
         option = f"--tls-cert {certfile}" + (f", --tls-key {keyfile}" if keyfile else "")
         try:
-            # If no password were passed, OpenSSL would prompt for one on the terminal.
+            # Without a password argument, OpenSSL would prompt for a password on the terminal.
             context.load_cert_chain(certfile, keyfile or None, password="")
-        except OSError as error:  # ssl.SSLError is a subclass of OSError.
+        except OSError as error:  # This includes ssl.SSLError, which is a subclass of OSError.
             raise CertificateError(f"{option}: {_explanation(error)}") from error
         if client_ca:
             _require_pem("--tls-client-ca", client_ca, _CERTIFICATE)
@@ -112,7 +120,7 @@ def _require_pem(option: str, file: str, label: bytes, hint: str = "") -> None:
 
 
 def _explanation(error: OSError) -> str:
-    """Return why OpenSSL rejects the files."""
+    """Return the reason why OpenSSL rejects the files."""
     if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
         return "the private key does not belong to the certificate"
     return f"OpenSSL cannot use them: {error.strerror or error}"

@@ -1,7 +1,7 @@
 """Writes a report as JSON for programs. docs/report.md describes the schema.
 
-A newer version of the agent may add fields. Within a version of the schema, no field is changed or
-removed.
+A newer version of the agent may add fields to a schema. Within one version of the schema, fields
+are never changed or removed.
 """
 
 import json
@@ -16,7 +16,7 @@ from agent.reporting.table import BAD_STATES
 SCHEMA = "profile-loader/report/v1"
 
 
-# These are the largest sizes of the lists in the document that the daemon serves, in bytes.
+# These limits apply to the lists in the document that the daemon serves, in bytes.
 PUBLIC_BYTES: Final[Mapping[str, int]] = {
     "sets": 1 << 18,
     "profiles": 3 << 20,
@@ -48,11 +48,10 @@ def document(report: Report, *, exit_status: int, domain: str = labels.DOMAIN) -
 
 
 def public_document(report: Report, *, exit_status: int, domain: str) -> bytes:
-    """Return a report as JSON for every client that reaches the port.
+    """Return a report as JSON for clients that need no authentication.
 
     The document has a limited size, and the field `omitted` counts the objects that do not fit.
-    Failures come first. The document does not contain the details of findings, which are only for
-    the log.
+    Failures come first. The document omits the details of findings, which are only for the log.
     """
     rows = sorted(report.profiles, key=lambda row: row.state not in BAD_STATES)
     lists: Mapping[str, Iterable[object]] = {

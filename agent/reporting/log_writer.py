@@ -23,7 +23,7 @@ class LogWriter:
     """Writes lines to a file descriptor without blocking the caller.
 
     Any thread may use this object. The lines are written in their original order. Each line is
-    either written completely, or it is dropped and counted.
+    either written completely, or dropped and counted.
     """
 
     def __init__(self, descriptor: int, *, limit_bytes: int) -> None:
@@ -43,7 +43,7 @@ class LogWriter:
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def write(self, line: str) -> None:
-        """Queue a line, or drop it if the queue is full."""
+        """Queue a line, or drop the line if the queue is full."""
         content = line.encode("utf-8", "backslashreplace") + b"\n"
         with self._changed:
             if self._waiting_bytes + len(content) > self._limit_bytes:
@@ -58,7 +58,7 @@ class LogWriter:
         return self._dropped
 
     def flush(self, seconds: float) -> None:
-        """Wait until every queued line is written, but at most for a number of seconds."""
+        """Wait until every queued line is written, but at most the given number of seconds."""
         end = time.monotonic() + seconds
         with self._changed:
             while self._waiting_bytes and (left := end - time.monotonic()) > 0:
@@ -82,7 +82,7 @@ class LogWriter:
                 structlog.stdlib.get_logger("agent").warning("log_lines_dropped", lines=missing)
 
     def _write(self, line: bytes) -> bool:
-        """Write a line and wait as long as necessary; return whether it was written."""
+        """Write a line, wait as long as necessary, and return whether the line was written."""
         rest = memoryview(line)
         while rest:
             try:
@@ -102,9 +102,11 @@ class QueueHandler(logging.Handler):
         self._writer = writer
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Format a record and queue its line."""
+        """Format a log record, and queue the resulting line."""
         self._writer.write(self.format(record))
 
     def flush(self) -> None:
-        """Wait a short time for the queue. logging calls this method at the end of the process."""
+        """Wait a short time until the queue is empty. The module logging calls this method at the
+        end of the process.
+        """
         self._writer.flush(FLUSH_SECONDS)

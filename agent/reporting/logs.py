@@ -1,6 +1,6 @@
 """Writes the log to standard error, one line per event, as JSON or in a human-readable form.
 
-Log lines from libraries have the same format. No line contains the text of a profile, the
+The log lines of libraries have the same format. No line contains the text of a profile, the
 environment or the local variables of a traceback.
 """
 
@@ -51,7 +51,7 @@ def configure(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # At level debug, these libraries log each request and each read.
+    # At the level debug, these libraries log each request and each read.
     for library in ("urllib3", "watchdog"):
         logging.getLogger(library).setLevel(max(root.level, logging.INFO))
     logging.captureWarnings(capture=True)
@@ -91,7 +91,7 @@ def _clean(
 ) -> structlog.typing.EventDict:
     """Escape characters that are not printable.
 
-    This function is not needed for JSON, because the JSON renderer escapes such characters.
+    The JSON format does not need this function, because its renderer escapes such characters.
     """
     return {
         key: printable(value) if isinstance(value, str) else value for key, value in event.items()
@@ -99,7 +99,9 @@ def _clean(
 
 
 def log(report: Report, *, with_findings: bool = True) -> None:
-    """Log the report of a single pass: each change, optionally each finding, and one summary."""
+    """Log the report of a single pass: each change, each finding (with `with_findings`), and one
+    summary.
+    """
     if not with_findings:
         rows = tuple(replace(row, findings=()) for row in report.profiles)
         report = replace(report, profiles=rows, kind_support={}, findings=())
@@ -114,7 +116,7 @@ def log_start(**options: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Subject:
-    """Identifies a finding in consecutive reports, independent of its text."""
+    """Identifies the same finding in consecutive reports, even if its text differs."""
 
     code: FindingCode
     location: str
@@ -122,7 +124,7 @@ class _Subject:
     profile_set: str = ""
     key: str = ""
     is_whole_kind: bool = False
-    """Whether the finding means that the node does not support the whole kind."""
+    """Whether the finding states that the node does not support a whole profile kind."""
 
     @property
     def fields(self) -> dict[str, str]:
@@ -163,7 +165,7 @@ class ReportLogger:
 
 
 def _findings(report: Report) -> Iterator[tuple[_Subject, Finding]]:
-    """Yield every finding with its subject.
+    """Yield every finding together with its subject.
 
     If the node does not support a kind, one finding about the kind replaces all findings about its
     profiles.
@@ -191,7 +193,7 @@ def _findings(report: Report) -> Iterator[tuple[_Subject, Finding]]:
 
 
 def _event(row: ProfileStatus) -> str:
-    """Return the log event for an action, or "" if the action is not logged."""
+    """Return the log event for an action; empty if the action is not logged."""
     if row.state in ON_NODE and row.action in INSTALLS:
         return _INSTALL_EVENTS[row.action]
     return _END_EVENTS.get(row.state, "")

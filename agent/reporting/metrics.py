@@ -83,7 +83,7 @@ class Metrics:
         PlatformCollector(registry=self.registry)
 
     def count_pass(self, report: Report, at: float) -> None:
-        """Count a pass and show its report; `at` is the Unix time in seconds at which the pass
+        """Count a pass, and export its report. `at` is the Unix time in seconds at which the pass
         ended.
         """
         converged = is_converged(report, allow_unsupported=self._allow_unsupported)
@@ -92,7 +92,9 @@ class Metrics:
             self._report.show_pass(report, at, is_converged=converged)
 
     def show_report(self, report: Report) -> None:
-        """Show a report whose findings differ from the last pass, without counting a pass."""
+        """Export a report whose findings have changed since the last pass, without counting another
+        pass.
+        """
         converged = is_converged(report, allow_unsupported=self._allow_unsupported)
         with self._lock:
             self._report.show(report, is_converged=converged)
@@ -112,11 +114,11 @@ class Metrics:
         self._api.watch_restarts.labels(what).inc()
 
     def events_dropped(self, number: int) -> None:
-        """Count Events that were not sent."""
+        """Count Events that were discarded."""
         self._api.events_dropped.inc(number)
 
     def show_unconfined_processes(self, processes: int) -> None:
-        """Show how many processes lost their confinement and still run without it."""
+        """Export how many processes lost their confinement and still run without confinement."""
         self._unconfined.set(processes)
 
     def renderer(self, accept: str) -> tuple[str, Callable[[], bytes]]:
@@ -125,7 +127,7 @@ class Metrics:
         """
         try:
             encode, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):  # The version in the header is not a number.
+        except (TypeError, ValueError):  # The version in the Accept header is not a number.
             encode, content_type = choose_encoder("")
 
         def render() -> bytes:
@@ -155,11 +157,11 @@ class _PassCounters:
             self._passes.labels(result)
 
     def count(self, report: Report, *, is_converged: bool) -> None:
-        """Count a pass. If a pass returned the report of the previous pass, it changed nothing."""
+        """Count a pass. A pass that returned the report of the previous pass changed nothing."""
         self._passes.labels("converged" if is_converged else "not_converged").inc()
         for kind in report.kind_support:
             for cause in _CAUSES.values():
-                # The counter exists with the value 0 before the first repair.
+                # The counter has the value 0 before the first repair, instead of being absent.
                 self._repairs.labels(kind, cause)
         if report.pass_number == self._pass_number:
             return

@@ -1,9 +1,10 @@
 """Renders the tables of the status page as HTML with a limited size.
 
-Text from profiles, names and errors is always escaped. To keep a table small, its cells have no
-attributes that a style sheet can replace. For example, a narrow screen shows the name of the column
-in front of each cell, and these names are in the style sheet. An empty cell has no content, and the
-style sheet shows a dash in it. agent.reporting.status_page selects the content of the tables.
+Text from profiles, names and errors is always escaped. To keep tables small, the style sheet
+defines everything that would otherwise need attributes in each cell. For example, a narrow screen
+shows the name of the column in front of each cell, and these names are in the style sheet. An empty
+cell has no content, and the style sheet shows a dash in it. agent.reporting.status_page selects the
+content of the tables.
 """
 
 from collections.abc import Sequence
@@ -33,16 +34,16 @@ class Table:
 
     caption: str
     columns: tuple[str, ...]
-    """The headings; the first column contains the headings of the rows."""
+    """The headings of the columns. The first column contains the headings of the rows."""
 
     unbroken: frozenset[str]
     """The columns whose words are never broken."""
 
     max_bytes: int
-    """The largest size of all rows together, in bytes."""
+    """The largest total size of the rows, in bytes."""
 
     def wide_style(self) -> str:
-        """Return the rules for the columns of this table at every width."""
+        """Return the style rules for the columns of this table that apply at every width."""
         return "".join(
             f"{self._cells(column)}{{overflow-wrap:normal;white-space:nowrap}}"
             for column in self.columns
@@ -50,7 +51,7 @@ class Table:
         )
 
     def narrow_style(self) -> str:
-        """Return the rules that show the name of a column in front of each of its cells.
+        """Return the style rules that show the name of a column in front of each of its cells.
 
         Cells whose words are never broken are short, so several of them share a line.
         """
@@ -83,8 +84,8 @@ class Table:
         omitted += len(rows) - len(lines)
         if not lines and not omitted:
             return "<p>None.</p>"
-        # If a style sheet displays table elements as blocks, browsers ignore their meaning, so each
-        # element has a role.
+        # Each element has a role, because browsers ignore the meaning of table elements that a
+        # style sheet displays as blocks.
         head = "".join(
             f"<th scope=col role=columnheader>{text(name)}</th>" for name in self.columns
         )
@@ -99,12 +100,12 @@ class Table:
 
 
 def text(value: str) -> str:
-    """Return a text as HTML."""
+    """Return a text as escaped HTML."""
     return escape(printable(value))
 
 
 def plain(*values: str) -> tuple[str, ...]:
-    """Return the cells of a row that contain only text."""
+    """Return the HTML of cells that contain only text."""
     return tuple(text(value) for value in values)
 
 

@@ -1,8 +1,9 @@
 """Records the profiles that the last pass rejected or could not install, for the command `status`.
 
-The ledger contains only installed profiles, and `status` reads no source. STATE/problems.json is
-written only when its content changes, and is removed when there is no problem. The file has no
-influence on a pass: if it is missing or damaged, `status` shows only the ledger.
+The ledger contains only installed profiles, and `status` reads no source. The file
+STATE/problems.json is written only when its content changes, and is removed when there are no
+problems. The file has no influence on a pass: if it is missing or damaged, `status` shows only the
+ledger.
 """
 
 import contextlib
@@ -67,11 +68,13 @@ class Problems:
     """
 
     at: float = 0.0
-    """When the record was written, in Unix seconds."""
+    """The time at which the record was written, in Unix seconds."""
 
 
 class ProblemRecord:
-    """The record in a state directory on the host. Implements agent.control's ReportSink."""
+    """The record of problems in a state directory on the host. Implements agent.control's
+    ReportSink.
+    """
 
     def __init__(self, host: Host, directory: str) -> None:
         self._host = host
@@ -87,7 +90,7 @@ class ProblemRecord:
             self._last = self._read()
         if self._last is not None and stored == _without_time(self._last):
             return
-        # A full disk or a read-only file system has its own findings.
+        # Other findings report a full disk or a read-only file system.
         with contextlib.suppress(HostError):
             if stored.rows:
                 content = msgspec.json.encode(msgspec.structs.replace(stored, at=at))
@@ -167,7 +170,7 @@ def _row(stored: _StoredRow) -> ProfileStatus:
 
 
 def _findings(stored: Iterable[_StoredFinding]) -> tuple[Finding, ...]:
-    """Return the findings whose code this version of the agent knows."""
+    """Return the recorded findings whose code this version of the agent knows."""
     return tuple(
         Finding(
             code=_CODES[item.code], location=item.location, message=item.message, hint=item.hint

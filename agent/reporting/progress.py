@@ -1,7 +1,7 @@
 """Shows the progress of a command that checks, compiles or installs many profiles.
 
-On a terminal, one line is rewritten. Otherwise, a line is written every 10 seconds, so that the log
-of a CI job shows that the command is still running.
+On a terminal, the module rewrites one line. Otherwise, it writes a line every 10 seconds, so that
+the log of a CI job shows that the command is still running.
 """
 
 import shutil
@@ -12,7 +12,7 @@ SHORT_PAUSE_SECONDS: Final = 0.5
 """The time before the first line on a terminal, and the minimum time between two updates."""
 
 LONG_PAUSE_SECONDS: Final = 10.0
-"""The same times if standard error is not a terminal."""
+"""The corresponding times if standard error is not a terminal."""
 
 _ERASE_LINE: Final = "\r\x1b[K"  # ECMA-48, 8.3.41
 _SECONDS_PER_MINUTE: Final = 60
@@ -32,11 +32,12 @@ class Progress:
         clock: Callable[[], float],
         quiet: bool = False,
     ) -> None:
-        """Start measuring the time.
+        """Create the object, and start to measure the time.
 
         Args:
             stream: the stream to write to, usually standard error.
-            environ: the environment. With TERM=dumb, no line is rewritten.
+            environ: the environment. With TERM=dumb, the progress is written as on a stream that is
+                not a terminal.
             clock: returns monotonic seconds.
             quiet: whether to write nothing.
         """
@@ -51,7 +52,7 @@ class Progress:
         self._has_line = False
 
     def __enter__(self) -> Self:
-        """Return the object itself."""
+        """Return the object itself, for a `with` statement."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,7 +87,7 @@ class Progress:
 
 
 def _rate(finished: int, total: int, seconds: float) -> str:
-    """Return the rate and an estimate of the remaining time; empty if nothing is finished."""
+    """Return the rate and an estimate of the remaining time; empty if nothing is finished yet."""
     if not finished or seconds <= 0:
         return ""
     rate = finished / seconds

@@ -1,7 +1,7 @@
-"""Computes the gauges that show the last report, when the metrics are scraped.
+"""Computes the gauges for the last report whenever the metrics are scraped.
 
 A series exists as long as the last report contains its profile or profile set. The number of series
-has a limit, which depends neither on the names nor on the number of profiles. The counters are in
+is limited, independently of the names and the number of profiles. The counters are in
 agent.reporting.metrics.
 """
 
@@ -22,10 +22,10 @@ from agent.core.vocabulary import (
     SupportState,
 )
 
-NAMES: Final = 100  # The number of profiles that have their own series.
-SETS: Final = 50  # The number of profile sets that have their own series.
-# These are the states of profiles that are on the node or should be there. Each state has a series,
-# which is 0 if no profile has this state.
+NAMES: Final = 100  # The largest number of profiles with a series of their own.
+SETS: Final = 50  # The largest number of profile sets with a series of their own.
+# Profiles in one of these states are on the node, or should be on the node. Each state has a
+# series, even if no profile has this state.
 _STATES: Final = (
     ProfileState.INSTALLED,
     ProfileState.OUTDATED,
@@ -52,7 +52,7 @@ class ReportCollector(Collector):
         self._codes: set[FindingCode] = set()  # The codes of all findings since the start.
 
     def show(self, report: Report, *, is_converged: bool) -> None:
-        """Show the state in a report that does not come from a new pass."""
+        """Export a report that does not come from a new pass."""
         self._report = report
         self._is_converged = is_converged
         self._codes.update(finding_counts(report))
@@ -60,7 +60,7 @@ class ReportCollector(Collector):
         self._last_read = {name: at for name, at in self._last_read.items() if name in listed}
 
     def show_pass(self, report: Report, at: float, *, is_converged: bool) -> None:
-        """Show the report of a pass, with the Unix time in seconds at which the pass ended."""
+        """Export the report of a pass, with the Unix time in seconds at which the pass ended."""
         self.show(report, is_converged=is_converged)
         self._pass_ended = at
         if is_converged:
@@ -153,7 +153,7 @@ class ReportCollector(Collector):
 
 
 def finding_counts(report: Report) -> Counter[FindingCode]:
-    """Return the number of findings for each code. A finding about a whole profile kind is counted
+    """Return the number of findings for each code. A finding about a whole profile kind counts only
     once.
     """
     of_kinds = [one.finding for one in report.kind_support.values() if one.finding is not None]
@@ -164,7 +164,9 @@ def finding_counts(report: Report) -> Counter[FindingCode]:
 
 
 def _named_profiles(rows: Iterable[ProfileStatus]) -> list[ProfileStatus]:
-    """Return one row for each desired name, preferably a row that is on the node."""
+    """Return one row for each desired profile name, preferably a row whose profile is on the
+    node.
+    """
     best: dict[tuple[str, str], ProfileStatus] = {}
     for row in rows:
         known = best.get((row.kind, row.name))
@@ -175,13 +177,13 @@ def _named_profiles(rows: Iterable[ProfileStatus]) -> list[ProfileStatus]:
 
 
 def _listed_sets(report: Report) -> list[ProfileSetStatus]:
-    """Return the profile sets that get series, beginning with sets that were not read."""
+    """Return the profile sets that get a series. Sets that were not read come first."""
     return sorted(report.profile_sets, key=_is_read)[:SETS]
 
 
 def _is_read(profile_set: ProfileSetStatus) -> bool:
-    """Return whether a set was read. An emptied set counts as read, because it has its own
-    finding.
+    """Return whether a profile set was read. An emptied profile set counts as read, because a
+    separate finding reports it.
     """
     return profile_set.state in (ProfileSetState.READ, ProfileSetState.EMPTIED)
 

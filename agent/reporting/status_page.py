@@ -1,10 +1,10 @@
 """Renders the status page as HTML without scripts.
 
 The page is readable at widths of 400 px and 1,400 px, in light and dark mode, and with a screen
-reader. The size of the page is limited (agent.reporting.page_tables). The filters are links to
-anchors, and the style sheet hides the other rows, so that the server never renders a filter. Every
-client that reaches the port can read the page. The page therefore contains no information that is
-only for the log.
+reader. The size of the page is limited (agent.reporting.page_tables). A filter is a link to an
+anchor, for which the style sheet hides the other rows. Therefore, the server never renders filtered
+tables. Every client that reaches the port can read the page. Therefore, the page contains no
+information that is only for the log.
 """
 
 import time
@@ -43,7 +43,7 @@ class StatusView:
     labels: Mapping[str, str] = field(default_factory=dict)
     """The agent's labels that are or may be on the Node."""
     passes: tuple[PassSummary, ...] = ()
-    """The last passes, beginning with the oldest one."""
+    """The last passes; the oldest pass comes first."""
     at: float = 0.0
     """The Unix time in seconds at which the last pass ended."""
     domain: str = DOMAIN
@@ -53,7 +53,8 @@ class StatusView:
 
 
 ROWS: Final = 3000  # The largest number of rows in one table.
-# The units of an age, each with the age at which the next unit begins and its length in seconds.
+# The units of an age. Each unit has the age at which the next unit begins, and its length in
+# seconds.
 _UNITS: Final = ((120, "s", 1), (7200, "min", 60), (float("inf"), "h", 3600))
 _SEVERITIES: Final = (Severity.ERROR, Severity.WARNING, Severity.NOTICE)
 _FINDINGS: Final = Table(
@@ -92,7 +93,8 @@ _PASSES: Final = Table(
     max_bytes=1 << 16,
 )
 TABLES: Final = (_FINDINGS, _PROFILES, _SETS, _LABELS, _PASSES)
-MAX_BYTES: Final = sum(table.max_bytes for table in TABLES) + 20_000  # Of the whole page.
+# The largest size of the whole page.
+MAX_BYTES: Final = sum(table.max_bytes for table in TABLES) + 20_000
 _FILTERS: Final = ("failures", *ProfileState, *KINDS)
 STYLE: Final = (
     """
@@ -141,7 +143,7 @@ td:empty{display:none}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """A rendered page without the age of the last pass, which is different for each request."""
+    """A rendered page without the age of the last pass, which changes with each request."""
 
     beginning: str
     ending: str
@@ -180,13 +182,13 @@ def page(view: StatusView) -> Page:
 
 
 def _age(seconds: float) -> str:
-    """Return an age as a number with one unit, for example `12 s`."""
+    """Return an age as a number and a unit, for example `12 s`."""
     unit, length = next((unit, length) for limit, unit, length in _UNITS if seconds < limit)
     return f"{max(0, round(seconds / length))} {unit}"
 
 
 def _sections(view: StatusView, report: Report) -> Iterator[str]:
-    """Yield the sections of a report, beginning with findings."""
+    """Yield the sections for a report; the findings come first."""
     rows = sorted(report.profiles, key=_rank)
     findings = _findings(report, rows)
     severities = Counter(finding.severity for _, finding in findings)
@@ -220,7 +222,9 @@ def _sections(view: StatusView, report: Report) -> Iterator[str]:
 
 
 def _rank(row: ProfileStatus) -> int:
-    """Return the position of a profile: failures first, and installed profiles last."""
+    """Return the sort key of a profile. Failed profiles come first, and installed profiles come
+    last.
+    """
     return 0 if row.state in BAD_STATES else 2 if row.state in GOOD_STATES else 1
 
 
@@ -261,7 +265,7 @@ def _links(name: str, links: Iterable[tuple[str, str]]) -> str:
 
 
 def _filters(rows: Sequence[ProfileStatus]) -> str:
-    """Return the links that show only some of the profiles, and the anchors of these links."""
+    """Return the links that filter the profiles, and the anchors to which they lead."""
     if not rows:
         return ""
     numbers: Counter[str] = Counter(row.state for row in rows)
@@ -290,7 +294,9 @@ def _findings(report: Report, rows: Sequence[ProfileStatus]) -> list[tuple[str, 
 
 
 def _runbook_note(view: StatusView) -> str:
-    """Return the sentence that explains the codes if they are not links."""
+    """Return the sentence that explains where the codes are described, if the codes are not
+    links.
+    """
     if view.runbook_url:
         return ""
     return " Each code is a heading of docs/runbook.md; --runbook-url makes the codes links."
@@ -332,7 +338,9 @@ def _profile_row(row: ProfileStatus, view: StatusView) -> Row:
 
 
 def _label_state(row: ProfileStatus, selector: Mapping[str, str], view: StatusView) -> str:
-    """Return whether the Node has the label of a profile; empty if the profile needs no label."""
+    """Return as text whether the Node has the label of a profile; empty if the profile needs no
+    label.
+    """
     if not row.name:
         return ""
     for key, value in selector.items():
@@ -345,7 +353,7 @@ def _label_state(row: ProfileStatus, selector: Mapping[str, str], view: StatusVi
 def _other_labels(
     present: Mapping[str, str], rows: Sequence[ProfileStatus], domain: str
 ) -> Iterator[str]:
-    """Yield the section about the labels that the table of profiles does not contain."""
+    """Yield the section about labels that do not belong to a row in the table of profiles."""
     shown = {label_key(row.kind, row.name, domain) for row in rows[:ROWS] if row.name}
     others = [
         Row(cells=plain(key, value)) for key, value in sorted(present.items()) if key not in shown

@@ -17,8 +17,9 @@ from agent.reporting.json_report import public_document
 from agent.reporting.metrics import Metrics
 from agent.reporting.status_page import Page, PassSummary, StatusView, page
 
-METRICS_SECONDS: Final = 1.0  # The largest age at which rendered metrics are served again.
-# This is the number of formats whose rendered metrics are stored, because clients can request many
+# Rendered metrics are served again until they have this age in seconds.
+METRICS_SECONDS: Final = 1.0
+# Rendered metrics are stored for at most this number of formats, because clients can request many
 # formats.
 FORMATS: Final = 4
 LISTED_PASSES: Final = 20  # The number of recent passes on the status page.
@@ -31,7 +32,7 @@ class _Page:
     report_number: int
     labels: Mapping[str, str]
     page: Page
-    """The page without its ending."""
+    """The page without its last part."""
     ending: bytes
 
 
@@ -46,7 +47,7 @@ class _Scrape:
 
 
 class _Documents:
-    """The newest status page and the newest JSON report; both are rendered once per report."""
+    """The newest status page and the newest JSON report. Each is rendered only once per report."""
 
     def __init__(self, *, allow_unsupported: bool) -> None:
         self._allow_unsupported = allow_unsupported
@@ -99,7 +100,7 @@ class StatusStore:
         runbook_url: str,
         allow_unsupported: bool,
     ) -> None:
-        """Begin without a report.
+        """Create a store that has no report yet.
 
         Args:
             metrics: the metrics of the process.
@@ -124,7 +125,7 @@ class StatusStore:
         self._documents = _Documents(allow_unsupported=allow_unsupported)
         self._report_number = 0  # The number of calls of on_report.
         self._rendering = threading.Lock()
-        # The rendered metrics by content type, beginning with the oldest.
+        # Maps content types to rendered metrics; the oldest metrics come first.
         self._scrapes: dict[str, _Scrape] = {}
 
     def on_report(self, report: Report, at: float, *, passed: bool) -> None:
@@ -147,7 +148,7 @@ class StatusStore:
         else:
             self._metrics.show_report(report)
             self._view = replace(view, report=report)
-        # The number changes last, so that a new number always belongs to a new view.
+        # The number is changed last, so that no reader combines a new number with an old view.
         self._report_number += 1
 
     def metrics(self, accept: str) -> tuple[str, bytes]:
@@ -166,17 +167,20 @@ class StatusStore:
             return content_type, scrape.content
 
     def health(self) -> str:
-        """Return why the agent is not alive, or ""; the result depends only on the heartbeat."""
+        """Return the reason why the agent is not alive, or "". The result depends only on the
+        heartbeat.
+        """
         silent = self._heartbeat.silent_seconds()
         return (
             f"no heartbeat from the main loop for {silent:.0f} s" if silent > self._patience else ""
         )
 
     def ready(self) -> str:
-        """Return why the agent is not ready, or "" after a pass has observed the whole node.
+        """Return the reason why the agent is not ready, or "" after a pass has observed the whole
+        node.
 
-        Readiness does not depend on convergence, so that an invalid key never blocks a rollout. If
-        the node is not converged, a metric and an alert report this.
+        Readiness does not depend on convergence, so that an invalid key never blocks a rollout. A
+        metric and an alert report a node that is not converged.
         """
         report = self._view.report
         if report is None:
@@ -189,7 +193,8 @@ class StatusStore:
         return f"cannot observe {' and '.join(unobservable)} on this node" if unobservable else ""
 
     def status(self) -> tuple[bytes, bytes]:
-        """Return the beginning of the status page, with the age of the report, and the rest of it.
+        """Return the beginning of the status page, which contains the age of the report, and the
+        rest of the page.
 
         All connections share the rest, which is rendered once per report.
         """

@@ -1,8 +1,8 @@
 """Writes a report as a human-readable table.
 
-No control character in a name or message reaches the terminal. Each line fits into the terminal,
-unless it contains a name that is longer than a line. agent.reporting.json_report writes reports for
-programs.
+No control character in a name or message reaches the terminal. Each line fits into the width of the
+terminal, unless it contains a name that is longer than a line. agent.reporting.json_report writes
+reports for programs.
 """
 
 import textwrap
@@ -35,13 +35,14 @@ BAD_STATES: Final = frozenset(
         ProfileState.OUTDATED,
     }
 )
-_COLORS: Final[Mapping[str, str]] = {  # ECMA-48, 8.3.117: green and red
+# The codes of the colors green and red are in ECMA-48, 8.3.117.
+_COLORS: Final[Mapping[str, str]] = {
     **dict.fromkeys(GOOD_STATES, "\x1b[32m"),
     **dict.fromkeys(BAD_STATES, "\x1b[31m"),
 }
 _PLAIN: Final = "\x1b[0m"
 _HEADINGS = ("KIND", "PROFILE", "STATE", "WHY")
-_GAP = 2  # The number of spaces between two cells.
+_GAP = 2  # The number of spaces between two columns.
 
 
 def has_colors(stream: TextIO, environ: Mapping[str, str]) -> bool:
@@ -93,7 +94,7 @@ def errors(report: Report, *, width: int) -> str:
 
 
 def origins(report: Report) -> str:
-    """Return lines with the source and the digest of each profile. No line is wrapped."""
+    """Return lines with the source and the digest of each profile. Long lines are not wrapped."""
     lines = []
     for row in report.profiles:
         digest = f", sha256 {row.source_digest}" if row.source_digest else ""
@@ -123,7 +124,7 @@ def hidden_warnings(report: Report) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Note:
-    """A finding, and the keys to which it applies."""
+    """A finding, with the keys to which it applies."""
 
     finding: Finding
     keys: tuple[str, ...]
@@ -134,7 +135,9 @@ _SHOWN_KEYS: Final = 3
 
 
 def _notes(report: Report) -> list[_Note]:
-    """Return each finding once, errors first, but omit findings about a whole kind."""
+    """Return each finding once, with errors first. Findings about a whole profile kind are
+    omitted.
+    """
     of_kinds = {one.finding for one in report.kind_support.values() if one.finding is not None}
     findings = [(row.key, finding) for row in report.profiles for finding in row.findings]
     findings += [(finding.location, finding) for finding in report.findings]
@@ -142,7 +145,7 @@ def _notes(report: Report) -> list[_Note]:
     for key, finding in findings:
         if finding in of_kinds:
             continue
-        # Findings that differ only in the key have the same cause, such as a missing parser.
+        # Findings that differ only in their keys have the same cause, such as a missing parser.
         common = replace(finding, location="") if finding.location == key else finding
         keys_by_finding.setdefault(common, {})[key] = None
     notes = [_Note(finding=finding, keys=tuple(keys)) for finding, keys in keys_by_finding.items()]
@@ -157,8 +160,8 @@ def _node_states(report: Report) -> list[str]:
 
 
 def _selectors(report: Report, domain: str) -> list[str]:
-    """Return the nodeSelector of each profile. These lines are never wrapped, so that users can
-    copy them.
+    """Return the nodeSelector of each profile. The lines are never wrapped, so that users can copy
+    them.
     """
     selectors = [labels.node_selector(row, domain).items() for row in report.profiles]
     lines = [f"  {printable(key)}: {value}" for selector in selectors for key, value in selector]
@@ -166,8 +169,8 @@ def _selectors(report: Report, domain: str) -> list[str]:
 
 
 def displayed_reason(row: ProfileStatus) -> str:
-    """Return the code of the first error, which a note explains, or else the reason for the
-    action.
+    """Return the code of the first error, which a note explains, or the reason for the action if
+    there is no error.
     """
     codes = [finding.code for finding in row.findings if finding.severity == Severity.ERROR]
     if codes:
@@ -177,19 +180,21 @@ def displayed_reason(row: ProfileStatus) -> str:
     return _REASONS.get((row.action, row.reason), _ACTIONS.get(row.action, "") + row.reason)
 
 
-# The state is the result of the action, so the reason is only its cause.
+# The reason shows only the cause of the action, because the state already shows its result.
 _ACTIONS: Final[Mapping[ActionName, str]] = {
     ActionName.RESTORE: "restored: ",
     ActionName.REPLACE: "replaced: ",
 }
 _REASONS: Final[Mapping[tuple[ActionName, Reason], str]] = {
     (ActionName.KEEP, Reason.RENAMED): "source moved",
-    (ActionName.KEEP, Reason.INSTALLED): "",  # The command `status` repeats the state.
+    # The reason is omitted, because the command `status` already shows it as the state.
+    (ActionName.KEEP, Reason.INSTALLED): "",
 }
 
 
 def _columns(rows: Sequence[Sequence[str]], width: int, colors: Mapping[str, str]) -> Iterable[str]:
-    """Lay out the rows of the table. If the rows do not fit, each reason has its own line.
+    """Return the rows of the table as lines. If the rows are too wide, each reason has its own
+    line.
 
     If a name is too long for its column, it also has its own line, so that it does not widen the
     column.

@@ -2,8 +2,8 @@
 
 Each ConfigMap is a separate profile set. The result of a read distinguishes missing, emptied,
 malformed and unconfirmed ConfigMaps. This module sends no request: a read uses the store of a
-reflector. If the node selector of a ConfigMap does not match, the ConfigMap provides no profiles on
-this node; if the labels of the Node are unknown, it is unreadable. The memory for all ConfigMaps of
+reflector. A ConfigMap whose node selector does not match provides no profiles on this node. While
+the labels of the Node are unknown, such a ConfigMap is unreadable. The memory for all ConfigMaps of
 a source is limited. ConfigMaps with installed versions have priority over all others.
 """
 
@@ -26,9 +26,9 @@ class ConfigMapEntry:
 
     profile_set: str = ""
     content: ConfigMapData | None = None
-    """The content; None if the ConfigMap is malformed or over the limit."""
+    """The content of the ConfigMap; None if the ConfigMap is malformed or exceeds the limit."""
     malformed: str = ""
-    """Why the ConfigMap is malformed; empty if it is well-formed."""
+    """The reason why the ConfigMap is malformed; empty if it is well-formed."""
     has_too_many_keys: bool = False
     """Whether the ConfigMap is malformed because it has more keys than a profile set may have."""
     created: str = ""
@@ -46,13 +46,13 @@ class ConfigMapBounds:
     """Limits the number and the size of the ConfigMaps of one source. Implements lister.Bounds.
 
     A ConfigMap is stored if it fits together with all ConfigMaps of a higher rank. ConfigMaps with
-    installed versions have the highest rank. Among them, the ConfigMaps that grew least compared
-    with their installed versions are first. ConfigMaps that are equal in these respects are ordered
-    by age, with the oldest first. Therefore, an installed ConfigMap is only displaced by installed
-    ConfigMaps that did not grow more. In particular, new keys and larger contents of other
-    ConfigMaps do not displace an installed ConfigMap that did not grow. Installed versions can
-    still fill the limit, so that no ConfigMap can grow. Above the limit, only the names of
-    ConfigMaps are stored, up to the same number again.
+    installed versions have the highest rank. Among these, the ConfigMaps that have grown least
+    since their installation come first. ConfigMaps that are equal in these respects are ordered by
+    age, with the oldest first. Therefore, an installed ConfigMap only loses its place to installed
+    ConfigMaps that have not grown more. In particular, an installed ConfigMap that has not grown
+    keeps its place if other ConfigMaps get new keys or larger contents. Nevertheless, installed
+    versions can use the whole limit, so that no ConfigMap can grow. For ConfigMaps above the limit,
+    only the names are stored. The number of these names has the same limit.
     """
 
     def __init__(
@@ -75,7 +75,9 @@ class ConfigMapBounds:
         self.config_map_limit = config_map_limit
 
     def within(self, objects: Mapping[str, ConfigMapEntry]) -> Mapping[str, ConfigMapEntry]:
-        """Return the ConfigMaps that fit, and the next ConfigMaps without their content."""
+        """Return the ConfigMaps that are within the limit, and the following ConfigMaps without
+        their content.
+        """
         if self._is_within(objects.values()):
             return objects
         ranked = self._ranked(objects)
@@ -86,7 +88,9 @@ class ConfigMapBounds:
         }
 
     def has_room(self, objects: Mapping[str, ConfigMapEntry]) -> bool:
-        """Return whether a ConfigMap without content would fit now."""
+        """Return whether a ConfigMap that is stored without content would now be within the
+        limit.
+        """
         if not any(entry.is_dropped for entry in objects.values()):
             return False
         ranked = self._ranked(objects)
@@ -98,7 +102,7 @@ class ConfigMapBounds:
         return size <= self.byte_limit and len(entries) <= self.config_map_limit
 
     def _count_fitting(self, objects: Mapping[str, ConfigMapEntry], ranked: list[str]) -> int:
-        """Return how many ConfigMaps of the highest rank have room."""
+        """Return how many ConfigMaps are within the limit, in the order of their ranks."""
         size = 0
         for number, name in enumerate(ranked):
             size += objects[name].size
@@ -121,7 +125,7 @@ class ConfigMapBounds:
 
 
 def _size(content: ConfigMapData) -> int:
-    """Return about how many bytes of memory the keys of a ConfigMap need."""
+    """Return the approximate number of bytes that the keys of a ConfigMap need in memory."""
     keys = sum(
         len(source_key.key) + len(source_key.content) + limits.KEY_OVERHEAD
         for source_key in content.source_keys
@@ -177,7 +181,7 @@ class ConfigMapSource:
         """Returns the store of the reflector."""
         self.node_labels = node_labels
         """Returns the labels of the agent's own Node; None if the labels are unknown."""
-        # The reflector wakes the agent, so no file of the source has to be watched.
+        # No path has to be watched, because the reflector wakes the agent.
         self.watched_path = None
         self._snapshots: dict[str, tuple[ConfigMapData, Snapshot]] = {}
 
@@ -192,7 +196,7 @@ class ConfigMapSource:
             query = f"?{spec.selector}" if spec.selector else ""
             profile_set = f"configmaps {spec.namespace}{query}"
             if store.objects is None or store.reason:
-                # If the ConfigMaps are unknown, the source must not count as empty.
+                # The source must not count as empty while its ConfigMaps are unknown.
                 return (Unreadable(profile_set=profile_set, reason=_failure(store)),)
             return (Missing(profile_set=profile_set, reason="there is no such ConfigMap"),)
         names = [spec.name] if spec.name else sorted(store.objects or {})

@@ -1,7 +1,7 @@
 """Parses the content of one ConfigMap: its keys and its annotations for the agent.
 
 If a ConfigMap is malformed, it is unreadable as a whole, because its keys may still be desired. If
-a key has an invalid name, only that key is rejected. Keys that are not profiles are ignored.
+a key has an invalid name, only that key is rejected. Keys that are not profiles are left out.
 """
 
 import base64
@@ -19,11 +19,11 @@ _KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")  # kubernetes: IsConfigMapKey
 
 
 class MalformedError(ValueError):
-    """A ConfigMap is malformed. The text of the error is the reason."""
+    """Raised if a ConfigMap is malformed. The text of the error is the reason."""
 
 
 class TooManyKeysError(MalformedError):
-    """A ConfigMap has more keys than a profile set may have."""
+    """Raised if a ConfigMap has more keys than a profile set may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,8 @@ class ConfigMapData:
     """The keys whose names are not valid profile names."""
     allow_empty: bool
     node_selector: selector.Selector
-    """Selects the nodes that the ConfigMap is for; an empty selector matches all nodes."""
+    """Selects the nodes on which the ConfigMap provides profiles. An empty selector matches all
+    nodes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +113,7 @@ def _refusal(key: str, key_id: str, value: bytes) -> tuple[str, Finding] | None:
 
 
 def _annotations(metadata: Mapping[str, object], full_name: str, domain: str) -> _Annotations:
-    """Return the annotations for the agent. Raises MalformedError."""
+    """Return the values of the annotations for the agent. Raises MalformedError."""
     annotations = _mapping(metadata, "annotations")
     prefix = annotations.get(f"{domain}/seccomp-prefix", "")
     allow_empty = annotations.get(f"{domain}/allow-empty", "false")
@@ -156,8 +157,8 @@ def _keys(document: Mapping[str, object], full_name: str) -> Iterable[tuple[str,
 
 
 def _mapping(document: Mapping[str, object], field: str) -> dict[str, object]:
-    """Return a field that contains a mapping; a missing field or null counts as empty. Raises
-    MalformedError.
+    """Return a field that contains a mapping. A missing field or null counts as an empty mapping.
+    Raises MalformedError.
     """
     value = document.get(field)
     if value is None:

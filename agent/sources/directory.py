@@ -3,7 +3,7 @@
 All files are read through open directories, and files outside the directory are never read. The
 kubelet replaces the `..data` link of a volume to switch to a new generation (kubernetes,
 pkg/volume/util/atomic_writer.go). The source opens one generation and reads all keys from it, so
-the keys of one read always belong together. If a key cannot be read, the whole profile set is
+that the keys of one read always belong together. If a key cannot be read, the whole profile set is
 unreadable, because the key may still be desired. A file is not read again while its stat signature
 is unchanged.
 """
@@ -36,16 +36,18 @@ _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class _ChangedError(Exception):
-    """The directory changed during the read."""
+    """Raised if the directory changed during the read."""
 
 
 class _TooLargeError(Exception):
-    """The directory has more names or directories than a source may have."""
+    """Raised if the directory has more names or subdirectories than a source may have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _CachedFile:
-    """A key that was read from a file, with the file's signature before and after the read."""
+    """A key that was read from a file, with the signature that the file had before and after the
+    read.
+    """
 
     signature: Signature
     source_key: SourceKey
@@ -58,7 +60,7 @@ class _Collected:
     source_keys: list[SourceKey] = field(default_factory=list)
     rejected: list[tuple[str, Finding]] = field(default_factory=list)
     files: dict[str, _CachedFile] = field(default_factory=dict)
-    """The files that need not be read again in the next read, by key."""
+    """Maps keys to the files that the next read need not read again."""
     skipped: list[str] = field(default_factory=list)
     """The files whose names are not valid profile names."""
     size: int = 0
@@ -75,7 +77,7 @@ class _Collected:
         self.rejected.append((key, finding))
 
     def is_over_limit(self) -> bool:
-        """Return whether the profile set is so large that no more keys are read."""
+        """Return whether the profile set is so large that no further keys are read."""
         count = len(self.source_keys) + len(self.rejected)
         return count > limits.SET_KEYS or self.size > limits.SET_BYTES
 
@@ -174,7 +176,7 @@ class DirectorySource:
         return self._snapshot(walk.collected)
 
     def _snapshot(self, collected: _Collected) -> Snapshot:
-        """If all keys are equal, return the last snapshot, so that no new hash is needed."""
+        """If no key has changed, return the last snapshot, so that no hash has to be computed."""
         keys, rejected = collected.source_keys, collected.rejected
         inputs = (keys, rejected, limits.skipped_by_name(collected.skipped))
         if self._last is None or self._last[0] != inputs:
@@ -198,11 +200,11 @@ class _Walk:
     ) -> None:
         self._profile_set = profile_set
         self._top = top
-        self._stack = stack  # This closes all descriptors at the end of the read.
+        self._stack = stack  # The stack closes all descriptors at the end of the read.
         self._cached = cached
         self._clock_ns = clock_ns
         self._skips_unreadable = skips_unreadable
-        # The descriptor and the generation of each volume.
+        # The descriptor and the generation of each mounted volume.
         self._volumes: list[tuple[int, str]] = []
         self.collected = _Collected()
 
@@ -308,7 +310,7 @@ class _Walk:
         finally:
             os.close(file)
         if signature != stat_signature.of(status):
-            raise _ChangedError  # The content may be a mixture of two versions.
+            raise _ChangedError  # The content that was read may be a mixture of two versions.
         if len(content) > limits.KEY_BYTES:
             self.collected.reject(key, limits.too_large(key))
             return
@@ -318,7 +320,9 @@ class _Walk:
             self.collected.files[key] = _CachedFile(signature=signature, source_key=source_key)
 
     def _read_link(self, fd: int, name: str, key: str) -> None:
-        """Read a link to a regular file in this directory, and reject every other link."""
+        """Read a link that leads to a regular file in this directory, and reject every other
+        link.
+        """
         top = os.path.realpath(f"/proc/self/fd/{self._top}")
         target = os.path.realpath(f"/proc/self/fd/{fd}/{name}")
         reason = ""
@@ -364,7 +368,9 @@ def _generation(fd: int) -> str | None:
 
 
 def _stat(name: str, fd: int) -> os.stat_result:
-    """Return the status of a name from the listing. Raises _ChangedError and OSError."""
+    """Return the file status of a name in the directory listing. Raises _ChangedError and
+    OSError.
+    """
     try:
         return os.stat(name, dir_fd=fd, follow_symlinks=False)
     except FileNotFoundError as error:
@@ -372,8 +378,8 @@ def _stat(name: str, fd: int) -> os.stat_result:
 
 
 def _open(name: str, flags: int, fd: int) -> int:
-    """Open the file with this name from the listing. Raises OSError. Raises _ChangedError if the
-    file was replaced.
+    """Open the file with this name in the directory listing. Raises OSError. Raises _ChangedError
+    if the file was replaced.
     """
     try:
         return os.open(name, flags, dir_fd=fd)

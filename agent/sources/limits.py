@@ -1,7 +1,8 @@
 """Defines the size limits of sources, and builds findings about sources that exceed a limit.
 
-If a key exceeds a limit, only this key is rejected. If a profile set exceeds a limit, the whole set
-is unreadable, so that no profile is removed because its key was not read.
+A key that exceeds a limit does not affect other keys, because only this key is rejected. If a
+profile set exceeds a limit, the whole set is unreadable, so that no profile is removed because its
+key was not read.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,14 +17,14 @@ from agent.core.left_out import LeftOut
 from agent.core.model import Emptied, Read, Snapshot, SourceKey, Unreadable
 from agent.core.vocabulary import LeftOutReason, UnreadableCause
 
-KEY_BYTES: Final = 1 << 20  # Kubernetes has the same limit for all data of a ConfigMap.
+KEY_BYTES: Final = 1 << 20  # Kubernetes has the same limit for the whole data of a ConfigMap.
 SET_BYTES: Final = 32 << 20
 SET_KEYS: Final = 5000
-# The number of directories in one directory source, including empty directories.
+# The largest number of directories in one directory source, including empty directories.
 SET_DIRECTORIES: Final = 5000
-# The number of files and directories in one source, including files that are not profiles.
+# The largest number of files and directories in one source, including files that are not profiles.
 SET_NAMES: Final = 100_000
-# These limits apply to all ConfigMaps that one source selects.
+# The limits apply to all ConfigMaps of one source together.
 SOURCE_BYTES: Final = 16 << 20
 SOURCE_CONFIG_MAPS: Final = 1000
 # The bytes of memory that each key needs in addition to its name and content.
@@ -36,7 +37,7 @@ _PROFILE_NAMES: Final = (
 
 
 def too_large(key: str) -> Finding:
-    """Report a key that is larger than a profile may be."""
+    """Return the error about a key that is larger than a profile may be."""
     return common_findings.key_too_large(
         location=key,
         reason=f"The key is larger than {KEY_BYTES} bytes",
@@ -45,7 +46,7 @@ def too_large(key: str) -> Finding:
 
 
 def unsafe(key: str, reason: str) -> Finding:
-    """Report a key whose name cannot be the name or the path of a profile."""
+    """Return the error about a key whose name cannot be the name or the path of a profile."""
     return Finding(
         code=FindingCode.KEY_UNSAFE,
         location=key,
@@ -55,7 +56,7 @@ def unsafe(key: str, reason: str) -> Finding:
 
 
 def skipped_by_name(names: Iterable[str]) -> tuple[LeftOut, ...]:
-    """Describe keys or files that are skipped because of their names.
+    """Return the description of keys or files that are skipped because of their names.
 
     Hidden files, whose names begin with a dot, are not reported.
     """
@@ -101,7 +102,7 @@ def snapshot(
 
 
 def with_left_out(read: Snapshot, inputs: tuple[LeftOut, ...]) -> Snapshot:
-    """Return a snapshot with the inputs that are not read as profiles."""
+    """Return the snapshot with the inputs that are not read as profiles added."""
     return replace(read, left_out=inputs) if isinstance(read, Read | Emptied) else read
 
 

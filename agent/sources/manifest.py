@@ -1,9 +1,9 @@
 """Provides profiles from the ConfigMaps in a YAML file (fields `data` and `binaryData`).
 
-The whole file is one profile set. If a ConfigMap is removed from the file, its profiles are
-removed. If the file is missing or malformed, no profile is removed. Objects of other kinds are left
-out. If a ConfigMap is malformed, the whole file is unreadable, because its keys may still be
-desired.
+The whole file is one profile set. The profiles of a ConfigMap that is removed from the file are
+removed from the node. If the file is missing or malformed, no profile is removed. Kubernetes
+objects of other kinds are left out. If a ConfigMap is malformed, the whole file is unreadable,
+because its keys may still be desired.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,6 @@
-"""Parses a `--source` text, which describes a directory, a manifest, or ConfigMaps.
+"""Parses the text of a `--source` option, which describes a directory, a manifest, or ConfigMaps.
 
-Parsing a text does not read any profile. `local_source` returns the source for a directory or a
+No profile is read while a text is parsed. `local_source` returns the source for a directory or a
 manifest. app.py builds the sources for ConfigMaps, because they need a client.
 """
 
@@ -42,7 +42,7 @@ class ConfigMapSpec:
     name: str = ""
     """The name of a single ConfigMap; empty for a selector."""
     selector: str = ""
-    """A label selector; empty for all ConfigMaps in the namespace."""
+    """The label selector; empty for all ConfigMaps in the namespace."""
 
     @property
     def path(self) -> str:
@@ -64,10 +64,10 @@ SourceSpec = LocalSpec | ConfigMapSpec
 def parse_source(text: str) -> SourceSpec:
     """Return the source that a text describes. Raises ValueError for an invalid text.
 
-    A text without a scheme means a manifest if it is the path of a file, or if it ends like the
-    name of a YAML file. Any other text without a scheme means a directory. The path does not have
-    to exist when the text is parsed. If the path does not exist when the source is read, the source
-    is missing.
+    A text without a scheme describes a manifest if it is the path of a file, or if it has the
+    extension of a YAML file. Any other text without a scheme describes a directory. The path does
+    not have to exist when the text is parsed. A source whose path does not exist when it is read
+    counts as missing.
     """
     scheme, colon, rest = text.partition(":")
     if colon and scheme in ("configmap", "configmaps"):
@@ -78,7 +78,8 @@ def parse_source(text: str) -> SourceSpec:
         return DirectorySpec(path=rest) if scheme == "dir" else ManifestSpec(path=rest)
     if not text:
         raise ValueError("a source must not be empty")
-    # For a directory without permission, pathlib raises an error; a later read reports the reason.
+    # pathlib raises an error for a directory that this process may not read. A later read reports
+    # the reason.
     if colon and "/" not in scheme and not os.path.exists(text):
         similar = difflib.get_close_matches(scheme, SCHEMES, n=1)
         hint = f'; did you mean "{similar[0]}:{rest}"?' if similar else ""
@@ -121,7 +122,7 @@ def local_source(spec: LocalSpec, domain: str = DOMAIN) -> ports.Source:
         case DirectorySpec():
             return DirectorySource(spec.path, clock_ns=time.time_ns)
         case ManifestSpec():
-            # This module imports yaml, which needs memory.
+            # This import is late, because the module imports yaml, which needs memory.
             from agent.sources.manifest import ManifestSource
 
             return ManifestSource(spec.path, domain)

@@ -1,10 +1,10 @@
 """Parses the documents of a YAML text within limits.
 
-The result consists only of strings, lists, mappings with string keys, booleans and None. Numbers
-and dates are not converted, because PyYAML needs minutes for some short texts (base-60 integers,
-keys with equal hashes). The parser either returns documents or raises InvalidYamlError. The
-composer of libyaml is recursive C code, so the nesting depth is checked before it runs. The content
-of an alias or a merge key counts against the limits each time it is used.
+The result consists only of strings, lists, mappings with string keys, booleans and None. The module
+does not convert numbers and dates, because PyYAML needs minutes for some short texts (base-60
+integers, keys with equal hashes). The module either returns documents or raises InvalidYamlError.
+The composer of libyaml is recursive C code, so the module checks the nesting depth before the
+composer runs. Each use of an alias or a merge key counts against the limits with its whole content.
 """
 
 import os
@@ -26,12 +26,14 @@ _TAG: Final = "tag:yaml.org,2002:"
 
 
 class InvalidYamlError(ValueError):
-    """A text is not valid YAML, or exceeds the limits. The text of the error is the reason."""
+    """Raised if a text is not valid YAML, or exceeds the limits. The text of the error is the
+    reason.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class NotAString:
-    """The text of a number or a date without quotes."""
+    """A string that represents a number or a date without quotes."""
 
     text: str
 
@@ -54,7 +56,7 @@ def _mapping(loader: yaml.SafeLoader, node: yaml.Node) -> dict[Hashable, object]
         raise _rejected(node, "a value does not match its tag")
     seen: set[str] = set()
     for key, _ in node.value:
-        if key.tag == f"{_TAG}merge":  # construct_mapping resolves merge keys.
+        if key.tag == f"{_TAG}merge":  # The method construct_mapping resolves merge keys.
             continue
         if not isinstance(key, yaml.ScalarNode) or key.tag not in (f"{_TAG}str", f"{_TAG}value"):
             shown = f" {key.value[:100]!r}" if isinstance(key, yaml.ScalarNode) else ""
@@ -146,9 +148,11 @@ class _Measure:
         self._nodes = 0
         self._size = 0
         self._open: list[tuple[str | None, int, int]] = []
-        """The anchor of each open collection, with the nodes and the size before the collection."""
+        """For each open collection, its anchor, and the number of nodes and the size before the
+        collection."""
         self._anchors: dict[str, tuple[int, int]] = {}
-        """The number of nodes and the size that an alias of each complete anchor expands to."""
+        """For each complete anchor, the number of nodes and the size to which an alias of it
+        expands."""
 
     def add(self, event: yaml.Event) -> None:
         """Count one event of the parser. Raises InvalidYamlError."""
@@ -186,14 +190,14 @@ class _Measure:
 
     def _begin_collection(self, anchor: str | None) -> None:
         if anchor:
-            # An alias is not valid before the end of the collection that it refers to.
+            # An alias inside the collection to which it refers is not valid.
             self._anchors.pop(anchor, None)
         self._open.append((anchor, self._nodes, self._size))
         self._nodes += 1
 
 
 def read(path: str) -> bytes:
-    """Return the content of a regular file, if it is within the limit. Raises OSError."""
+    """Return the content of a regular file that is within the size limit. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(fd)
