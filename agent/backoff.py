@@ -1,14 +1,16 @@
 """Computes back-off delays, which double after each consecutive failure.
 
-All parts of the program use this module, which never sleeps. A random part of each delay prevents
-many agents from sending their requests at the same moment.
+Every part of the program that waits after failures uses this module. The module itself never
+sleeps. A random part of each delay prevents many agents from sending their requests at the same
+moment.
 """
 
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# A larger exponent could overflow a float. The delay reaches its maximum long before that.
+# The exponent is limited, because a larger exponent could overflow a float. The delay reaches its
+# maximum long before that.
 _MAX_DOUBLINGS = 60
 
 
@@ -35,16 +37,17 @@ class Backoff:
     """The delay after the first failure."""
 
     longest_seconds: float
-    """The longest delay, which is reached after many failures."""
+    """The longest delay, which applies after many failures."""
 
     jitter: float = 0.0
-    """The fraction of each delay that is random: 0.5 makes a delay of 8 s last 4 s to 8 s."""
+    """The fraction of each delay that is random. With 0.5, a delay of 8 s lasts between 4 s and 8
+    s."""
 
     failures: int = 0
     """The number of consecutive failures."""
 
     def next_delay(self) -> float:
-        """Record one more failure, and return how many seconds to wait before the next attempt."""
+        """Record another failure, and return the seconds to wait before the next attempt."""
         self.failures += 1
         return delay_seconds(
             self.failures,
@@ -59,10 +62,12 @@ class Backoff:
 
 
 class RetryTimer:
-    """The time before which an operation is not repeated. Only one thread may use a timer."""
+    """The earliest time at which a failed operation is repeated. Only one thread may use a
+    timer.
+    """
 
     def __init__(self, backoff: Backoff, clock: Callable[[], float]) -> None:
-        """Create a timer that is due at once.
+        """Create a timer with which the first attempt is due at once.
 
         Args:
             backoff: the delays after consecutive failures.

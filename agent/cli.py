@@ -1,7 +1,7 @@
 """Parses the command line into one value that describes the command to run.
 
 This module does not run a command or print anything. If the command line is invalid, the result
-lists every error and how to correct it. agent.config declares the options of all commands, and
+lists every error with its correction. agent.config declares the options of all commands, and
 agent.command_help writes the help texts.
 """
 
@@ -42,7 +42,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Convert:
-    """Print a seccomp profile in the form that all runtimes read alike."""
+    """Print a seccomp profile in the form that every runtime reads in the same way."""
 
     config: Config
     path: str
@@ -106,7 +106,7 @@ class Unlabel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """A text to print before the process exits.
+    """The text that a process prints before it exits.
 
     Help and version are printed to standard output, and error messages to standard error.
     """
@@ -126,14 +126,15 @@ class _Arguments:
     """Raw values by option name, in the form that agent.config_loader expects."""
     positional: list[str] = field(default_factory=list)
     unfinished: set[str] = field(default_factory=set)
-    """The options that were passed incorrectly. These options are not reported as missing."""
+    """The options whose flags were passed incorrectly. These options are not reported as
+    missing."""
     mistakes: list[str] = field(default_factory=list)
 
 
 def parse(
     argv: Sequence[str], environ: Mapping[str, str], read_config: Callable[[str], object]
 ) -> Parsed:
-    """Return the command that the arguments select, with its checked options.
+    """Return the command that the arguments select, with its validated options.
 
     Args:
         argv: the arguments without the name of the program.
@@ -169,7 +170,9 @@ def _checked(
     raw = RawValues(flags=arguments.flags, environ=environ, file=file, file_name=str(path))
     values, wrong = read([*FLAG_ONLY_OPTIONS, *OPTIONS.values()], raw)
     mistakes = [*arguments.mistakes, *unreadable, *wrong]
-    if not unreadable:  # An unreadable configuration file could contain the missing options.
+    # Missing options are not reported here, because the unreadable configuration file could contain
+    # them.
+    if not unreadable:
         passed = {*arguments.unfinished, *arguments.flags, *file}
         passed |= {option.name for option in OPTIONS.values() if option.variable in environ}
         passed |= {COMMANDS[command].positional} if arguments.positional else set()
@@ -205,14 +208,14 @@ def _split(command: str, rest: Sequence[str]) -> _Arguments:
         else:
             result.mistakes.append(_unknown_flag(name, command, options))
             if not equals and words and words[0][:1] != "-" and not declared.positional:
-                words.pop(0)  # The argument is probably the value of the unknown flag.
+                words.pop(0)  # The next argument is probably the value of the unknown flag.
     most = 0 if not declared.positional else len(rest) if declared.is_repeatable else 1
     result.mistakes += [f'unexpected argument "{word}"' for word in result.positional[most:]]
     return result
 
 
 def _read_flag(result: _Arguments, option: Option, value: str | None, words: list[str]) -> None:
-    """Record a flag. If the flag needs a value, the value is the next argument."""
+    """Record a flag. The next argument is the value, if the flag needs a value."""
     if option.value.is_flag and value is None:
         result.flags[option.name] = True
     elif option.value.is_flag:
@@ -254,7 +257,7 @@ def _unknown_flag(name: str, command: str, known: Mapping[str, object]) -> str:
 def _config_file(
     path: object, read_config: Callable[[str], object]
 ) -> tuple[Mapping[str, object], list[str]]:
-    """Return the content of the configuration file, and the reasons why the file cannot be used."""
+    """Return the content of the configuration file, and the errors that prevent its use."""
     if path is None:
         return {}, []
     problem = "the file must map options to values, as in `prune: never`"

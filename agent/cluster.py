@@ -1,8 +1,8 @@
 """The connections to the API server, and the last known state of its objects.
 
-Only commands that need the API server import this module, because the API client uses much memory.
-Building the connections sends no request. Only a reflector's method `list` and the reflector's
-thread send requests.
+This module is imported only by commands that need the API server, because the API client uses much
+memory. No request is sent while the connections are built. Requests are sent only by a reflector's
+method `list` and by its thread.
 """
 
 import time
@@ -34,7 +34,9 @@ AnyReflector = Reflector[ConfigMapEntry] | Reflector[NodeMetadata] | Reflector[P
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterCallbacks:
-    """Functions that receive changes and measurements. Other threads call these functions."""
+    """Functions that are called after changes and with measurements. Other threads call these
+    functions.
+    """
 
     changed: Callable[[WakeReason], None]
     """Called after objects of the API server have changed."""
@@ -48,7 +50,7 @@ class ClusterCallbacks:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConnections:
-    """The connections for this node's own objects; they exist only with --node-name."""
+    """The reflectors of the Node and of its pods; they exist only with --node-name."""
 
     labeler: NodeLabeler
     node: Reflector[NodeMetadata]
@@ -62,7 +64,7 @@ class NodeConnections:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterConnections:
-    """All connections to the API server. Implements agent.controller.ClusterView."""
+    """All connections of one process to the API server. Implements agent.controller.ClusterView."""
 
     api: Api
     config_maps: Mapping[ConfigMapSpec, Reflector[ConfigMapEntry]]
@@ -78,7 +80,9 @@ class ClusterConnections:
         return found
 
     def source(self, spec: ConfigMapSpec) -> ConfigMapSource:
-        """Return a source for some ConfigMaps, which reads the copy in their reflector."""
+        """Return a source for the selected ConfigMaps, which reads the copy that their reflector
+        keeps.
+        """
         reflector = self.config_maps[spec]
         return ConfigMapSource(spec, store=lambda: reflector.store, node_labels=self.node_labels)
 
@@ -125,10 +129,11 @@ class ClusterConnections:
         }
 
     def pods_by_profile(self) -> dict[tuple[ProfileKind, str], tuple[str, ...]] | None:
-        """Return which pods of this node reference each profile, or None if the pods are unknown.
+        """Return the pods of this node that reference each profile, or None if the pods are
+        unknown.
 
-        While no watch is running, the pods count as unknown: the copy may lack a new pod, and the
-        agent could remove the profile of that pod.
+        While no watch is running, the pods count as unknown. Otherwise, the agent could remove the
+        profile of a new pod that its copy does not contain yet.
         """
         pods = self.own_node.pods if self.own_node is not None else None
         if pods is None or not pods.is_live:

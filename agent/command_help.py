@@ -30,13 +30,13 @@ DESCRIPTION: Final = (
 )
 ENVIRONMENT: Final = (
     "An option can also be set by an environment variable, such as PROFILE_LOADER_STATE_DIR, or by "
-    "a key of the same name in the file of --config. A flag has priority over a variable, and a "
-    "variable over the file. A variable for an option that can be repeated has one value per line."
+    "a key of the same name in the file of --config. A flag overrides a variable, and a variable "
+    "overrides the file. A variable for an option that can be repeated has one value per line."
 )
-# If the terminal has fewer columns, an explanation begins on the line below its term.
+# On a terminal with fewer columns, each explanation begins on the line below its term.
 _NARROW: Final = 70
 _TERM_COLUMNS: Final = 24
-_OVERVIEW_EXAMPLES: Final = ("run", "check", "status")  # More lines would not fit on a screen.
+_OVERVIEW_EXAMPLES: Final = ("run", "check", "status")  # The screen has no room for more examples.
 _COMMON_STATUSES: Final = {
     2: "The command line, the environment or the configuration file contains an error. Nothing "
     "was changed.",
@@ -86,7 +86,7 @@ _INCLUDE: Final = _own_option(
     "include",
     DIRECTORIES,
     "A directory such as /etc/apparmor.d, whose files replace the include rules of AppArmor "
-    "profiles. Can be repeated; the first directory that contains a file is used.",
+    "profiles. If the option is repeated, the first directory with a file is used.",
     "check",
     "render",
 )
@@ -98,7 +98,7 @@ class Command:
 
     summary: str
     usage: str
-    """The arguments in the usage line."""
+    """The arguments that the usage line shows."""
     examples: tuple[str, ...]
     statuses: Mapping[int, str]
     """The meaning of each exit status that the command can have."""
@@ -109,7 +109,7 @@ class Command:
     options: tuple[Option, ...] = ()
     """The options that only this command has. These options exist only as flags."""
     needs: Mapping[str, str] = field(default_factory=dict)
-    """For each required option or positional argument, the message if it is missing."""
+    """The message about each required option or positional argument that is missing."""
 
 
 COMMANDS: Final[Mapping[str, Command]] = {
@@ -122,10 +122,10 @@ COMMANDS: Final[Mapping[str, Command]] = {
             'profile-loader --source configmaps:profile-loader --node-name "$NODE_NAME"',
         ),
         statuses={
-            0: "Every profile from the sources is installed and verified. A removal that waits "
-            "for processes to end does not count.",
-            1: "A profile was rejected, is foreign, failed or is not supported, or a source "
-            "provides no profiles any more.",
+            0: "Every profile from the sources is installed and verified. A profile that is kept "
+            "until its processes end does not count.",
+            1: "A profile was rejected, is foreign, could not be installed or is not supported, "
+            "or a source no longer provides profiles.",
             3: "A source is missing or cannot be read, or the API server did not carry out a "
             "request. Installed profiles stay.",
             **_LOCKED,
@@ -154,7 +154,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         needs={"PATH": "at least one PATH is required: profile-loader check profiles"},
     ),
     "convert": Command(
-        summary="Print a seccomp profile in the form that all runtimes read alike.",
+        summary="Print a seccomp profile in the form that every runtime reads in the same way.",
         usage="FILE [--caps CAP_A,CAP_B] [options]",
         examples=(
             "profile-loader convert docker-default.json --caps CAP_CHOWN,CAP_SETUID > web.json",
@@ -162,7 +162,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
             "profile-loader convert config.json --arch aarch64 --kernel 6.1 > web.json",
         ),
         statuses={
-            0: "The profile is on standard output, and the changes on standard error.",
+            0: "The profile was printed to standard output, and the changes to standard error.",
             1: "The file contains no profile that can be converted.",
             3: "The file is missing or cannot be read.",
         },
@@ -181,8 +181,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
         statuses={
             0: "The profiles have the same meaning; with --fail-if, the second profile is not "
             "more permissive.",
-            1: "The profiles differ; with --fail-if, the second profile is more permissive. Or a "
-            "file contains no profile.",
+            1: "The profiles differ; with --fail-if, the second profile is more permissive. The "
+            "status is also 1 if a file contains no profile.",
             3: "A file is missing or cannot be read.",
         },
         positional="FILE",
@@ -207,7 +207,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         ),
     ),
     "status": Command(
-        summary="Show what is installed on this node, and what was rejected.",
+        summary="Show the profiles that are installed on this node or were rejected.",
         usage="[options]",
         examples=("profile-loader status", "profile-loader status --output json"),
         statuses={
@@ -298,7 +298,7 @@ def statuses_of(command: str) -> dict[int, str]:
 
 
 def overview() -> str:
-    """Return the help of the program, which lists the commands and the flag for their own help."""
+    """Return the help of the program, which lists its commands."""
     summaries = {name: command.summary for name, command in COMMANDS.items()}
     examples = [COMMANDS[name].examples[0] for name in _OVERVIEW_EXAMPLES]
     return _page(
@@ -360,7 +360,7 @@ def _examples(lines: Iterable[str]) -> str:
 
 def _example(command: str) -> str:
     """Return an example that fits the terminal and can still be copied into a shell."""
-    # One column is reserved for the backslash.
+    # The last column is reserved for the backslash.
     parts = textwrap.wrap(
         command,
         _width() - 2,

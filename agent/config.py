@@ -1,8 +1,8 @@
-"""The declaration and the checked values of all options.
+"""The declarations and the validated values of all options.
 
-One declaration is the source of the flag, the environment variable, the YAML key, the default, the
-help text and docs/reference.md. This module reads no file, environment or argument:
-agent.config_loader combines these inputs. agent.config_values reads each type of value.
+The declaration of an option defines its flag, its environment variable, its YAML key, its default,
+its help text and its entry in docs/reference.md. This module reads no file, environment or
+argument: agent.config_loader combines these inputs. agent.config_values reads each type of value.
 """
 
 from dataclasses import dataclass, fields
@@ -49,7 +49,7 @@ _REPORTS: Final = ("run", "restore", "check", "status")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The checked value of every option. Times are in seconds."""
+    """The validated value of every option. Times are in seconds."""
 
     source: tuple[str, ...] = _option(
         LIST.named("SOURCE"),
@@ -74,7 +74,7 @@ class Config:
     seccomp_dir: str = _option(
         ABSOLUTE_PATH,
         "/var/lib/kubelet/seccomp",
-        "The directory from which the kubelet reads seccomp profiles: seccomp in its --root-dir.",
+        "The directory from which the kubelet reads seccomp profiles (seccomp in its --root-dir).",
         commands=_ON_NODE,
     )
     seccomp_prefix: str = _option(
@@ -93,9 +93,9 @@ class Config:
     prune: Literal["unused", "always", "never"] = _option(
         choice("unused", "always", "never"),
         "unused",
-        "When to remove a profile that no source provides any more. unused: remove the profile "
-        "once the agent has proved that no process uses it. always: remove seccomp files without "
-        "this proof; AppArmor profiles still need it. never: keep all profiles.",
+        "Determines which profiles are removed when no source provides them any more. unused: "
+        "profiles for which the agent has proved that no process uses them. always: also seccomp "
+        "files without this proof. never: no profiles.",
     )
     take_over: tuple[str, ...] = _option(
         LIST.named("NAME"),
@@ -235,8 +235,8 @@ class Config:
     deny_name: tuple[str, ...] = _option(
         LIST.named("GLOB"),
         DENY_NAMES,
-        "A pattern of AppArmor names that no source may provide. Can be repeated. The first use "
-        "replaces the default list.",
+        "A pattern of AppArmor names that no source may provide. The option can be repeated. The "
+        "first use replaces the default list.",
         commands=_JUDGE,
         group=_CHECKS,
     )
@@ -277,7 +277,7 @@ class Config:
         (),
         "A warning to accept for one version of a profile: its code, @, and at least 12 digits of "
         "the sha256 of the file or key. Tables and the log then omit the warning; JSON reports and "
-        "metrics still count it. Can be repeated.",
+        "metrics still count it. The option can be repeated.",
         commands=("run", "check"),
         group=_CHECKS,
     )
@@ -298,7 +298,7 @@ class Config:
     detailed_exitcode: bool = _option(
         FLAG,
         False,
-        "With --dry-run, exit with status 5 if changes are pending and nothing is wrong.",
+        "With --dry-run, exit with status 5 if changes are pending and there is no error.",
         commands=_INSTALL,
         group=_OUTPUT,
     )
@@ -320,23 +320,23 @@ class Config:
         choice("auto", "debug", "info", "warning", "error"),
         "auto",
         "The lowest level that is logged. auto: info for the daemon, and warning for one-shot "
-        "commands. With another value, these commands also log the findings that their result "
-        "contains.",
+        "commands. With any other value, one-shot commands also log the findings that their "
+        "result contains.",
         commands=_INSTALL,
         group=_OUTPUT,
     )
     verbose: bool = _option(
         VERBOSE,
         False,
-        "Show more: changes and acknowledged warnings, the source of each profile, and in the log "
-        "of the daemon the level debug.",
+        "Show more details: changes, acknowledged warnings and the source of each profile. The "
+        "log of the daemon then has the level debug.",
         commands=_REPORTS,
         group=_OUTPUT,
     )
     quiet: bool = _option(
         QUIET,
         False,
-        "Show only errors. The exit status is the result.",
+        "Show only errors. The exit status alone shows the result.",
         commands=(*_REPORTS, "convert", "unlabel"),
         group=_OUTPUT,
     )

@@ -12,19 +12,18 @@ from typing import Final
 from agent.config_values import VARIABLE_PREFIX, suggestion
 from agent.option import Option
 
-# A kubelet adds these variables to each pod of a namespace that has a Service called
-# "profile-loader": kubernetes, pkg/kubelet/envvars/envvars.go.
+# The kubelet adds these variables to each pod if the namespace has a Service called
+# "profile-loader" (kubernetes, pkg/kubelet/envvars/envvars.go).
 _SERVICE_LINK: Final = re.compile(r"_(SERVICE_HOST|SERVICE_PORT(_[A-Z0-9_]+)?|PORT(_[0-9]+_.*)?)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawValues:
-    """The values of options in the form in which they were passed. Flags have the highest
-    priority.
-    """
+    """The values of options as the user passed them. Flags have the highest priority."""
 
     flags: Mapping[str, object]
-    """By option name: True for a flag without a value, a list if the option can be repeated."""
+    """Maps the name of an option to its value, which is True for a flag without a value, and a list
+    for an option that can be repeated."""
     environ: Mapping[str, str] = field(default_factory=dict)
     file: Mapping[str, object] = field(default_factory=dict)
     file_name: str = ""
@@ -40,7 +39,7 @@ class RawValues:
             return
         if option.variable in self.environ:
             text = self.environ[option.variable]
-            # An empty variable is an error and does not mean an empty list. If an empty variable
+            # An empty variable is an error, and never means an empty list. If an empty variable
             # meant an empty list, a manifest that leaves the variable blank would empty the deny
             # list.
             lines = [line for line in text.split("\n") if line] or [""]
@@ -60,7 +59,7 @@ def read(options: Iterable[Option], raw: RawValues) -> tuple[dict[str, object], 
                 values[option.name] = option.value.read(value)
             except ValueError as error:
                 mistakes.append(f"{place}: {error}")
-            break  # All later settings have a lower priority.
+            break  # The first setting has the highest priority.
     return values, mistakes
 
 

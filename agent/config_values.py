@@ -1,8 +1,8 @@
 """Reads the values of options, in the same way for flags, environment variables and YAML keys.
 
-For each type of value, one function accepts a text or a value that YAML has already parsed. The
-function raises ValueError with a message that describes the expected value. The options themselves
-are declared in agent.config.
+Each type of value has one function, which accepts a text or a value that YAML has already parsed.
+The function raises ValueError with a message that describes the expected value. The options
+themselves are declared in agent.config.
 """
 
 import math
@@ -28,7 +28,9 @@ _ADDRESS: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\s:\[\]]*):([0-9]{1,5})")
 
 
 class InvalidValueError(ValueError):
-    """The value of an option is invalid. The text of the error describes the valid values."""
+    """Raised if the value of an option is invalid. The text of the error describes the valid
+    values.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +42,15 @@ class ValueType(Generic[T_co]):
     is_flag: bool = False
     """Whether the flag takes no value."""
     is_list: bool = False
-    """Whether the flag can be passed more than once, and a variable has one value per line."""
+    """Whether the flag can be passed more than once. A variable then contains one value per
+    line."""
     short: str = ""
-    """The letter of a second, short flag; empty without such a flag."""
+    """The letter of the short flag; empty if the option has no short flag."""
     unit: str = ""
     """The unit of the default value in the help."""
 
     def named(self, metavar: str) -> Self:
-        """Return the same type with another placeholder in the help."""
+        """Return a copy of this type that has another placeholder in the help."""
         return replace(self, metavar=metavar)
 
 
@@ -55,7 +58,7 @@ def suggestion(text: str, known: Iterable[str]) -> str:
     """Return a sentence that suggests the most similar known word; return "" if no word is
     similar.
     """
-    import difflib  # To save memory, the module is imported only after an error.
+    import difflib  # To save memory, this module is imported only after an error.
 
     words = {_without_prefix(word): word for word in known}
     close = difflib.get_close_matches(_without_prefix(text), list(words), n=1)
@@ -63,7 +66,9 @@ def suggestion(text: str, known: Iterable[str]) -> str:
 
 
 def _without_prefix(word: str) -> str:
-    """Return a word without the prefix that is common to all flags or to all variables."""
+    """Return the name of a flag or variable without the prefix that all flags or all variables
+    have.
+    """
     return word.removeprefix("--").removeprefix(VARIABLE_PREFIX)
 
 
@@ -141,7 +146,7 @@ def _read_capabilities(raw: object) -> tuple[str, ...]:
 
 
 def _text_type(metavar: str, is_valid: Callable[[str], bool], expectation: str) -> ValueType[str]:
-    """Return a value type for texts that a predicate accepts."""
+    """Return a value type for texts that meet a condition."""
 
     def read(raw: object) -> str:
         text = _read_text(raw)
@@ -213,7 +218,7 @@ TAINT: Final = _text_type(
 
 
 def choice(*words: Word) -> ValueType[Word]:
-    """Return a value type for exactly one of several words."""
+    """Return a value type that accepts exactly one of several words."""
 
     def read(raw: object) -> Word:
         text = _read_text(raw)
@@ -228,7 +233,7 @@ def choice(*words: Word) -> ValueType[Word]:
 
 
 def choices(*words: str) -> ValueType[frozenset[str]]:
-    """Return a value type for some of several words, separated by commas."""
+    """Return a value type that accepts several words from a fixed list, separated by commas."""
     one_word = choice(*words)
 
     def read(raw: object) -> frozenset[str]:

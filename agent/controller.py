@@ -3,8 +3,8 @@
 The controller is level-triggered: a wake reason only states that a pass may be needed. If a wake
 reason is lost, the pass is delayed by at most one resync interval. Only the main thread changes the
 node; other threads only add wake reasons to the wake queue. The process can exit at any moment
-without affecting the node. Objects in agent.control manage deadlines, fights over profiles, label
-absence and reports.
+without affecting the node. The objects of the package agent.control manage the deadlines, the
+repair fights, the absence of labels and the reports.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,11 @@ from agent.reconciler import Reconciler, RemovalConditions
 from agent.wake_queue import WakeQueue, WakeReason
 
 STARTUP_SECONDS: Final = 3.0
-"""The time that the first pass waits for the first responses of the API server."""
+"""How long the first pass waits for the first responses of the API server, in seconds."""
 
 
 class ClusterView(Protocol):
-    """The last known state of the API server. No method waits for a response."""
+    """The last known state of the API server. No method waits for a response of the API server."""
 
     def has_answered(self) -> bool:
         """Return whether the first request of each reflector has succeeded or failed."""
@@ -36,16 +36,16 @@ class ClusterView(Protocol):
         """Return the Node's labels that the agent does not own, or None if they are unknown."""
 
     def pods_by_profile(self) -> Mapping[ProfileName, tuple[str, ...]] | None:
-        """Return which pods of this node reference each profile, or None if the pods are
+        """Return the pods of this node that reference each profile, or None if the pods are
         unknown.
         """
 
 
 class NoCluster:
-    """The view of an agent that has no connection to an API server."""
+    """The state that an agent without a connection to an API server knows."""
 
     def has_answered(self) -> bool:
-        """Return True, because there is no first request to wait for."""
+        """Return True, because the agent sends no requests."""
         return True
 
     def node_labels(self) -> None:
@@ -102,7 +102,8 @@ class Controller:
         self.reports = ReportDelivery(
             publisher=publisher, sinks=sinks, findings=self._findings, clock=clock
         )
-        self._node_labels: Mapping[str, str] | None = None  # When the last pass started.
+        # The labels at the start of the last pass.
+        self._node_labels: Mapping[str, str] | None = None
 
     def run(self) -> None:
         """Run passes until an exception ends the process, for example in a signal handler."""
@@ -157,8 +158,8 @@ class Controller:
             if not calling:
                 continue
             # A container that references a missing profile cannot start until the agent restores
-            # the profile. Therefore the agent repairs a single loss of policy at once, and treats
-            # further changes right after a pass as a burst.
+            # the profile. Therefore, the agent repairs a single change of the kernel's policy at
+            # once, and treats further changes right after a pass as a burst.
             is_single = calling == {WakeReason.KERNEL}
             if not is_single or self.schedule.is_in_burst(self.heartbeat.beat()):
                 self.wake_queue.discard_burst()
@@ -168,7 +169,7 @@ class Controller:
         """Return whether a pass is needed after a possible change."""
         now = self.heartbeat.beat()
         match reason:
-            # When the Node can be read again, it may show that a label is absent.
+            # A change of the Node may also show that a label is absent.
             case WakeReason.NODE:
                 is_changed = self.cluster.node_labels() != self._node_labels
                 return self.label_absence.update(self.reports.report, now) or is_changed
@@ -187,15 +188,16 @@ class Controller:
 
         Notifications can get lost, and the kernel does not report the end of a process or the loss
         of its confinement. This method observes processes only while the node is unchanged. If a
-        profile was removed since the last pass, the previous observation is still needed, because
-        it shows which processes ran under the profile.
+        profile was removed since the last pass, the previous observation must be kept, because it
+        shows which processes ran under the profile.
         """
         now = self.heartbeat.beat()
         if not self.schedule.is_node_check_due(now):
             return False
         self.schedule.record_node_check(now)
         if not self.reconciler.is_unchanged():
-            # If the last pass could not observe the node, only the retry of that failure counts.
+            # If the last pass could not observe the node, the next pass is the retry of that
+            # failure.
             return now >= self.fights.paused_until and self.reports.is_observed()
         self.confinement.observe()
         self.reports.refresh()
@@ -208,10 +210,11 @@ class Controller:
         )
 
     def _deadlines(self, began: float, now: float) -> list[float]:
-        """Return when a pass is needed for a removal or for the end of a repair fight.
+        """Return the times at which a pass is needed for a removal or for the end of a repair
+        fight.
 
-        If a removal became due during the pass, the result is in the past, so that another pass
-        follows.
+        If a removal became due during the pass, its time in the result has already passed, so that
+        another pass follows at once.
         """
         removals = self.label_absence.removal_times(self.reconciler.options.grace_seconds)
         return [

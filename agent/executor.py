@@ -1,9 +1,9 @@
 """Carries out a plan, and returns the outcome of each action.
 
-This module and the backends are the only code that changes profiles on the node. An installation
-has four steps: stage the version in the ledger, install it, verify it, and commit it. Because of
-this order, the ledger always contains every profile that the agent may have installed, even if the
-agent is killed. If an action fails, the later actions are still carried out.
+Only this module and the backends change profiles on the node. An installation has four steps: stage
+the version in the ledger, install it, verify it, and commit it. Because of this order, the ledger
+contains every profile that the agent may have installed, even after the agent was killed. If an
+action fails, the later actions are still carried out.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -38,7 +38,8 @@ from agent.ledger_entries import LedgerEntries, retired_names, without_names
 from agent.profile_preparer import PreparedProfile, ProfilePreparer
 
 UNPROVEN_REMOVAL_SECONDS: Final = 10.0
-"""The longest time in seconds that one pass spends on removals that remove nothing."""
+"""The longest time, in seconds, that one pass spends on attempts to remove profiles that do not
+succeed."""
 
 
 class Executor:
@@ -60,17 +61,17 @@ class Executor:
         self._entries = LedgerEntries(ledger, entries)
         self._preparer = ProfilePreparer(backends, ledger)
         self._unproven_seconds = 0.0
-        """The time that this pass has spent on removals without a result."""
+        """The seconds that this pass has spent on unsuccessful attempts to remove profiles."""
 
     @property
     def entries(self) -> Mapping[KeyId, LedgerEntry]:
-        """The ledger entries after all actions so far."""
+        """The ledger entries after the actions that have been carried out so far."""
         return self._entries.by_key
 
     def execute(self, actions: Iterable[Action], *, dry_run: bool = False) -> tuple[Outcome, ...]:
         """Carry out all installations first, and then all other actions in the order of the plan.
 
-        With `dry_run`, the node does not change, and the outcomes are predictions.
+        With `dry_run`, the node is not changed, and the outcomes are predictions.
         """
         outcomes: list[Outcome] = []
         failed_keys: set[KeyId] = set()
@@ -94,9 +95,9 @@ class Executor:
         return tuple(outcomes)
 
     def _affects_last_good_version(self, action: Action) -> bool:
-        """Return whether an action would remove or release names of the last good version.
+        """Return whether an action removes or releases names of the last good version of a key.
 
-        `_release` makes this check for each name that moved to another key.
+        `_release` makes this check for each profile name that moved to another key.
         """
         if not isinstance(action, Remove | Release) or action.reason == Reason.MOVED:
             return False
@@ -139,7 +140,7 @@ class Executor:
     def _install(self, action: Install) -> Outcome:
         """Prepare and install the desired version.
 
-        If no version is desired, use the last good version.
+        If no version is desired, install the last good version.
         """
         if action.profile is not None:
             prepared = self._preparer.prepare(action.profile)
@@ -172,7 +173,8 @@ class Executor:
         )
         match result:
             case Failed(finding=finding) if finding.code == FindingCode.VERIFY_FAILED:
-                # The staged version may already be on the node, so its record stays in the ledger.
+                # The record of the staged version stays in the ledger, because this version may
+                # already be on the node.
                 return _outcome(action, finding)
             case Failed(finding=finding):
                 self._entries.unstage(before)
@@ -195,7 +197,9 @@ class Executor:
         return self.ledger.store_content(source) or self.ledger.store_content(body)
 
     def _fall_back(self, action: Install, finding: Finding) -> Outcome:
-        """Report a failed installation, and restore the last good version if it is missing."""
+        """Report a failed installation, and restore the last good version if it is no longer on the
+        node.
+        """
         if action.fallback is None:
             return _outcome(action, finding)
         restored = self._install(action.fallback)
@@ -219,8 +223,8 @@ class Executor:
             ):
                 finding = self._store(prepared)
             case PreparedProfile():
-                # The inspection compiled different bytes. The next full pass will plan with these
-                # bytes.
+                # The inspection produced other bytes than the plan expected. The next full pass
+                # uses the new bytes for its plan.
                 return Outcome(action=action, result=OutcomeResult.PENDING)
             case Pending(findings=findings):
                 return Outcome(action=action, result=OutcomeResult.PENDING, findings=findings)
@@ -240,9 +244,10 @@ class Executor:
     # --- remove and release ----------------------------------------------------------------------
 
     def _remove(self, action: Remove) -> Outcome:
-        """Remove names, unless too many earlier removals of this pass took time without a result.
+        """Remove profile names, unless earlier attempts in this pass took too much time without
+        success.
 
-        Repairs wait until the pass ends, so a later pass attempts the other removals.
+        The remaining removals are left to a later pass, because repairs wait until this pass ends.
         """
         backend = self.backends[action.id.kind]
         result: Removed | StillInUse | Failed
@@ -268,7 +273,9 @@ class Executor:
                 assert_never(unreachable)
 
     def _release(self, action: Release) -> Outcome:
-        """Stop tracking names. If a name moved, release it only if another entry owns it."""
+        """Stop tracking names. If a profile name moved to another key, release it only if another
+        ledger entry owns it.
+        """
         names = action.names
         if action.reason == Reason.MOVED:
             kind = action.id.kind
@@ -283,7 +290,7 @@ class Executor:
 def _entry_for(
     action: Adopt | Keep, provenance: Provenance, before: LedgerEntry | None
 ) -> tuple[LedgerEntry, Version]:
-    """Return the entry that records a kept or adopted profile, and the version of the profile."""
+    """Return the ledger entry for a kept or adopted profile, and the version to record in it."""
     version = replace(action.profile.version, evidence=action.evidence)
     installed = before.installed if before is not None else None
     recorded = version
@@ -303,7 +310,7 @@ def _entry_for(
 def _is_recorded(installed: Version | None, version: Version) -> bool:
     """Return whether the ledger records a version as installed, with all expected evidence.
 
-    The recorded version also has the evidence and the modes that were observed on the node.
+    The version also contains the evidence and the modes that were observed on the node.
     """
     if installed is None:
         return False
@@ -316,7 +323,7 @@ def _is_recorded(installed: Version | None, version: Version) -> bool:
 
 
 def _outcome(action: Action, finding: Finding | None, version: Version | None = None) -> Outcome:
-    """Return a failed outcome if a finding is passed, and a successful outcome otherwise."""
+    """Return a failed outcome if there is a finding, and otherwise a successful outcome."""
     if finding is None:
         return Outcome(action=action, result=OutcomeResult.DONE, version=version)
     return Outcome(action=action, result=OutcomeResult.FAILED, findings=(finding,), version=version)

@@ -1,8 +1,8 @@
-"""The heartbeat of the main loop.
+"""Records the heartbeat of the main loop.
 
-The main thread records a beat between the keys and the actions of a pass, and whenever it starts to
-wait. The liveness probe depends on these beats alone, and never on the API server. Each process has
-one heartbeat.
+The main thread records a beat after each key and each action of a pass, and whenever it starts to
+wait. The liveness probe depends only on the time of the last beat, and never on the API server.
+Each process has one object of this class.
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Turns the snapshots of the sources into the desired state of one pass.
 
-Inspection results are kept between passes, so that unchanged keys are not inspected again. This
+The inspection results are kept between passes, so that unchanged keys are not inspected again. This
 module also applies the total limits of agent.core.admission. This module neither reads nor changes
 the node; agent.core.desired combines the results.
 """
@@ -48,7 +48,7 @@ class Inspector:
 
         self._budget = AdmissionBudget(limits=LIMITS)
         self._results: dict[_Key, Inspected] = {}
-        # If a profile exceeded a total limit, only its size stays in memory.
+        # Only the size of a profile that exceeded a total limit stays in memory.
         self._rejected: dict[_Key, tuple[Size, Rejection]] = {}
         self._previous: _Previous | None = None
 
@@ -61,11 +61,11 @@ class Inspector:
     def desired(
         self, snapshots: Sequence[model.Snapshot], entries: Mapping[KeyId, LedgerEntry]
     ) -> desired.Desired:
-        """Return the desired state. If the snapshots are unchanged, return the same object as
-        before.
+        """Return the desired state. If the snapshots are unchanged, the result is the same object
+        as in the previous pass.
 
-        If a key exceeded a limit, the entries must be unchanged too, because a removal of profiles
-        may have made room for the key.
+        If a key exceeded a limit, the ledger entries must be unchanged too, because a removal of
+        profiles may have made room for the key.
         """
         previous = self._previous
         if (
@@ -86,7 +86,8 @@ class Inspector:
 
         joined = desired.join(snapshots, inspect, frozenset(self.backends), self._budget)
         self._forget_absent(snapshots)
-        # An undecided result may change although the source of the key is unchanged.
+        # The result for a key is undecided if it may change although the source of the key is
+        # unchanged.
         is_final = not joined.unchecked and not joined.pending
         limited = entries if self._budget.has_rejected else None
         previous = _Previous(snapshots=snapshots, entries=limited, desired=joined)
@@ -133,8 +134,8 @@ class Inspector:
     def _checked(self, kind: ProfileKind, source_key: model.SourceKey) -> Inspected:
         """Return the result of the backend, or a rejection if the check raises an exception.
 
-        A defect in a check must not affect other keys, because anyone who can write a ConfigMap
-        could then end the agents on all nodes.
+        A defect in a check must not affect other keys. Otherwise, anyone who can write a ConfigMap
+        could end the agents on all nodes.
         """
         try:
             return self.backends[kind].inspect(source_key)

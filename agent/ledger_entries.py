@@ -1,7 +1,7 @@
-"""The ledger entries of one pass, in memory and on disk.
+"""Stores the ledger entries of one pass in memory and on disk.
 
-Every change is first written to the ledger. If the write fails, the entries in memory stay
-unchanged, and the caller receives a finding. Only the main thread uses this module.
+The object writes every change to the ledger first. If the write fails, the ledger entries in memory
+stay unchanged, and the caller receives a finding. Only the main thread uses this module.
 """
 
 from collections import defaultdict
@@ -16,18 +16,17 @@ from agent.core.vocabulary import Provenance
 
 
 class LedgerEntries:
-    """Holds the entries of the ledger. Every change is applied to the ledger and to the entries in
-    memory.
-    """
+    """Holds the entries of the ledger. Every change is made in the ledger and in memory."""
 
     def __init__(self, ledger: Ledger, entries: Mapping[KeyId, LedgerEntry]) -> None:
         self.ledger = ledger
         self.by_key = dict(entries)
         self._owners: dict[tuple[ProfileKind, str], set[KeyId]] | None = None
-        """The keys whose entries own each name. The first use builds this index."""
+        """Maps each profile name to the keys whose ledger entries own it. This index is built when
+        it is first used."""
 
     def get(self, id_: KeyId) -> LedgerEntry | None:
-        """Return the entry of a key, or None if the key has no entry."""
+        """Return the ledger entry of a key, or None if the key has no entry."""
         return self.by_key.get(id_)
 
     def installed_version(self, id_: KeyId) -> Version | None:
@@ -36,7 +35,7 @@ class LedgerEntries:
         return entry.installed if entry is not None else None
 
     def owners_of(self, kind: ProfileKind, name: str) -> set[KeyId]:
-        """Return the keys whose entries own a name."""
+        """Return the keys whose entries own a profile name."""
         if self._owners is None:
             self._owners = defaultdict(set)
             for entry in self.by_key.values():
@@ -44,7 +43,7 @@ class LedgerEntries:
         return self._owners[kind, name]
 
     def write(self, entry: LedgerEntry) -> Finding | None:
-        """Write an entry, and return a finding if the write failed."""
+        """Write a ledger entry, and return a finding if the write failed."""
         finding = self.ledger.write(entry)
         if finding is None:
             self._update_owners(self.by_key.get(entry.id), entry)
@@ -52,16 +51,16 @@ class LedgerEntries:
         return finding
 
     def delete(self, id_: KeyId) -> Finding | None:
-        """Delete an entry, and return a finding if the deletion failed."""
+        """Delete a ledger entry, and return a finding if the deletion failed."""
         finding = self.ledger.delete(id_)
         if finding is None:
             self._update_owners(self.by_key.pop(id_, None), None)
         return finding
 
     def commit(self, before: LedgerEntry, version: Version, prefix: str) -> Finding | None:
-        """Record a version as installed and verified, in all entries that have this version.
+        """Record a version as installed and verified, in all ledger entries that have this version.
 
-        Names that only an earlier, unfinished installation contains stay staged.
+        Profile names that only an earlier, unfinished installation contains stay staged.
         """
         committed = LedgerEntry(
             id=before.id,
@@ -80,8 +79,8 @@ class LedgerEntries:
     def stage(self, before: LedgerEntry, version: Version) -> Finding | None:
         """Record that the installation of a version begins.
 
-        An earlier installation that did not finish may have left its version on the node, so its
-        names and its evidence stay recorded.
+        The names and the evidence of an earlier, unfinished installation stay recorded, because its
+        version may be on the node.
         """
         earlier = before.staged
         if earlier is not None:
@@ -95,16 +94,16 @@ class LedgerEntries:
         return self.write(replace(before, staged=version))
 
     def unstage(self, before: LedgerEntry) -> None:
-        """Restore the entry as it was before a failed installation."""
+        """Restore the ledger entry as it was before a failed installation."""
         if before.staged is not None or before.installed is not None or before.retired:
-            # An earlier installation may have left its staged version on the node.
+            # The staged version of an earlier installation may be on the node.
             self.write(before)
         else:
             self.delete(before.id)
 
     def forget(self, id_: KeyId, names: Collection[str]) -> Finding | None:
-        """Remove names from an entry and from its staged version, and delete the entry if no name
-        is left.
+        """Remove profile names from a ledger entry and from its staged version, and delete the
+        entry if no name is left.
         """
         entry = self.by_key.get(id_)
         if entry is None:
@@ -124,9 +123,10 @@ class LedgerEntries:
         return self.write(replace(entry, installed=installed, staged=staged, retired=retired))
 
     def _update_evidence(self, id_: KeyId, version: Version) -> Finding | None:
-        """Record the new evidence in every other entry that has the same version installed.
+        """Record the new evidence in all other entries that have the same version installed.
 
-        If the kernel shows no content, a replacement changes the evidence of unchanged content.
+        On a kernel that shows no content, a replacement changes the evidence although the content
+        is unchanged.
         """
         ids = {other for name in version.names for other in self.owners_of(id_.kind, name)}
         for other in sorted(ids - {id_}, key=str):
@@ -154,7 +154,7 @@ class LedgerEntries:
 
 
 def retired_names(before: LedgerEntry, version: Version) -> dict[str, Evidence]:
-    """Return the agent-owned names of an entry that a new version does not contain."""
+    """Return the agent-owned names of a ledger entry that a new version does not contain."""
     return {
         name: evidence
         for name, evidence in owned_names(before).items()
@@ -163,7 +163,7 @@ def retired_names(before: LedgerEntry, version: Version) -> dict[str, Evidence]:
 
 
 def without_names(version: Version | None, names: Collection[str]) -> Version | None:
-    """Return a version without the given names, or None if no name is left."""
+    """Return a version without the given profile names; None if no name is left."""
     if version is None or set(version.names).isdisjoint(names):
         return version
     left = tuple(name for name in version.names if name not in names)

@@ -1,8 +1,8 @@
 """Runs the commands that exit after their work: `--oneshot` and `restore`.
 
-A single run cannot wait for later changes, so this module repeats the pass until no key is pending.
-A profile is removed only if an earlier run removed its label from the Node. This run labels the
-Node at its end.
+This module repeats the pass until no key is pending, because such a command cannot wait for later
+changes. A profile is removed only if an earlier run removed its label from the Node. The labels of
+the Node are set at the end of the run.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def restore(config: Config, progress: Progress) -> Report:
-    """Reinstall the profiles that the ledger records, without any source."""
+    """Reinstall the profiles in the ledger, without reading any source."""
     passes = app.build_reconciler(
         replace(config, removal_grace=0.0),
         parts=app.backend_parts(config),
@@ -69,8 +69,8 @@ def run_once(config: Config, progress: Progress) -> Report:
 
 
 def _list_all(connections: "ClusterConnections") -> None:
-    """Read all objects from the API server once. If a request fails, the copies record the failure,
-    and the report shows it.
+    """Read all objects from the API server once. A failed request is recorded in the copy of the
+    objects, so that the report shows the failure.
     """
     from agent.kube.errors import KubeError
 
@@ -82,7 +82,9 @@ def _list_all(connections: "ClusterConnections") -> None:
 def _conditions(
     config: Config, passes: reconciler.Reconciler, connections: "ClusterConnections"
 ) -> reconciler.RemovalConditions:
-    """Return the conditions for removals. Without --node-name, removals ignore labels."""
+    """Return the conditions under which this run removes profiles. Without --node-name, the removal
+    of a profile does not depend on labels.
+    """
     if connections.own_node is None:
         return reconciler.RemovalConditions()
     return reconciler.RemovalConditions(
@@ -94,7 +96,7 @@ def _conditions(
 def _absent_labels(
     config: Config, passes: reconciler.Reconciler, own_node: "NodeConnections"
 ) -> dict[tuple[ProfileKind, str], float]:
-    """Return the recorded names whose labels an earlier run removed from the Node."""
+    """Return the profile names in the ledger whose labels an earlier run removed from the Node."""
     entries = passes.ledger.entries()
     metadata = own_node.metadata()
     if isinstance(entries, Finding) or metadata is None:

@@ -1,7 +1,7 @@
-"""The declaration of one option of the command line.
+"""Defines the class for the declaration of one command-line option.
 
 agent.config declares the options that are part of the configuration, and agent.command_help
-declares the options that exist only as flags. Both use the class in this module.
+declares the options that exist only as flags. Both modules use this class.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class Option:
     """The commands that accept the option."""
     group: str
     is_flag_only: bool = False
-    """Whether only a flag can set the option."""
+    """Whether the option can only be set with a flag."""
 
     @property
     def metavar(self) -> str:
@@ -45,9 +45,7 @@ class Option:
 
     @property
     def default_text(self) -> str:
-        """The default value in the form that a user would write; empty if the help shows no
-        default.
-        """
+        """The default value as a user would write it; empty if the help shows no default."""
         match self.default:
             case bool() | None:
                 return ""

@@ -1,7 +1,7 @@
-"""Checks the combinations of options that a command line selects.
+"""Checks the combination of options on a command line.
 
-agent.cli calls this module after each value has been checked by its own type. This module reads no
-file.
+The module agent.cli calls this module after the type of each option has checked its value. This
+module reads no file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from agent.sources import source_spec
 def mistakes(
     command: str, config: Config, values: Mapping[str, object], positional: Sequence[str]
 ) -> list[str]:
-    """Return the errors that concern combinations of options."""
+    """Return the errors in the combination of options."""
     return _output_mistakes(config) + _command_mistakes(command, config, values, positional)
 
 
 def _output_mistakes(config: Config) -> list[str]:
     mistakes = []
     if config.verbose and config.quiet:
-        mistakes.append("--verbose and --quiet exclude each other. Pass one of them.")
+        mistakes.append("--verbose and --quiet cannot be combined. Pass only one of the two flags.")
     if config.detailed_exitcode and not config.dry_run:
         mistakes.append("--detailed-exitcode needs --dry-run, because only a dry run plans changes")
     return mistakes
@@ -29,7 +29,7 @@ def _output_mistakes(config: Config) -> list[str]:
 def _command_mistakes(
     command: str, config: Config, values: Mapping[str, object], positional: Sequence[str]
 ) -> list[str]:
-    """Return the errors that concern the options and arguments of one command."""
+    """Return the errors in the options and arguments of one command."""
     match command:
         case "run":
             daemon = [] if "oneshot" in values else _daemon_mistakes(config)
@@ -53,14 +53,14 @@ def _number_of_files(paths: Sequence[str], *, has_baseline: bool) -> list[str]:
 
 
 def _render_mistakes(values: Mapping[str, object]) -> list[str]:
-    """Return the errors in the output format options."""
+    """Return the errors in the options for the output format."""
     mistakes = []
     if "inline" in values and "include" not in values:
         mistakes.append("--inline needs --include DIR: the directory with the included files.")
     if "include" in values and "inline" not in values:
         mistakes.append("--include needs --inline: the included files become part of the text.")
     if "inline" in values and not {"name", "namespace"} & values.keys():
-        return mistakes  # The output is one profile.
+        return mistakes  # Without --name, the output is a single profile.
     needs = {
         "name": "--name is required: the name of the ConfigMap",
         "namespace": "--namespace is required: the namespace of the ConfigMap",
@@ -96,7 +96,7 @@ def _path_mistakes(paths: Sequence[str]) -> list[str]:
 
 def _daemon_mistakes(config: Config) -> list[str]:
     if config.dry_run:
-        return ["--dry-run needs --oneshot. A daemon that changes nothing has no purpose."]
+        return ["--dry-run needs --oneshot. A dry run is not useful for a daemon."]
     return []
 
 
@@ -108,8 +108,8 @@ def _cluster_mistakes(config: Config) -> list[str]:
     if config.https_address == "off":
         if config.tls_client_ca:
             mistakes.append(
-                "--tls-client-ca needs --https-address. Clients of --http-address show no "
-                "certificate."
+                "--tls-client-ca needs --https-address. Clients of --http-address do not present "
+                "a certificate."
             )
         elif config.tls_cert or config.tls_key:
             mistakes.append("--tls-cert and --tls-key need --https-address")

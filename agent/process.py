@@ -1,6 +1,6 @@
 """Controls how the daemon's process receives signals and how the process ends.
 
-After a signal, the process ends as if it had received SIGKILL. The process neither undoes nor
+After SIGTERM or SIGINT, the process ends as abruptly as after SIGKILL. It neither undoes nor
 finishes its work on the node, because every step of a pass can be interrupted safely. Python's own
 shutdown can hang or crash in some cases, so this module does not use it. agent.__main__ chooses the
 exit statuses.
@@ -21,10 +21,11 @@ from typing import Final, NoReturn
 from agent.wake_queue import WakeReason
 
 REPEAT_SECONDS: Final = 0.01
-"""If Python ignored the exception of a signal handler, the signal is sent again after this time."""
+"""A signal is sent again after this many seconds, if Python ignored the exception of its
+handler."""
 
 FLUSH_SECONDS: Final = 0.5
-"""The process ends after this time, even if no other process reads its standard error."""
+"""The process ends after this many seconds, even if no other process reads its standard error."""
 
 HANDLED_SIGNALS: Final[tuple[int, ...]] = (
     signal.SIGHUP,
@@ -46,7 +47,7 @@ have an effect.
 
 
 class TerminatedError(SystemExit):
-    """A signal has requested the end of the process."""
+    """Raised in the main thread when a signal has requested the end of the process."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -74,8 +75,8 @@ def handle_signals() -> None:
 def end_with_broken_threads(report_bug: Callable[[Exception], int], bug_status: int) -> None:
     """End the process if any of its threads ends with an exception.
 
-    If a thread ended, no part of the program would notice, but a restarted process has all of its
-    threads.
+    Without this function, the end of a thread would go unnoticed, whereas a restarted process has
+    all of its threads again.
 
     Args:
         report_bug: writes the exception to standard error, and returns the exit status.
@@ -99,10 +100,10 @@ def receive_signals(
 ) -> None:
     """Start a thread that receives signals and wakes the main thread, which runs the handlers.
 
-    A signal interrupts the main thread while it waits. Two kinds of signals, however, would have an
-    effect only at the end of the wait: a signal that arrives right before the wait, and a signal
-    that another thread receives (Python, signal.set_wakeup_fd). The thread that this function
-    starts prevents this delay.
+    A signal interrupts the main thread while it waits. However, two kinds of signals would have an
+    effect only at the end of the wait. One is a signal that arrives right before the wait, and the
+    other is a signal that another thread receives (Python, signal.set_wakeup_fd). The thread
+    prevents this delay.
     """
     received, sender = os.pipe()
     os.set_blocking(sender, False)
@@ -131,7 +132,7 @@ def end_process(status: int, signal_number: int = 0) -> NoReturn:
         signal_number: the signal that ends the daemon, which is logged; 0 without a signal.
 
     The rest of Python's shutdown deletes objects that daemon threads still use, such as the state
-    of OpenSSL or the lock of a stream. During this shutdown, a thread may crash, or Python may wait
+    of OpenSSL or the lock of a stream. During that shutdown, a thread may crash, or Python may wait
     for a thread forever (Python, C API, Py_FinalizeEx: bugs and caveats).
     """
     try:
@@ -149,16 +150,16 @@ def end_process(status: int, signal_number: int = 0) -> NoReturn:
 def _leave_to_thread(_number: int, _frame: object) -> None:
     """Do nothing, because the thread of `receive_signals` handles the signal.
 
-    The handler is not SIG_IGN, because the commands that the agent runs would inherit SIG_IGN, but
-    they do not inherit a handler.
+    SIG_IGN is not used, because the programs that the agent runs would inherit it. A handler is not
+    inherited.
     """
 
 
 def _repeat_ignored_signals() -> None:
-    """Send a signal again if Python has ignored the exception that the signal's handler raised.
+    """Send the signal again if Python has ignored the exception that its handler raised.
 
     Python ignores exceptions that are raised while it deletes an object, or in a callback of a weak
-    reference. An import runs hundreds of these callbacks.
+    reference. An import runs hundreds of such callbacks.
     """
     previous_hook, main_thread = sys.unraisablehook, threading.get_ident()
 
@@ -219,7 +220,9 @@ def _log_stacks() -> None:
 
 
 def _signal_name(number: int) -> str:
-    """Return the name of a signal. Python names only the first and the last real-time signal."""
+    """Return the name of a signal. Python has names only for the first and the last real-time
+    signal.
+    """
     if signal.SIGRTMIN < number < signal.SIGRTMAX:
         return f"SIGRTMIN+{number - signal.SIGRTMIN}"
     return signal.Signals(number).name

@@ -1,7 +1,7 @@
 """Finds the bytes to install for each profile of a plan.
 
-The bytes to install are the body of the profile. The body comes from the ledger, from the backend,
-or from another inspection of the source. This module changes neither the node nor the ledger.
+These bytes are called the body of the profile. The body comes from the ledger, from the backend, or
+from a new inspection of the source. This module changes neither the node nor the ledger.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from agent.core.ports import Ledger, ProfileBackend
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedProfile:
-    """A profile and the bytes to install."""
+    """A profile, together with the bytes to install."""
 
     profile: Profile
     body: bytes
@@ -50,7 +50,7 @@ class ProfilePreparer:
     def prepare_installed(
         self, id_: KeyId, entry: LedgerEntry | None
     ) -> PreparedProfile | Pending | Finding:
-        """Prepare the installed version of an entry.
+        """Prepare the installed version of a ledger entry.
 
         If the body was compiled for another kernel, the source is compiled again.
         """
@@ -64,7 +64,7 @@ class ProfilePreparer:
         return self._prepare_again(profile)
 
     def _prepare_again(self, profile: Profile) -> PreparedProfile | Pending | Finding:
-        """Inspect the source of a profile again to get its body."""
+        """Inspect the source of a profile again to create its body."""
         source_key = SourceKey(
             profile_set=profile.id.profile_set,
             key=profile.id.key,
@@ -81,19 +81,19 @@ class ProfilePreparer:
         return PreparedProfile(profile=checked, body=body)
 
     def _body(self, profile: Profile) -> bytes | None:
-        """Return the body of a profile, from the ledger if the ledger has it, or else from the
-        backend.
+        """Return the body of a profile from the ledger, or from the backend if the ledger does not
+        have it.
         """
         body = self.ledger.content(profile.version.body_digest)
         return body if body is not None else self.backends[profile.id.kind].body(profile)
 
 
 def _checked_again(inspected: Inspected, version: Version) -> Profile | Pending | Finding:
-    """Inspect the source again; return the new profile if it has the same names as before."""
+    """Inspect the source again, and return the new profile if it still has the same names."""
     match inspected:
         case Profile():
-            # The file name of the source can differ from the key, and the ledger stores only the
-            # key.
+            # The names can differ, because the ledger stores only the key, which may not be the
+            # file name of the source.
             same_names = inspected.version.names == version.names
             return inspected if same_names else _damaged(inspected.id)
         case Rejection(findings=findings):

@@ -2,8 +2,8 @@
 
 The reconciler runs these steps once, in this order, on the main thread. agent.core.plan makes the
 decisions, and agent.executor carries out the actions. If the ledger is unreadable, a pass changes
-nothing, because the agent does not know which profiles it owns. agent.controller decides when a
-pass runs.
+nothing on the node, because the agent does not know which profiles it owns. agent.controller
+decides when a pass runs.
 """
 
 import contextlib
@@ -28,14 +28,14 @@ _ReadSnapshots = Callable[[_LedgerContent], Sequence[model.Snapshot]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemovalConditions:
-    """The conditions in the cluster that determine when a profile may be removed."""
+    """The state of the cluster that determines when a profile may be removed."""
 
     label_absent_seconds: Mapping[tuple[ProfileKind, str], float] | None = None
     """How long the label of each name has been known to be absent; None if removals ignore labels.
     """
 
     pods_by_profile: Mapping[tuple[ProfileKind, str], tuple[str, ...]] | None = None
-    """Which pods on this node reference each profile; None if the pods are unknown."""
+    """The pods on this node that reference each profile; None if the pods are unknown."""
 
 
 class Reconciler:
@@ -53,8 +53,7 @@ class Reconciler:
         observe_modules: Callable[[], ports.ModuleStates],
         acknowledged: Acknowledgements = SHIPPED,
     ) -> None:
-        """Build a reconciler. Before its first pass, the reconciler neither reads nor changes the
-        node.
+        """Build a reconciler. The constructor neither reads nor changes the node.
 
         Args:
             sources: the sources of profiles.
@@ -102,7 +101,7 @@ class Reconciler:
         return self._reconcile(self.sources.read, options, dry_run=dry_run)
 
     def restore(self, *, dry_run: bool = False) -> Report:
-        """Reinstall the profiles that the ledger records, without any source; remove nothing."""
+        """Reinstall the profiles in the ledger without reading any source, and remove nothing."""
         report = self._reconcile(_unread_sources, self.options, dry_run=dry_run)
         return replace(
             report,
@@ -130,7 +129,9 @@ class Reconciler:
         return report
 
     def is_unchanged(self) -> bool:
-        """Return whether the node is unchanged since the last pass, judging by its signatures."""
+        """Return whether signatures and revisions show that the node is unchanged since the last
+        pass.
+        """
         backends = self.backends.values()
         return (
             all(backend.is_unchanged() for backend in backends)
@@ -141,7 +142,9 @@ class Reconciler:
     def _reconcile(
         self, read: _ReadSnapshots, options: plan.PlanOptions, *, dry_run: bool
     ) -> Report:
-        """Run the steps of a pass. If their inputs are unchanged, return the previous report."""
+        """Run the steps of a pass. If the inputs of the steps are unchanged, return the previous
+        report.
+        """
         timer = _StepTimer(self.heartbeat)
         for backend in self.backends.values():
             backend.begin_pass()
@@ -224,7 +227,7 @@ class Reconciler:
         *,
         dry_run: bool,
     ) -> tuple[actions.Outcome, ...]:
-        """Carry out the plan, and delete stored content that no entry needs any more."""
+        """Carry out the plan, and delete stored content that no ledger entry needs any longer."""
         runner = executor.Executor(
             backends=self.backends,
             ledger=self.ledger,
@@ -251,8 +254,8 @@ class _Sources:
             source.invalidate()
 
     def read(self, ledger: _LedgerContent) -> list[model.Snapshot]:
-        """Return every profile set from the sources, and the state of each profile set that is
-        missing.
+        """Return every profile set that the sources provide, and the state of each recorded set
+        that they do not provide.
         """
         snapshots = [
             self._as_intended(snapshot) for source in self.sources for snapshot in source.read()
@@ -276,7 +279,7 @@ class _Sources:
         for profile_set in sorted(profile_sets):
             answers = [source.explain_absence(profile_set) for source in self.sources]
             known = [answer for answer in answers if answer is not None]
-            # If one source is unreadable and another source does not have the set, the result is
+            # A set that one source cannot read, and that another source does not have, counts as
             # unreadable.
             known.sort(key=lambda answer: not isinstance(answer, Unreadable))
             snapshots += known[:1]
@@ -302,7 +305,7 @@ class _Modules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Revisions:
-    """The inputs that determine which names are observed."""
+    """The inputs that determine the profile names to observe."""
 
     desired: int
     ledger: int
@@ -320,7 +323,7 @@ class _PassInputs:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ObservedNames:
-    """The names to observe for each backend."""
+    """The profile names to observe for each backend."""
 
     revisions: _Revisions
     names: Mapping[ProfileKind, frozenset[str]]
@@ -350,7 +353,7 @@ def _names_to_observe(
 
 
 def _changed_nothing(planned: Sequence[actions.Action], report: Report) -> bool:
-    """Return whether a pass changed nothing and leaves no work or retry for a later pass."""
+    """Return whether a pass changed nothing and left no work for a later pass."""
     return all(isinstance(action, actions.Keep | actions.Hold) for action in planned) and all(
         row.state not in (ProfileState.FAILED, ProfileState.UNOBSERVABLE) and row.desired
         for row in report.profiles
@@ -363,7 +366,9 @@ def _ledger_finding(ledger: _LedgerContent) -> tuple[Finding, ...]:
 
 
 def _unread_sources(ledger: _LedgerContent) -> list[model.Snapshot]:
-    """Return every recorded profile set as unreadable, so that its profiles stay on the node."""
+    """Return every profile set in the ledger as unreadable, so that its profiles stay on the
+    node.
+    """
     profile_sets = set() if isinstance(ledger, Finding) else {id_.profile_set for id_ in ledger}
     return [
         Unreadable(profile_set=profile_set, reason="restore reads no source")
@@ -372,7 +377,7 @@ def _unread_sources(ledger: _LedgerContent) -> list[model.Snapshot]:
 
 
 def _restored(row: ProfileStatus) -> ProfileStatus:
-    """Remove the reason "source unavailable", because `restore` does not read sources."""
+    """Return rows without the reason "source unavailable", because `restore` reads no sources."""
     if row.state != ProfileState.HELD or not row.desired or row.reason == Reason.SOURCE_UNREADABLE:
         return row
     reason = Reason.NONE if row.reason == Reason.SOURCE_UNAVAILABLE else row.reason
@@ -388,7 +393,7 @@ class _StepTimer:
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Record how long the block takes."""
+        """Record how many seconds the block takes."""
         begin = self.heartbeat.beat()
         yield
         self.seconds[name] = self.heartbeat.beat() - begin

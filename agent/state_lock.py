@@ -1,4 +1,4 @@
-"""Access to the state directory: the lock of the agent, and the check of the directory's owner.
+"""Controls the access to the state directory with a lock and a check of the directory's owner.
 
 Only one agent may change a node, so each command that changes the node holds the lock. agent.host
 implements the lock itself, and agent.host.ledger the files in the directory.
@@ -21,7 +21,7 @@ _NOT_WRITABLE: Final = (*_NO_PERMISSION, errno.EROFS, errno.ENOSPC, errno.EDQUOT
 def require_access(config: Config) -> None:
     """Require that the state directory belongs to the user of this process, or does not exist.
 
-    Root can use every state directory.
+    A process that runs as root can use every state directory.
 
     Raises:
         agent.app.StartupError: another user owns the state directory.
@@ -59,7 +59,7 @@ def lock(config: Config) -> Iterator[bool]:
                     f"The lock in {place} cannot be opened: {error}. Remove the file at this path, "
                     "or pass another --state-dir"
                 ) from error
-            # Without this permission, each installation fails later with its own finding.
+            # Without this permission, each later installation fails with a finding of its own.
             streams.warn(
                 [f"{place} cannot be locked: {error}. The command continues without a lock"]
             )

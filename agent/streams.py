@@ -12,12 +12,12 @@ from agent.core.printable import printable
 
 
 class OutputError(Exception):
-    """Standard output cannot be written."""
+    """Raised if standard output cannot be written."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        """The cause of the error; empty if the reader has closed the pipe."""
+        """The cause of the error; empty if the process that reads the pipe has closed it."""
 
 
 def warn(lines: Iterable[str]) -> None:
@@ -43,8 +43,8 @@ def write(text: str) -> None:
 def open_closed() -> None:
     """Open /dev/null for each standard stream that the caller closed.
 
-    If a standard stream stayed closed, the next opened file would get its descriptor and would
-    receive the output for it.
+    Otherwise, the next file that is opened would get the descriptor of the closed stream, and would
+    receive its output.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

@@ -5,12 +5,13 @@ from typing import Final
 
 UNKNOWN_REVISION: Final = "unknown"
 _REVISION_FILE: Final = Path(__file__).with_name("revision.txt")
-"""The build of the image writes this file. A checkout does not have the file."""
+"""This file is written when the image is built. A checkout does not have the file."""
 
 
 def version() -> str:
     """Return the version of profile-loader."""
-    # The import takes 2 MiB of memory, which most commands do not need.
+    # The import is late, because the imported module needs 2 MiB of memory and most commands do not
+    # need it.
     from importlib import metadata
 
     return metadata.version("profile-loader")

@@ -1,4 +1,4 @@
-"""The queue of wake reasons, which wakes the main loop.
+"""Implements the queue of wake reasons, which wakes the main loop.
 
 Other threads add wake reasons to the queue. A wake reason states that something may have changed,
 and where. A wake reason does not describe the change, because a pass reads everything itself. If a
@@ -12,20 +12,20 @@ from enum import StrEnum
 from typing import Final
 
 QUIET_SECONDS: Final = 0.01
-"""A burst of wake reasons ends when no more reasons arrive for this many seconds."""
+"""A burst of wake reasons ends when no further reason arrives for this many seconds."""
 
 BURST_SECONDS: Final = 0.25
 """A burst of wake reasons delays a pass by at most this many seconds."""
 
 
 class WakeReason(StrEnum):
-    """The part of the node or of the cluster that may have changed."""
+    """The part of the node or the cluster that may have changed."""
 
     SOURCE = "source"
     """A directory, a manifest or a ConfigMap."""
 
     KERNEL = "kernel"
-    """The policy that the kernel has loaded."""
+    """The policy that is loaded in the kernel."""
 
     FILES = "files"
     """Files that the agent installed or recorded on the node."""
@@ -37,7 +37,7 @@ class WakeReason(StrEnum):
     """The pods on this node."""
 
     LABELS = "labels"
-    """The labels on the Node that the publisher knows, or the publisher's findings."""
+    """The labels of the Node that the publisher knows, or the findings of the publisher."""
 
     COMPILED = "compiled"
     """A background check of a key has ended."""
@@ -46,7 +46,8 @@ class WakeReason(StrEnum):
     """A user requested a pass that reads everything again."""
 
     SIGNAL = "signal"
-    """A signal arrived. Python runs the handler of a signal when the main thread wakes up."""
+    """A signal has arrived. Python runs its handler when the main thread wakes
+    up."""
 
 
 class WakeQueue:
@@ -56,8 +57,8 @@ class WakeQueue:
     """
 
     def __init__(self) -> None:
-        # This class does not use SimpleQueue: in CPython 3.11 and 3.12, SimpleQueue.get with a
-        # timeout can wait forever if a busy machine suspends its thread inside _queuemodule.c.
+        # SimpleQueue is not used here. In CPython 3.11 and 3.12, SimpleQueue.get with a timeout can
+        # wait forever if a busy machine suspends its thread inside _queuemodule.c.
         self._queue: queue.Queue[WakeReason] = queue.Queue()
 
     def put(self, reason: WakeReason) -> None:
@@ -67,12 +68,12 @@ class WakeQueue:
     def wait(self, seconds: float) -> Collection[WakeReason]:
         """Wait for a wake reason, and return all reasons that are in the queue.
 
-        A pass leaves one wake reason for each file that it wrote. This method returns all queued
+        A pass causes one wake reason for each file that it writes. This method returns all queued
         reasons at once, because one check of the node covers all of them.
 
         Args:
-            seconds: the longest time to wait. If no reason arrives in this time, the result is
-                empty.
+            seconds: the longest time to wait. The result is empty if no reason arrives in this
+                time.
         """
         try:
             reasons = [self._queue.get(timeout=max(0.0, seconds))]

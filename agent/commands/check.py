@@ -57,9 +57,10 @@ class Checked:
     """The result of a check."""
 
     report: Report
-    """The report, with a row for each key."""
+    """The report, which has a row for each key."""
     abi: str
-    """The AppArmor ABI that the profiles were compiled against; empty without AppArmor profiles."""
+    """The AppArmor ABI against which the profiles were compiled; empty if there are no AppArmor
+    profiles."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,15 +98,17 @@ def check(
         for directory, files in files_by_directory.items()
         for snapshot in _read_files(directory, files)
     ]
-    # Files that are passed individually may be for different nodes. Only files from the same
-    # directory are compared with each other.
+    # Files that the user passes individually may be for different nodes. Therefore, only files from
+    # the same directory are compared with each other.
     groups = [sets, *([snapshot] for snapshot in directories)]
     apparmor = factory.build_checker(config)
     inspectors = _Inspectors(apparmor, _seccomp(config, target), target.include)
     results = _inspect(config, groups, inspectors, progress)
     rows = [row for result in results for row in _rows(result)]
     skipped: list[Finding] = []
-    if rows:  # Files without a profile, such as a README, are accepted together with profiles.
+    # A file that is not a profile, such as a README, is accepted if the directory also contains
+    # profiles.
+    if rows:
         emptied = [item for item in directories if isinstance(item, Emptied)]
         directories = [item for item in directories if item not in emptied]
         skipped = [left_out.finding(item.profile_set, item.left_out) for item in emptied]
@@ -149,7 +152,7 @@ def _seccomp(config: Config, target: CheckTarget) -> SeccompBackend:
 
 
 class _Inspectors:
-    """The inspection for each kind of key."""
+    """Maps each profile kind to the function that inspects its keys."""
 
     def __init__(
         self, apparmor: Inspector, seccomp: SeccompBackend, include: Sequence[str]
@@ -160,8 +163,8 @@ class _Inspectors:
         self._inlined: dict[SourceKey, Inlined | tuple[Finding, ...]] = {}
 
     def inspect(self, kind: ProfileKind, key: SourceKey) -> Inspected:
-        """Inspect one key. The text of an AppArmor key has no include rules if there are include
-        directories.
+        """Inspect one key. With include directories, the text of an AppArmor key no longer has
+        include rules.
         """
         if kind == "seccomp":
             return self._seccomp.inspect(key)
@@ -177,7 +180,7 @@ class _Inspectors:
 
 
 def _located(result: Inspected, inlined: Inlined) -> Inspected:
-    """Return a result whose findings refer to the lines of the original text."""
+    """Return the result with findings that refer to the lines of the original text."""
     if isinstance(result, Profile | Rejection | Pending):
         return replace(result, findings=tuple(map(inlined.located, result.findings)))
     return result
@@ -214,12 +217,12 @@ def _inspect(
 
 
 def _split(paths: Sequence[str]) -> tuple[dict[Path, list[str]], list[str]]:
-    """Return the paths of individual files by directory, and all other paths."""
+    """Return the paths of individual files, grouped by directory, and all other paths."""
     files_by_directory: dict[Path, list[str]] = {}
     others: list[str] = []
     by_full_path = {os.path.abspath(path): path for path in reversed(paths)}  # removes `..`
     for full_path, path in reversed(by_full_path.items()):
-        # If the directory is not accessible, pathlib raises an error; the later read reports it.
+        # If a directory is not accessible, pathlib raises an error, which the later read reports.
         if os.path.isfile(path) and Path(path).suffix not in limits.MANIFESTS:
             files_by_directory.setdefault(Path(full_path).parent, []).append(path)
         else:
@@ -250,10 +253,10 @@ def _read_source(path: str) -> tuple[Snapshot, ...]:
 
 
 def _read_files(directory: Path, files: Sequence[str]) -> tuple[Snapshot, ...]:
-    """Read several files of one directory. The key of a file is its path on the command line.
+    """Read several files of one directory. The key of each file is its path on the command line.
 
-    If no file contains a profile, the result has one snapshot for each file instead of one for the
-    directory.
+    If no file contains a profile, the result has one snapshot for each file instead of a single
+    snapshot.
     """
     unreadable: list[Snapshot] = []
     skipped: list[str] = []
@@ -285,9 +288,9 @@ def _without_profile(path: str) -> Emptied:
 
 
 def _unread(snapshot: Snapshot) -> Finding | None:
-    """Return why a path provides no profiles, with a hint for this command.
+    """Return the finding that a path provides no profiles, with a hint for this command.
 
-    If the path provides profiles, the result is None.
+    The result is None if the path provides profiles.
     """
     finding = report_builder.source_finding(snapshot)
     if finding is None:

@@ -1,4 +1,5 @@
-"""Converts a seccomp profile for any runtime into a form that all runtimes read the same way.
+"""Converts a seccomp profile for any container runtime into a form that all runtimes read in the
+same way.
 
 The input is a profile for Docker, Podman or CRI-O, a SeccompProfile resource (JSON or YAML), or the
 config.json of an OCI runtime. Conditions are resolved for one architecture, one kernel version and
@@ -21,7 +22,7 @@ from agent.sources import yaml_documents
 class Converted:
     """The result of a conversion."""
 
-    text: str  # The converted profile, or empty after an error.
+    text: str  # The converted profile; empty if the file could not be converted.
     findings: tuple[Finding, ...]
 
     @property
@@ -38,7 +39,7 @@ def convert(
     capabilities: Collection[str] | None,
     floor: str = "",
 ) -> Converted:
-    """Convert the file at a path. Raises OSError.
+    """Convert the profile in the file at a path. Raises OSError.
 
     Args:
         path: the path of the file; the extension .yaml or .yml marks a YAML file.
@@ -68,7 +69,9 @@ def convert(
 
 
 def _with_names(profile: bytes, finding: Finding) -> Finding:
-    """Return the finding about capabilities, with the capabilities that this profile depends on."""
+    """Return the finding about conditions on capabilities, which names the capabilities in this
+    profile.
+    """
     document, _ = syntax.read(profile)
     if finding.code != FindingCode.NOT_PORTABLE or document is None:
         return finding

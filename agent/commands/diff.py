@@ -1,7 +1,7 @@
 """Compares two seccomp profiles, or a profile with the default profile of a container runtime.
 
-The profiles are resolved for one architecture, one kernel version and one capability set. The
-command reads only the two files, and nothing else on the node.
+The conditions in the profiles are resolved for one architecture, one kernel version and one
+capability set. The command reads only the two files, and nothing else on the node.
 """
 
 import json
@@ -26,12 +26,12 @@ BASELINES: Final = {
 _HEADINGS: Final = {
     Direction.MORE_PERMISSIVE: "More permissive",
     Direction.MORE_RESTRICTIVE: "More restrictive",
-    Direction.OTHER_ERROR: "Denied in another way",
+    Direction.OTHER_ERROR: "Denied differently",
 }
 
 
 class NotAProfileError(ValueError):
-    """A file does not contain a profile that can be compared."""
+    """Raised if a file does not contain a profile that can be compared."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +95,9 @@ def _read(path: str) -> Document:
 def with_baseline(
     name: str, path: str, *, arch: str, kernel: str, capabilities: Collection[str] | None
 ) -> dict[str, Compared]:
-    """Compare a profile with the default profile of each runtime, by the name of the runtime."""
+    """Compare a profile with the default profile of each runtime. The keys of the result are the
+    names of the runtimes.
+    """
     return {
         runtime: diff(
             baseline.document(runtime), path, arch=arch, kernel=kernel, capabilities=capabilities

@@ -1,6 +1,6 @@
 """Expands the include rules of AppArmor profiles, for the commands that have `--include`.
 
-The agent itself never expands a text: a key can include only files on the node.
+The agent itself never expands include rules, because a key can include only files on the node.
 """
 
 import re
@@ -24,7 +24,7 @@ _LINE_IN_MESSAGE: Final = re.compile(r"(?<!\S) at line (\d{1,9})\b|(?<=error) at
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inlined:
-    """A key whose text has no include rules."""
+    """A key after the expansion of its include rules."""
 
     source_key: SourceKey
     origins: tuple[Origin, ...] = ()
@@ -58,7 +58,7 @@ class Inliner:
     def inline(self, source_key: SourceKey) -> Inlined | tuple[Finding, ...]:
         """Return a key with an expanded text, or the errors that prevented the expansion.
 
-        A key of another kind is returned unchanged.
+        A key that is not an AppArmor profile is returned unchanged.
         """
         if classify.classify(source_key.path, source_key.content) != "apparmor":
             return Inlined(source_key=source_key)

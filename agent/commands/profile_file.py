@@ -16,9 +16,9 @@ _UINT64_DIGITS: Final = 20
 
 
 def profile(path: str, content: bytes) -> bytes | Finding:
-    """Return the JSON of the profile in a file, or the reason why the file contains no profile.
+    """Return the JSON of the profile in a file, or the finding that the file contains no profile.
 
-    The extension .yaml or .yml marks a YAML file, and so does a first line such as
+    A file is YAML if it has the extension .yaml or .yml, or if its first line looks like
     `apiVersion:`.
     """
     if path.endswith(limits.MANIFESTS) or wrapped.is_yaml(content.decode("utf-8", "replace")):
@@ -28,7 +28,8 @@ def profile(path: str, content: bytes) -> bytes | Finding:
         return decoded
     wrapper = wrapped.find(decoded[0])
     if wrapper is None:
-        return content  # The text may contain duplicate keys, which `syntax` reports.
+        # The text is returned unchanged, because `syntax` reports duplicate keys in it.
+        return content
     return _unwrapped(wrapper)
 
 
@@ -88,7 +89,7 @@ def _name(document: object) -> str:
 
 
 def _plain(value: object) -> object:
-    """Return a YAML value in which numbers are converted as in JSON."""
+    """Return a YAML value after the conversion of its numbers, as in JSON."""
     match value:
         case dict():
             return {key: _plain(item) for key, item in value.items()}

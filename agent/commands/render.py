@@ -1,7 +1,8 @@
-"""Creates ConfigMaps from a directory of profiles, and texts without include rules.
+"""Creates ConfigMaps from a directory of profiles, and expands the include rules of profile texts.
 
-A ConfigMap key cannot contain `/`, so each sub-directory gets its own ConfigMaps, with its path in
-the annotation seccomp-prefix. For the same directory, the result is always the same text.
+A ConfigMap key cannot contain `/`. Therefore, each sub-directory gets its own ConfigMaps, whose
+annotation seccomp-prefix contains its path. The result for an unchanged directory is always the
+same text.
 """
 
 import base64
@@ -23,9 +24,9 @@ from agent.sources.directory import DirectorySource
 
 # A ConfigMap, including its metadata, is limited to 1 MiB, like a request to etcd.
 LIMIT = 1_000_000
-# The DaemonSet in manifests/base selects ConfigMaps by the label profile-loader.io/profiles.
-# Programs that set common labels do not overwrite that label. Version 0.1.0 selects ConfigMaps by
-# the recommended label.
+# The DaemonSet in manifests/base selects ConfigMaps by the label profile-loader.io/profiles. Tools
+# that set common labels do not overwrite this label. Version 0.1.0 of the manifests selects
+# ConfigMaps by the recommended label.
 LABELS = {"app.kubernetes.io/component": "profiles", "profile-loader.io/profiles": "true"}
 _KEY = re.compile(r"[-._a-zA-Z0-9]{1,253}")
 
@@ -37,7 +38,7 @@ class Rendered:
     text: str
     """The ConfigMaps as YAML documents, or the text of one profile."""
     mistakes: tuple[str, ...]
-    """A message for each file that is not part of the text."""
+    """The messages about the files that are not part of the text."""
     read: bool = True
     """Whether the directory or file could be read."""
 
@@ -56,7 +57,8 @@ def inline(path: str, include: Sequence[str]) -> Rendered:
         return Rendered(text="", mistakes=(f"{path}: {error.strerror}",), read=False)
     if len(content) > limits.KEY_BYTES:
         return Rendered(text="", mistakes=(f"{path}: {limits.too_large(path).message}",))
-    name = f"{PurePosixPath(path).name}.profile"  # The kind of every text is AppArmor.
+    # With this extension, every text is of the kind AppArmor.
+    name = f"{PurePosixPath(path).name}.profile"
     key = SourceKey(profile_set="", key=path, name=name, content=content)
     inlined = Inliner(include).inline(key)
     if not isinstance(inlined, Inlined):
@@ -127,7 +129,9 @@ def differences(path: str, text: str) -> list[str]:
 def _inlined(
     keys: Sequence[SourceKey], include: Sequence[str], mistakes: list[str]
 ) -> list[SourceKey]:
-    """Return the keys without include rules, and add a message for each other key."""
+    """Return the keys whose include rules could be expanded, and add a message for each other
+    key.
+    """
     inliner = Inliner(include)
     inlined_keys: list[SourceKey] = []
     for key in keys:
@@ -150,7 +154,7 @@ def _split(keys: list[SourceKey]) -> list[list[SourceKey]]:
     parts: list[list[SourceKey]] = []
     size = LIMIT
     for key in keys:
-        # The size of the content as base64.
+        # The size that the content has as base64.
         key_size = len(key.content) * 4 // 3 + len(key.key) + 16
         if size + key_size > LIMIT:
             parts.append([])
@@ -184,7 +188,7 @@ def _config_map(
 
 
 def _text(content: bytes) -> str | None:
-    """Return the content as text if YAML can represent it unchanged, or else None."""
+    """Return the content as text, or None if YAML cannot represent the text unchanged."""
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError:
@@ -193,7 +197,7 @@ def _text(content: bytes) -> str | None:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as a YAML block."""
+    """A YAML writer that writes texts with several lines as blocks."""
 
 
 def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

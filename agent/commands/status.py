@@ -1,6 +1,6 @@
 """Shows the installed profiles, from the ledger and the node.
 
-The command neither locks nor writes any file.
+The command locks no file and writes no file.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ def problems(config: Config) -> Problems:
 
 
 def status(config: Config, problems: Problems) -> Report:
-    """Return a report that compares each name in the ledger with the node.
+    """Return a report that compares each profile name in the ledger with the node.
 
     Args:
         config: the options of this run.
@@ -73,9 +73,9 @@ def status(config: Config, problems: Problems) -> Report:
 
 
 def _with_problems(rows: Sequence[ProfileStatus], problems: Problems) -> list[ProfileStatus]:
-    """Return the rows of the ledger, completed by the recorded problems.
+    """Return the rows of the ledger, with the recorded problems added.
 
-    A profile that is missing or changed on the node now keeps that state.
+    A profile that is now missing or changed on the node keeps that state in its row.
     """
     recorded = {(row.kind, row.profile_set, row.key, row.name): row for row in problems.rows}
     completed = []
@@ -83,9 +83,9 @@ def _with_problems(rows: Sequence[ProfileStatus], problems: Problems) -> list[Pr
         problem = recorded.pop((row.kind, row.profile_set, row.key, row.name), None)
         if problem is None or row.state != ProfileState.INSTALLED:
             completed.append(row)
-        else:  # The last good version is on the node.
+        else:  # The last good version of the rejected profile is on the node.
             completed.append(replace(row, state=problem.state, findings=problem.findings))
-    # A name that now belongs to another key was moved after the record was written.
+    # This name was moved to another key after the record was written.
     names = {(row.kind, row.name) for row in rows}
     return completed + [row for row in recorded.values() if (row.kind, row.name) not in names]
 
@@ -93,7 +93,7 @@ def _with_problems(rows: Sequence[ProfileStatus], problems: Problems) -> list[Pr
 def _rows(
     entry: LedgerEntry, observed: Observed, capabilities: Capabilities
 ) -> Iterator[ProfileStatus]:
-    """Yield a row for each name that the agent owns through a ledger entry."""
+    """Yield a row for each profile name that the agent owns through a ledger entry."""
     yield from _staged_rows(entry, observed)
     version = entry.installed
     for name, evidence in owned_names(entry).items():
@@ -121,7 +121,9 @@ def _rows(
 
 
 def _staged_rows(entry: LedgerEntry, observed: Observed) -> Iterator[ProfileStatus]:
-    """Yield a row for each profile that only an unfinished installation left on the node."""
+    """Yield a row for each profile that is on the node only because of an unfinished
+    installation.
+    """
     profiles = observed.profiles if isinstance(observed, Observation) else {}
     for name in sorted(recorded_names(entry) - owned_names(entry).keys()):
         if name in profiles and is_proven_staged(entry, name, profiles[name]):
@@ -147,7 +149,7 @@ def _state(
     *,
     is_current: bool,
 ) -> tuple[ProfileState, Reason, str]:
-    """Return the state of a name, the reason, and details, which may be empty."""
+    """Return the state of a profile name, the reason, and details, which may be empty."""
     if not isinstance(observed, Observation):
         return ProfileState.UNOBSERVABLE, Reason.UNOBSERVABLE, observed.finding.message
     profile = observed.profiles.get(name)
@@ -169,7 +171,9 @@ def _mode(name: str, observed: Observed) -> str:
 
 
 def where_to_look(problems: Problems) -> str:
-    """Return the age of the recorded problems, and where to find all messages."""
+    """Return the text about the age of the recorded problems and about the place of all
+    messages.
+    """
     time = datetime.fromtimestamp(problems.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
     more = f" {problems.omitted} more are not recorded." if problems.omitted else ""
     return (

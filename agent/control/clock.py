@@ -1,14 +1,15 @@
 """The protocol for the clock of the controller and its parts.
 
-The module `time` implements this protocol. Tests pass their own clock to control the time.
+The standard module `time` implements this protocol. Tests control the time by passing their own
+clock.
 """
 
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """Returns the current time. Monotonic seconds are for measuring durations; Unix seconds are for
-    timestamps.
+    """Provides the current time. Monotonic seconds are for measuring durations; Unix seconds are
+    for timestamps.
     """
 
     def monotonic(self) -> float:

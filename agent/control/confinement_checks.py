@@ -1,4 +1,4 @@
-"""Decides when the confinement trackers observe processes, and which profiles they observe.
+"""Decides when the confinement trackers observe processes, and under which profiles.
 
 If a profile is removed, its processes may lose their confinement permanently, so the agent reports
 such processes. This module only reads reports; the trackers read the processes. The controller and
@@ -16,7 +16,7 @@ from agent.core.vocabulary import ProfileState, Reason
 
 
 class ConfinementChecks:
-    """The confinement trackers of all kinds that can confine a process by name.
+    """The confinement trackers of all profile kinds that have one.
 
     Only the main thread uses this class.
     """
@@ -35,7 +35,9 @@ class ConfinementChecks:
         self.observe()
 
     def end_pass(self, report: Report) -> None:
-        """Find the processes that a removal left unconfined, and observe all other processes."""
+        """Find the processes that a removal has unconfined, and observe the processes of all other
+        profiles.
+        """
         for kind, tracker in self.trackers.items():
             rows = [row for row in report.profiles if row.kind == kind and row.name]
             tracker.record_removals([row.name for row in rows if _is_removed(row)])
@@ -52,7 +54,7 @@ class ConfinementChecks:
     def has_newly_unused(self, report: Report | None) -> bool:
         """Return whether a profile that was kept because it was in use is no longer in use.
 
-        Each profile is reported only once, even if the next pass cannot remove it.
+        Each profile is returned only once, even if the next pass cannot remove the profile.
         """
         rows = report.profiles if report is not None else ()
         in_use = {

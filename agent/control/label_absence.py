@@ -1,8 +1,8 @@
-"""Measures how long the labels of removal candidates have been absent from the Node.
+"""Measures how long the labels of profiles that may be removed have been absent from the Node.
 
-A profile is removed only some time after its label, because a pod that was scheduled by this label
-may not have started yet. This module records when each label became absent; the plan decides about
-removals. All times are monotonic seconds.
+A profile is removed only some time after its label is removed, because a pod that was scheduled by
+this label may not have started yet. This module records when each label became absent; the plan
+decides about removals. All times are monotonic seconds.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,7 +22,7 @@ class LabelAbsence:
     """
 
     def __init__(self, *, domain: str, labels_on_node: Callable[[], frozenset[str] | None]) -> None:
-        """Begin without any label that is known to be absent.
+        """Create an object that knows of no absent label yet.
 
         Args:
             domain: the domain of the agent's labels.
@@ -32,7 +32,7 @@ class LabelAbsence:
         self.domain = domain
         self.labels_on_node = labels_on_node
         self.absent_since: Mapping[ProfileName, float] = {}
-        """Profile -> the time since which its label is known to be absent."""
+        """Maps a profile to the time since which its label has been known to be absent."""
 
     def update(self, report: Report | None, now: float) -> bool:
         """Compare the Node's labels with the profiles that no source desires any more.
@@ -58,8 +58,8 @@ class LabelAbsence:
 
     def seconds(self, now: float) -> dict[ProfileName, float]:
         """Return how many seconds each absent label has been known to be absent."""
-        # The result is rounded, because (since + grace) - since may be less than grace in floating
-        # point.
+        # The result is rounded, because the floating-point result of (since + grace) - since may be
+        # less than grace.
         return {name: round(now - since, 6) for name, since in self.absent_since.items()}
 
     def removal_times(self, grace_seconds: float) -> list[float]:

@@ -1,7 +1,7 @@
 """Decides when the next pass is due, and whether the pass reads everything again.
 
-A pass is due after the resync interval, at the retry of a failure, or at another deadline that the
-controller passes. This module only computes times; the loop that runs the passes is in
+A pass is due at the end of the resync interval, at the time to retry a failure, or at a deadline
+that the controller passes. This module only computes times; the loop that runs the passes is in
 agent.controller. All times are monotonic seconds.
 """
 
@@ -20,7 +20,8 @@ LONGEST_RETRY_SECONDS: Final = 3600.0
 """A failure is retried after at most this time, even if the resync interval is longer."""
 
 NODE_CHECK_SECONDS: Final = 10.0
-"""The interval of comparisons with the last pass, in case a notification was lost."""
+"""The interval at which the node is compared with the result of the last pass, in case a
+notification was lost."""
 
 _RETRIED_CODES: Final = frozenset(
     {FindingCode.LEDGER_DAMAGED, FindingCode.KIND_UNOBSERVABLE, FindingCode.SOURCE_UNREADABLE}
@@ -37,16 +38,16 @@ class PassSchedule:
     def __init__(self, *, resync_seconds: float) -> None:
         self.resync_seconds = resync_seconds
         self.next_pass = 0.0
-        """When the next pass is due, if no wake reason triggers an earlier pass."""
+        """The time at which the next pass is due, unless a wake reason triggers an earlier pass."""
 
         self.next_full_resync = 0.0
-        """When the next pass reads everything again."""
+        """The time at which the next pass reads everything again."""
 
         self._next_node_check = 0.0
-        """When the node is next compared with the result of the last pass."""
+        """The time of the next comparison of the node with the result of the last pass."""
 
         self._burst_until = 0.0
-        """A policy change before this time may belong to a burst of changes."""
+        """A change of the kernel's policy before this time may belong to a burst of changes."""
 
         self._failures: frozenset[_Failure] = frozenset()
         self._backoff = Backoff(
@@ -66,7 +67,8 @@ class PassSchedule:
         is_full = now >= self.next_full_resync or requested != self._full_passes_begun
         self._full_passes_begun = requested
         if is_full:
-            # A random factor keeps nodes from running their resyncs at the same time.
+            # The interval has a random factor, so that not all nodes run their resyncs at the same
+            # time.
             spread = random.SystemRandom().uniform(0.9, 1.0)
             self.next_full_resync = now + self.resync_seconds * spread
         return is_full
@@ -96,7 +98,7 @@ class PassSchedule:
         self._next_node_check = now + NODE_CHECK_SECONDS
 
     def begin_burst(self, now: float) -> None:
-        """Count policy changes right after a pass as a burst."""
+        """Treat policy changes that follow immediately after a pass as a burst."""
         self._burst_until = now + BURST_SECONDS
 
     def is_in_burst(self, now: float) -> bool:

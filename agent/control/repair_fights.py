@@ -1,9 +1,9 @@
 """Detects that another program changes the same profiles as the agent.
 
-If the agent has to repair the same profile repeatedly, another program probably undoes each repair.
-The agent then waits longer and longer before each repair, and reports a finding about the profile.
-This module counts repairs and changes nothing; the controller delays the passes. All times are
-monotonic seconds.
+If the agent has to repair the same profile repeatedly, another program is probably undoing each
+repair. The agent then increases the delay before each repair, and reports a finding about the
+profile. This module counts repairs and changes nothing; the controller delays the passes. All times
+are monotonic seconds.
 """
 
 from collections import deque
@@ -17,15 +17,15 @@ from agent.core.vocabulary import ProfileState
 
 FIGHT_SECONDS: Final = 120.0
 FIGHT_REPAIRS: Final = 10
-"""The number of repairs of one name within FIGHT_SECONDS that counts as a fight."""
+"""The number of repairs of one profile name within FIGHT_SECONDS that counts as a fight."""
 
 LONGEST_PAUSE_SECONDS: Final = 60.0
-# At this number of repairs the pause has its maximum length, so further repairs do not lengthen it.
+# At this number of repairs, the pause reaches its maximum length.
 _RECORDED_REPAIRS: Final = 2 * FIGHT_REPAIRS
 
 
 class RepairFights:
-    """Counts the repairs of each name. Only the main thread uses this class."""
+    """Counts the repairs of each profile name. Only the main thread uses this class."""
 
     def __init__(self) -> None:
         self.paused_until = 0.0
@@ -34,7 +34,9 @@ class RepairFights:
         self._repairs: dict[str, deque[float]] = {}  # The times of recent repairs, by name.
 
     def record(self, report: Report, now: float) -> None:
-        """Count the repairs of a pass, and begin a pause if one name was repaired too often."""
+        """Count the repairs of a pass, and begin a pause if one profile name was repaired too
+        often.
+        """
         repaired = [row.name for row in report.profiles if _is_repair(row)]
         for name in repaired:
             self._repairs.setdefault(name, deque(maxlen=_RECORDED_REPAIRS)).append(now)
@@ -46,7 +48,9 @@ class RepairFights:
             )
 
     def deadlines(self) -> list[float]:
-        """Return when the pause ends, and when each fight ends if no more repairs follow."""
+        """Return the time at which the pause ends, and the time at which each fight ends if no
+        repairs follow.
+        """
         ends = [
             times[-FIGHT_REPAIRS] + FIGHT_SECONDS
             for times in self._repairs.values()
@@ -55,23 +59,24 @@ class RepairFights:
         return [self.paused_until, *ends]
 
     def findings(self, now: float) -> tuple[Finding, ...]:
-        """Return one finding for each name that another program keeps changing."""
+        """Return one finding for each profile name that another program keeps changing."""
         return tuple(
             Finding(
                 code=FindingCode.DRIFT_FOUGHT,
                 location=name,
-                message=f'Another program keeps changing "{name}": the agent repaired it {count} '
-                f"times in the last {FIGHT_SECONDS:g} s. Repairs are delayed now.",
-                hint="Find the program that loads or writes it, for example with auditd, or remove "
-                "the profile from the sources.",
+                message=f'Another program keeps changing "{name}": the agent repaired the profile '
+                f"{count} times in the last {FIGHT_SECONDS:g} s. The agent now delays further "
+                "repairs.",
+                hint="Find the program that loads or writes the profile, for example with auditd, "
+                "or remove the profile from the sources.",
             )
             for name, count in sorted(self._counts(now).items())
             if count >= FIGHT_REPAIRS
         )
 
     def _counts(self, now: float) -> dict[str, int]:
-        """Return how often each name was repaired in the last FIGHT_SECONDS, and forget older
-        repairs.
+        """Return how often each profile name was repaired in the last FIGHT_SECONDS, and forget
+        older repairs.
         """
         for times in self._repairs.values():
             while times and times[0] + FIGHT_SECONDS <= now:

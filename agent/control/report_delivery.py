@@ -1,9 +1,9 @@
 """Completes the report of each pass, and delivers it to the publisher and the report sinks.
 
 Some findings begin and end between passes, for example when a request to the API server fails. This
-module adds such findings to the report of the last pass, and delivers the report again when the
-findings change. The publisher receives a report only after a pass that found a change, so that the
-agent sends no requests while the node is unchanged.
+module adds these findings to the report of the last pass, and delivers the report again when they
+change. The publisher receives a report only after a pass that found a change, so that the agent
+sends no requests while the node is unchanged.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ class StatusPublisher(Protocol):
     """Publishes labels and Events; agent.kube.publisher.Publisher implements this protocol."""
 
     findings: tuple[Finding, ...]
-    """The findings about the publisher's own failures."""
+    """The findings about failures of the publisher itself."""
 
     def post(self, report: Report) -> None:
         """Queue a report for publication, and return at once."""
@@ -55,7 +55,7 @@ class ReportDelivery:
         findings: Callable[[], tuple[Finding, ...]],
         clock: Clock,
     ) -> None:
-        """Begin without a report.
+        """Create an object that has no report yet.
 
         Args:
             publisher: receives each new report; None if no labels are published.
@@ -70,7 +70,8 @@ class ReportDelivery:
         self.report: Report | None = None
         """The complete report of the last pass."""
 
-        self._pass_report: Report | None = None  # The report that the pass returned.
+        # The report of the last pass, without the added findings.
+        self._pass_report: Report | None = None
 
     def is_new(self, report: Report) -> bool:
         """Return whether a pass found any change since the previous pass."""
@@ -82,7 +83,7 @@ class ReportDelivery:
         return all(support.state != SupportState.UNKNOWN for support in supports)
 
     def accept(self, report: Report) -> Report:
-        """Complete the report of a pass, and pass it to the publisher if it is new."""
+        """Complete the report of a pass, and queue it for publication if it is new."""
         complete = self._completed(report)
         if self.publisher is not None and self.is_new(report):
             self.publisher.post(complete)

@@ -16,17 +16,19 @@ class Install:
     reason: Reason
     names: tuple[str, ...]
     profile: Profile | None
-    """The desired version; None for the installed version in the ledger entry."""
+    """The desired version of the profile; None for the installed version in the ledger entry."""
 
     replaceable: frozenset[str]
-    """Names whose content on the node may be replaced. All other names must be absent."""
+    """Profile names whose content on the node may be replaced. All other profile names must be
+    absent."""
 
     foreign: frozenset[str] = frozenset()
-    """Replaceable names that another program installed with this content; they stay foreign."""
+    """Replaceable profile names that another program installed with this content; they stay
+    foreign."""
 
     findings: tuple[Finding, ...] = ()
     previous_owners: frozenset[KeyId] = frozenset()
-    """Keys whose ledger entries own at least one of the names before the installation."""
+    """The keys whose ledger entries own at least one of the names before the installation."""
 
     fallback: "Install | None" = None
     """The action that restores the last good version if this installation fails."""
@@ -34,7 +36,7 @@ class Install:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adopt:
-    """Track a profile that another program installed with the desired content."""
+    """Track a profile that another program has installed with the desired content."""
 
     id: KeyId
     reason: Reason
@@ -57,7 +59,7 @@ class Keep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """Leave the node unchanged, and report the reason."""
+    """Leave the node unchanged for some profile names, and report the reason."""
 
     id: KeyId
     reason: Reason
@@ -70,19 +72,19 @@ class Hold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remove:
-    """Remove agent-owned names that are no longer desired."""
+    """Remove agent-owned profile names that are no longer desired."""
 
     id: KeyId
     reason: Reason
     names: tuple[str, ...]
     evidence: Mapping[str, Evidence]
     require_unused: bool
-    """Whether a name is removed only if it is proven that no process uses it."""
+    """Whether a profile name is removed only after a proof that no process uses the profile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """Stop tracking names, without changing the node."""
+    """Stop tracking profile names, without changing the node."""
 
     id: KeyId
     reason: Reason

@@ -1,10 +1,10 @@
-"""The limits on all keys together, which bound the memory of the agent.
+"""The limits on all keys together, which limit the memory that the agent needs.
 
-Limits on single keys do not limit the total, and the content of the sources is not trusted. Keys
-are admitted in a fixed order. Keys with an installed version come first, and then keys of older
-profile sets; keys of the same age are sorted by name. If a key exceeds a limit, it is rejected with
-the code `limit_exceeded`, and its last good version stays. `agent.inspector` then frees the memory
-of the key.
+The limits on single keys do not limit the total, and the content of the sources is not trusted.
+Keys are admitted in a fixed order. Keys with an installed version come first, and then keys of
+older profile sets; keys of the same age are sorted by name. If a key exceeds a limit, it is
+rejected with the code `limit_exceeded`, and its last good version stays. The module
+`agent.inspector` then frees the memory of the key.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -36,17 +36,17 @@ class Limits:
     """The number of inspected keys."""
 
     names: int
-    """The number of names that all accepted profiles provide."""
+    """The number of profile names that all accepted profiles provide."""
 
     policy_bytes: int
     """The number of bytes that are installed for all accepted profiles together."""
 
     findings: int
-    """The number of findings about keys, without the first finding about each key."""
+    """The number of findings about keys, apart from the first finding about each key."""
 
     ledger_entries: int
     ledger_names: int
-    """The number of names that all ledger entries own."""
+    """The number of profile names that all ledger entries own."""
 
     listed: int
     """Keys over a limit that are reported one by one.
@@ -73,7 +73,7 @@ class Size:
     names: int
     policy_bytes: int
     ledger_names: int = 0
-    """The number of names that the key's ledger entry does not own yet."""
+    """The number of profile names that the key's ledger entry does not own yet."""
 
 
 SMALLEST: Final = Size(names=1, policy_bytes=1)
@@ -81,7 +81,7 @@ SMALLEST: Final = Size(names=1, policy_bytes=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One key of a kind that the agent handles."""
+    """One key of a profile kind that the agent handles."""
 
     kind: ProfileKind
     source_key: SourceKey
@@ -178,8 +178,8 @@ class AdmissionBudget:
     def admitted(self, inspected: Inspected) -> Inspected:
         """Count the result of an inspection, and return a rejection if the result exceeds a limit.
 
-        If the findings exceed their limit, one finding per key remains. If the key has an error, an
-        error remains.
+        If there are more findings than allowed, only one finding about each key remains. This
+        finding is an error if the key has any errors.
         """
         if isinstance(inspected, Rejection):
             return replace(inspected, findings=self._trimmed(inspected.findings))
@@ -189,8 +189,8 @@ class AdmissionBudget:
         obstacle = self._obstacle(inspected.id, size)
         if obstacle is not None:
             self.has_rejected = True
-            # Names that an entry owns stay claimed, so that the agent does not remove them from the
-            # node.
+            # The rejected key still claims the names in its ledger entry, so that the agent does
+            # not remove them from the node.
             names = inspected.version.names
             claimed = tuple(name for name in names if (inspected.id.kind, name) in self._owned)
             return replace(_rejection(inspected.id, *obstacle), names=claimed)
@@ -201,8 +201,8 @@ class AdmissionBudget:
         return replace(inspected, findings=self._trimmed(inspected.findings))
 
     def _obstacle(self, id_: KeyId, size: Size) -> tuple[str, str] | None:
-        """Return the limit that a profile would exceed with a hint, or None if it exceeds no
-        limit.
+        """Return the description of the limit that a profile would exceed, with a hint; None if it
+        exceeds no limit.
         """
         limits = self.limits
         if self._names + size.names > limits.names:
@@ -245,7 +245,9 @@ def _rejection(id_: KeyId, reason: str, hint: str = _FEWER) -> Rejection:
 
 
 def unlisted_keys(origin: str, count: int) -> Finding:
-    """Return the finding about the keys of one profile set that are not reported individually."""
+    """Return the finding about those keys of a profile set that the report does not list
+    individually.
+    """
     return common_findings.limit_exceeded(
         location=origin,
         message=f"{count} more keys are not installed, because all profile sets together exceed a "

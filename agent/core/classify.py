@@ -1,4 +1,4 @@
-"""Determines the kind of a key from its file name or from its content.
+"""Determines the profile kind of a key from its file name or from its content.
 
 A file that is not a profile, such as a README, has no kind, and the agent ignores it. This module
 has no input or output.
@@ -20,7 +20,7 @@ def classify(key: str, content: bytes) -> ProfileKind | None:
     """Return the kind of a key, or None if the key is not a profile.
 
     The file name extension determines the kind. If the extension is unknown, the kind depends on
-    the first character of the content after white space and a byte order mark.
+    the first character of the content that is neither white space nor a byte order mark.
     """
     name = PurePosixPath(key).name if "/" in key or key == "." else key
     if _NOT_PROFILES.match(name):

@@ -1,8 +1,9 @@
-"""Computes the desired state: inspects the keys of all profile sets and compares them.
+"""Computes the desired state, by inspecting the keys of all profile sets and comparing them with
+each other.
 
 If two keys provide the same name with different content, both keys are rejected, so that the result
-does not depend on their order. If two keys provide the same name with equal content, one key is a
-duplicate of the other. This module has no input or output.
+does not depend on their order. If they provide it with equal content, one key is a duplicate of the
+other. This module has no input or output.
 """
 
 import re
@@ -47,28 +48,30 @@ class Desired:
     unchecked: Mapping[KeyId, Unchecked] = field(default_factory=dict)
     pending: Mapping[KeyId, Pending] = field(default_factory=dict)
     duplicates: Mapping[KeyId, KeyId] = field(default_factory=dict)
-    """The key with the same content, for each duplicate key."""
+    """Maps each duplicate key to the installed key with the same content."""
 
     keys: frozenset[tuple[str, str]] = frozenset()
     """The profile set and the name of every key, including kinds that are not handled."""
 
     profile_sets: Mapping[str, Snapshot] = field(default_factory=dict)
     left_out: Mapping[str, tuple[LeftOut, ...]] = field(default_factory=dict)
-    """The inputs that are not handled as profiles, per profile set."""
+    """For each profile set, the inputs that are not handled as profiles."""
 
     unlisted: Mapping[str, int] = field(default_factory=dict)
-    """The number of keys over a limit that are in none of the mappings, per profile set."""
+    """For each profile set, the number of keys that exceed a limit and are in none of the
+    mappings."""
 
     def contains(self, id_: KeyId) -> bool:
-        """Return whether a key exists, even if it is not accepted."""
+        """Return whether a key exists in its source, even if the key is not accepted."""
         keys = (self.profiles, self.rejections, self.unchecked, self.pending, self.duplicates)
         return any(id_ in mapping for mapping in keys)
 
     def is_present_unaccepted(self, id_: KeyId) -> bool:
-        """Return whether a key may still exist even if it is not accepted.
+        """Return whether a key that was not accepted may still exist in its source.
 
-        The result is true if the content looks like another kind, or if the directory of the key
-        was rejected and the key was not read. The last good version of an unread key stays.
+        The result is also true if the content now looks like another kind, or if the directory of
+        the key was rejected before the key was read. The last good version of such a key stays on
+        the node.
         """
         accepted = any(
             KeyId(kind=kind, profile_set=id_.profile_set, key=id_.key) in mapping
@@ -95,7 +98,7 @@ def join(
     """Inspect every key of every profile set that was read, and compare the keys.
 
     If the source itself rejected a key, the result contains a rejection for each kind that the key
-    can have. The last good version of a rejected key is held.
+    can have. The last good version of a rejected key stays on the node.
 
     Args:
         snapshots: the results of reading the profile sets.
@@ -162,7 +165,9 @@ _ADD_KIND: Final = "Add the kind of these keys to --kinds to install them."
 
 
 def _rejected_by_source(snapshot: Snapshot, kinds: frozenset[ProfileKind]) -> Iterable[Rejection]:
-    """Return the rejections of keys that the source rejected, one for each possible kind."""
+    """Return the rejections for the keys that the source rejected, one for each kind that a key may
+    have.
+    """
     for key, finding in snapshot.rejected_keys if isinstance(snapshot, Read) else ():
         possible_kinds = {classify.classify(key, b""), classify.classify(key, b"{")}
         for kind in sorted(kind for kind in possible_kinds if kind is not None and kind in kinds):
@@ -224,8 +229,9 @@ def _resolve_shared_names(
     return {id_: first for id_, first in duplicates.items() if id_ not in conflicts}
 
 
-# kustomize ends the names of generated ConfigMaps with a hash in this alphabet
-# (api/hasher/hasher.go). A changed ConfigMap gets a new name, and the previous one stays.
+# kustomize appends a hash in this alphabet to the names of generated ConfigMaps
+# (api/hasher/hasher.go). After a change, the ConfigMap has a new name, and the ConfigMap with the
+# previous name still exists.
 _KUSTOMIZE_HASH: Final = re.compile(r"-[2456789bcdfghkmt]{10}(?=/|\Z)")
 
 

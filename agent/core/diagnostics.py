@@ -46,7 +46,7 @@ def label_pending(name: str) -> Finding:
 
 
 def check_failed(id_: KeyId, error: str, location: str) -> Finding:
-    """Report an unexpected exception in the check of a key.
+    """Report that the check of a key raised an unexpected exception.
 
     Args:
         id_: The key.
@@ -77,7 +77,7 @@ def in_use(name: str, use: InUse) -> Finding:
 
 
 def use_unknown(name: str, use: UnknownUse, capabilities: Capabilities) -> Finding:
-    """Report that the agent does not know whether a process uses an undesired profile."""
+    """Report that it is unknown whether a process uses an undesired profile."""
     hint = "Remove the profile by hand when no workload needs it"
     return Finding(
         code=FindingCode.USE_UNKNOWN,
@@ -96,12 +96,12 @@ def still_in_use(name: str, use: InUse | UnknownUse, capabilities: Capabilities)
 
 
 def name_of_rejected_key(name: str, owner: KeyId) -> Finding:
-    """Report that the name belongs to the last good version of a rejected key."""
+    """Report that a profile name belongs to the last good version of a rejected key."""
     return _name_conflict(name, owner, "whose new version is rejected")
 
 
 def name_of_unavailable_source(name: str, owner: KeyId) -> Finding:
-    """Report that the name belongs to a key whose source is unavailable."""
+    """Report that a profile name belongs to a key whose source is unavailable."""
     return _name_conflict(name, owner, "whose source is missing, empty or unreadable")
 
 

@@ -1,6 +1,6 @@
-"""The codes of findings.
+"""Declares the codes of findings.
 
-Logs, metrics, Events and the runbook refer to codes, so a released code never changes its meaning.
+Logs, metrics, Events and the runbook use these codes, so a released code never changes its meaning.
 agent.core.findings defines findings, and agent.core.diagnostics builds many of them.
 """
 
@@ -42,7 +42,7 @@ class FindingCode(StrEnum):
     """The source has more bytes, keys or ConfigMaps than allowed."""
     SOURCE_EMPTIED = "source_emptied", Severity.ERROR
     INPUT_SKIPPED = "input_skipped", Severity.NOTICE
-    """Files, keys or resources are not read as profiles."""
+    """Some files, keys or resources of a source are not read as profiles."""
     # both kinds
     CHECK_FAILED = "check_failed", Severity.ERROR
     """The check of a key ended with an unexpected exception."""
@@ -57,28 +57,29 @@ class FindingCode(StrEnum):
     """The agent cannot observe profiles of this kind."""
     WRITE_FAILED = "write_failed", Severity.ERROR
     VERIFY_FAILED = "verify_failed", Severity.ERROR
-    """The write succeeded, but the node does not have the content."""
+    """The write of a profile succeeded, but the node does not have the written content."""
     REMOVE_FAILED = "remove_failed", Severity.ERROR
     IN_USE = "in_use", Severity.NOTICE
-    """The profile stays because a process runs under the profile."""
+    """The profile is not removed, because a process runs under it."""
     USE_UNKNOWN = "use_unknown", Severity.NOTICE
-    """The profile stays because a process may use the profile."""
+    """The profile is not removed, because a process may use it."""
     # compiled policy
     TEXT_UNSAFE = "text_unsafe", Severity.ERROR
     """The text contains invisible characters such as NUL, which the parser treats as the end of a
     word.
     """
     PARSER_REJECTED = "parser_rejected", Severity.ERROR
-    """The finding contains the parser's own message."""
+    """The parser reported an error; the finding contains its message."""
     PARSER_KILLED = "parser_killed", Severity.ERROR
     """The parser exceeded a CPU, memory, output or wall-clock limit."""
     PARSER_NOT_SANDBOXED = "parser_not_sandboxed", Severity.NOTICE
-    """The parser can open any file that a text includes."""
+    """The parser has no sandbox, so it can open any file that a profile text includes."""
     NO_PROFILE = "no_profile", Severity.ERROR
-    """The text compiles, but it declares no profile."""
+    """The profile text compiles, but declares no profile."""
     NAME_DENIED = "name_denied", Severity.ERROR
     NAME_UNSAFE = "name_unsafe", Severity.ERROR
-    """The name has control characters, has // without a parent, or is longer than 200 bytes."""
+    """The profile name contains control characters, contains // without a parent, or is longer than
+    200 bytes."""
     NAME_VARIABLE = "name_variable", Severity.ERROR
     NAMESPACE_REFUSED = "namespace_refused", Severity.ERROR
     ATTACHMENT_REFUSED = "attachment_refused", Severity.ERROR
@@ -86,7 +87,7 @@ class FindingCode(StrEnum):
     UNCONFINED_REFUSED = "unconfined_refused", Severity.ERROR
     """The profile has flags=(unconfined) or flags=(default_allow)."""
     KERNEL_REFUSED = "kernel_refused", Severity.ERROR
-    """The finding contains the kernel's errno for the load."""
+    """The kernel rejected the policy; the finding contains the errno."""
     KERNEL_JAMMED = "kernel_jammed", Severity.ERROR
     POLICY_UNREADABLE = "policy_unreadable", Severity.ERROR
     """The layout of the compiled policy is unknown."""
@@ -94,7 +95,7 @@ class FindingCode(StrEnum):
     """The kernel shows neither hashes of policy nor the policy itself."""
     COMPLAIN_MODE = "complain_mode", Severity.WARNING
     NAME_SUSPICIOUS = "name_suspicious", Severity.WARNING
-    """The name looks like a list of flags."""
+    """The name of the profile looks like a list of flags."""
     RULE_NOT_ENFORCED = "rule_not_enforced", Severity.WARNING
     """The kernel does not mediate some rules."""
     UNCONFINED_EXEC = "unconfined_exec", Severity.WARNING
@@ -104,7 +105,7 @@ class FindingCode(StrEnum):
     # system call filters
     NOT_JSON = "not_json", Severity.ERROR
     NOT_A_PROFILE = "not_a_profile", Severity.ERROR
-    """The file has another format, which may contain a profile."""
+    """The file has a known format other than a plain profile, and may contain a profile."""
     DUPLICATE_KEY = "duplicate_key", Severity.ERROR
     UNKNOWN_FIELD = "unknown_field", Severity.ERROR
     BAD_VALUE = "bad_value", Severity.ERROR
@@ -170,7 +171,8 @@ class FindingCode(StrEnum):
     LABEL_LIMIT = "label_limit", Severity.WARNING
     """The Node would have more labels than --label-limit."""
     LABEL_PENDING = "label_pending", Severity.NOTICE
-    """The profile stays until its label has been removed and the grace period has passed."""
+    """The profile is not removed before its label has been removed and the grace period has
+    passed."""
     # state
     LEDGER_DAMAGED = "ledger_damaged", Severity.ERROR
     LEDGER_NEWER = "ledger_newer", Severity.ERROR
@@ -184,4 +186,4 @@ SOURCE_CODES: Final = frozenset(
         FindingCode.SOURCE_EMPTIED,
     }
 )
-"""The codes that only repeat the state of a profile set."""
+"""The codes of findings that only repeat the state of a profile set."""

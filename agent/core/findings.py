@@ -1,7 +1,7 @@
-"""Findings: the coded messages about keys, profiles, sources and the node.
+"""Defines findings, which are coded messages about keys, profiles, sources and the node.
 
-A message states what happened, where, what follows and what to do next. A message never contains a
-secret or the text of a profile. finding_codes.py declares the codes.
+A finding states what happened and where, what the consequence is, and what to do next. A message
+never contains a secret or the text of a profile. finding_codes.py declares the codes.
 """
 
 from collections.abc import Iterable
@@ -42,15 +42,15 @@ class Finding:
 
     @property
     def severity(self) -> Severity:
-        """Return the severity of the code, unless the finding is escalated."""
+        """The severity of the code; error if the finding is escalated."""
         return Severity.ERROR if self.is_escalated else self.code.severity
 
 
 def limit_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Return at most MAX_FINDINGS findings about one key; if more exist, add a note about them.
+    """Return at most MAX_FINDINGS findings about one key, with a note if there are more findings.
 
-    If any of the findings is an error, the result contains at least one error. The function does
-    not read all findings if there are too many.
+    If any of the findings is an error, the result contains at least one error. If there are too
+    many findings, the function does not read all of them.
     """
     kept: list[Finding] = []
     has_error = has_more = False

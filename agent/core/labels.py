@@ -1,9 +1,8 @@
 """Computes the labels of the agent's Node from a report.
 
-A label states that a pass verified a profile. If the agent could not observe the node or could not
-read a source, it keeps existing labels and adds no label. A name that is no longer desired gets no
-label, even if the profile is in use. If two names would have the same label key, neither name gets
-a label.
+A label states that a pass verified a profile. While the agent cannot observe the node or read a
+source, it keeps the affected labels and adds none. A profile that is no longer desired gets no
+label, even if it is in use. If two names would have the same label key, neither name gets a label.
 """
 
 import hashlib
@@ -29,14 +28,14 @@ from agent.core.vocabulary import (
 
 DOMAIN: Final = "profile-loader.node-restriction.kubernetes.io"
 DEFAULT_LIMIT: Final = 200
-# The cost limit of admission policies does not allow more labels in one request (measured).
+# An admission policy cannot check more labels in one request, because of its cost limit (measured).
 MAX_LIMIT: Final = 800
 DIGEST_DIGITS: Final = 12
 
 # kubernetes, apimachinery/pkg/util/validation/validation.go: IsQualifiedName, IsValidLabelValue.
 _ALLOWED: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
-# 20 hex digits are 80 bits. To find another name with the same suffix, an attacker needs 2**80
-# hashes on average.
+# The suffix has 20 hex digits, which are 80 bits. To find another name with the same suffix, an
+# attacker needs 2**80 hashes on average.
 _SUFFIX_DIGITS: Final = 20
 _LIKE_SUFFIX: Final = re.compile(rf"(.*-)?[0-9a-f]{{{_SUFFIX_DIGITS}}}")
 _CUT: Final = 63 - 1 - _SUFFIX_DIGITS
@@ -45,7 +44,7 @@ _CONFIG_MAP: Final = "configmap "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labels:
-    """All labels that the agent sets, and the findings about names without a label."""
+    """All labels that the agent sets, and the findings about profile names without a label."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
@@ -84,7 +83,7 @@ def is_agent_label(label: str, domain: str) -> bool:
 
 
 def has_agent_label_form(label: str) -> bool:
-    """Return whether a label key looks like one of the agent's label keys, in any domain."""
+    """Return whether a label key has the form of the agent's label keys, in any domain."""
     prefix, _, text = label.rpartition("/")
     return prefix.partition(".")[0] in _PREFIXES or (
         prefix != "" and text in (*KINDS, *SECURITY_MODULES)
@@ -122,7 +121,7 @@ def labels_for(
     labels: dict[str, str] = {}
     for row in sorted(
         report.profiles, key=_is_observed
-    ):  # Observed rows come last, so that their labels override the labels that were kept.
+    ):  # The rows of observed profiles come last, so that their labels override kept labels.
         if label_key(row.kind, row.name, domain) not in collisions:
             labels.update(_of_row(row, domain, present, digest=digest))
     for status in report.profile_sets:
@@ -146,10 +145,11 @@ def labels_for(
 
 
 def _collisions(report: Report, domain: str) -> dict[str, frozenset[str]]:
-    """Return the label keys that several desired names or ConfigMaps share.
+    """Return the label keys that belong to several desired profiles or ConfigMaps.
 
     The names of rejected profiles count as well, because a shared label would claim that the
-    rejected profile is on the node. Keys whose names are unknown cannot be considered.
+    rejected profile is on the node. The names of some keys are unknown, so these keys are not
+    considered.
     """
     names_by_label: dict[str, set[str]] = defaultdict(set)
     for kind, names in report.desired_names.items():
@@ -160,7 +160,7 @@ def _collisions(report: Report, domain: str) -> dict[str, frozenset[str]]:
             names_by_label[label_key(row.kind, row.name, domain)].add(row.name)
     for status in report.profile_sets:
         names_by_label[_set_key(status.profile_set, domain)].add(status.profile_set)
-    names_by_label.pop("", None)  # Profile sets that get no label.
+    names_by_label.pop("", None)  # This removes the profile sets that get no label.
     return {label: frozenset(texts) for label, texts in names_by_label.items() if len(texts) > 1}
 
 
@@ -182,8 +182,8 @@ def _may_be_undesired(row: ProfileStatus) -> bool:
 def _value(row: ProfileStatus) -> str:
     """Return the mode of a profile; `installed` for a kind without modes.
 
-    The version of each labelled profile is known, and a version states all of its modes, so the
-    mode of a profile on the node is never unknown.
+    The mode of a labelled profile is always known, because its version is known and contains the
+    mode of each name.
     """
     return row.mode or "installed"
 
@@ -208,7 +208,8 @@ def _of_row(
         if not _may_be_undesired(row):
             yield row_label, value
         elif row_label in present:
-            # The agent does not know whether the profile is desired, so it keeps an existing label.
+            # The agent keeps an existing label, because it does not know whether the profile is
+            # desired.
             yield row_label, present[row_label]
 
 
@@ -228,7 +229,7 @@ def _is_ready(
 ) -> bool:
     """Return whether every key of a ConfigMap has a verified version on the node.
 
-    If a ConfigMap was ready, it stays ready while it cannot be read, or while its labelled profiles
+    A ConfigMap that was ready stays ready while it cannot be read, and while its labelled profiles
     cannot be observed.
     """
     rows = [
@@ -258,7 +259,7 @@ def _created_by_label(report: Report, domain: str) -> dict[str, str]:
     """Return for each label when the oldest ConfigMap with that name was created.
 
     The creation time of files is empty, so that files precede all ConfigMaps. Profile sets that
-    were not read are missing, because only their existing labels stay.
+    were not read are omitted, because they only keep existing labels.
     """
     created = {
         status.profile_set: status.created
@@ -298,7 +299,7 @@ def _limited(
             prefix != domain,  # The labels of kinds and modules come first.
             prefix.endswith(
                 f"-digest.{domain}"
-            ),  # The digest label is useless without the label for the name.
+            ),  # The label with the digest is useless without the label of the profile name.
             label not in present,
             label not in created_by_label,
             created_by_label.get(label, ""),

@@ -1,8 +1,8 @@
-"""Describes the inputs of a source that are not read as profiles.
+"""Describes the files and keys of a source that are not read as profiles.
 
-Sources list the files and keys that they leave out, so that a profile with an unsuitable name does
-not go unnoticed. Names that begin with a dot are hidden files, and no source lists them. This
-module has no input or output.
+Sources report the files and keys that they leave out, so that the user notices a profile with an
+unsuitable name. No source reports hidden files, whose names begin with a dot. This module has no
+input or output.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.vocabulary import LeftOutReason
 
-_MOST_NAMES: Final = 10  # The number of names in one message.
+_MOST_NAMES: Final = 10  # The largest number of names in one message.
 
 _MESSAGES: Final = {
     LeftOutReason.NAME: (
@@ -36,19 +36,19 @@ _MESSAGES: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
-    """The inputs of one profile set that are left out for one reason."""
+    """The inputs of one profile set that are left out for the same reason."""
 
     reason: LeftOutReason
     count: int
     names: tuple[str, ...]
-    """The first names; a message contains no other names."""
+    """The first of the names; a message contains only these names."""
 
     hint: str = ""
-    """The next step for a reader who wants to install one of the inputs."""
+    """The hint for a user who wants to install one of the inputs."""
 
     @property
     def message(self) -> str:
-        """The sentence about these inputs."""
+        """The sentence that a message contains about these inputs."""
         singular, plural, noun = _MESSAGES[self.reason]
         names = ", ".join(self.names)
         omitted = self.count - len(self.names)
@@ -59,7 +59,7 @@ class LeftOut:
 
 
 def of(reason: LeftOutReason, names: Sequence[str], hint: str = "") -> tuple[LeftOut, ...]:
-    """Return the description of some inputs; an empty tuple if there are no inputs."""
+    """Return a tuple with the description of the inputs; an empty tuple if there are no inputs."""
     if not names:
         return ()
     first = tuple(ascii(name)[1:-1][:100] for name in names[:_MOST_NAMES])

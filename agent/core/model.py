@@ -1,8 +1,9 @@
 """The values that the modules of the agent exchange: keys, profiles, versions and observations.
 
-Every value is immutable, and this module has no input or output. Empty, missing and unreadable
-sources have different types, so that the code cannot confuse these cases. For the same reason, a
-node that cannot be observed and a node that does not support a kind have different types.
+Every value is immutable, and this module performs no input or output. Empty, missing and unreadable
+sources are represented by different types, so that the code cannot confuse them. For the same
+reason, there are different types for a node that cannot be observed and for a node that does not
+support a profile kind.
 """
 
 import hashlib
@@ -22,11 +23,11 @@ KINDS: Final[tuple[ProfileKind, ...]] = get_args(ProfileKind)
 SecurityModule = Literal["selinux"]
 SECURITY_MODULES: Final[tuple[SecurityModule, ...]] = get_args(SecurityModule)
 
-# Evidence consists of opaque tokens that identify the content of a profile. Each backend defines
-# its own tokens, for example "bytes:<hex>", the sha256 of a file. Two versions have equal content
-# if their evidence shares at least one token. No token is derived from a name or an exit status. If
-# a backend cannot read the content, its token may identify an unchanged object on the node instead
-# (ObservedProfile.is_readable).
+# The evidence of a profile is a set of opaque tokens that identify its content. Each backend
+# defines its own tokens, for example "bytes:<hex>", the sha256 of a file. Two versions have the
+# same content if their evidence has at least one token in common. A token is never derived from a
+# profile name or an exit status. If a backend cannot read the content, its token may identify an
+# unchanged object on the node instead (ObservedProfile.is_readable).
 Evidence = frozenset[str]
 
 
@@ -61,10 +62,10 @@ class SourceKey:
     key: str
     content: bytes
     prefix: str = ""
-    """The directory for the key, for kinds that install files."""
+    """The directory in which the key is installed, for kinds that install files."""
 
     name: str = ""
-    """The plain name of a qualified key, such as `audit.json` for `ns/web/audit.json`."""
+    """The last part of a key's name, such as `audit.json` for `ns/web/audit.json`."""
 
     @property
     def path(self) -> str:
@@ -125,7 +126,7 @@ class Version:
     """One version of a profile as recorded in the ledger, without its bytes."""
 
     names: tuple[str, ...]
-    """The names that pods can reference, including the names of child profiles."""
+    """The profile names that pods can reference, including the names of child profiles."""
 
     source_digest: str
     """The sha256 of the content of the key."""
@@ -134,18 +135,21 @@ class Version:
     """The sha256 of the bytes that are installed."""
 
     context: str = ""
-    """A digest of every other input of the body, such as the kernel; empty if there is none."""
+    """A digest of every other input that affects the installed bytes, such as the kernel; empty if
+    there is none."""
 
     modes: Mapping[str, str] = field(default_factory=dict)
-    """The mode of each name; empty for kinds without modes."""
+    """The mode of each profile name; empty for kinds without modes."""
 
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
-    """The evidence that the node shows for each name while this version is installed."""
+    """The evidence of the content of each profile name when this version is installed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """An accepted key, whose body the backend provides when the profile is installed."""
+    """An accepted key. The backend provides its body, which is the bytes to install, when the
+    profile is installed.
+    """
 
     id: KeyId
     version: Version
@@ -159,7 +163,7 @@ class Profile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """A rejected key, with at least one finding that is an error."""
+    """A rejected key. At least one of its findings is an error."""
 
     id: KeyId
     findings: tuple[Finding, ...]
@@ -171,7 +175,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unchecked:
-    """A key that this node cannot check, because a parser or kernel support is missing."""
+    """A key that this node cannot check, because the parser or the kernel support is missing."""
 
     id: KeyId
     finding: Finding
@@ -184,10 +188,10 @@ class Pending:
     id: KeyId
     source: bytes
     findings: tuple[Finding, ...] = ()
-    """The reasons for a check that takes longer than usual; usually empty."""
+    """The reasons why the check takes longer than usual; normally empty."""
 
     def may_provide(self, name: str) -> bool:
-        """Return whether the text of the key contains the last part of a name as a word."""
+        """Return whether the text of the key contains the last part of a profile name as a word."""
         last = re.escape(name.rpartition("//")[2].encode("utf-8", "surrogateescape"))
         return re.search(rb"(?<![\w.-])" + last + rb"(?![\w.-])", self.source) is not None
 
@@ -200,7 +204,7 @@ Inspected = Profile | Rejection | Unchecked | Pending
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObservedProfile:
-    """The profile that is on the node under one name."""
+    """The profile that the node has under one name."""
 
     evidence: Evidence
     """The evidence of the exact content; empty if the content cannot be compared."""
@@ -228,19 +232,19 @@ class ObservedProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unused:
-    """Proof that no process uses the name."""
+    """It is proven that no process uses the profile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InUse:
-    """Proof that processes use the name, with their PIDs in the PID namespace of the host."""
+    """Processes use the profile; their PIDs belong to the PID namespace of the host."""
 
     pids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnknownUse:
-    """The reason why it is unknown whether a process uses the name."""
+    """It is unknown whether a process uses the profile."""
 
     reason: str
 
@@ -250,7 +254,7 @@ Use = Unused | InUse | UnknownUse
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """A complete observation of the requested names of one kind."""
+    """A complete observation of the requested profile names of one kind."""
 
     profiles: Mapping[str, ObservedProfile]
     """The profile of each requested name.
@@ -259,7 +263,7 @@ class Observation:
     """
 
     uses: Mapping[str, Use] = field(default_factory=dict)
-    """Whether each name that may be removed is in use."""
+    """For each profile name that may be removed, whether a process uses the profile."""
 
     findings: tuple[Finding, ...] = ()
     """Findings about the whole node."""
@@ -287,7 +291,9 @@ Observed = Observation | Unobservable | Unsupported
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """The ledger entry of one key. A staged version does not prove ownership."""
+    """The ledger entry of one key. A staged version, whose installation has not finished, does not
+    prove ownership.
+    """
 
     id: KeyId
     provenance: Provenance
@@ -305,13 +311,13 @@ class LedgerEntry:
     """
 
     prefix: str = ""
-    """The prefix of the source key, which a new inspection of the stored source needs."""
+    """The prefix of the source key, which is needed to inspect the stored source again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstalledSize:
-    """The size of the keys of one profile set that have an installed version."""
+    """The number and the size of the keys in a profile set that have an installed version."""
 
     key_count: int = 0
     content_bytes: int = 0
-    """The size of the names and of the installed contents of these keys."""
+    """The size of the names and the installed contents of these keys, in bytes."""

@@ -1,9 +1,9 @@
 """Determines which profiles on the node belong to a ledger entry, based on an observation.
 
-An entry owns a profile only if this agent created the loaded object or the file on the node. If
-another program created an object under the same name, the object is foreign, even if its content is
-the same. Another program installed the profiles that an entry adopted; this agent installed the
-names that an entry retired.
+A ledger entry owns a profile only if this agent created the loaded object or the file on the node.
+If another program created the object or file, it is foreign, even if its content is the same.
+Adopted profiles were installed by another program. Retired names are those that a newer version no
+longer contains, and were installed by this agent.
 """
 
 from agent.core.model import Evidence, LedgerEntry, ObservedProfile, Version
@@ -11,10 +11,11 @@ from agent.core.vocabulary import Provenance
 
 
 def has_same_content(evidence: Evidence, observed: ObservedProfile, mode: str = "") -> bool:
-    """Return whether an observed profile has the content that some evidence identifies, or
-    another content with the same meaning.
+    """Return whether the observed profile has the content of the given evidence, or other content
+    with the same meaning.
 
-    If a mode is passed and the kind has modes, the observed profile must also have this mode.
+    If a mode is passed, and the profile kind has modes, the observed profile must also have this
+    mode.
     """
     return not evidence.isdisjoint(observed.evidence | observed.equivalent_evidence) and (
         not mode or not observed.mode or mode == observed.mode
@@ -22,15 +23,15 @@ def has_same_content(evidence: Evidence, observed: ObservedProfile, mode: str = 
 
 
 def has_exact_content(evidence: Evidence, observed: ObservedProfile) -> bool:
-    """Return whether an observed profile has exactly the content that some evidence identifies.
+    """Return whether the observed profile has exactly the content of the given evidence.
 
-    Only the exact content can prove that the agent wrote a profile.
+    Only exactly equal content can prove that the agent wrote a profile.
     """
     return not evidence.isdisjoint(observed.evidence)
 
 
 def owned_names(entry: LedgerEntry) -> dict[str, Evidence]:
-    """Return the names that an entry owns, with the evidence of their content."""
+    """Return the names that a ledger entry owns, with the evidence of their content."""
     names = dict(entry.retired)
     if entry.installed is not None:
         for name in entry.installed.names:
@@ -39,7 +40,8 @@ def owned_names(entry: LedgerEntry) -> dict[str, Evidence]:
 
 
 def recorded_names(entry: LedgerEntry) -> frozenset[str]:
-    """Return every name that this agent may have installed on the node through an entry.
+    """Return every profile name that this agent may have installed on the node through a ledger
+    entry.
 
     The result includes the names of an installation that did not finish.
     """
@@ -48,7 +50,7 @@ def recorded_names(entry: LedgerEntry) -> frozenset[str]:
 
 
 def evidence_of(entry: LedgerEntry, name: str) -> Evidence:
-    """Return the recorded evidence of one name that an entry owns."""
+    """Return the recorded evidence of one profile name that a ledger entry owns."""
     installed = entry.installed
     if installed is not None and name in installed.evidence:
         return installed.evidence[name]
@@ -56,15 +58,17 @@ def evidence_of(entry: LedgerEntry, name: str) -> Evidence:
 
 
 def is_installed_by_agent(entry: LedgerEntry, name: str) -> bool:
-    """Return whether this agent installed a name that an entry owns.
+    """Return whether this agent installed a profile name that a ledger entry owns.
 
-    This agent installed all retired names.
+    All retired profile names were installed by this agent.
     """
     return entry.provenance == Provenance.INSTALLED or name in entry.retired
 
 
 def is_agent_owned(entry: LedgerEntry, name: str, observed: ObservedProfile) -> bool:
-    """Return whether this agent created the observed profile of a name that an entry owns."""
+    """Return whether this agent created the observed profile, whose name belongs to a ledger
+    entry.
+    """
     return is_installed_by_agent(entry, name) and observed.is_agent_object is not False
 
 
@@ -78,10 +82,10 @@ def is_staged(version: Version | None, name: str, observed: ObservedProfile) -> 
 
 
 def staged_evidence(entry: LedgerEntry, name: str, observed: ObservedProfile) -> Evidence:
-    """Return the evidence of one name whose installation did not finish.
+    """Return the evidence of one profile name whose installation did not finish.
 
-    If the node hides the content, the evidence of the observed object counts, because only the
-    agent's record of its own objects identifies the profile.
+    If the node does not show the content, the result includes the evidence of the observed profile.
+    In this case, only the agent's record of the profiles that it loaded identifies the profile.
     """
     version = entry.staged
     if version is None or name not in version.names:
@@ -92,8 +96,8 @@ def staged_evidence(entry: LedgerEntry, name: str, observed: ObservedProfile) ->
 
 
 def is_proven_staged(entry: LedgerEntry, name: str, observed: ObservedProfile) -> bool:
-    """Return whether an observed profile provably comes from an unfinished installation by this
-    agent. Only such a profile may be removed without an installed version.
+    """Return whether it is proven that an observed profile comes from an unfinished installation by
+    this agent. Without an installed version in the ledger, only such a profile may be removed.
     """
     return observed.is_agent_object is not False and has_exact_content(
         staged_evidence(entry, name, observed), observed

@@ -1,7 +1,7 @@
 """Finds the profiles that a pod references in its security contexts and annotations.
 
-The search includes init containers, ephemeral containers and the annotations of older API servers
-(kubernetes, pkg/apis/core/annotation_key_constants.go). Pods that have succeeded or failed are
+The search covers init containers, ephemeral containers and the annotations that older API servers
+use (kubernetes, pkg/apis/core/annotation_key_constants.go). Pods that have succeeded or failed are
 ignored.
 """
 
@@ -59,8 +59,8 @@ def _annotations(pod: Mapping[str, object]) -> Iterable[tuple[ProfileKind, str]]
 
 
 def _runtime_name(kind: ProfileKind, name: str) -> str:
-    """Return the name that a runtime uses, with a seccomp path in the normalized form of the
-    kubelet.
+    """Return the profile name that a container runtime uses. A seccomp path has the normalized form
+    of the kubelet.
 
     Source: kubernetes, pkg/kubelet/kuberuntime/helpers.go (filepath.Join).
     """

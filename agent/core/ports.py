@@ -1,7 +1,7 @@
 """The protocols that backends, sources and the ledger implement, with their result types.
 
-This module contains no logic. The result of an expected failure is a value, such as a finding,
-`Unobservable` or `Unreadable`. Exceptions are raised only for bugs.
+This module contains no logic. An expected failure is returned as a value, such as a finding,
+`Unobservable` or `Unreadable`. An exception means a bug.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -32,12 +32,14 @@ Progress = Callable[[str, int, int], None]
 
 
 def no_progress(_work: str, _finished: int, _total: int) -> None:
-    """Show no progress, for callers without a user."""
+    """Show no progress, because the caller has no user who waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installed:
-    """The result of a verified installation, with the evidence and the mode of each name."""
+    """The result of a verified installation, with the evidence and the mode of each profile
+    name.
+    """
 
     evidence: Mapping[str, Evidence]
     modes: Mapping[str, str]
@@ -45,7 +47,7 @@ class Installed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """The result of an installation or a removal that failed or could not be verified."""
+    """The result of an installation or a removal that failed, or that could not be verified."""
 
     finding: Finding
 
@@ -57,7 +59,7 @@ class Removed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StillInUse:
-    """The result of a removal that was not carried out, because a name is or may be in use."""
+    """The result of a removal that was not carried out because a profile is or may be in use."""
 
     uses: Mapping[str, InUse | UnknownUse]
 
@@ -69,11 +71,11 @@ class Sandbox:
     """
 
     finding: Finding | None = None
-    """The reason for a missing sandbox; None if the sandbox is active."""
+    """The finding that the parser has no sandbox; None if the sandbox is active."""
 
 
 class InstalledForm(StrEnum):
-    """The form in which a backend installs a profile."""
+    """The form in which a backend installs profiles."""
 
     FILE = "file"
     POLICY = "policy"
@@ -104,10 +106,12 @@ class ProfileBackend(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """Return the properties in which this kind differs from other kinds; they never change."""
+        """Return the properties in which this profile kind differs from others. They never
+        change.
+        """
 
     def begin_pass(self) -> None:
-        """Begin a pass, and collect the results of background checks."""
+        """Begin a pass, and collect the results of checks that ran in the background."""
 
     def wait(self, progress: Callable[[int, int], None], /) -> bool:
         """Wait until no background check is running.
@@ -131,13 +135,17 @@ class ProfileBackend(Protocol):
         """
 
     def discard(self, profile: Profile) -> None:
-        """Free the memory of an inspected profile, which may be inspected again later."""
+        """Free the memory of an inspected profile. A later call of `inspect` recreates the
+        result.
+        """
 
     def accepts_context(self, context: str) -> bool:
-        """Return whether a body with this `Version.context` may be installed on this node now."""
+        """Return whether the bytes of a version with this `Version.context` may be installed on
+        this node now.
+        """
 
     def sandbox(self) -> Sandbox | None:
-        """Return the state of the sandbox, or None if the kind starts no program."""
+        """Return the state of the sandbox; None if the backend runs no program."""
 
     def observe(self, names: Collection[str], removal_candidates: Collection[str]) -> Observed:
         """Observe profiles on the node.
@@ -161,31 +169,31 @@ class ProfileBackend(Protocol):
             profile: the profile to install.
             body: the bytes to install.
             replaceable: names whose content on the node may be replaced. If the node has a profile
-                under any other name, nothing is replaced, and the result is Failed with
+                under another of the names, nothing is replaced, and the result is Failed with
                 `foreign_name`.
             foreign: replaceable names that another program installed with this content. The backend
-                does not record that this agent created these names.
+                does not record these profiles as created by this agent.
         """
 
     def remove(
         self, names: Collection[str], evidence: Mapping[str, Evidence], *, require_unused: bool
     ) -> Removed | StillInUse | Failed:
-        """Remove names after another check of the node.
+        """Remove profiles after another check of the node.
 
-        Each name must still have the content that its evidence identifies; otherwise the result is
-        Failed with `foreign_name`. With `require_unused`, the backend removes nothing if a process
-        may use one of the names.
+        If a profile no longer has the content that its evidence identifies, the result is Failed
+        with `foreign_name`. With `require_unused`, the backend removes nothing if a process may use
+        one of the names.
         """
 
     def is_unchanged(self) -> bool:
         """Return whether the node is unchanged since the last observation or action.
 
-        The check may rely on signatures and revisions. If the check has no clear result, it returns
-        False.
+        The check may rely on signatures and revisions. The result is False if the check cannot
+        decide.
         """
 
     def invalidate(self) -> None:
-        """Read the content at the next observation, even if its signature is unchanged."""
+        """Make the next observation read all content, even if signatures are unchanged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +212,7 @@ class ConfinementTracker(Protocol):
     """Finds processes that lost their confinement when their profile was removed."""
 
     def observe(self, names: Collection[str]) -> None:
-        """Record every thread that currently runs under a profile with one of these names."""
+        """Record every thread that currently runs under one of the named profiles."""
 
     def names_in_use(self) -> frozenset[str]:
         """Return the profiles that had at least one thread at the last observation."""
@@ -229,18 +237,18 @@ class Source(Protocol):
     def read(self) -> tuple[Snapshot, ...]:
         """Read every profile set once.
 
-        A profile set is not read again while its signature is unchanged.
+        The source does not read a profile set again while the signature of the set is unchanged.
         """
 
     def invalidate(self) -> None:
-        """Read the content at the next `read`, even if its signature is unchanged."""
+        """Make the next `read` read all content, even if signatures are unchanged."""
 
     def explain_absence(self, profile_set: str, /) -> Snapshot | None:
         """Return the snapshot of a profile set that is in the ledger but was not returned by
         `read`.
 
-        The result is None if the set does not belong to this source; the profiles of the set then
-        stay.
+        The result is None if the set does not belong to this source. The profiles of such a set
+        stay on the node.
         """
 
 
@@ -248,15 +256,15 @@ class Ledger(Protocol):
     """Records the profiles that this agent installed on the node."""
 
     def entries(self) -> Mapping[KeyId, LedgerEntry] | Finding:
-        """Return all entries; return a finding if the ledger is unreadable or has a newer
+        """Return all ledger entries, or a finding if the ledger is unreadable or has a newer
         schema.
         """
 
     def write(self, entry: LedgerEntry) -> Finding | None:
-        """Store an entry durably (fsync), and replace its previous version atomically."""
+        """Store a ledger entry durably (fsync), and replace its previous version atomically."""
 
     def delete(self, id_: KeyId) -> Finding | None:
-        """Delete the entry of a key."""
+        """Delete the ledger entry of a key."""
 
     def store_content(self, content: bytes) -> Finding | None:
         """Store bytes durably under their sha256 digest, unless intact bytes are already stored."""

@@ -1,4 +1,4 @@
-"""Escapes characters in names and messages of other programs that must not reach a reader."""
+"""Escapes unsafe characters in names and messages that come from other programs."""
 
 
 def printable(text: str) -> str:

@@ -1,7 +1,8 @@
-"""The report of a pass: the states of all profiles and profile sets, and the findings.
+"""Defines the report of a pass, which contains the states of all profiles and profile sets, and the
+findings.
 
-Report sinks read only the report. A profile is `installed` only if this pass verified it on the
-node. The exit status depends only on the report.
+The receivers of a report use no other data about the pass. A profile is `installed` only if this
+pass verified it on the node. The exit status of a command depends only on its report.
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ _CHANGES: Final = INSTALLS | {ActionName.ADOPT, ActionName.REMOVE, ActionName.RE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileStatus:
-    """The row of a name that a key provides, or of a key whose names are unknown."""
+    """The row of a profile name that a key provides, or of a key whose names are unknown."""
 
     kind: ProfileKind
     profile_set: str
@@ -44,7 +45,7 @@ class ProfileStatus:
     action: ActionName
     reason: Reason
     source_digest: str = ""
-    """The sha256 of the content of the key; empty if it is unknown."""
+    """The sha256 of the content of the key; empty if the content is unknown."""
 
     installed: str = ""
     """The sha256 of the installed file; empty for kinds that install policy."""
@@ -53,25 +54,26 @@ class ProfileStatus:
     """The sha256 of the compiled policy; empty for kinds that install files."""
 
     mode: str = ""
-    """The mode in the kernel; empty for kinds without modes."""
+    """The mode that the profile has in the kernel; empty for kinds without modes."""
 
     desired: bool = True
     """Whether a current key provides the name, at least in its last good version."""
 
     findings: tuple[Finding, ...] = ()
     reason_text: str = ""
-    """A more precise text that is shown instead of the reason; empty to show the reason."""
+    """A more precise text that replaces the reason in tables and messages; empty if there is
+    none."""
 
     @property
     def why(self) -> str:
-        """Return the text that shows the reason to users."""
+        """The text that explains the reason to users."""
         return self.reason_text or self.reason
 
     @property
     def is_repair(self) -> bool:
         """Return whether this row reports a repair of the profile.
 
-        For a duplicate key, the row repeats the action of the other key without the reason.
+        The row of a duplicate key repeats only the action of the other key, and not its reason.
         """
         return self.action == ActionName.RESTORE and self.reason in DRIFTS
 
@@ -98,11 +100,11 @@ class ProfileSetStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KindSupport:
-    """The support of this node for one kind of profile."""
+    """Whether this node supports one profile kind."""
 
     state: SupportState
     finding: Finding | None = None
-    """The reason if the kind is not supported, or if its profiles cannot be observed."""
+    """The reason why the kind is not supported, or why its profiles cannot be observed."""
 
     sandboxed: bool | None = None
     """Whether the parser of the kind runs in a sandbox; None for a kind without a parser."""
@@ -116,7 +118,7 @@ class Report:
     profile_sets: tuple[ProfileSetStatus, ...]
     kind_support: Mapping[ProfileKind, KindSupport]
     findings: tuple[Finding, ...] = ()
-    """The findings that do not belong to a row, for example about sources or the ledger."""
+    """The findings that belong to no row, for example findings about sources or the ledger."""
 
     security_modules: Mapping[SecurityModule, ModuleMode] = field(default_factory=dict)
     """The modes of the security modules for which the agent installs nothing."""
@@ -126,7 +128,7 @@ class Report:
 
     dry_run: bool = False
     desired_names: Mapping[ProfileKind, frozenset[str]] = field(default_factory=dict)
-    """The known names of accepted and rejected keys, per kind."""
+    """For each profile kind, the known names of accepted and rejected keys."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     """The duration of each step of the pass (read, inspect, observe and act)."""
@@ -149,8 +151,8 @@ class Report:
 def merge_reports(first: Report, second: Report) -> Report:
     """Merge the reports of two consecutive passes.
 
-    The states come from the second pass. The result includes a change by the first pass if the
-    second pass did not change the same profile.
+    All states come from the second pass. A change by the first pass is included if the second pass
+    did not change the same profile.
     """
 
     def identity(row: ProfileStatus) -> tuple[str, ...]:
@@ -180,8 +182,8 @@ def repeats_source_state(finding: Finding) -> bool:
     return finding.code in SOURCE_CODES
 
 
-# A held profile does not count, because it may wait until it is unused. Missing sources are already
-# counted by the states of the profile sets.
+# A held profile does not count, because its removal may wait until the profile is unused. Findings
+# about missing sources do not count, because the states of the profile sets already do.
 _CONVERGED_STATES = frozenset(
     {
         ProfileState.INSTALLED,
@@ -194,7 +196,7 @@ _CONVERGED_STATES = frozenset(
 )
 
 
-# The labels of the Node are not part of the state of the node's profiles.
+# Findings about labels do not count, because labels are not part of the state of the profiles.
 _LABEL_FAILURES: Final = (FindingCode.NODE_UNREACHABLE, FindingCode.LABEL_REFUSED)
 
 

@@ -51,7 +51,7 @@ class PassResult:
     outcomes: Sequence[Outcome]
 
     findings: Sequence[Finding] = ()
-    """The findings about the pass itself, for example about the ledger."""
+    """The findings about the pass as a whole, for example about the ledger."""
 
     modules: ModuleStates = field(default_factory=dict)
     dry_run: bool = False
@@ -62,7 +62,7 @@ class PassResult:
 
 
 def build_report(result: PassResult) -> Report:
-    """Return the report of one pass, with its rows sorted by kind, name and key."""
+    """Return the report of one pass, with its rows sorted by kind, profile name and key."""
     desired, outcomes = result.desired, result.outcomes
     rows = _all_rows(result)
     return Report(
@@ -111,7 +111,7 @@ def _pass_findings(result: PassResult) -> tuple[Finding, ...]:
 
 
 def _all_rows(result: PassResult) -> list[ProfileStatus]:
-    """Return the rows of all outcomes, and the rows of keys with the same content."""
+    """Return the rows of all outcomes and the rows of duplicate keys."""
     desired = result.desired
     rows = [
         row
@@ -173,7 +173,7 @@ def _rows(
 
 
 def _findings(outcome: Outcome, desired: Desired) -> tuple[Finding, ...]:
-    """Return the findings of an outcome and then the findings of the profile itself."""
+    """Return the findings about an outcome, followed by the findings about the profile itself."""
     action = outcome.action
     action_findings = action.findings if isinstance(action, Install | Hold) else ()
     profile = desired.profiles.get(action.id)
@@ -198,7 +198,7 @@ def policy_digest(version: Version | None, capabilities: Capabilities) -> str:
 def _row(
     id_: KeyId, name: str, version: Version | None, capabilities: Capabilities
 ) -> ProfileStatus:
-    """Return the row for a name without the outcome of its action, which the caller adds."""
+    """Return the row for a profile name. The caller adds the outcome of the action."""
     return ProfileStatus(
         kind=id_.kind,
         profile_set=id_.profile_set,
@@ -216,7 +216,7 @@ def _row(
 
 
 def _state(outcome: Outcome, desired: Desired) -> tuple[ProfileState | None, ActionName]:
-    """Return the state of the rows of an outcome (None: no rows) and the name of its action."""
+    """Return the state for the rows of an outcome (None: no rows) and the name of the action."""
     action = outcome.action
     match action:
         case Install(reason=reason, profile=profile):
@@ -241,7 +241,7 @@ def _state(outcome: Outcome, desired: Desired) -> tuple[ProfileState | None, Act
 
 
 def _or_not_done(outcome: Outcome, done: ProfileState) -> ProfileState:
-    """Return the state after an action that did not fail and was not only planned."""
+    """Return the state after an action that was carried out successfully."""
     match outcome.result:
         case OutcomeResult.FAILED:
             return ProfileState.FAILED
@@ -278,7 +278,7 @@ def _last_good(id_: KeyId, desired: Desired) -> ProfileState:
 
 
 def _source_findings(result: PassResult) -> Iterator[Finding]:
-    """Yield a finding for each profile set that was not read or provides no profile."""
+    """Yield a finding about each profile set that was not read or provides no profile."""
     recorded = {outcome.action.id.profile_set for outcome in result.outcomes}
     for profile_set, snapshot in result.desired.profile_sets.items():
         finding = source_finding(snapshot, had_profiles=profile_set in recorded)
@@ -287,9 +287,9 @@ def _source_findings(result: PassResult) -> Iterator[Finding]:
 
 
 def left_out_findings(desired: Desired) -> Iterable[Finding]:
-    """Return a notice for each profile set with inputs that are not read as profiles.
+    """Return a notice about each profile set with inputs that are not read as profiles.
 
-    The finding about an emptied profile set already contains these inputs.
+    For an emptied profile set, its own finding already lists these inputs.
     """
     for origin, items in desired.left_out.items():
         if not isinstance(desired.profile_sets[origin], Emptied):
@@ -298,9 +298,10 @@ def left_out_findings(desired: Desired) -> Iterable[Finding]:
 
 _HINTS: Final = {
     FindingCode.SOURCE_MISSING: (
-        "Check --source and the volume that is mounted there. Its profiles stay installed."
+        "Check --source and the volume that is mounted there. The profiles of the source stay "
+        "installed."
     ),
-    FindingCode.SOURCE_UNREADABLE: "Make the source readable. Nothing is removed until then.",
+    FindingCode.SOURCE_UNREADABLE: "Make the source readable. Until then, no profile is removed.",
     FindingCode.SOURCE_OVER_LIMIT: (
         "Delete ConfigMaps, or make them smaller. Installed ConfigMaps that grew least are read "
         "first."
@@ -382,7 +383,7 @@ def sandbox_findings(sandboxes: Iterable[Sandbox | None]) -> tuple[Finding, ...]
 
 
 def kind_support(observed: Observed, sandbox: Sandbox | None) -> KindSupport:
-    """Return whether the node supports a kind, according to an observation."""
+    """Return whether an observation shows that the node supports a profile kind."""
     sandboxed = sandbox.finding is None if sandbox is not None else None
     match observed:
         case Observation():

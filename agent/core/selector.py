@@ -1,8 +1,8 @@
 """Parses Kubernetes label selectors, and matches labels against selectors.
 
 The grammar is that of kubectl's --selector (kubernetes, apimachinery/pkg/labels/selector.go):
-`a=b`, `a==b`, `a!=b`, `a in (b,c)`, `a notin (b,c)`, `a` and `!a`, joined by commas. A label set
-must meet all conditions.
+`a=b`, `a==b`, `a!=b`, `a in (b,c)`, `a notin (b,c)`, `a` and `!a`, joined by commas. A set of
+labels matches a selector if it meets all conditions.
 """
 
 import re
@@ -22,7 +22,7 @@ _TERM = re.compile(
 
 
 class Relation(StrEnum):
-    """The operator that a term uses to compare a label."""
+    """The operator of a condition on a label."""
 
     IN = "in"
     NOT_IN = "notin"
@@ -32,7 +32,7 @@ class Relation(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """A condition on one label; the operators `exists` and `absent` have no values."""
+    """A condition on one label. The operators `exists` and `absent` have no values."""
 
     key: str
     relation: Relation
@@ -41,7 +41,9 @@ class Term:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selector:
-    """Conditions that must all be true; a selector without conditions matches everything."""
+    """A set of conditions that must all be true. A selector without conditions matches
+    everything.
+    """
 
     terms: tuple[Term, ...] = ()
 

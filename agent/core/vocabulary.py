@@ -1,7 +1,7 @@
-"""The enumerations of states, actions and reasons in decisions, reports and logs.
+"""Enumerates the states, actions and reasons in decisions, reports and logs.
 
-The value of a member is its text in JSON reports, metrics, logs and tables. The code compares
-members and never compares text. Findings have their own codes (`agent.core.finding_codes`).
+The value of each member is its text in JSON reports, metrics, logs and tables. The program compares
+only members, and never their text. Findings have their own codes (`agent.core.finding_codes`).
 """
 
 from enum import StrEnum
@@ -17,7 +17,8 @@ class ProfileState(StrEnum):
     """The last good version is on the node, because the desired version is not installed."""
 
     HELD = "held"
-    """The profile is no longer desired but stays on the node. The reason explains why."""
+    """The profile is no longer desired but stays on the node. The reason states why the profile
+    stays."""
 
     PENDING = "pending"
     """The check of the key is still running, and no last good version is on the node."""
@@ -39,24 +40,24 @@ class ProfileState(StrEnum):
 
     REMOVED = "removed"
     RELEASED = "released"
-    """The profile stays on the node, and the agent no longer tracks it."""
+    """The profile stays on the node, but the agent no longer tracks it."""
 
     PLANNED = "planned"
-    """The action that a pass would take (only with `--dry-run`)."""
+    """The pass would take an action (only with `--dry-run`)."""
 
     ACCEPTED = "accepted"
-    """The `check` command found no errors in the profile, and observed no node."""
+    """The command `check`, which does not observe the node, found no errors in the profile."""
 
 
 ON_NODE = frozenset({ProfileState.INSTALLED, ProfileState.OUTDATED, ProfileState.HELD})
-"""The states of profiles that were verified on the node."""
+"""The states in which a profile was verified on the node."""
 
 
 class ActionName(StrEnum):
     """The action that a pass took for one profile."""
 
     INSTALL = "install"
-    """Write a file or load policy that this agent had not installed before."""
+    """Write a file or load a policy that this agent had not installed before."""
 
     REPLACE = "replace"
     """Replace the installed version, or a foreign profile that is taken over."""
@@ -73,14 +74,14 @@ class ActionName(StrEnum):
 
 
 INSTALLS = frozenset({ActionName.INSTALL, ActionName.REPLACE, ActionName.RESTORE})
-"""The actions that write a file or load policy."""
+"""The actions that write a file or load a policy."""
 
 
 class Reason(StrEnum):
     """The reason for an action in a plan."""
 
     NONE = ""
-    """No plan contains this action, because the row comes from a command that only reads."""
+    """The row comes from a command that only reads, so there was no action."""
 
     # Install
     NEW = "new"
@@ -104,7 +105,7 @@ class Reason(StrEnum):
 
     # Adopt and keep
     SAME_CONTENT = "same content"
-    """Another program, or another key, provides the same content."""
+    """Another program or another key provides the same content."""
 
     UNCHANGED = "unchanged"
     RENAMED = "renamed"
@@ -119,7 +120,7 @@ class Reason(StrEnum):
     UNSUPPORTED = "unsupported"
     UNOBSERVABLE = "unobservable"
     PENDING = "pending"
-    """A key that is still being checked may provide the name."""
+    """A key whose check is still running may provide the name."""
 
     CONFLICT = "conflict"
     """The name belongs to the last good version of another key."""
@@ -128,7 +129,7 @@ class Reason(StrEnum):
     """The source of the key is missing, empty or unreadable."""
 
     STILL_NEEDED = "still needed"
-    """The key that owns this name no longer provides it, but a rejected key still needs it."""
+    """The key that owns this profile name no longer provides it, but a rejected key needs it."""
 
     SOURCE_UNREADABLE = "a source is unreadable"
     """No source that was read provides the name, but an unreadable source may provide it."""
@@ -176,7 +177,7 @@ class Provenance(StrEnum):
 
 
 class OutcomeResult(StrEnum):
-    """The result of an action."""
+    """The result of an attempt to carry out an action."""
 
     DONE = "done"
     HELD = "held"
@@ -187,7 +188,7 @@ class OutcomeResult(StrEnum):
     """The action was not carried out (only with `--dry-run`)."""
 
     PENDING = "pending"
-    """The version must be checked again before it can be installed or recorded."""
+    """The action was postponed, because the version must be checked again first."""
 
 
 class ProfileSetState(StrEnum):
@@ -212,7 +213,7 @@ class UnreadableCause(StrEnum):
 
 
 class LeftOutReason(StrEnum):
-    """The reason why an input of a source is not read as a profile."""
+    """The reason why a source does not read an input as a profile."""
 
     NAME = "name"
     """The name, such as README.md, is not a valid profile name."""
@@ -244,7 +245,7 @@ class ModuleMode(StrEnum):
 
 
 class PruneMode(StrEnum):
-    """The undesired profiles that a pass may remove (`--prune`)."""
+    """The rule for the removal of undesired profiles (`--prune`)."""
 
     UNUSED = "unused"
     ALWAYS = "always"

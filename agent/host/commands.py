@@ -1,8 +1,8 @@
 """Starts programs on this machine with limits, and reads their output up to a limit.
 
-No other module starts a process. A command is a list of arguments whose first argument is an
-absolute path, and it has a time limit and resource limits. A command never runs longer than the
-block that started it. landlock.py restricts the files that a command can open.
+No other module of the agent starts a process. A command is a list of arguments that begins with an
+absolute path. Each command has a time limit and resource limits. A command never outlives the block
+that started it. landlock.py restricts the files that a command can open.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _ENVIRONMENT: Final = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 class Limit(enum.Enum):
-    """The limit that a command exceeded."""
+    """The type of limit that a command exceeded."""
 
     WALL_CLOCK = "wall_clock"
     CPU_TIME = "cpu_time"
@@ -77,7 +77,9 @@ class Exited:
 
 
 def run(argv: Sequence[str], *, stdin: bytes, limits: CommandLimits) -> Exited:
-    """Run a command until it ends or exceeds a limit. Raises HostError if the start fails."""
+    """Run a command until it ends or is killed because it exceeds a limit. Raises HostError if the
+    start fails.
+    """
     with started(argv, stdin=stdin, limits=limits) as running:
         return running.result()
 
@@ -116,20 +118,20 @@ def started(
             if sandbox is None:
                 start()
             else:
-                # The child process inherits the restrictions of the thread that starts it. The
-                # command may open its standard input by name (/proc/self/fd/0).
+                # The child process inherits the Landlock restrictions of the thread that starts it.
+                # The command may open its standard input by name (/proc/self/fd/0).
                 readable = (*sandbox.read, f"/proc/self/fd/{standard_input.fileno()}")
                 landlock.run(start, replace(sandbox, read=readable))
-            # This process sets the limits after the fork. Code that runs between fork and exec
-            # could deadlock on a lock that another thread held during the fork.
+            # Code between fork and exec could deadlock, because another thread may have held a lock
+            # during the fork. Therefore, this process sets the limits of its child from outside.
             yield Running(children[0], (out, err), limits)
         finally:
             children.end()
 
 
 class _Children:
-    """Tracks the processes that were started. If another thread starts a process after `end`, the
-    process is killed at once.
+    """Tracks the processes that were started. A process that another thread starts after the call
+    of `end` is killed at once.
 
     A signal handler may raise an exception in this thread while another thread is still starting
     the process.
@@ -183,7 +185,7 @@ class Running:
         self._output = output
         self._begin = self._end = time.monotonic()
         self._cpu_seconds = 0.0
-        # Only `result` may reap the process, because the PID must stay valid until then.
+        # Only `result` may reap the process, because its PID must stay valid until then.
         self._waiter = threading.Thread(target=self._wait, daemon=True)
         self._waiter.start()
 
@@ -196,23 +198,24 @@ class Running:
     def result(self, is_cancelled: Callable[[], bool] = lambda: False) -> Exited:
         """Wait until the command ends, and return its result.
 
-        The command is killed at its time limit, or when `is_cancelled` returns True. If a child
-        process of the command reaches the output limit, the result reports that limit too.
+        The command is killed at its time limit, or when `is_cancelled` returns True. The result
+        also reports the output limit if a child process of the command reached it.
         """
         limit = None
         deadline = self._begin + self._limits.seconds
         while self._waiter.is_alive():
-            # The limits are set again for processes that were being forked while the limits were
-            # set for the first time.
+            # The limits are set a second time, because the command may have forked processes while
+            # the limits were set for the first time.
             _set_limits(self._child.pid, self._resource_limits)
             remaining = deadline - time.monotonic()
             if remaining <= 0 or is_cancelled():
                 limit = Limit.WALL_CLOCK if remaining <= 0 else Limit.CANCELLED
                 _kill(self._child)
                 break
-            # Popen.wait returns up to 50 ms after the end of the process.
+            # This wait is faster than Popen.wait, which returns up to 50 ms after the end of the
+            # process.
             self._waiter.join(min(remaining, CANCEL_CHECK_SECONDS))
-        _kill(self._child)  # A process that the command started may still run.
+        _kill(self._child)  # Other processes that the command started may still run.
         outputs = []
         for file in self._output:
             file.seek(0)
@@ -243,8 +246,8 @@ class Running:
 def _set_limits(process: int, limits: Mapping[int, tuple[int, int]]) -> None:
     """Set the resource limits of a process and of all its descendants. Raises OSError.
 
-    A process inherits the limits of its parent when it is forked. Processes that were forked before
-    the limits were set are found in /proc.
+    Later descendants inherit the limits. The function finds earlier descendants in /proc, because a
+    process inherits limits only when it is forked.
     """
     processes = [process]
     while processes:
@@ -261,7 +264,7 @@ def _set_limits(process: int, limits: Mapping[int, tuple[int, int]]) -> None:
 def _cpu_seconds(process: int) -> float:
     """Return the CPU time of an ended process and of the children that the process waited for.
 
-    If /proc does not show the process, the result is 0 (proc(5): stat, fields 14 to 17).
+    The result is 0 if /proc does not show the process (proc(5): stat, fields 14 to 17).
     """
     try:
         fields = Path(f"/proc/{process}/stat").read_text("utf-8", "replace").rpartition(")")[2]
@@ -274,8 +277,8 @@ def _cpu_seconds(process: int) -> float:
 def _kill(child: "subprocess.Popen[bytes]") -> None:
     """Kill a process and its process group, and reap the process.
 
-    The group is killed first, because the kernel can reuse the ID of the group after the process is
-    reaped.
+    The group is killed before the process is reaped, because the kernel can reuse the ID of the
+    group afterwards.
     """
     if child.returncode is None:
         with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,6 @@
-"""The use of a file that the agent writes, which decides how filesystem.py writes the file."""
+"""Defines the uses of files that the agent writes. The use determines how filesystem.py writes a
+file.
+"""
 
 import enum
 
@@ -9,9 +11,9 @@ class FileRole(enum.Enum):
     PROFILE = "profile"
     """Other programs read the file."""
     RECORD = "record"
-    """Only the agent reads the file, even after a machine crash."""
+    """Only the agent reads the file, which must be intact even after a machine crash."""
     TRANSIENT = "transient"
-    """The file is not needed after a machine crash, which can leave any content in it."""
+    """No process needs the file after a machine crash, so the crash may leave any content in it."""
 
     @property
     def mode(self) -> int:
@@ -20,5 +22,5 @@ class FileRole(enum.Enum):
 
     @property
     def is_durable(self) -> bool:
-        """Whether a write waits until the content is on the disk."""
+        """Whether a write of the file waits until the content is on the disk."""
         return self is not FileRole.TRANSIENT

@@ -1,9 +1,9 @@
 """Reads and writes files on the host under one root directory.
 
-All paths are resolved under this root. No symbolic link in a path points outside the root, and a
-write never follows a link in the last component. Even after a crash, a file has either its old
-content or its new content. This module converts each OSError into a HostError. commands.py starts
-programs.
+The module resolves all paths under this root. No symbolic link in a path points outside the root,
+and a write never follows a link in the last component. Even after a crash, a file has either its
+old content or its new content. This module converts each OSError into a HostError. commands.py
+starts programs.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class HostError(Exception):
-    """An operation on a file or a command failed. The error contains the path and the errno."""
+    """An operation on a file or a command failed. The error has the path and the errno."""
 
     def __init__(self, path: str, error: OSError) -> None:
         super().__init__(f"{path}: {error.strerror or error}")
@@ -42,7 +42,7 @@ def translated_errors(path: str) -> Iterator[None]:
 
 
 class Host:
-    """The files under a root directory, which is `/` on a node and another directory in a trial."""
+    """The files under a root directory, which is `/` on a node and another directory in a test."""
 
     def __init__(self, root: str | Path = "/") -> None:
         self.root = Path(root)
@@ -68,7 +68,7 @@ class Host:
                 continue
             try:
                 target = self.root.joinpath(*resolved, part).readlink()
-            except OSError:  # The error is reported when the path is opened.
+            except OSError:  # The next operation on the path reports the error.
                 resolved.append(part)
                 continue
             links += 1
@@ -107,7 +107,8 @@ class Host:
     def read_once(self, path: str, *, size: int = 64) -> bytes | None:
         """Return the result of one read(2) that does not wait, or None if no data is available yet.
 
-        This method is for kernel files without an end, such as a policy revision. Raises HostError.
+        The method is for files of the kernel that never end, such as the policy revision. Raises
+        HostError.
         """
         with translated_errors(path):
             fd = os.open(self._resolve(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -121,7 +122,7 @@ class Host:
     def link(self, path: str) -> str:
         """Return the target of a symbolic link without resolving it. Raises HostError."""
         try:
-            return os.readlink(self._resolve(path))  # Faster, read for each profile.
+            return os.readlink(self._resolve(path))  # os.readlink is faster than pathlib.
         except OSError as error:
             raise HostError(path, error) from error
 
@@ -140,7 +141,7 @@ class Host:
                 yield entry.name
 
     def exists(self, path: str) -> bool:
-        """Return whether a path exists, even as a dangling link. Raises HostError."""
+        """Return whether a path exists; a dangling link exists too. Raises HostError."""
         try:
             os.lstat(self._resolve(path))
         except (FileNotFoundError, NotADirectoryError):
@@ -172,7 +173,7 @@ class Host:
         try:
             status = Path(self._directory(base)).stat()
         except OSError:
-            return False  # If the directory cannot be read, a later read reports the error.
+            return False  # A later read reports that the directory cannot be read.
         return status.st_uid not in (0, os.geteuid())
 
     def make_private(self, base: str) -> bool:
@@ -199,9 +200,9 @@ class Host:
 
         Args:
             base: the directory.
-            names: relative paths without `..`. If it is None, the result contains all names in the
-                directory, and the directory itself under the name "". If the signature of a name
-                cannot be read, the name is omitted.
+            names: relative paths without `..`. If `names` is None, the result contains all names in
+                the directory, and the directory itself under the name "". If the signature of a
+                name cannot be read, the name is omitted.
         """
         signatures: dict[str, Signature] = {}
         try:
@@ -289,7 +290,7 @@ class Host:
             self._sweep_once(fd)
             temporary, file = temporary_files.create(fd)
             try:
-                with open(file, "wb") as stream:  # A descriptor, not a path.
+                with open(file, "wb") as stream:  # `file` is a descriptor.
                     stream.write(content)
                     stream.flush()
                     os.fchmod(file, role.mode)
@@ -314,7 +315,7 @@ class Host:
     def append_file(self, base: str, name: str, content: bytes) -> None:
         """Append to a regular file under a directory in one write(2), without waiting for the disk.
 
-        Raises HostError. Because of O_NONBLOCK, opening a FIFO without a reader fails immediately.
+        Raises HostError. With O_NONBLOCK, opening a FIFO that has no reader fails at once.
         """
         with translated_errors(f"{base}/{name}"), self._parent(base, name, create=False) as parent:
             fd, last = parent
@@ -378,7 +379,7 @@ class Host:
         if not parts or name.startswith("/") or any(part in ("..", ".") for part in parts):
             raise OSError(errno.EINVAL, "not a relative path without '..'")
         top = self._directory(base)
-        if create and not os.path.isdir(top):  # Faster, checked for each write.
+        if create and not os.path.isdir(top):  # os.path.isdir is faster than pathlib.
             Path(top).mkdir(mode=0o755, parents=True, exist_ok=True)
         fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

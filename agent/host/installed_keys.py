@@ -1,7 +1,8 @@
-"""Measures the keys that have an installed version, for threads that must not read the ledger.
+"""Records the size of the keys that have an installed version, for threads that must not read the
+ledger.
 
-`agent.host.ledger` updates the sizes with each read and write of an entry. Sources use the sizes to
-decide which ConfigMaps have room.
+`agent.host.ledger` updates the sizes with each read and write of an entry. Sources use these sizes
+to decide which ConfigMaps are within their limits.
 """
 
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from agent.host.filesystem import Host
 class InstalledKeys:
     """The keys with an installed version in the ledger, by profile set.
 
-    Only the main thread changes the keys. Any thread may call `size`.
+    Only the main thread may call the other methods. Any thread may call `size`.
     """
 
     def __init__(self, host: Host, sources: str) -> None:
@@ -33,7 +34,7 @@ class InstalledKeys:
         return self._by_profile_set.get(profile_set, InstalledSize())
 
     def replace(self, entries: Iterable[LedgerEntry]) -> None:
-        """Replace all keys with the keys of the ledger entries."""
+        """Replace all recorded keys with the keys of the given ledger entries."""
         by_key = {entry.id: entry for entry in entries}
         for id_ in self._bytes_by_key.keys() - by_key.keys():
             self.remove(id_)
@@ -41,16 +42,16 @@ class InstalledKeys:
             self.record(entry)
 
     def record(self, entry: LedgerEntry) -> None:
-        """Record a new or a changed entry."""
+        """Record a ledger entry that is new or has changed."""
         size = None if entry.installed is None else self._size(entry.id, entry.installed)
         self._update(entry.id, size)
 
     def remove(self, id_: KeyId) -> None:
-        """Record that an entry was deleted."""
+        """Record that a ledger entry was deleted."""
         self._update(id_, None)
 
     def _size(self, id_: KeyId, version: Version) -> int:
-        """Return the size of the name and of the content; an unknown content counts as empty."""
+        """Return the size of a key's name and content; an unknown content counts as empty."""
         signature = self._host.signature(f"{self._sources}/{version.source_digest}")
         return len(id_.key) + (signature[2] if signature is not None else 0)
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
-# These system call numbers are the same on every architecture.
+# The numbers of these system calls are the same on every architecture.
 _CREATE_RULESET: Final = 444
 _ADD_RULE: Final = 445
 _RESTRICT_SELF: Final = 446
@@ -32,7 +32,7 @@ READ_FILE: Final = 1 << 2
 READ_DIR: Final = 1 << 3
 # constants from linux/prctl.h
 _PR_SET_NO_NEW_PRIVS: Final = 38
-# If a path cannot be opened because of one of these errors, it gets no rule, so it stays
+# A path that cannot be opened because of one of these errors gets no rule, so that it stays
 # inaccessible.
 _UNREACHABLE: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.ELOOP, errno.EBADFD}
@@ -78,13 +78,13 @@ _LATER_RIGHTS: Final[Mapping[int, Handled]] = {
     5: Handled(files=1 << 15, network=0, scoped=0),  # IOCTL_DEV
     6: Handled(files=0, network=0, scoped=0b11),  # Abstract UNIX sockets and signals.
 }
-"""The access that each ABI version can deny in addition to the access of earlier versions."""
+"""For each ABI version, the access that it can deny and earlier versions could not."""
 _AUDIT_ABI: Final = 7
 """The first ABI version that records denials in the audit log."""
 
 
 def handled(version: int) -> Handled:
-    """Return all access that a Landlock ABI version can deny, up to version 6."""
+    """Return all access that a version of the Landlock ABI can deny, up to version 6."""
     files, network, scoped = _ABI_1_FILES, 0, 0
     for since, rights in _LATER_RIGHTS.items():
         if version >= since:
@@ -130,11 +130,11 @@ def run(function: Callable[[], _Result], access: Access) -> _Result:
 
 @functools.cache
 def missing() -> str:
-    """Return why threads of this process cannot be restricted, or "" if Landlock works.
+    """Return the reason why threads of this process cannot be restricted, or "" if Landlock works.
 
-    To find out, a thread restricts itself and tries to open a directory. Raises OSError if the
-    attempt fails for a reason other than the kernel's support, for example because no memory or no
-    descriptor is left.
+    For this check, a thread restricts itself and then tries to open a directory. Raises OSError if
+    the attempt fails for a reason other than the kernel's support, for example because no memory or
+    no descriptor is left.
     """
     try:
         effective = run(_is_denied, Access(read=()))
@@ -164,8 +164,8 @@ def _restrict(access: Access) -> None:
             _allow(ruleset, path, READ_FILE | READ_DIR)
         for path in access.execute:
             _allow(ruleset, path, READ_FILE | EXECUTE)
-        # Without CAP_SYS_ADMIN, the kernel requires no_new_privs for Landlock. Other threads are
-        # not affected.
+        # Without CAP_SYS_ADMIN, the kernel requires no_new_privs for Landlock. This setting does
+        # not affect other threads.
         if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
             raise _error()
         # The agent disables the audit records of denials, because it reports denials itself.

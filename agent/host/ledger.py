@@ -1,10 +1,11 @@
 """Records the profiles that this agent installed, in small files that survive a crash.
 
 STATE/entries/<sha256 of kind, profile set and key>.json contains one entry. STATE/bodies/<sha256>
-contains bytes that entries reference. STATE/lock prevents a second agent from running. If an entry
-has a newer schema, nothing on the node is changed, because the meaning of the entry is unknown. A
-damaged entry counts as absent and is reported, and no profile is removed because of the entry. An
-entry proves ownership only if no user except root and the agent's own user can write it.
+contains bytes that ledger entries reference. STATE/lock prevents a second agent from running. If an
+entry has a newer schema, the agent changes nothing on the node, because it does not know its
+meaning. A damaged entry counts as absent and is reported, and no profile is removed because of the
+entry. A ledger entry proves ownership only if no user except root and the agent's own user can
+write it.
 """
 
 import contextlib
@@ -29,13 +30,13 @@ from agent.host.stat_signature import Signature
 
 SCHEMA = 1
 _LIMIT = 16 << 20
-# The limit of the total size of all entry files; 6,000 names need about 8 MiB.
+# The limit for the total size of all ledger entries. 6,000 profile names need about 8 MiB.
 READ_BYTES: Final = 32 << 20
 _SUBJECT: Final = "The installed profiles"
 READ_ENTRIES: Final = 2 * LIMITS.ledger_entries
 _ENTRIES = "entries"
 _BODIES = "bodies"
-# Only files with the name of a digest, and temporary files of interrupted writes, may be removed.
+# The agent may remove only digests and the temporary files of interrupted writes.
 _REMOVABLE_BODY: Final = re.compile(rf"[0-9a-f]{{64}}|{re.escape(temporary_files.PREFIX)}.*")
 # msgspec raises these errors, for example for invalid UTF-8 and for deep nesting.
 _DECODING_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -84,12 +85,12 @@ class FileLedger:
         self.findings: list[Finding] = []
         self.installed_keys = InstalledKeys(host, f"{directory}/{_BODIES}")
         self.revision = 0
-        """The number of times that the entries were read. Equal revisions mean equal entries."""
+        """The number of reads of the entries. Equal revisions mean equal ledger entries."""
 
-        # The signatures at the last read or write.
+        # The stat signatures of the files at the last read or write.
         self._last_signatures: Signatures | None = None
         self._cached: tuple[Signatures, Mapping[KeyId, LedgerEntry]] | None = None
-        # The names of the stored bytes, or None until the directory is listed.
+        # The digests of the stored bytes; None until the directory is listed.
         self._bodies: set[str] | None = None
 
     def entries(self) -> Mapping[KeyId, LedgerEntry] | Finding:
@@ -132,7 +133,7 @@ class FileLedger:
         return entries
 
     def _refusal_reason(self, base: str, signatures: Signatures | None) -> Finding | None:
-        """Return why the entries must not be read, or None if they may be read."""
+        """Return a finding if the ledger entries must not be read, or None."""
         for directory in (self.directory, base):
             if self.host.is_owned_by_others(directory):
                 return _not_private(directory)
@@ -142,8 +143,8 @@ class FileLedger:
     def make_private(self) -> tuple[str, ...]:
         """Make the directories private to the agent's user, and return the changed directories.
 
-        This is necessary because an emptyDir volume has mode 0777. Entries that other users could
-        write before stay damaged.
+        An emptyDir volume, for example, has mode 0777. Entries that other users could write before
+        this change still count as damaged.
         """
         directories = (self.directory, f"{self.directory}/{_ENTRIES}")
         changed = []
@@ -155,7 +156,7 @@ class FileLedger:
         return tuple(changed)
 
     def is_unchanged(self) -> bool:
-        """Return whether no other process changed an entry since the last read or write."""
+        """Return whether no other process changed a ledger entry since the last read or write."""
         return self._read_signatures() == self._last_signatures
 
     def _read_signatures(self) -> Signatures | None:
@@ -163,7 +164,7 @@ class FileLedger:
         return self.host.signatures(f"{self.directory}/{_ENTRIES}")
 
     def _record_write(self, name: str) -> None:
-        """Record only the signatures of files that this process wrote."""
+        """Record the signatures only of files that this process wrote."""
         base = f"{self.directory}/{_ENTRIES}"
         signatures = dict(self._last_signatures or {})
         for key, path in ((name, f"{base}/{name}"), ("", base)):
@@ -175,11 +176,11 @@ class FileLedger:
         self._last_signatures = signatures
 
     def invalidate(self) -> None:
-        """Make the next read process every entry, and list the stored bytes again."""
+        """Discard all signatures, so that the next read processes every ledger entry."""
         self._cached = self._bodies = None
 
     def _entry(self, base: str, name: str) -> LedgerEntry | Finding | None:
-        """Read one entry. If other users may write an entry, it counts as damaged."""
+        """Read one ledger entry. An entry that other users may write counts as damaged."""
         try:
             content = self.host.read_regular(base, name, limit=_LIMIT, private=True)
         except HostError as error:
@@ -215,7 +216,7 @@ class FileLedger:
         return entry
 
     def write(self, entry: LedgerEntry) -> Finding | None:
-        """Store an entry durably."""
+        """Store a ledger entry durably."""
         content = msgspec.json.format(msgspec.json.encode(_to_stored(entry)), indent=1)
         finding = self._write(_ENTRIES, _file_name(entry.id), content)
         if finding is None:
@@ -260,7 +261,7 @@ class FileLedger:
         return content if content is not None and model.digest(content) == digest else None
 
     def sweep(self, entries: Mapping[KeyId, LedgerEntry]) -> None:
-        """Remove stored bytes that no entry references. A failure only wastes disk space."""
+        """Remove stored bytes that no entry references. A failure only wastes space."""
         used = {
             digest
             for entry in entries.values()
@@ -285,7 +286,7 @@ class FileLedger:
 
 
 def _is_too_large(signatures: Signatures) -> bool:
-    """Return whether reading all entries would need more memory than the agent has."""
+    """Return whether all ledger entries together would need more memory than the agent has."""
     sizes = [signature[2] for name, signature in signatures.items() if name.endswith(".json")]
     return len(sizes) > READ_ENTRIES or sum(sizes) > READ_BYTES
 
@@ -303,7 +304,7 @@ def _too_large(directory: str) -> Finding:
 def _not_private(directory: str) -> Finding:
     """Report a ledger that may contain forged entries.
 
-    With a forged entry, the agent could remove foreign files.
+    A forged entry could make the agent remove foreign files.
     """
     return common_findings.kind_unobservable(
         location=directory,
@@ -322,7 +323,7 @@ def _decoded(content: bytes) -> _StoredEntry | None:
 
 
 def _schema(content: bytes) -> int:
-    """Return the schema of an entry that this version cannot read, or 0 if the entry is damaged."""
+    """Return the newer schema of a ledger entry, or 0 if the entry is damaged."""
     try:
         return msgspec.json.decode(content, type=_Schema).schema
     except _DECODING_ERRORS:

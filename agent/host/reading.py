@@ -1,6 +1,6 @@
 """Reads the content of an open regular file with few system calls.
 
-A buffered stream would need up to six more system calls per file, and a buffer of the size of the
+A buffered stream would need up to six more system calls for each file, and a buffer as large as the
 limit.
 """
 
@@ -14,9 +14,10 @@ _CHUNK: Final = 1 << 16
 def read_all(fd: int, size: int, limit: int = sys.maxsize - 1) -> bytes:
     """Return the content from the current position to the end.
 
-    If a read requests more than the known size and returns exactly that size, it has reached the
-    end. For files in /proc and for growing files, only an empty read shows the end. The first read
-    has a minimum size, because /proc/sys returns a number only if the first read is large enough.
+    A read has reached the end if it requests more than the known size and returns exactly that
+    size. In /proc and in growing files, only an empty read marks the end of the file. The first
+    read has a minimum size, because /proc/sys returns a number only if the first read is large
+    enough.
 
     Args:
         fd: the open file.

@@ -1,19 +1,19 @@
 """Computes stat signatures, which change whenever the content of a file changes.
 
-Each write changes the ctime, and each replacement changes the inode (inode(7)). Only a write
-through a memory mapping may change the times later. Two writes within one clock tick of a file
-system can have the same times. Because of this, a signature proves this only if the file was
-already old when it was read (git, racy-git.txt).
+Each write changes the ctime, and each replacement changes the inode (inode(7)). Only after a write
+through a memory mapping may the times change later than the content. Two writes within one clock
+tick of a file system can have the same times. Therefore, an unchanged signature proves unchanged
+content only if the file was not written shortly before it was read (git, racy-git.txt).
 """
 
 import os
 from typing import Final
 
-# This is the device, the inode, the size, and the mtime and ctime in nanoseconds.
+# A signature consists of the device, the inode, the size, and the mtime and ctime in nanoseconds.
 Signature = tuple[int, int, int, int, int]
 
 # The clock for file times ticks at least every 10 ms (CONFIG_HZ=100) on a local file system. The
-# slowest foreign file system has a tick of 2 s (the mtime of FAT).
+# file system with the coarsest clock is FAT, whose mtime has a resolution of 2 s.
 SETTLE_NS: Final = 2_500_000_000
 
 
@@ -34,7 +34,7 @@ def modified_ns(signature: Signature) -> int:
 
 
 def is_settled(signature: Signature, read_ns: int) -> bool:
-    """Return whether every later write changes the signature.
+    """Return whether every write after the read changes the signature.
 
     Args:
         signature: the signature of the file before and after it was read.

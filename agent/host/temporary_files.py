@@ -1,7 +1,7 @@
 """Creates temporary files, which get their final name in one step when they are complete.
 
-A process locks each temporary file while it writes the file, so that another process removes only
-files that were left by a crash. filesystem.py decides where files are written.
+A process locks each temporary file while it writes the file, so that other processes remove only
+files that a crash has left behind. filesystem.py decides where files are written.
 """
 
 import contextlib
@@ -19,14 +19,14 @@ def create(directory: int) -> tuple[str, int]:
     """Create and lock a temporary file; return its name, which is unique among agents, and a
     descriptor.
 
-    The lock marks a file that a process is writing; `sweep` removes all other temporary files. If
-    the file was removed before it was locked, another file is created.
+    The lock shows that a process is writing the file. `sweep` removes all temporary files without a
+    lock. If the file was removed before it was locked, another file is created.
     """
     while True:
         name = f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         file = os.open(name, flags, 0o600, dir_fd=directory)
-        # If the file system has no locks, `sweep` removes nothing.
+        # On a file system without locks, `sweep` removes nothing.
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file).st_nlink:
@@ -58,7 +58,9 @@ def _remove_if_stale(name: str, directory: int) -> None:
 
 
 def publish(temporary: str, name: str, directory: int, *, new: bool) -> None:
-    """Move a complete temporary file to its final name. Raises OSError (EEXIST with new)."""
+    """Move a complete temporary file to its final name. Raises OSError, with EEXIST if `new` is set
+    and the name exists.
+    """
     if new:
         os.link(temporary, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
         os.unlink(temporary, dir_fd=directory)

@@ -1,11 +1,11 @@
 """Wakes the agent after changes of files and directories.
 
-A wake-up only states that a file or directory may have changed. inotify reports changes quickly,
-but it can fail silently if a directory is replaced, the kernel has no free watch, or the event
-queue overflows. The watcher therefore also compares stat signatures in a poll, and wakes the agent
-in each period for every path that has no watch. At most WATCH_LIMIT directories are watched,
-because all root processes share one kernel limit. The module does not request events for opening
-and reading, so that the agent's own reads do not wake a thread.
+A wake-up only states that a file or directory may have changed. inotify reports changes quickly.
+However, it can fail without an error if a directory is replaced, if the kernel has no free watch,
+or if the event queue overflows. The watcher therefore also compares stat signatures in a poll, and
+wakes the agent in each period for every path that has no watch. At most WATCH_LIMIT directories are
+watched, because the kernel's limit applies to all root processes together. The module requests no
+events for opening and reading files, so that the agent's own reads do not wake a thread.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS: Final = 5.0
 WATCH_LIMIT: Final = 1000  # The limit fs.inotify.max_user_watches can be 8,192 for the whole host.
-# watchdog cannot lose more directories than this, so releasing the watches ends.
+# The limit also bounds the number of attempts when watches are released.
 _LOST_LIMIT: Final = 10_000
 CHANGE_EVENTS: Final[list[type[FileSystemEvent]]] = [
     events.DirCreatedEvent,
@@ -75,8 +75,8 @@ class _ActiveWatch:
 class _BoundedInotify(InotifyFD):
     """An inotify instance that watches at most WATCH_LIMIT directories.
 
-    If a directory cannot be watched, watchdog silently ignores it; `is_full` shows that this has
-    happened.
+    watchdog ignores a directory that cannot be watched, and reports no error. `is_full` shows that
+    this has happened.
     """
 
     def __init__(self) -> None:
@@ -146,11 +146,11 @@ class FileWatcher(FileSystemEventHandler):
             self.run_period()
 
     def run_period(self) -> None:
-        """Wait for one period or for a call of `on_report`, and then poll."""
+        """Wait for one period, or until `on_report` is called, and then poll."""
         is_requested = self._poll_request.wait(POLL_SECONDS)
         self._poll_request.clear()
         self.poll()
-        # Without this condition, each pass would wake the agent and cause another pass.
+        # Without this condition, each pass would wake the agent, which would run another pass.
         if not is_requested:
             self.wake_for_unwatched()
             self.check_limit()
@@ -160,13 +160,13 @@ class FileWatcher(FileSystemEventHandler):
         self._poll_request.set()
 
     def install_excepthook(self) -> None:
-        """Record failed threads of watchdog. All other threads are handled by the previous hook."""
+        """Record the failed threads of watchdog. The previous hook handles all other threads."""
         previous_hook = threading.excepthook
 
         def hook(args: threading.ExceptHookArgs) -> None:
             if not isinstance(args.thread, BaseThread):
                 previous_hook(args)
-            # The hook ignores errors in a thread that was being stopped.
+            # Errors in a thread that was being stopped are ignored.
             elif args.thread.should_keep_running():
                 self._failed_thread = args.thread
                 thread, error = type(args.thread).__name__, args.exc_value
@@ -176,14 +176,14 @@ class FileWatcher(FileSystemEventHandler):
         threading.excepthook = hook
 
     def _discard_observer(self) -> None:
-        """Discard an observer whose thread has failed. The other threads of that observer may not
-        report events.
+        """Discard an observer whose thread has failed. The remaining threads of that observer may
+        no longer report events.
         """
         failed, self._failed_thread = self._failed_thread, None
         observer, self._observer = self._observer, None
         self._watches = {}
         if failed is not None and observer is not None:
-            # Stopping the observer can fail or block, so a separate thread does it.
+            # A separate thread stops the observer, because stopping it can fail or block.
             stop = threading.Thread(target=_stop, args=(failed, observer), name="end", daemon=True)
             with contextlib.suppress(RuntimeError):  # The system cannot start another thread.
                 stop.start()
@@ -200,7 +200,8 @@ class FileWatcher(FileSystemEventHandler):
     def wake_for_unwatched(self) -> None:
         """Wake the agent for each directory that is not completely watched.
 
-        The signature of a directory does not change with its subdirectories.
+        The agent is woken because a change in a subdirectory does not change the signature of the
+        directory.
         """
         for path, reason in self.reasons.items():
             if (path not in self._watches or self._is_over_limit) and _target(path) is not None:
@@ -216,7 +217,7 @@ class FileWatcher(FileSystemEventHandler):
             self._is_over_limit = False
             _log.info("watch_complete")
             if is_full and observer is not None:
-                # The watches of this observer are incomplete, so a new observer replaces it.
+                # A new observer replaces this observer, whose watches are incomplete.
                 self._failed_thread = observer
         elif not self._is_over_limit:
             self._set_over_limit()
@@ -227,13 +228,13 @@ class FileWatcher(FileSystemEventHandler):
         self._is_over_limit = True
 
     def update_watches(self) -> None:
-        """Watch each existing directory that has no watch. If inotify is not available, only the
-        poll remains.
+        """Watch each existing directory that has no watch. Without inotify, changes are found only
+        by the poll.
         """
         if self._failed_thread is not None:
             self._discard_observer()
         if self._observer is None:
-            # The system has no inotify instance or no thread left.
+            # The system can create no more inotify instances or threads.
             with contextlib.suppress(OSError, RuntimeError):
                 observer = _Observer()
                 observer.daemon = True
@@ -258,7 +259,7 @@ class FileWatcher(FileSystemEventHandler):
                     self, str(target.path), recursive=True, event_filter=CHANGE_EVENTS
                 )
                 self._watches[path] = _ActiveWatch(target=target, watch=watch)
-                # Changes may have happened before the watch was added.
+                # The agent is woken because files may have changed before the watch was added.
                 self.wake(self.reasons[path])
 
     def _remove_stale_watch(
@@ -270,13 +271,13 @@ class FileWatcher(FileSystemEventHandler):
         if active is None or (active.target == target and active.watch in live):
             return
         del self._watches[path]
-        # Two paths that lead to one directory share a watch.
+        # Paths that lead to the same directory share one watch.
         with contextlib.suppress(OSError, KeyError):
             observer.unschedule(active.watch)
 
 
 def _is_within_limit(paths: Iterable[Path]) -> bool:
-    """Return whether these paths and their subdirectories are at most WATCH_LIMIT directories."""
+    """Return whether these paths have at most WATCH_LIMIT directories, including subdirectories."""
     remaining = [str(path) for path in paths]
     count = 0
     while remaining:
@@ -307,8 +308,8 @@ def _stop(failed: BaseThread, observer: BaseObserver) -> None:
 def _release(group: "InotifyWatchGroup") -> None:
     """Release the watches of a group.
 
-    For each lost directory, one attempt fails with a KeyError; after that, watchdog forgets the
-    directory.
+    Each attempt may fail with a KeyError for a directory that no longer exists. watchdog then
+    forgets this directory, and the next attempt continues.
     """
     for _ in range(_LOST_LIMIT):
         with contextlib.suppress(KeyError):

@@ -271,7 +271,7 @@ def test_options_that_contradict_each_other_are_reported():
     error.
     """
     assert mistakes("--source=/p", "--dry-run", "--startup-taint=fresh", "--tls-key=k") == [
-        "--dry-run needs --oneshot. A daemon that changes nothing has no purpose.",
+        "--dry-run needs --oneshot. A dry run is not useful for a daemon.",
         "--tls-cert and --tls-key need --https-address",
         "--startup-taint needs --node-name",
     ]
@@ -474,7 +474,8 @@ def test_the_build_of_the_image_writes_the_revision(tmp_path):
 def test_a_client_authority_needs_tls():
     """A client CA needs TLS, because plain HTTP would accept all clients."""
     message = (
-        "--tls-client-ca needs --https-address. Clients of --http-address show no certificate."
+        "--tls-client-ca needs --https-address. Clients of --http-address do not present a "
+        "certificate."
     )
     assert mistakes("--source=dir:/p", "--tls-client-ca=/ca.pem") == [message]
     safe = ("--https-address=:9809", "--tls-cert=/tls.pem", "--tls-client-ca=/ca.pem")

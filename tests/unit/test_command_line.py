@@ -97,7 +97,9 @@ def test_quiet_and_verbose_exclude_each_other(run):
     """The options --quiet and --verbose exclude each other, and the error message contains both."""
     done = run("check", "source", "-q", "-v")
     assert done.returncode == 2
-    assert "--verbose and --quiet exclude each other. Pass one of them." in done.stderr
+    assert (
+        "--verbose and --quiet cannot be combined. Pass only one of the two flags." in done.stderr
+    )
 
 
 def test_the_daemon_logs_that_it_starts_and_stops(tmp_path):
@@ -400,7 +402,10 @@ def test_a_certificate_without_key_is_explained(run, tmp_path):
     """The error about a certificate without a key contains the option for the key."""
     (tmp_path / "cert.pem").write_text("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")
     done = run(*ONESHOT[1:], "--https-address=127.0.0.1:0", "--tls-cert=cert.pem")
-    assert (done.returncode, "Pass the file with it as --tls-key" in done.stderr) == (2, True)
+    assert (
+        done.returncode,
+        "Pass the file that contains the private key as --tls-key" in done.stderr,
+    ) == (2, True)
 
 
 class NoNodes(http.server.BaseHTTPRequestHandler):

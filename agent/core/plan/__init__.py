@@ -1,8 +1,8 @@
 """Plans a pass: a pure function turns desired keys, ledger entries and observations into actions.
 
 This package reads and changes nothing, and the same input always results in the same plan. A
-profile is replaced or removed only if the ledger proves that this agent installed it. A name that a
-current key provides is never removed. `agent.executor` carries out the actions.
+profile is replaced or removed only if the ledger proves that this agent installed it. A profile
+name that a current key provides is never removed. `agent.executor` carries out the actions.
 
 | profile set | desired       | ledger        | on the node           | action                     |
 | ----------- | ------------- | ------------- | --------------------- | -------------------------- |
@@ -51,15 +51,15 @@ current key provides is never removed. `agent.executor` carries out the actions.
 | any         | any           | any           | unobservable          | Hold                       |
 
 Profile set: a set that is missing, empty or unreadable was "not read"; a set that no configured
-source provides is "unrelated". Desired: the accepted version of a key is "desired". A key is also
-"rejected" if it conflicts with another key, or if this node cannot check it. A version "may
-conflict" if a pending key may declare a name that the version adds. Ledger: the installed version
-in the ledger entry of the key. A "staged" version belongs to an installation that did not finish;
-"other staged" means a staged version in the entry of another key. A staged version that is not
-desired is removed or held under the same conditions as an installed version. On the node: "same
-content" is the content of the desired version, or of the installed version if no version is
-desired. A "foreign" object was created by another program. "Replace (changed)" includes versions
-that were compiled again from the same source.
+source provides is "unrelated". Desired: the accepted version of a key is "desired". A key also
+counts as "rejected" if it conflicts with another key, or if this node cannot check it. A version
+"may conflict" if a pending key may declare a profile name that the version adds. Ledger: the
+installed version in the ledger entry of the key. A "staged" version belongs to an installation that
+did not finish; "other staged" means a staged version in the ledger entry of another key. A staged
+version that is not desired is removed or held under the same conditions as an installed version. On
+the node: "same content" is the content of the desired version, or of the installed version if no
+version is desired. A "foreign" object was created by another program. "Replace (changed)" includes
+versions that were compiled again from the same source.
 """
 
 from collections.abc import Iterable, Mapping
@@ -84,8 +84,8 @@ __all__ = ["PlanOptions", "plan", "removal_candidates"]
 def removal_candidates(
     desired: Desired, entries: Mapping[KeyId, LedgerEntry], options: PlanOptions
 ) -> frozenset[str]:
-    """Return the names that the plan may remove, so that the caller can observe the use of these
-    names.
+    """Return the profile names that the plan may remove. The caller then observes whether they are
+    in use.
     """
     claimed = claimed_names(desired, entries)
     return frozenset(
@@ -134,7 +134,9 @@ def _plan_kind(context: PlanContext) -> Iterable[Action]:
 
 
 def _plan_unaccepted_keys(context: PlanContext) -> Iterable[Action]:
-    """Hold or restore the last good versions of rejected, unchecked and pending keys."""
+    """Decide whether to hold or restore the last good versions of rejected, unchecked and pending
+    keys.
+    """
     desired = context.desired
     for id_ in context.sorted_keys(desired.rejections):
         yield plan_without_version(

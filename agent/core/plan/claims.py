@@ -1,6 +1,6 @@
-"""Determines which names the current keys provide in accepted or last good versions.
+"""Determines which profile names the current keys provide in accepted or last good versions.
 
-The plan never removes a name that a current key provides. The decision table is in
+The plan never removes a profile name that a current key provides. The decision table is in
 `agent.core.plan`.
 """
 
@@ -13,16 +13,17 @@ from agent.core.model import KeyId, LedgerEntry, ProfileKind, Read, Unreadable
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claims:
-    """The names of one kind that current keys provide or need in this pass."""
+    """The profile names of one kind that the current keys provide or need in this pass."""
 
     claimed_names: frozenset[str]
-    """Names that a current key provides, including names of its last good version."""
+    """Profile names that a current key provides, including names of its last good version."""
 
     accepted_names: frozenset[str]
-    """Names that this pass installs or keeps for accepted keys."""
+    """Profile names that this pass installs or keeps for accepted keys."""
 
     needed_names: frozenset[str]
-    """Names that keys without an installation need, and that no accepted key provides."""
+    """Profile names that no accepted key provides, and that are needed by keys that this pass does
+    not install."""
 
     blocked_keys: frozenset[KeyId]
     """Accepted keys that are not installed in this pass.
@@ -32,16 +33,17 @@ class Claims:
 
 
 def has_unavailable_source(entry: LedgerEntry, desired: Desired) -> bool:
-    """Return whether the profile set of an entry is missing, empty or unreadable."""
+    """Return whether the profile set of a ledger entry is missing, empty or unreadable."""
     snapshot = desired.profile_sets.get(entry.id.profile_set)
     return snapshot is not None and not isinstance(snapshot, Read)
 
 
 def is_replaced(entry: LedgerEntry, desired: Desired, accepted_names: Collection[str]) -> bool:
-    """Return whether accepted keys provide every name of an entry whose set is missing or empty.
+    """Return whether the profile set of a ledger entry is missing or empty, and accepted keys
+    provide all names of the entry.
 
-    The entries of an unreadable set are not replaced, because the agent does not know the content
-    of the set.
+    The ledger entries of an unreadable set are not replaced, because the agent does not know the
+    content of the set.
     """
     if entry.installed is None or not has_unavailable_source(entry, desired):
         return False
@@ -51,7 +53,7 @@ def is_replaced(entry: LedgerEntry, desired: Desired, accepted_names: Collection
 
 
 def has_last_good_version(entry: LedgerEntry, desired: Desired) -> bool:
-    """Return whether the installed version of an entry is the last good version of the key.
+    """Return whether the installed version of a ledger entry is the last good version of the key.
 
     A key that has an accepted version, or that no longer exists, has no last good version.
     """
@@ -67,7 +69,9 @@ def has_last_good_version(entry: LedgerEntry, desired: Desired) -> bool:
 def claimed_names(
     desired: Desired, entries: Mapping[KeyId, LedgerEntry]
 ) -> frozenset[tuple[ProfileKind, str]]:
-    """Return every name that a current key provides, including names of last good versions."""
+    """Return every profile name that a current key provides, including names of last good
+    versions.
+    """
     names = {
         (id_.kind, name)
         for id_, profile in desired.profiles.items()

@@ -1,4 +1,4 @@
-"""The input of the plan for one kind, with indexes for the decisions."""
+"""Holds the input of the plan for one profile kind, with indexes for the decisions."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from agent.core.ports import Capabilities
 
 @dataclass(frozen=True, kw_only=True)
 class PlanContext:
-    """The complete and immutable input of the decisions about one kind."""
+    """The complete, immutable input for the decisions about one profile kind."""
 
     kind: ProfileKind
     capabilities: Capabilities
@@ -26,7 +26,7 @@ class PlanContext:
 
     @cached_property
     def owners(self) -> Mapping[str, Sequence[LedgerEntry]]:
-        """The entries that own each name."""
+        """The ledger entries that own each profile name."""
         owners: dict[str, list[LedgerEntry]] = {}
         for entry in self.entries.values():
             for name in owned_names(entry):
@@ -35,7 +35,7 @@ class PlanContext:
 
     @cached_property
     def providers(self) -> Mapping[str, KeyId]:
-        """The accepted key that provides each name."""
+        """The accepted key that provides each profile name."""
         return {
             name: id_
             for id_, profile in self.desired.profiles.items()
@@ -45,7 +45,7 @@ class PlanContext:
 
     @cached_property
     def staging(self) -> Mapping[str, Sequence[LedgerEntry]]:
-        """The entries with an unfinished installation of each name."""
+        """The ledger entries with an unfinished installation of each profile name."""
         staging: dict[str, list[LedgerEntry]] = {}
         for entry in self.entries.values():
             for name in entry.staged.names if entry.staged is not None else ():
@@ -53,11 +53,11 @@ class PlanContext:
         return staging
 
     def owners_of(self, name: str) -> Sequence[LedgerEntry]:
-        """Return the entries that own a name."""
+        """Return the ledger entries that own a profile name."""
         return self.owners.get(name, ())
 
     def observed(self, name: str) -> ObservedProfile | None:
-        """Return the profile that is on the node under a name, or None."""
+        """Return the profile that is on the node under a profile name, or None."""
         return self.observation.profiles.get(name)
 
     def sorted_keys(self, ids: Collection[KeyId]) -> list[KeyId]:
@@ -69,7 +69,7 @@ class PlanContext:
         return id_ in self.desired.duplicates or not self.desired.contains(id_)
 
     def foreign_objects(self, names: Iterable[str]) -> frozenset[str]:
-        """Return the names of objects on the node that other programs created."""
+        """Return the names of the profiles on the node that other programs created."""
         return frozenset(
             name
             for name in names
@@ -79,10 +79,12 @@ class PlanContext:
     def matching_entry(
         self, entry: LedgerEntry, name: str, profile: ObservedProfile
     ) -> LedgerEntry | None:
-        """Return an entry whose evidence matches the profile on the node, or None.
+        """Return a ledger entry whose evidence matches the profile on the node; None if no entry
+        matches.
 
-        The result can be the entry of another key that has the same version. If the node shows no
-        content, only the most recently installed key has the evidence of the loaded object.
+        The result can be the ledger entry of another key that has the same version. If the node
+        shows no content, only the key that was installed last has the evidence of the loaded
+        profile.
         """
         body = entry.installed.body_digest if entry.installed is not None else ""
         same_version = (

@@ -1,7 +1,8 @@
-"""Decides about accepted keys: installs, adopts, keeps or holds their profiles.
+"""Decides for each accepted key whether its profile is installed, adopted, kept or held.
 
-One key can block another: a profile is not installed while the last good version of another key
-provides one of its names. `DesiredKeyPlanner` repeats the decisions until no more keys are blocked.
+One key can block another key, because a profile is not installed while the last good version of
+another key provides one of its names. `DesiredKeyPlanner` repeats the decisions until no more keys
+are blocked.
 """
 
 from collections.abc import Iterable, Sequence
@@ -51,7 +52,9 @@ class DesiredKeyPlanner:
         return list(actions.values())
 
     def claims(self) -> Claims:
-        """Return the claims of the planned actions; the method `actions` must be called first."""
+        """Return the claims that result from the planned actions. The method `actions` must be
+        called first.
+        """
         desired, kind = self.context.desired, self.context.kind
         claimed = {
             name
@@ -75,11 +78,11 @@ class DesiredKeyPlanner:
         )
 
     def _affected_by(self, blocked: Iterable[KeyId]) -> set[KeyId]:
-        """Return the accepted keys that the newly blocked keys may block in turn.
+        """Return the accepted keys that may become blocked because of the newly blocked keys.
 
-        An accepted key may become blocked if its profile has a name that one of two kinds of ledger
-        entries owns: the entry of a newly blocked key, or an entry that shares a name with the
-        profile of a newly blocked key.
+        An accepted key may become blocked if the ledger entry of a newly blocked key owns one of
+        its names. It may also become blocked if its name is owned by an entry that shares a name
+        with the profile of a newly blocked key.
         """
         names: set[str] = set()
         for id_ in blocked:
@@ -122,7 +125,7 @@ class DesiredKeyPlanner:
         return self._keep_or_install(profile, states)
 
     def _keep_or_install(self, profile: Profile, states: NameStates) -> Keep | Install:
-        """Keep a profile that is installed and intact; install any other profile."""
+        """Keep the profile if it is installed and intact, and install it otherwise."""
         id_, version = profile.id, profile.version
         owners = self._owners(profile)
         has_version = all(_has_version(owner, version) for owner in owners)
@@ -152,8 +155,8 @@ class DesiredKeyPlanner:
     def _fallback(self, profile: Profile, owners: Sequence[LedgerEntry]) -> Install | None:
         """Return the action that restores the last good version if the installation fails.
 
-        The result is None if the last good version is on the node, or if one of its names belongs
-        to another key or to another program.
+        The result is None if the last good version is on the node already, or if one of its names
+        now belongs to another key or to another program.
         """
         context = self.context
         previous = [
@@ -172,7 +175,7 @@ class DesiredKeyPlanner:
         return action if isinstance(action, Install) else None
 
     def _may_restore(self, entry: LedgerEntry, name: str, profile: Profile) -> bool:
-        """Return whether only this key still owns a name of its last good version."""
+        """Return whether no other key owns a name of this key's last good version."""
         if self.context.providers.get(name, profile.id) != profile.id:
             return False
         if any(owner.id != entry.id for owner in self.context.owners_of(name)):
@@ -182,7 +185,9 @@ class DesiredKeyPlanner:
         return is_replaced_by_profile or observed is None or is_intact(entry, name, observed)
 
     def _owners(self, profile: Profile) -> list[LedgerEntry]:
-        """Return the entries that own a name of the profile, with the key's own entry first."""
+        """Return the ledger entries that own a name of the profile; the key's own entry comes
+        first.
+        """
         owners: dict[KeyId, LedgerEntry] = {}
         entry = self.context.entries.get(profile.id)
         if entry is not None and owned_names(entry):
@@ -193,7 +198,7 @@ class DesiredKeyPlanner:
         return list(owners.values())
 
     def _waits_for_pending_key(self, profile: Profile) -> bool:
-        """Return whether a pending key may provide a name that the profile adds."""
+        """Return whether a pending key may provide one of the names that the profile adds."""
         for name in profile.version.names:
             owners = {entry.id for entry in self.context.owners_of(name)}
             if profile.id in owners:
@@ -249,14 +254,18 @@ def provided_names(
 def keeps_last_good_version(
     context: PlanContext, entry: LedgerEntry, accepted_names: Iterable[str]
 ) -> bool:
-    """Return whether the last good version of an entry stays, because no key replaces it."""
+    """Return whether the last good version of a ledger entry stays on the node, because no key
+    replaces it.
+    """
     return has_last_good_version(entry, context.desired) and not is_replaced(
         entry, context.desired, frozenset(accepted_names)
     )
 
 
 def _has_version(entry: LedgerEntry, version: Version) -> bool:
-    """Return whether an entry has at least this version's names and has this version installed."""
+    """Return whether a ledger entry has at least this version's profile names and has this version
+    installed.
+    """
     installed = entry.installed
     return (
         installed is not None
@@ -287,5 +296,5 @@ def _is_same_version(installed: Version, version: Version) -> bool:
 
 
 def _is_blocked(action: Action) -> bool:
-    """Return whether the desired version of an accepted key is not installed in this pass."""
+    """Return whether this pass does not install the desired version of an accepted key."""
     return isinstance(action, Hold) or (isinstance(action, Install) and action.profile is None)

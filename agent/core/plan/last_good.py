@@ -16,7 +16,7 @@ def plan_without_version(
     state: ProfileState,
     findings: tuple[Finding, ...],
 ) -> Hold | Install:
-    """Decide about a key that has no version to install at present.
+    """Decide about a key that currently has no version to install.
 
     Args:
         context: the input of the plan.
@@ -40,7 +40,7 @@ def hold_or_restore(
     state: ProfileState,
     findings: tuple[Finding, ...] = (),
 ) -> Hold | Install:
-    """Hold the installed version of an entry, or restore it if it is not on the node."""
+    """Hold the installed version of a ledger entry, or restore it if it is not on the node."""
     names = entry.installed.names if entry.installed is not None else ()
     present = {name: profile for name in names if (profile := context.observed(name)) is not None}
     drifted = {

@@ -9,34 +9,37 @@ from agent.core.plan.context import PlanContext
 
 @dataclass(slots=True)
 class NameStates:
-    """The names of one profile, grouped by state. Each name is in exactly one collection."""
+    """The names of one profile, grouped by their states. Each name is in exactly one of the
+    collections.
+    """
 
     intact: dict[str, Evidence] = field(default_factory=dict)
-    """Names that the ledger owns and that are on the node with the recorded content."""
+    """Profile names that the ledger owns and that are on the node with the recorded content."""
 
     drifted: list[str] = field(default_factory=list)
-    """Names that the ledger owns and whose profile was changed on the node."""
+    """Profile names that the ledger owns and whose profile was changed on the node."""
 
     missing: list[str] = field(default_factory=list)
-    """Names that the ledger owns and that are absent from the node."""
+    """Profile names that the ledger owns and that are absent from the node."""
 
     new: list[str] = field(default_factory=list)
-    """Names that the ledger does not own and that are absent from the node."""
+    """Profile names that the ledger does not own and that are absent from the node."""
 
     same_content: dict[str, Evidence] = field(default_factory=dict)
-    """Names that the ledger does not own, but that are on the node with the desired content."""
+    """Profile names that the ledger does not own, but that are on the node with the desired
+    content."""
 
     unfinished: list[str] = field(default_factory=list)
-    """Names that are on the node because of an installation that did not finish."""
+    """Profile names that are on the node because of an installation that did not finish."""
 
     taken_over: list[str] = field(default_factory=list)
-    """Names of foreign profiles that `--take-over` lists."""
+    """Names of foreign profiles for which `--take-over` permits a replacement."""
 
     foreign: list[str] = field(default_factory=list)
 
     @property
     def replaceable(self) -> frozenset[str]:
-        """The names whose content on the node may be replaced."""
+        """The names under which the content on the node may be replaced."""
         return frozenset([*self.intact, *self.drifted, *self.unfinished, *self.taken_over])
 
 
@@ -47,7 +50,7 @@ def name_states(context: PlanContext, profile: Profile) -> NameStates:
         sorter.sort(name)
     states = sorter.states
     if len(states.same_content) < len(profile.version.names):
-        # A profile is adopted only if all of its names can be adopted.
+        # The profile is adopted only if all of its names can be adopted.
         states.foreign += states.same_content
         states.same_content.clear()
     return states
@@ -62,7 +65,7 @@ class _NameSorter:
         self.states = NameStates()
 
     def sort(self, name: str) -> None:
-        """Add one name to the collection of its state."""
+        """Add one profile name to the collection of its state."""
         observed = self.context.observed(name)
         owner = _owner(self.context, self.profile.id, name)
         if observed is not None:
@@ -93,7 +96,9 @@ class _NameSorter:
             states.foreign.append(name)
 
     def _is_staged(self, name: str, observed: ObservedProfile) -> bool:
-        """Return whether any key's unfinished installation left the profile on the node."""
+        """Return whether the profile is on the node because of an unfinished installation of any
+        key.
+        """
         entries = self.context.staging.get(name, ())
         return any(is_staged(entry.staged, name, observed) for entry in entries)
 
@@ -104,6 +109,6 @@ class _NameSorter:
 
 
 def _owner(context: PlanContext, id_: KeyId, name: str) -> LedgerEntry | None:
-    """Return an entry that owns a name, preferably the key's own entry."""
+    """Return a ledger entry that owns a profile name, preferably the key's own entry."""
     owners = context.owners_of(name)
     return min(owners, key=lambda entry: (entry.id != id_, entry.provenance), default=None)

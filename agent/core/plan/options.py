@@ -1,4 +1,4 @@
-"""The settings of the operator and of the cluster that affect removals and ownership."""
+"""Defines the operator's settings and the cluster's state that affect removals and ownership."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from agent.core.vocabulary import PruneMode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOptions:
-    """The options that one plan uses."""
+    """The settings and the state that one plan uses."""
 
     prune: PruneMode = PruneMode.UNUSED
     take_over: frozenset[str] = frozenset()
     """Names of foreign profiles that may be replaced."""
 
     grace_seconds: float = 0.0
-    """How many seconds a removal waits after the profile's label has been removed from the Node."""
+    """The seconds that a removal waits after the profile's label was removed from the Node."""
 
     label_absent_seconds: Mapping[tuple[ProfileKind, str], float] | None = None
     """How long each profile has verifiably had no label.
@@ -28,4 +28,4 @@ class PlanOptions:
     """The pods on this node that reference each profile; None if the pods are unknown."""
 
     pod_aware: bool = False
-    """Whether removals wait while the pods on this node are unknown."""
+    """Whether removals wait as long as the pods on this node are unknown."""

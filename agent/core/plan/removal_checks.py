@@ -1,4 +1,4 @@
-"""Decides whether an undesired, agent-owned name may be removed from the node now."""
+"""Decides whether an undesired, agent-owned profile name may be removed from the node now."""
 
 from typing import assert_never
 
@@ -11,7 +11,7 @@ from agent.core.vocabulary import ProfileState, PruneMode, Reason
 
 
 class RemovalChecks:
-    """Checks whether names of one kind may be removed."""
+    """Checks whether profile names of one kind may be removed from the node."""
 
     def __init__(self, context: PlanContext) -> None:
         self.context = context
@@ -23,8 +23,8 @@ class RemovalChecks:
     def requires_proof_of_disuse(self) -> bool:
         """Return whether a removal needs a proof that no process on the node uses the profile.
 
-        If a removal of the kind would unconfine processes, it always needs this proof. For other
-        kinds, the list of pods or `--prune=always` is enough.
+        A removal that would unconfine processes always needs this proof. For a kind without this
+        effect, the list of pods or `--prune=always` is enough.
         """
         options = self.context.options
         if self.context.capabilities.removal_unconfines:
@@ -32,9 +32,9 @@ class RemovalChecks:
         return options.prune != PruneMode.ALWAYS and options.pods_by_profile is None
 
     def hold(self, id_: KeyId, name: str) -> Hold | None:
-        """Return the Hold for a name that must stay, or None if the name may be removed."""
+        """Return the Hold for a profile name that must stay, or None if the name may be removed."""
         if self.has_unreadable_source:
-            # The unreadable source may desire the profile, so the agent also keeps the label of the
+            # The label of the profile stays too, because the unreadable source may desire the
             # profile.
             return Hold(
                 id=id_, reason=Reason.SOURCE_UNREADABLE, names=(name,), state=ProfileState.HELD
@@ -54,7 +54,9 @@ class RemovalChecks:
         return absent is None or absent < options.grace_seconds
 
     def _hold_for_pods(self, id_: KeyId, name: str) -> Hold | None:
-        """Return the Hold for a name that a pod on this node references or may reference."""
+        """Return the Hold for a profile name that a pod on this node references or may
+        reference.
+        """
         options = self.context.options
         if options.pods_by_profile is None:
             if not options.pod_aware:
@@ -66,7 +68,7 @@ class RemovalChecks:
         return _hold(id_, name, Reason.IN_USE, diagnostics.referenced_by_pods(name, pods))
 
     def _hold_for_use(self, id_: KeyId, name: str) -> Hold | None:
-        """Return the Hold for a name that a process uses or may use."""
+        """Return the Hold for a profile name that a process uses or may use."""
         unknown = UnknownUse(reason="the use of the profile was not checked")
         use = self.context.observation.uses.get(name, unknown)
         match use:
@@ -84,7 +86,7 @@ class RemovalChecks:
 
 
 def _hold(id_: KeyId, name: str, reason: Reason, *findings: Finding) -> Hold:
-    """Hold a name that is no longer desired."""
+    """Return the Hold for a profile name that is no longer desired."""
     return Hold(
         id=id_,
         reason=reason,

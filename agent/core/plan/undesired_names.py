@@ -1,9 +1,9 @@
-"""Decisions about names that the ledger owns and that no accepted key provides.
+"""Decides about the profile names in the ledger that no accepted key provides.
 
 An undesired name is removed only if four conditions are met: this agent installed it, its content
-is unchanged, no key needs it, and no process uses it. All other undesired names are held, or are
-released without changing the node. The same rules apply to the names of an installation that did
-not finish.
+is unchanged, no key needs it, and no process uses it. All other undesired profile names are held,
+or are released without changing the node. The same rules apply to the names of an unfinished
+installation.
 """
 
 from collections.abc import Iterable, Mapping
@@ -39,7 +39,7 @@ class UndesiredNamePlanner:
         self.has_pending_keys = any(id_.kind == context.kind for id_ in context.desired.pending)
 
     def actions(self) -> list[Action]:
-        """Return the actions, with the removals at the end."""
+        """Return the actions; the removals come last."""
         context, desired = self.context, self.context.desired
         actions: list[Action] = []
         for id_ in context.sorted_keys(context.entries.keys()):
@@ -47,7 +47,8 @@ class UndesiredNamePlanner:
                 actions += self._of_entry(context.entries[id_])
         for id_ in context.sorted_keys(context.entries.keys()):
             if id_.profile_set not in desired.profile_sets:
-                # No configured source provides this set, but another key may provide its names.
+                # No configured source provides this profile set, but a key of another set may
+                # provide its names.
                 actions += self._moved_names(context.entries[id_])
         removals = [action for action in actions if isinstance(action, Remove)]
         others = [action for action in actions if not isinstance(action, Remove)]
@@ -60,7 +61,7 @@ class UndesiredNamePlanner:
         profile = self.context.desired.profiles.get(entry.id)
         evidence = self._undecided_names(entry)
         if profile is not None and evidence.keys() <= frozenset(profile.version.names):
-            return  # Usually the key provides every name of its entry.
+            return  # Usually, the key still provides every name in its ledger entry.
         reason_to_stay = self._reason_to_stay_whole(entry)
         if reason_to_stay is not None:
             yield hold_or_restore(self.context, entry, reason_to_stay, ProfileState.HELD)
@@ -87,10 +88,10 @@ class UndesiredNamePlanner:
             )
 
     def _undecided_names(self, entry: LedgerEntry) -> dict[str, Evidence]:
-        """Return the names that an entry owns, and the names of its staged version.
+        """Return the names that a ledger entry owns, and the names of its staged version.
 
-        The names exclude the staged names of an existing key that has no accepted version or is
-        blocked, because the next accepted version of the key may contain them.
+        The staged names of an existing key are excluded if the key is blocked or has no accepted
+        version, because its next accepted version may contain them.
         """
         names = owned_names(entry)
         id_, desired = entry.id, self.context.desired
@@ -103,7 +104,8 @@ class UndesiredNamePlanner:
             return names
         for name in entry.staged.names:
             if not is_installed_by_agent(entry, name):
-                # The evidence of an adopted profile identifies what another program installed.
+                # The evidence of an adopted profile identifies the content that another program
+                # installed.
                 names[name] = frozenset()
             names.setdefault(name, frozenset())
             observed = self.context.observed(name)
@@ -114,14 +116,15 @@ class UndesiredNamePlanner:
     def _decide_names(
         self, entry: LedgerEntry, names: Iterable[str], evidence: Mapping[str, Evidence]
     ) -> "_NameDecisions":
-        """Decide whether to hold, release or remove each name."""
+        """Decide whether to hold, release or remove each profile name."""
         decided = _NameDecisions(holds={}, releases={}, removals=[])
         for name in names:
             reason = self._reason_to_release(entry, name, evidence[name])
             hold = None if reason is not None else self._hold(entry, name, decided.holds)
             if self.has_pending_keys and reason in (None, Reason.ADOPTED, Reason.FOREIGN):
-                # The profile may have moved to the pending key. A foreign object loses its label
-                # now, but the entry stays, because the pending key may repair the object.
+                # The profile may have moved to a key that is pending. A foreign profile loses its
+                # label now, but the ledger entry stays, because the pending key may repair the
+                # profile.
                 hold = Hold(
                     id=entry.id,
                     reason=Reason.PENDING,
@@ -140,7 +143,7 @@ class UndesiredNamePlanner:
     def _reason_to_release(
         self, entry: LedgerEntry, name: str, evidence: Evidence
     ) -> Reason | None:
-        """Return the reason to release a name without changing the node, or None."""
+        """Return the reason to release a profile name without changing the node, or None."""
         observed = self.context.observed(name)
         if name in self.claims.claimed_names and not self._is_last_owner_of_needed(entry, name):
             return Reason.MOVED
@@ -172,14 +175,15 @@ class UndesiredNamePlanner:
         )
 
     def _hold(self, entry: LedgerEntry, name: str, holds: Mapping[str, Hold]) -> Hold | None:
-        """Return the Hold for a name that must stay on the node; return None if the name may be
-        removed.
+        """Return the Hold for a profile name that must stay on the node; return None if the name
+        may be removed.
         """
         reason = None
         if self._is_last_owner_of_needed(entry, name):
             reason = Reason.STILL_NEEDED
         elif name not in owned_names(entry) and not self._is_read(entry):
-            # Only a complete read of the source shows that the staged version is not desired.
+            # The agent knows that the staged version is not desired only after a complete read of
+            # the source.
             reason = Reason.SOURCE_UNAVAILABLE
         if reason is not None:
             return Hold(
@@ -197,14 +201,15 @@ class UndesiredNamePlanner:
         return self.checks.hold(entry.id, name)
 
     def _is_read(self, entry: LedgerEntry) -> bool:
-        """Return whether the profile set of an entry was read completely."""
+        """Return whether the profile set of a ledger entry was read completely."""
         return isinstance(self.context.desired.profile_sets.get(entry.id.profile_set), Read)
 
     def _is_last_owner_of_needed(self, entry: LedgerEntry, name: str) -> bool:
-        """Return whether keys that cannot be installed need a name that only this entry owns.
+        """Return whether a key that cannot be installed needs a profile name that only this entry
+        owns.
 
-        If a key is renamed and rejected in one change, this check prevents the removal of its
-        profile.
+        This check prevents the removal of a profile whose key is renamed and rejected in the same
+        change.
         """
         owners = self.context.owners_of(name)
         return name in self.claims.needed_names and all(owner.id == entry.id for owner in owners)
@@ -222,7 +227,9 @@ class UndesiredNamePlanner:
         return None
 
     def _matches_node(self, action: Action) -> bool:
-        """Return whether an action releases a moved name from the entry that matches the node."""
+        """Return whether an action releases a moved profile name from the ledger entry that matches
+        the node.
+        """
         if not isinstance(action, Release) or action.reason != Reason.MOVED:
             return False
         evidence = owned_names(self.context.entries[action.id])
@@ -234,7 +241,7 @@ class UndesiredNamePlanner:
         )
 
     def _moved_names(self, entry: LedgerEntry) -> Iterable[Release]:
-        """Release the names of an entry that accepted keys provide."""
+        """Release the names of a ledger entry that accepted keys provide."""
         moved = sorted(recorded_names(entry) & self.claims.accepted_names)
         if moved:
             yield Release(id=entry.id, reason=Reason.MOVED, names=tuple(moved))
@@ -242,7 +249,7 @@ class UndesiredNamePlanner:
 
 @dataclass(slots=True, kw_only=True)
 class _NameDecisions:
-    """The decisions about the undesired names of one entry."""
+    """The decisions about the undesired names of one ledger entry."""
 
     holds: dict[str, Hold]
     releases: dict[Reason, list[str]]

@@ -1,6 +1,7 @@
-"""Decides about profiles of a kind that is not supported or cannot be observed.
+"""Decides about the profiles of a kind that this node does not support or that the agent cannot
+observe.
 
-Every action is a Hold, because the agent does not change profiles that it cannot observe.
+Every decision is a Hold, because the agent does not change profiles that it cannot observe.
 """
 
 from collections.abc import Iterable, Mapping
@@ -52,7 +53,7 @@ def _hold_rejected(
     observed: Unobservable | Unsupported,
     state: ProfileState,
 ) -> Hold:
-    """Hold a rejected key if the state of its last good version is unknown."""
+    """Hold a rejected key, because the state of its last good version is unknown."""
     findings = desired.rejections[id_].findings
     installed = entries[id_].installed if id_ in entries else None
     if installed is None:
