@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 
-from agent.__main__ import main
+from agent.__main__ import command_line
 
 
 class SignalOnDelete:
@@ -52,4 +52,4 @@ class FaultHook:
 
 if __name__ == "__main__":
     sys.addaudithook(FaultHook())
-    sys.exit(main())
+    sys.exit(command_line())

@@ -11,7 +11,7 @@ import signal
 import sys
 from pathlib import Path
 
-from agent.__main__ import main
+from agent.__main__ import command_line
 
 WRITING = os.O_WRONLY | os.O_RDWR
 
@@ -82,4 +82,4 @@ class Killer:
 if __name__ == "__main__":
     if os.environ.get("KILLED"):
         sys.addaudithook(Killer(os.environ["KILLED"]))
-    sys.exit(main())
+    sys.exit(command_line())
