@@ -134,8 +134,8 @@ def test_a_link_to_a_file_in_the_directory_is_read(top):
 
 
 def test_keys_that_are_not_regular_files_are_rejected(top, tmp_path):
-    """Links that point outside the directory, dangling links, FIFOs and sockets do not block the
-    read.
+    """Keys that are not regular files are rejected. Links to other directories, dangling links,
+    FIFOs and sockets do not block the read.
     """
     (tmp_path / "secret.json").write_bytes(b"{}")
     (top / "good.json").write_bytes(b"{}")
@@ -180,7 +180,7 @@ def test_a_large_key_is_rejected_and_the_others_are_read(top):
 
 
 def test_too_many_keys_make_the_set_unreadable(top, monkeypatch):
-    """If there are too many keys, the whole set is unreadable."""
+    """If a directory contains too many keys, the whole profile set is unreadable."""
     monkeypatch.setattr(limits, "SET_KEYS", 2)
     for name in "abc":
         (top / f"{name}.json").write_bytes(b"{}")
@@ -188,7 +188,7 @@ def test_too_many_keys_make_the_set_unreadable(top, monkeypatch):
 
 
 def test_a_set_that_is_too_large_is_unreadable(top, monkeypatch):
-    """If a set is too large, the whole set is unreadable."""
+    """If the keys of a directory are too large together, the whole profile set is unreadable."""
     monkeypatch.setattr(limits, "SET_BYTES", 3)
     (top / "a.json").write_bytes(b"{  }")
     assert isinstance(read(top), Unreadable)
@@ -215,14 +215,16 @@ def test_empty_missing_and_unreadable_differ(top, tmp_path):
 
 
 def test_a_directory_whose_file_is_removed_during_the_read_is_read_again(top):
-    """If a listed file has disappeared, the directory is read again."""
+    """If a file is removed between the listing and the read, the directory is read again."""
     (top / "a.json").write_bytes(b"{}")
     (top / "b.json").symlink_to("a.json")
     assert keys(read(top)) == {"a.json": b"{}", "b.json": b"{}"}
 
 
 def test_a_file_that_is_written_during_the_read_is_read_again(top, monkeypatch):
-    """If a file is written during the read, it is read again, because a part of it may be valid."""
+    """If a file is written during the read, it is read again, because a partial file may be a valid
+    profile.
+    """
     read_all, path = reading.read_all, top / "a.json"
     path.write_bytes(b"old")
     later = [b"newer"]
@@ -274,11 +276,10 @@ LATER_NS = 3_000_000_000
 
 
 class Clock:
-    """A clock with an offset that tests can set.
+    """A clock whose offset a test can set.
 
-    The clock counts how many files are read, since a source reads the clock once for each file.
-
-    With the default offset, all files are three seconds old.
+    A source reads the clock once for each file that it reads, so the clock counts these files. With
+    the default offset, all files are three seconds old.
     """
 
     def __init__(self, offset_ns=LATER_NS):
@@ -297,8 +298,8 @@ def contents(source):
 
 
 def test_an_unchanged_file_is_not_read_again(top):
-    """For an unchanged directory, the snapshot is the same object, and only changed files are
-    read.
+    """An unchanged directory has the same snapshot object. After a change, only the changed files
+    are read.
     """
     (top / "a.json").write_bytes(b"{}")
     (top / "b.json").write_bytes(b"{}")
@@ -314,8 +315,8 @@ def test_an_unchanged_file_is_not_read_again(top):
 
 @pytest.mark.parametrize("offset_ns", [0, -LATER_NS], ids=["now", "clock set back"])
 def test_a_file_that_changed_a_moment_ago_is_read_again(top, offset_ns):
-    """A file that changed a moment ago is read again, because its signature may not change
-    again.
+    """A file that changed a moment ago is read again, because a second change may not change its
+    signature.
     """
     (top / "a.json").write_bytes(b"{}")
     clock = Clock(offset_ns)
@@ -347,7 +348,9 @@ def test_a_replaced_file_is_noticed(top):
 
 
 def test_a_file_that_became_a_link_is_rejected(top):
-    """If a file is replaced by a link, its cached content is not used."""
+    """If a symbolic link replaces a file, the key is rejected, and the cached content is
+    not used.
+    """
     (top / "a.json").write_bytes(b"{}")
     source = DirectorySource(str(top), clock_ns=Clock())
     source.read()
@@ -357,7 +360,7 @@ def test_a_file_that_became_a_link_is_rejected(top):
 
 
 def test_a_new_generation_of_a_volume_is_read(top):
-    """The keys of a mounted volume come from its current generation."""
+    """After a change of the generation, the keys of a volume come from the new generation."""
     volume(top, "..1", a=b"old")
     source = DirectorySource(str(top), clock_ns=Clock())
     assert contents(source)["a.json"] == b"old"
@@ -391,7 +394,7 @@ def test_a_removed_file_leaves_no_key(top):
 
 
 def test_too_many_empty_directories_are_unreadable(tmp_path):
-    """Too many empty directories make the set unreadable, and no profile is removed."""
+    """Too many empty directories make the profile set unreadable, so no profile is removed."""
     for outer in range(51):
         for inner in range(100):
             (tmp_path / str(outer) / str(inner)).mkdir(parents=True)
@@ -401,7 +404,7 @@ def test_too_many_empty_directories_are_unreadable(tmp_path):
 
 
 def test_a_directory_with_too_many_names_is_unreadable(tmp_path, monkeypatch):
-    """Too many names make the set unreadable, even if the files are not profiles."""
+    """Too many file names make the profile set unreadable, even if the files are not profiles."""
     monkeypatch.setattr(limits, "SET_NAMES", 100)
     for number in range(101):
         (tmp_path / f"{number}.txt").touch()

@@ -11,9 +11,9 @@ from agent.host.ledger import FileLedger
 ID = KeyId(kind="seccomp", profile_set="dir /p", key="audit.json")
 
 
-def test_a_write_to_a_full_disk_keeps_the_old_file_and_leaves_no_other(fs):
-    """If the disk is full, the old file stays, no temporary file is left, and the error has
-    ENOSPC.
+def test_a_write_to_a_full_disk_keeps_only_the_old_file(fs):
+    """If the disk is full, a write raises ENOSPC. The old file stays, and no temporary file
+    remains.
     """
     host = Host("/")
     host.write_file("/d", "a", b"old")
@@ -26,7 +26,7 @@ def test_a_write_to_a_full_disk_keeps_the_old_file_and_leaves_no_other(fs):
 
 
 def test_a_ledger_on_a_full_disk_keeps_its_entries(fs):
-    """If the disk is full, the previous ledger entry stays, and the finding has a hint."""
+    """If the disk is full, the previous ledger entry stays, and the finding contains a hint."""
     ledger = FileLedger(Host("/"), "/state")
     assert ledger.write(LedgerEntry(id=ID, provenance="installed")) is None
     fs.set_disk_usage(fs.get_disk_usage().used + 10)

@@ -1,4 +1,4 @@
-"""Tests that agent.core.dns_names has the same rules as the Kubernetes API server."""
+"""Tests that agent.core.dns_names applies the same rules as the Kubernetes API server."""
 
 import pytest
 
@@ -26,7 +26,7 @@ from agent.core.dns_names import is_dns_label, is_dns_subdomain, is_qualified_na
         ("a\n", False, False, False),
     ],
 )
-def test_each_form_of_name_has_its_own_rule(text, is_label, is_subdomain, is_qualified):
+def test_each_type_of_name_has_its_own_rule(text, is_label, is_subdomain, is_qualified):
     """A namespace is a DNS label, a Node name is a DNS subdomain, and a taint is a qualified
     name.
     """

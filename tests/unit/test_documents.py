@@ -36,7 +36,7 @@ TEST_NAME = re.compile(
 
 
 def table(text, first):
-    """Return the rows of the table whose first column has this heading, as cells."""
+    """Return the cells of each row in the table whose first column has this heading."""
     lines = [line.strip() for line in text.splitlines()]
     start = next(n for n, line in enumerate(lines) if re.match(rf"\| {first} *\|", line))
     rows = itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :])
@@ -55,7 +55,7 @@ def test_the_runbook_has_one_heading_for_each_code():
 
 
 def test_the_runbook_names_the_severity_of_each_code():
-    """Only the entries of warnings and notices begin with their severity."""
+    """In the runbook, only the entries of warnings and notices begin with their severity."""
     text = (DOCS / "runbook.md").read_text().partition("## Alerts")[0]
     first_words = dict(re.findall(r"^### ([a-z0-9_]+)\n\n?(\S+)", text, re.MULTILINE))
     severities = {"Warning:": "warning", "Notice:": "notice"}
@@ -69,7 +69,9 @@ def test_the_readme_is_short():
 
 
 def test_the_reference_page_is_generated_from_the_declarations():
-    """docs/reference.md matches the output of scripts/reference.py; run it after a change."""
+    """docs/reference.md matches the output of scripts/reference.py. Run the script after a
+    change.
+    """
     command = [sys.executable, "scripts/reference.py", "--print"]
     generated = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert (DOCS / "reference.md").read_text() == generated
@@ -78,7 +80,7 @@ def test_the_reference_page_is_generated_from_the_declarations():
 
 @pytest.mark.parametrize("page", ["docs/evidence.md", "docs/architecture.md"])
 def test_the_generated_pages_are_current(page):
-    """scripts/evidence.py writes both pages; run the script after a change."""
+    """Both pages match the output of scripts/evidence.py. Run the script after a change."""
     command = [sys.executable, "scripts/evidence.py", "--print", page]
     generated = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert Path(page).read_text() == generated
@@ -86,7 +88,7 @@ def test_the_generated_pages_are_current(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_links_have_a_target(page):
-    """Each relative link on a page leads to an existing file, and to a heading of that file."""
+    """Each relative link on a page leads to an existing file and to an existing heading."""
     links = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text())
     dead = []
     for path, heading in links:
@@ -106,7 +108,7 @@ def anchors(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_table_cells_are_short(page):
-    """No cell of a table shows more than 120 characters; longer text belongs in a paragraph."""
+    """No cell of a table shows more than 120 characters. A longer text belongs in a paragraph."""
     rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
     shown = [re.sub(r"\]\([^)]*\)", "", cell) for row in rows for cell in cells(row)]
     assert [cell for cell in shown if len(cell.replace("[", "")) > CELL_LIMIT] == []
@@ -138,7 +140,7 @@ def test_the_architecture_page_names_every_module():
 
 @pytest.mark.parametrize("page", sorted((DOCS / "adr").glob("*.md")), ids=lambda page: page.stem)
 def test_a_decision_has_a_number_and_a_status(page):
-    """A decision record begins with the number in its file name and with its status."""
+    """A decision record begins with the number from its file name, and with its status."""
     lines = page.read_text().splitlines()
     assert lines[0].startswith(f"# {int(page.stem[:4])}. ")
     assert lines[1:4] == ["", "Status: accepted", ""]
@@ -150,7 +152,7 @@ def code_spans(cell):
 
 
 def test_the_table_of_labels_lists_the_labels_of_a_node():
-    """docs/operations.md lists exactly the labels that the table's example profiles cause."""
+    """The table in docs/operations.md lists exactly the labels that its example profiles cause."""
     documented = {
         code_spans(key)[0]: value for _, _, key, value in table(OPERATIONS.read_text(), "label of")
     }
@@ -188,7 +190,9 @@ def test_the_table_of_labels_lists_the_labels_of_a_node():
 
 
 def test_the_table_of_label_names_matches_the_code():
-    """docs/operations.md shows how a profile's name becomes the last part of a label key."""
+    """The table in docs/operations.md shows how a profile name becomes the last part of a label
+    key.
+    """
     rows = [[code_spans(cell)[0] for cell in row] for row in table(OPERATIONS.read_text(), "name")]
     assert len(rows) == 6
     assert [[name, labels.label_name(name)] for name, _ in rows] == rows
@@ -211,13 +215,15 @@ def evidence():
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_guides_contain_no_test_names(page):
-    """Only the evidence page names the functions of tests."""
+    """Only the evidence page contains the names of test functions."""
     expected = page == DOCS / "evidence.md"
     assert bool(re.search(r"test_\w+\.py::|`test_\w+`", page.read_text())) == expected
 
 
 def exists(file, function, case):
-    """Return whether a test exists; a case of a virtual machine test is a function in the guest."""
+    """Return whether a test exists. Each case of a test in the virtual machine is a function in the
+    guest.
+    """
     path = TESTS / file
     if not path.exists() or f"\ndef {function}(" not in path.read_text():
         return False
@@ -241,13 +247,13 @@ def test_the_report_page_names_every_field():
     assert documented == [*document, *document["profiles"][0]]
 
 
-def test_answers_to_common_questions_need_at_most_two_files():
-    """The files that the architecture page lists for an answer exist."""
+def test_each_answer_to_a_common_question_needs_at_most_two_files():
+    """For each question, the architecture page lists at most two files, and these files exist."""
     text = (DOCS / "architecture.md").read_text().partition("## Answers to common questions")[2]
     rows = table(text, "question")
     files = [re.findall(r"`([^`]+)`", row[2]) for row in rows]
     assert {len(paths) for paths in files} == {1, 2}
-    # The tests can run next to an installed agent, without its directory in the checkout.
+    # The tests can also run with an installed agent, without its directory in the checkout.
     package = Path(agent.__file__).parent.parent
     missing = [
         path
@@ -258,7 +264,7 @@ def test_answers_to_common_questions_need_at_most_two_files():
 
 
 def test_every_code_is_used():
-    """Each code of a finding is used in a module other than the one that declares the codes."""
+    """Each code of a finding is used outside the module that declares the codes."""
     root = Path(agent.__file__).parent
     modules = (path for path in root.rglob("*.py") if path.name != "finding_codes.py")
     used = set(re.findall(r"FindingCode\.(\w+)", "".join(path.read_text() for path in modules)))

@@ -17,7 +17,7 @@ PROFILE = f'seccomp profile "a.json" of {SET}'
 
 
 def event_of(after, before=None):
-    """Return the Events for a change from one row to another; None means that no row existed."""
+    """Return the Events for the change of a row. None represents a row that does not exist."""
     first = report(*([before] if before is not None else []))
     return events.transitions(first, report(after))
 
@@ -78,7 +78,7 @@ def warning(reason, action, note):
     ],
 )
 @pytest.mark.parametrize("before", [None, row(), row(state="failed", findings=BAD)])
-def test_each_action_of_the_agent_is_an_event(after, before, expected):
+def test_each_action_of_the_agent_causes_an_event(after, before, expected):
     """Each action of the agent causes an Event, for any previous state."""
     assert event_of(after, before) == expected
 
@@ -125,8 +125,10 @@ def test_each_action_of_the_agent_is_an_event(after, before, expected):
         ),
     ],
 )
-def test_a_problem_is_one_event(after, expected):
-    """An Event contains each finding with its location; an unchanged state causes no Event."""
+def test_a_problem_causes_one_event(after, expected):
+    """A problem causes one Event that contains each finding with its location. An unchanged problem
+    causes no Event.
+    """
     assert event_of(after, row()) == expected
     assert event_of(after, after) == ()
 
@@ -142,13 +144,13 @@ def test_a_problem_is_one_event(after, expected):
     ],
 )
 def test_the_first_report_of_a_process_has_no_events_of_normal_states(after):
-    """The first report of a process causes no Events for states without findings."""
+    """The first report of an agent process causes no Events about profiles without findings."""
     assert events.transitions(None, report(after)) == ()
 
 
 def test_the_first_report_of_a_process_reports_problems():
-    """The first report of a process causes Events for problems, because earlier Events may have
-    expired.
+    """The first report of an agent process causes Events about problems, because earlier Events may
+    have expired.
     """
     bad = row(state="rejected", action="reject", findings=BAD)
     result = events.transitions(None, report(row("b.json"), bad))
@@ -156,19 +158,21 @@ def test_the_first_report_of_a_process_reports_problems():
 
 
 @pytest.mark.parametrize("after", [row(), row(state="released", desired=False)])
-def test_a_problem_that_ends_is_no_event(after):
+def test_the_end_of_a_problem_causes_no_event(after):
     """The end of a problem does not cause an Event."""
     assert event_of(after, row(state="failed", findings=BAD)) == ()
 
 
 def test_an_unreadable_source_causes_no_events_of_its_profiles():
-    """If a source is unreadable, its profiles cause no Events, because they do not change."""
+    """The profiles of an unreadable source cause no Events, because they do not change."""
     away = row(state="held", reason="source unavailable")
     assert (event_of(away, row()), event_of(row(), away)) == ((), ())
 
 
-def test_a_removal_that_waits_for_another_reason_is_one_event():
-    """Waiting for the label causes no Event, but a process that uses the profile causes one."""
+def test_a_new_reason_of_a_waiting_removal_causes_one_event():
+    """A removal that waits for its label causes no Event. If a process uses the profile, the
+    removal causes one Event.
+    """
     first = row(state="held", desired=False, reason="label_pending")
     used = row(state="held", desired=False, reason="in_use", findings=BAD)
     assert event_of(first, row()) == ()
@@ -178,15 +182,17 @@ def test_a_removal_that_waits_for_another_reason_is_one_event():
     assert event_of(row(state="held", desired=False, reason="in_use", findings=WORSE), used) == ()
 
 
-def test_another_reason_for_the_same_rejection_is_an_event():
-    """If a new version is rejected for another reason, this causes an Event."""
+def test_a_new_reason_for_a_rejection_causes_an_event():
+    """If another version is rejected for a new reason, the rejection causes another Event."""
     assert event_of(
         row(state="rejected", findings=WORSE), row(state="rejected", findings=BAD)
     ) == warning("ProfileRejected", "Reject", f"{PROFILE}: rejected: no bracket (line 3)")
 
 
 def test_a_key_with_several_profiles_causes_one_event():
-    """Rows are matched by kind, profile set, key and name, or by key if a name is missing."""
+    """A key with several profiles causes one Event. Two reports are compared by kind, profile set,
+    key and name.
+    """
     bad = row("", "rejected", key="a.json", findings=BAD)
     assert event_of(bad) == warning(
         "ProfileRejected", "Reject", f"{PROFILE}: rejected: no comma (line 3)"
@@ -198,7 +204,7 @@ def test_a_key_with_several_profiles_causes_one_event():
     ("code", "reason"),
     [("drift_fought", "ProfileFoughtOver"), ("confinement_lost", "ConfinementLost")],
 )
-def test_contention_and_lost_confinement_are_events_when_they_begin(code, reason):
+def test_contention_and_lost_confinement_cause_events_when_they_begin(code, reason):
     """Findings of contention and lost confinement cause one Event each, when they begin."""
     finding = Finding(code=FindingCode(code), location="web", message="It event.", hint="Find who.")
     with_it = report(findings=(finding,))
@@ -213,8 +219,8 @@ def test_contention_and_lost_confinement_are_events_when_they_begin(code, reason
     assert events.transitions(with_it, report(findings=(more,))) == ()
 
 
-def test_problems_of_the_api_server_are_no_events():
-    """Problems of the API server cause no Events, which would only add load."""
+def test_problems_of_the_api_server_cause_no_events():
+    """Problems of the API server cause no Events, because Events would increase the load."""
     finding = Finding(code=FindingCode.NODE_UNREACHABLE, location="n", message="x")
     assert events.transitions(None, report(findings=(finding,))) == ()
 
@@ -232,8 +238,10 @@ def test_the_bucket_allows_a_burst_and_then_one_event_in_five_minutes():
     assert [bucket.take() for _ in range(BURST + 1)] == [True] * BURST + [False]
 
 
-def test_warnings_come_first_and_the_other_events_are_counted():
-    """Events of the same type keep their order."""
+def test_warnings_have_priority_and_omitted_events_are_counted():
+    """Warnings have priority over other Events, and omitted Events are counted. Events of the same
+    type stay in order.
+    """
     loaded = [NodeEvent(type="Normal", reason=f"R{n}", action="Load", note="") for n in range(30)]
     (bad,) = warning("ProfileFailed", "Load", "")
     bucket = TokenBucket(clock=lambda: 0.0)
@@ -248,7 +256,9 @@ def body(note="said", node=NAME, at=1_700_000_000.25, number=1):
 
 
 def test_an_event_is_about_the_node_in_the_namespace_default():
-    """`kubectl describe node` finds the Events; their times have six fractional digits."""
+    """An Event is about the Node, in the namespace default, so that `kubectl describe node` shows
+    it.
+    """
     result = body()
     name = result["metadata"]["name"]
     assert re.fullmatch(rf"{NAME}\.[0-9a-f]{{16}}", name)
@@ -276,18 +286,24 @@ def test_an_event_is_about_the_node_in_the_namespace_default():
     ],
 )
 def test_the_time_of_an_event_has_six_fraction_digits(at, expected):
-    """A whole second also has six fractional digits, and rounding up reaches the next second."""
+    """The time of an Event always has six fractional digits. Rounding up may lead to the next
+    second.
+    """
     assert body(at=at)["eventTime"] == expected
 
 
 def test_each_event_has_its_own_name():
-    """If the time and the content of two Events are equal, a number makes their names unique."""
+    """Each Event has a unique name. If two Events have the same time and content, a number makes
+    their names different.
+    """
     names = {body(number=number)["metadata"]["name"] for number in range(100)}
     assert len(names) == 100
 
 
-def test_a_long_node_name_is_cut():
-    """An object's name has at most 253 characters, and a reporting instance at most 128."""
+def test_a_long_node_name_is_shortened():
+    """A long Node name is shortened, because an object name has at most 253 characters and a
+    reporting instance has at most 128.
+    """
     result = body(node="n" * 253)
     assert (len(result["metadata"]["name"]), len(result["reportingInstance"])) == (217, 128)
 
@@ -303,5 +319,7 @@ def test_a_long_node_name_is_cut():
     ],
 )
 def test_a_note_is_printable_and_at_most_1024_bytes(note, expected):
-    """A message of the parser may contain any character, and no character is cut in two."""
+    """A note contains only printable characters and at most 1024 bytes. No character is truncated
+    in the middle.
+    """
     assert body(note)["note"] == expected

@@ -46,7 +46,7 @@ class FailingKind(MemoryKind):
 
 
 class FailingLedger(MemoryLedger):
-    """A fake ledger whose writes fail after the first `successful_writes` writes."""
+    """A fake ledger. After the first `successful_writes` writes, every write fails."""
 
     successful_writes = 0
 
@@ -91,7 +91,7 @@ def keep_bodies(node, profile):
 
 
 def test_an_installation_ends_with_the_verified_version_in_the_ledger():
-    """After an installation, the ledger has the observed version and no staged version."""
+    """After an installation, the ledger contains the observed version and no staged version."""
     node, profile = Node(), inspected()
     outcomes = act(node, installing(profile))
     assert outcomes == (
@@ -102,7 +102,9 @@ def test_an_installation_ends_with_the_verified_version_in_the_ledger():
 
 
 def test_a_failed_installation_keeps_the_last_good_version():
-    """If the kernel rejects a version, the entry is unchanged and no version is staged."""
+    """If the kernel rejects a new version, the ledger still contains the last good version, and no
+    version is staged.
+    """
     node, old, new = Node(), inspected(), inspected(b"a:y")
     node.entries = {old.id: stored(old)}
     outcomes = act(node, installing(new, replaceable=frozenset({"a"})), kind=FailingKind)
@@ -111,7 +113,9 @@ def test_a_failed_installation_keeps_the_last_good_version():
 
 
 def test_a_failed_installation_of_a_missing_profile_restores_the_last_good_version():
-    """If the kernel rejects a new version after a reboot, the last good version is loaded."""
+    """If the kernel rejects a new version after a reboot, the executor loads the last good
+    version.
+    """
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
@@ -128,7 +132,7 @@ def test_a_failed_installation_of_a_missing_profile_restores_the_last_good_versi
 
 
 def test_a_failed_write_of_the_ledger_restores_the_last_good_version():
-    """If the ledger cannot be written, the last good version is still restored."""
+    """If the ledger cannot be written, the executor still restores the last good version."""
     node, old, new = Node(full=True), inspected(), inspected(b"a:y")
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
@@ -163,7 +167,9 @@ def test_a_failed_installation_leaves_names_with_their_previous_key():
 
 
 def test_names_that_a_failed_update_drops_are_not_removed():
-    """If an update fails, a name that only the last good version contains is not removed."""
+    """If an update fails, the executor does not remove a name that only the last good version
+    contains.
+    """
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:?")
     node.entries, node.loaded = {old.id: stored(old)}, {"a": body(old), "b": body(old)}
     remove = Remove(
@@ -179,7 +185,7 @@ def test_names_that_a_failed_update_drops_are_not_removed():
 
 
 def test_a_retired_name_is_removed_even_if_an_update_failed():
-    """If an update fails, a retired name is still removed."""
+    """The executor removes a retired name even if the update of its key failed."""
     node, old, new = Node(), inspected(), inspected(b"a:?")
     node.entries = {old.id: stored(old, retired={"b": token(b"older")})}
     node.install({"a": body(old), "b": b"older"})
@@ -196,7 +202,9 @@ def test_a_retired_name_is_removed_even_if_an_update_failed():
 
 
 def test_a_name_moves_only_if_another_entry_owns_it():
-    """If an installation fails, the previous entry still owns the name."""
+    """A name moves to another entry only after the installation. If the installation fails, the
+    previous entry keeps the name.
+    """
     node, old = Node(), inspected()
     node.entries, node.loaded = {old.id: stored(old)}, {"a": body(old)}
     release = Release(id=old.id, reason=Reason.MOVED, names=("a",))
@@ -210,7 +218,9 @@ def test_a_name_moves_only_if_another_entry_owns_it():
 
 
 def test_a_failed_first_installation_leaves_no_entry():
-    """If the first installation of a profile fails, the ledger has no entry for it."""
+    """If the first installation of a profile fails, the ledger contains no entry for the
+    profile.
+    """
     node = Node()
     act(node, installing(inspected()), kind=FailingKind)
     assert node.entries == {}
@@ -229,7 +239,7 @@ def test_an_installation_that_was_not_verified_stays_staged():
 
 
 def test_each_failed_write_of_the_ledger_fails_the_installation():
-    """If any write of the ledger fails, the installation fails."""
+    """An installation fails if any of its writes to the ledger fails."""
     results = []
     for successful_writes in range(4):
         node = Node()
@@ -245,7 +255,9 @@ def test_each_failed_write_of_the_ledger_fails_the_installation():
 
 
 def test_names_that_a_version_drops_stay_agent_owned():
-    """If the kernel keeps a dropped child loaded, the ledger records its name as retired."""
+    """If a new version omits a child that stays loaded, the ledger records the name of the child as
+    retired.
+    """
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:y")
     node.loaded = {"a": body(old), "b": body(old)}
     node.entries = {old.id: stored(old)}
@@ -254,7 +266,9 @@ def test_names_that_a_version_drops_stay_agent_owned():
 
 
 def test_dropped_names_of_an_adopted_version_stay_foreign():
-    """If an adopted profile is replaced, the agent owns only the names of the new version."""
+    """If the executor replaces an adopted version, names that only the adopted version contains
+    stay foreign.
+    """
     node, old, new = Node(), inspected(b"a,b:x"), inspected(b"a:y")
     node.entries = {old.id: replace(stored(old), provenance="adopted")}
     act(node, installing(new, replaceable=frozenset({"a"})))
@@ -272,7 +286,9 @@ def restoring(profile):
 
 
 def test_the_last_good_version_is_restored_from_the_ledger():
-    """The last good version is restored without the source and without a compilation."""
+    """The executor restores the last good version from the ledger, without its source and without a
+    compilation.
+    """
     node, profile = Node(), inspected()
     keep_bodies(node, profile)
     node.entries = {profile.id: stored(profile)}
@@ -281,7 +297,7 @@ def test_the_last_good_version_is_restored_from_the_ledger():
 
 
 def test_a_version_for_another_kernel_is_compiled_again():
-    """If the kernel has changed, the source in the ledger is compiled again."""
+    """If the kernel has changed, the executor compiles the source text in the ledger again."""
     kind = type("Kind", (MemoryKind,), {"accepts_context": lambda _, __: False})
     node, profile = Node(), inspected()
     keep_bodies(node, profile)
@@ -291,8 +307,8 @@ def test_a_version_for_another_kernel_is_compiled_again():
 
 
 def test_a_failed_restoration_has_a_finding():
-    """A restoration fails because of lost bytes, a rejected source, a changed name or a missing
-    parser.
+    """Lost bytes, a rejected source text, a changed name or a missing parser each cause a failed
+    restoration with a finding.
     """
     profile = inspected()
     bad = inspected(b"a:x")
@@ -303,7 +319,7 @@ def test_a_failed_restoration_has_a_finding():
         (MemoryKind, {}),
         (uninspectable, None),
         (invalid_context, {bad.version.source_digest: b"!"}),
-        # The name changes, as with a renamed source.
+        # The check returns another profile name, as for a different source text.
         (invalid_context, {bad.version.source_digest: b"b:x"}),
     ):
         node = Node(entries={profile.id: stored(profile)})
@@ -325,10 +341,10 @@ def test_a_failed_restoration_has_a_finding():
 
 
 class KindWithoutBody(MemoryKind):
-    """A fake backend that lost the body of a profile and must check its source again."""
+    """A fake backend that has lost the body of a profile and must check the source text again."""
 
     result = None
-    """The result of the new inspection; None: the profile with a new body."""
+    """The result of the new inspection. None represents the profile with a new body."""
 
     has_body = False
 
@@ -349,8 +365,8 @@ def pending_kind(profile):
 
 
 def test_a_lost_body_is_compiled_again():
-    """If the cache loses a compiled policy between the check and the installation, it is compiled
-    again.
+    """If the cache loses a compiled policy between the check and the installation, the text is
+    compiled again.
     """
     node, profile = Node(), inspected()
     (outcome,) = act(node, installing(profile), kind=KindWithoutBody)
@@ -358,7 +374,9 @@ def test_a_lost_body_is_compiled_again():
 
 
 def test_a_profile_whose_body_is_compiled_again_is_pending():
-    """While a body is compiled again, a missing last good version is restored."""
+    """While the body of a profile is compiled again, the profile is pending, and a missing last
+    good version is restored.
+    """
     node, old, new = Node(), inspected(), inspected(b"a:y")
     node.entries = {old.id: stored(old)}
     keep_bodies(node, old)
@@ -369,7 +387,9 @@ def test_a_profile_whose_body_is_compiled_again_is_pending():
 
 
 def test_an_adopted_profile_whose_body_is_compiled_again_is_pending():
-    """The ledger records an adopted profile only together with its body."""
+    """An adopted profile stays pending while its body is compiled again, because the ledger records
+    it only with its body.
+    """
     node, profile = Node(), inspected()
     node.loaded = {"a": body(profile)}
     (outcome,) = act(node, adopting(profile), kind=pending_kind(profile))
@@ -383,7 +403,9 @@ def test_an_adopted_profile_whose_body_is_compiled_again_is_pending():
 
 
 def test_different_bytes_of_a_new_check_are_not_recorded_for_the_planned_version():
-    """If a new check returns different bytes, the next full pass uses the new bytes."""
+    """If a new check returns different bytes, they are not recorded for the planned version. The
+    next full pass uses them.
+    """
     node, old, new = Node(), inspected(), inspected(b"a:y")
     node.loaded = {"a": body(old)}
     attributes = {"result": new, "body": lambda _, profile: body(new) if profile == new else None}
@@ -402,7 +424,7 @@ def adopting(profile):
 
 
 def test_an_adoption_changes_only_the_ledger():
-    """The ledger records that another program installed the profile."""
+    """An adoption only records in the ledger that another program installed the profile."""
     node, profile = Node(), inspected()
     node.loaded = {"a": body(profile)}
     act(node, adopting(profile))
@@ -410,7 +432,7 @@ def test_an_adoption_changes_only_the_ledger():
 
 
 def test_keeping_an_unchanged_profile_writes_nothing():
-    """A pass over an unchanged node does not write to the ledger."""
+    """The action for an unchanged profile does not write to the ledger."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     keep_bodies(node, profile)
@@ -445,7 +467,9 @@ def test_an_adopted_version_is_recorded_with_its_own_mode():
 
 
 def test_an_adoption_retires_the_installed_version_of_its_key():
-    """If a profile is adopted, the ledger keeps the names of the installed version."""
+    """An adoption retires the installed version of its key, so the ledger keeps the names of this
+    version.
+    """
     node, old, new = Node(), inspected(), inspected(b"b:x")
     node.entries = {old.id: stored(old)}
     evidence = {"b": token(body(new))}
@@ -469,7 +493,7 @@ def removing(profile):
 
 
 def test_a_removal_deletes_the_profile_from_the_node_and_the_ledger():
-    """After a removal, neither the node nor the ledger has the profile."""
+    """After a removal, neither the node nor the ledger contains the profile."""
     node, profile = Node(), inspected()
     node.install({"a": body(profile)})
     node.entries = {profile.id: stored(profile)}
@@ -482,7 +506,9 @@ def test_a_removal_deletes_the_profile_from_the_node_and_the_ledger():
     [(InUse(pids=(7,)), "in_use"), (UnknownUse(reason="a new process"), "use_unknown")],
 )
 def test_a_profile_that_the_backend_finds_in_use_is_held(use, code):
-    """The backend checks the use once more right before the removal."""
+    """If the backend finds right before a removal that the profile is in use, the profile
+    is held.
+    """
     result = StillInUse(uses={"a": use})
     kind = type("Kind", (FailingKind,), {"result": result})
     node, profile = Node(), inspected()
@@ -493,7 +519,7 @@ def test_a_profile_that_the_backend_finds_in_use_is_held(use, code):
 
 
 def test_removals_that_remove_nothing_have_a_time_limit():
-    """After the time limit, a pass attempts no more removals, so that repairs do not wait."""
+    """Removals without a result have a common time limit per pass, so that repairs do not wait."""
     seconds = [0.0]
 
     class KindWithSlowProofs(MemoryKind):
@@ -564,7 +590,7 @@ def test_a_failed_release_is_reported():
 
 
 def test_a_dry_run_returns_the_expected_outcomes_without_changes():
-    """A dry run does not carry out any action."""
+    """A dry run returns the expected outcomes and performs no action."""
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     hold = Hold(id=profile.id, reason="rejected", names=("a",), state="outdated")
@@ -591,7 +617,9 @@ def test_a_dry_run_returns_the_expected_outcomes_without_changes():
 
 
 def test_the_outcome_of_a_hold_has_the_installed_version():
-    """The outcome of a hold contains the installed version, and nothing changes."""
+    """The outcome of a hold contains the installed version. Neither the node nor the ledger
+    changes.
+    """
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     hold = Hold(id=profile.id, reason="rejected", names=("a",), state="outdated")
@@ -599,7 +627,7 @@ def test_the_outcome_of_a_hold_has_the_installed_version():
 
 
 def test_the_digest_of_a_body_is_its_sha256():
-    """The digest of a body depends only on the body's content."""
+    """The digest of a body is the SHA-256 digest of its content."""
     assert model.digest(b"") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 
 
@@ -618,7 +646,9 @@ def restore_missing(node, profile, ledger):
 
 
 def test_a_missing_profile_is_restored_without_a_write():
-    """A missing profile is restored without a write, because the ledger already records it."""
+    """The executor restores a missing profile without a write, because the ledger already contains
+    the profile.
+    """
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     (outcome,) = restore_missing(node, profile, NoWrites)
@@ -630,7 +660,7 @@ def test_a_version_with_new_expected_evidence_is_staged_first():
     node, profile = Node(), inspected()
     less = replace(profile, version=replace(profile.version, evidence={}))
     node.entries = {profile.id: stored(less)}
-    steps = Steps(fatal=3)  # The process ends after both bodies are stored and the entry is staged.
+    steps = Steps(fatal=3)  # The agent ends after it has stored both bodies and staged the entry.
     runner = Executor(
         backends={"apparmor": MemoryKind(node, steps)},
         ledger=MemoryLedger(node, steps),
@@ -643,7 +673,9 @@ def test_a_version_with_new_expected_evidence_is_staged_first():
 
 
 def test_an_entry_with_any_difference_is_written():
-    """If an entry differs in any way, it is written, for example without its staged version."""
+    """A missing profile is restored without a write only if its entry is unchanged. Any difference
+    in the entry causes a write.
+    """
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile, retired={"b": token(b"x")}, staged=profile.version)}
     restore_missing(node, profile, MemoryLedger)
@@ -651,7 +683,7 @@ def test_an_entry_with_any_difference_is_written():
 
 
 def test_installations_precede_all_other_actions():
-    """All other actions keep their order."""
+    """Installations precede all other actions. The other actions stay in order."""
     node, profile = Node(), inspected()
     hold = Hold(id=profile.id, reason="rejected", names=("a",), state="outdated")
     actions = (hold, removing(profile), installing(profile), replace(hold, reason="other"))
@@ -661,7 +693,9 @@ def test_installations_precede_all_other_actions():
 
 
 def test_another_source_of_the_same_policy_is_staged_first():
-    """Only the recorded version itself is restored without a write to the ledger."""
+    """A version with the same policy but another source text is staged first, because only the
+    recorded version is restored without a write.
+    """
     node, profile = Node(), inspected()
     node.entries = {profile.id: stored(profile)}
     other = replace(profile, version=replace(profile.version, source_digest="other"))
@@ -688,8 +722,8 @@ class SlowKind(FailingKind):
 
 
 def test_a_last_good_version_that_must_be_compiled_again_is_pending():
-    """If the kernel has changed, a last good version is compiled first, and this is not an
-    error.
+    """If a last good version must be compiled again after a change of the kernel, it is pending and
+    not failed.
     """
     node = Node()
     good = inspected()
@@ -708,7 +742,9 @@ def test_a_last_good_version_that_must_be_compiled_again_is_pending():
 
 
 def test_a_replacement_updates_the_entries_of_the_same_version():
-    """If an entry cannot be written, this is reported, and the next pass tries again."""
+    """A replacement updates all entries that record the same version. If an entry cannot be
+    written, the next pass writes it.
+    """
     node = Node(readable=False)
     first, second = inspected(key="a.profile"), inspected(key="b.profile")
     act(
@@ -720,7 +756,8 @@ def test_a_replacement_updates_the_entries_of_the_same_version():
     )
 
     class LedgerThatBecomesFull(FailingLedger):
-        # The writes are for the source, the body, the staged version and the installed version.
+        # An installation writes the source text, the body, the staged version and the installed
+        # version.
         successful_writes = 4
 
     (failed,) = act(node, replacement, ledger=LedgerThatBecomesFull)

@@ -1,4 +1,4 @@
-"""Tests of agent.host.filesystem, with hostile files under a root directory."""
+"""Tests of agent.host.filesystem, with malicious files in a host root."""
 
 import errno
 import fcntl
@@ -18,7 +18,7 @@ def host(tmp_path):
 
 
 def tree(path):
-    """Return the content of each file below a directory, by its relative path."""
+    """Return the content of each file in a directory tree, by relative path."""
     files = [file for file in path.rglob("*") if file.is_file()]
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
@@ -31,7 +31,9 @@ def errno_of(call, *args, **kwargs):
 
 
 def test_a_written_file_is_complete_and_readable_by_everyone(host, tmp_path):
-    """A write creates a file with its content and mode, and leaves no temporary file."""
+    """A written file has its complete content and is readable by all users. No temporary file
+    remains.
+    """
     host.write_file("/var/lib/seccomp", "profiles/a.json", b"{}")
     assert tree(tmp_path) == {"var/lib/seccomp/profiles/a.json": b"{}"}
     directory = tmp_path / "var/lib/seccomp/profiles"
@@ -39,8 +41,10 @@ def test_a_written_file_is_complete_and_readable_by_everyone(host, tmp_path):
     assert stat.S_IMODE(directory.stat().st_mode) == 0o755
 
 
-def test_a_new_file_never_replaces_another(host, tmp_path):
-    """With `new`, the file of another program stays, and no temporary file is left."""
+def test_a_new_file_never_replaces_another_file(host, tmp_path):
+    """With the argument `new`, a write does not replace the file of another program. No temporary
+    file remains.
+    """
     host.write_file("/d", "a", b"foreign")
     assert errno_of(host.write_file, "/d", "a", b"own", new=True) == errno.EEXIST
     assert tree(tmp_path) == {"d/a": b"foreign"}
@@ -49,7 +53,7 @@ def test_a_new_file_never_replaces_another(host, tmp_path):
 
 
 def test_a_write_replaces_the_whole_content(host, tmp_path):
-    """Without `new`, a second write replaces the content of the first one."""
+    """Without the argument `new`, a write replaces the whole content of an existing file."""
     host.write_file("/d", "a", b"old")
     host.write_file("/d", "a", b"new")
     assert tree(tmp_path) == {"d/a": b"new"}
@@ -77,7 +81,9 @@ def test_a_name_that_can_leave_the_base_is_rejected(host, name):
 
 
 def test_only_regular_files_are_read(host, tmp_path):
-    """A FIFO, a directory and a file over the limit are errors; a missing file is None."""
+    """Only regular files are read. A FIFO, a directory or a file above the limit is an error. For a
+    missing file, the result is None.
+    """
     (tmp_path / "d/directory").mkdir(parents=True)
     os.mkfifo(tmp_path / "d/fifo")
     (tmp_path / "d/large").write_bytes(b"0123456789")
@@ -89,8 +95,8 @@ def test_only_regular_files_are_read(host, tmp_path):
     assert host.read_regular("/nowhere", "absent", limit=9) is None
 
 
-def test_the_removal_of_a_missing_file_is_no_error(host, tmp_path):
-    """If a file is removed twice, the second removal also succeeds."""
+def test_the_removal_of_a_missing_file_succeeds(host, tmp_path):
+    """If a file is removed twice, the second removal succeeds too."""
     host.write_file("/d", "a", b"x")
     host.remove_file("/d", "a")
     host.remove_file("/d", "a")
@@ -99,7 +105,7 @@ def test_the_removal_of_a_missing_file_is_no_error(host, tmp_path):
 
 
 def test_a_system_file_is_read_completely_within_a_limit(host, tmp_path):
-    """A file over the limit raises EFBIG, and no part of its content is returned."""
+    """A system file is read completely. A file above the limit raises EFBIG."""
     (tmp_path / "f").write_bytes(b"x" * 200_000)
     assert host.read("/f") == b"x" * 200_000
     assert errno_of(host.read, "/f", limit=1000) == errno.EFBIG
@@ -107,8 +113,8 @@ def test_a_system_file_is_read_completely_within_a_limit(host, tmp_path):
 
 
 def test_names_and_exists_with_links_and_missing_paths(host, tmp_path):
-    """A dangling link exists, a missing path does not exist, and a missing directory is an
-    error.
+    """A dangling link exists, and a missing path does not. Listing the names of a missing directory
+    is an error.
     """
     (tmp_path / "b").symlink_to("nowhere")
     (tmp_path / "a").write_bytes(b"")
@@ -118,7 +124,9 @@ def test_names_and_exists_with_links_and_missing_paths(host, tmp_path):
 
 
 def test_a_write_to_a_kernel_file_creates_no_file(host, tmp_path):
-    """A write to a kernel file does not create a file; a missing file raises ENOENT."""
+    """A write to a kernel file never creates a file. If the file is missing, the write raises
+    ENOENT.
+    """
     (tmp_path / "replace").write_bytes(b"")
     host.write_kernel("/replace", b"policy")
     assert tree(tmp_path) == {"replace": b"policy"}
@@ -126,7 +134,7 @@ def test_a_write_to_a_kernel_file_creates_no_file(host, tmp_path):
 
 
 def test_links_in_a_host_path_stay_below_the_root(host, tmp_path):
-    """The target of an absolute link is a path under the root of the host."""
+    """The target of an absolute link in a host path is a path in the host root."""
     (tmp_path / "mnt/kubelet").mkdir(parents=True)
     (tmp_path / "var/lib").mkdir(parents=True)
     (tmp_path / "var/lib/kubelet").symlink_to("/mnt/kubelet")
@@ -140,15 +148,15 @@ def test_links_in_a_host_path_stay_below_the_root(host, tmp_path):
     } == {"mnt/kubelet/seccomp/a": b"x", "d/b": b"y"}
 
 
-def test_links_in_a_circle_are_an_error(host, tmp_path):
-    """A path through two links that point at each other raises ELOOP."""
+def test_a_loop_of_links_is_an_error(host, tmp_path):
+    """A path through two links that point to each other raises ELOOP."""
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     assert errno_of(host.write_file, "/a/d", "x", b"") == errno.ELOOP
 
 
 def test_the_next_write_removes_the_temporary_file_of_a_killed_process(host, tmp_path, monkeypatch):
-    """The next write removes the temporary file of a killed process."""
+    """If a process was killed during a write, the next write removes its temporary file."""
     with monkeypatch.context() as broken:
         broken.setattr(os, "link", lambda *_, **__: os._exit(0))
         pid = os.fork()
@@ -181,7 +189,9 @@ def test_a_temporary_file_that_a_process_is_writing_stays(host, tmp_path):
 
 
 def test_signatures_equal_the_signature_of_each_file(host, tmp_path):
-    """A name in a subdirectory has a signature too, but a missing name has none."""
+    """Each listed file has its signature, also in a subdirectory. A missing file has no
+    signature.
+    """
     (tmp_path / "set/sub").mkdir(parents=True)
     (tmp_path / "set/a").write_bytes(b"1")
     (tmp_path / "set/sub/b").write_bytes(b"2")
@@ -192,7 +202,9 @@ def test_signatures_equal_the_signature_of_each_file(host, tmp_path):
 
 
 def test_signatures_without_names_include_the_directory(host, tmp_path):
-    """The signature of the directory itself has the empty name."""
+    """Without names, the result contains the signature of the directory itself, under an empty
+    name.
+    """
     (tmp_path / "set").mkdir()
     (tmp_path / "set/a").write_bytes(b"1")
     expected = {"": host.signature("/set"), "a": host.signature("/set/a")}
@@ -200,7 +212,7 @@ def test_signatures_without_names_include_the_directory(host, tmp_path):
 
 
 def test_signatures_of_a_missing_directory_are_none(host, tmp_path):
-    """A missing directory and a file have no signatures, unlike an empty directory."""
+    """For a missing directory or a file, the result is None, unlike for an empty directory."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_bytes(b"")
     signatures = [host.signatures(path, ["a"]) for path in ("/absent", "/file", "/empty")]

@@ -16,14 +16,16 @@ def read(keys, origin="dir /p"):
 
 
 def node_with_adopted_profiles():
-    """Return a node on which one key has adopted two profiles of another program."""
+    """Return a node on which the agent has adopted two foreign profiles for one key."""
     node = Node(loaded={"a": b"compiled a,b:x", "b": b"compiled a,b:x"})
     run_pass(node, [read({"one": b"a,b:x"}, "dir /q")])
     return node
 
 
 def test_the_rest_of_an_adopted_key_stays_adopted():
-    """If one profile of an adopted key moves to another set, the other profile stays adopted."""
+    """If one profile of an adopted key moves to another profile set, the other profile stays
+    adopted.
+    """
     node = node_with_adopted_profiles()
     run_pass(node, [read({"k": b"a:y"}, "dir /p")])
     run_pass(node, [read({"z": b"c:y"}, "dir /q")])
@@ -45,7 +47,7 @@ def test_an_adopted_profile_stays_foreign_after_a_kill(step):
 
 
 def test_a_duplicate_of_a_conflicting_key_keeps_its_last_good_version():
-    """If two equal keys wait for a name, the installed profile is restored."""
+    """If a key and its duplicate conflict with a third key, their last good version is restored."""
     node = Node(loaded={"b": b"foreign"})
     run_pass(node, [read({"two": b"a:x"})])
     snapshots = [read({"one": b"a,b:y", "two": b"a,b:y"})]
@@ -56,8 +58,8 @@ def test_a_duplicate_of_a_conflicting_key_keeps_its_last_good_version():
 
 
 def test_the_last_good_version_of_a_duplicate_of_a_rejected_key_is_restored():
-    """If the node rejects the new content of two equal keys after a reboot, the old content
-    returns.
+    """If the node rejects the new content of two equal keys after a reboot, the last good version
+    is restored.
     """
     node = Node()
     run_pass(node, [read({"two": b"a:x"})])
@@ -67,8 +69,8 @@ def test_the_last_good_version_of_a_duplicate_of_a_rejected_key_is_restored():
 
 
 def test_a_failed_restoration_is_reported():
-    """If the last good version is damaged, neither version can be installed, and this is
-    reported.
+    """If the last good version is damaged too, neither version can be installed, and the report
+    contains both failures.
     """
     node = Node()
     run_pass(node, [read({"one": b"a:x"})])
@@ -79,7 +81,7 @@ def test_a_failed_restoration_is_reported():
 
 
 def test_a_name_that_a_rejected_key_has_dropped_can_move():
-    """A name that a rejected key has dropped can move to another key."""
+    """A name that the new text of a rejected key omits can move to another key."""
     node = Node(used={"b"})
     run_pass(node, [read({"two": b"a,b:x"})])
     run_pass(node, [read({"two": b"a:x"})])

@@ -1,6 +1,6 @@
-"""Tests of keys of 1 MiB, the limit of a ConfigMap, that could take much time or memory.
+"""Tests of keys of 1 MiB, the limit of a ConfigMap, whose checks could take much time or memory.
 
-The container of the agent has 256 MiB, and the check of one key delays all other keys.
+The container of the agent has 256 MiB of memory, and the check of one key delays all other keys.
 """
 
 import json
@@ -13,9 +13,12 @@ from agent.core.finding_codes import FindingCode
 from agent.core.findings import MAX_FINDINGS, Finding, limit_findings
 from tests.unit import hostile
 
-SECONDS = 5.0  # seconds of CPU time; each seccomp key needs less than half a second
+# The limit in seconds of CPU time. On an idle machine, each seccomp key needs less than half a
+# second.
+SECONDS = 5.0
 TEXT_SECONDS = (
-    # seconds of CPU time; a text is split in three ways, and each token takes a few microseconds
+    # The limit in seconds of CPU time. A text is split in three ways, and each token takes a few
+    # microseconds.
     20.0
 )
 MEBIBYTES = 64
@@ -32,13 +35,13 @@ def checked(name, seconds=SECONDS):
 
 @pytest.mark.parametrize("name", hostile.SECCOMP)
 def test_a_hostile_seccomp_key_is_rejected_quickly(name):
-    """The check of a hostile seccomp key takes little time and memory, and reports errors."""
+    """The check of a malicious seccomp key takes little time and memory, and reports errors."""
     assert 0 < checked(name) <= MAX_FINDINGS + 1
 
 
 @pytest.mark.parametrize("name", hostile.APPARMOR)
 def test_a_hostile_apparmor_text_is_checked_quickly(name):
-    """The checks before the parser runs take little time and memory."""
+    """The checks of a malicious AppArmor text before the parser take little time and memory."""
     assert checked(name, TEXT_SECONDS) <= MAX_FINDINGS + 1
 
 
@@ -46,7 +49,7 @@ def finding(code, number):
     return Finding(code=FindingCode(code), location=str(number), message="it is so")
 
 
-def test_an_error_is_reported_whatever_number_of_warnings_precedes_it():
+def test_an_error_after_many_warnings_is_reported():
     """A key with an error is rejected, even if many warnings precede the error."""
     warnings = [finding("complain_mode", number) for number in range(MAX_FINDINGS * 2)]
     error = finding("not_json", 0)
@@ -68,7 +71,9 @@ def test_an_error_is_reported_whatever_number_of_warnings_precedes_it():
 
 
 def test_few_problems_are_all_reported():
-    """If there are only a few problems, no notice about omitted problems is added."""
+    """A small number of problems is reported completely, without a notice about omitted
+    problems.
+    """
     result = tuple(finding("not_json", number) for number in range(MAX_FINDINGS))
     assert (limit_findings(result), limit_findings(())) == (result, ())
 

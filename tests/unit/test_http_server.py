@@ -70,7 +70,9 @@ def ask(server, path, method="GET", **headers):
 
 
 def test_each_path_has_its_page(server):
-    """The metrics depend on the Accept header, and the status page has two paths."""
+    """Each path has its page. The format of the metrics depends on the Accept header, and the
+    status page has two paths.
+    """
     found = {
         path: ask(server, path, Accept="any")[:2]
         for path in (
@@ -95,20 +97,24 @@ def test_each_path_has_its_page(server):
 
 
 def test_before_the_first_pass_there_is_no_json_report(server, pages):
-    """The response has the status 503 and the reason as its body."""
+    """Before the first pass, a request for the JSON report results in status 503 with the
+    reason.
+    """
     pages.report = b""
     assert ask(server, "/report.json")[:2] == (503, "no pass has ended yet\n")
 
 
 def test_a_failed_probe_returns_the_reason(server, pages):
-    """If a probe fails, the response has the status 503 and the reason as its body."""
+    """If a probe fails, the response has status 503 and the reason as its body."""
     pages.reason = "no pass has ended yet"
     assert ask(server, "/readyz")[:2] == (503, "no pass has ended yet\n")
     assert ask(server, "/healthz")[:2] == (503, "no pass has ended yet\n")
 
 
 def test_other_paths_and_methods_are_rejected(server):
-    """An unknown path returns 404, and a method that could change something returns 405."""
+    """A request for an unknown path results in status 404. A request with an unsupported method
+    results in status 405.
+    """
     assert ask(server, "/metrics/x")[:2] == (404, "not found\n")
     assert ask(server, "/..%2f")[0] == 404
     assert ask(server, "/metrics", "HEAD")[:2] == (200, "")
@@ -117,17 +123,19 @@ def test_other_paths_and_methods_are_rejected(server):
         assert (status, body, headers["Allow"]) == (405, "method not allowed\n", "GET, HEAD")
 
 
-def test_a_page_that_fails_affects_no_other_request(server, pages):
-    """If a page fails, the response is 500 without details, and the next request succeeds."""
+def test_a_page_that_cannot_be_rendered_affects_no_other_request(server, pages):
+    """If a page cannot be rendered, the response has status 500 without details, and the next
+    request succeeds.
+    """
     pages.status = None
     expected = "this page could not be rendered; the log contains the error\n"
     assert ask(server, "/")[:2] == (500, expected)
     assert ask(server, "/healthz")[0] == 200
 
 
-def test_the_page_may_load_nothing(server):
-    """Even if a script in a profile's name were not escaped, the policy of the page would block
-    it.
+def test_the_page_may_not_load_anything(server):
+    """The content security policy of the page blocks all scripts, so a script in a profile name
+    could not run even without escaping.
     """
     _, _, headers = ask(server, "/")
     assert headers["Content-Security-Policy"] == PAGE_POLICY
@@ -136,7 +144,9 @@ def test_the_page_may_load_nothing(server):
 
 @pytest.fixture
 def died(monkeypatch):
-    """Return the exceptions that ended threads; each of them would end the agent."""
+    """Return the exceptions that ended threads. In the agent, each of these exceptions would end
+    the process.
+    """
     exceptions = []
     monkeypatch.setattr(threading, "excepthook", lambda args: exceptions.append(args.exc_value))
     return exceptions
@@ -150,9 +160,10 @@ def send(server, content):
 
 
 def receive(connection):
-    """Return all bytes until the connection ends."""
+    """Return all bytes that the server sends until the connection ends."""
     content = b""
-    with contextlib.suppress(ConnectionResetError):  # The server did not read every byte.
+    # The server closed the connection before it read every byte.
+    with contextlib.suppress(ConnectionResetError):
         while piece := connection.recv(65_536):
             content += piece
     return content
@@ -178,7 +189,7 @@ def test_a_malicious_mail_header_is_ignored(server, died):
 
 
 def test_an_unexpected_error_ends_only_its_connection(server, pages, died):
-    """An unexpected error ends only its connection, and the thread of the server continues."""
+    """An unexpected error ends only its connection. The thread of the server continues."""
     pages.metrics = lambda _accept: ("text/plain", None)
     with structlog.testing.capture_logs() as logged:
         assert send(server, head(request="GET /metrics HTTP/1.0")) == b""
@@ -202,12 +213,12 @@ LARGE = {
 
 @pytest.mark.parametrize("content", LARGE.values(), ids=LARGE)
 def test_a_large_head_is_rejected_without_reading_the_rest(server, content):
-    """A head over the limit causes the status 431 before its end is read."""
+    """A request head above the limit results in status 431, before the server reads the rest."""
     assert status(send(server, content[:HEAD_BYTES])) == 431
 
 
 def test_a_head_within_the_limits_is_accepted(server):
-    """A head with the usual headers of browsers and proxies is within the limits."""
+    """A request head with the usual headers of browsers and proxies is accepted."""
     for content in (
         head(*["A: a"] * (HEADER_LINES - 1)),
         head(f"A: {'a' * (HEAD_BYTES - OVERHEAD)}"),
@@ -217,7 +228,9 @@ def test_a_head_within_the_limits_is_accepted(server):
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_a_head_with_too_many_lines_is_rejected_before_it_is_parsed(size):
-    """h11 would need 50 ms for a head of 12 KiB with 2,900 empty headers."""
+    """A head with too many lines is rejected before h11 parses it: 2,900 empty headers would take
+    h11 50 ms.
+    """
     content = head(*["A:"] * 2900)
     parser = RequestParser()
     received = 0
@@ -229,7 +242,7 @@ def test_a_head_with_too_many_lines_is_rejected_before_it_is_parsed(size):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1000, 100_000])
 def test_only_the_first_pipelined_request_is_parsed(size):
-    """The lines of later pipelined requests do not count."""
+    """Only the first pipelined request is parsed, and the lines of later requests do not count."""
     content = head(*["A: a"] * (HEADER_LINES - 1)) + 100 * head()
     parser = RequestParser()
     request, received = None, 0
@@ -239,7 +252,7 @@ def test_only_the_first_pipelined_request_is_parsed(size):
     assert (request.method, request.path) == ("GET", "/healthz")
 
 
-def test_a_head_that_comes_byte_by_byte_is_cut_off(server):
+def test_a_head_that_arrives_byte_by_byte_has_one_time_limit(server):
     """The whole head of a request has one time limit, which new bytes do not extend."""
     begin = time.monotonic()
     address = ("127.0.0.1", server.port)
@@ -257,8 +270,8 @@ def test_a_head_that_comes_byte_by_byte_is_cut_off(server):
     assert pace.in_time(time.monotonic() - begin, 3 * REQUEST_SECONDS)
 
 
-def test_a_head_may_come_in_pieces():
-    """A head is complete at its empty line, even if the bytes arrive in pieces."""
+def test_a_head_may_arrive_in_pieces():
+    """A request head may arrive in pieces, and is complete at its empty line."""
     whole = head("Accept: a")
     for end in range(1, len(whole)):
         parser = RequestParser()
@@ -289,7 +302,9 @@ def test_an_ambiguous_or_malformed_head_is_rejected(server, content):
 
 
 def test_common_variants_of_heads_are_accepted(server):
-    """Bare line feeds, any case, spaces, repeated and continued headers are valid (RFC 9112)."""
+    """The server accepts bare line feeds, any letter case, extra spaces, and repeated or continued
+    headers (RFC 9112).
+    """
     variants = {
         b"GET /metrics HTTP/1.0\n\n": b"",
         b"GET //metrics?x HTTP/1.1\r\nHost: x\r\nACCEPT:any \r\n\r\n": b"any",
@@ -305,15 +320,15 @@ def test_common_variants_of_heads_are_accepted(server):
 
 
 def silent(stack, server, number):
-    """Open connections that send nothing or only half a request."""
+    """Open connections that send no data or only half a request."""
     for index in range(number):
         connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
         if index % 2:
             connection.sendall(b"GET /metr")
 
 
-def test_idle_and_slow_connections_delay_no_probe(server):
-    """Many clients that send nothing or half a request do not delay the next request."""
+def test_idle_and_slow_connections_do_not_delay_probes(server):
+    """Many clients that send no data or only half a request do not delay the next request."""
     with contextlib.ExitStack() as stack:
         silent(stack, server, 4 * READING_CONNECTIONS)
         assert ask(server, "/healthz")[0] == 200
@@ -344,7 +359,7 @@ def unread(stack, server, path):
 
 
 def is_reset(connection):
-    """Return whether the connection ends before the whole page was received."""
+    """Return whether the connection ends before the client has received the whole page."""
     size = 0
     try:
         while piece := connection.recv(1 << 20):
@@ -354,7 +369,7 @@ def is_reset(connection):
     return size < len(LARGE_PAGE)
 
 
-def test_clients_that_do_not_read_delay_no_probe_and_no_scrape(server, pages):
+def test_clients_that_do_not_read_do_not_delay_probes_or_scrapes(server, pages):
     """Clients that do not read a page delay neither probes nor scrapes."""
     pages.page = LARGE_PAGE
     with contextlib.ExitStack() as stack:
@@ -366,20 +381,24 @@ def test_clients_that_do_not_read_delay_no_probe_and_no_scrape(server, pages):
 
 
 def test_a_new_request_replaces_the_oldest_unread_page(server, pages):
-    """At most PAGE_CONNECTIONS clients receive a page, and older connections are reset."""
+    """At most PAGE_CONNECTIONS clients receive a page at the same time. A new request resets the
+    oldest of these connections.
+    """
     pages.page = LARGE_PAGE
     with contextlib.ExitStack() as stack:
         connections = []
         for _ in range(PAGE_CONNECTIONS + 3):
             connections.append(unread(stack, server, "/"))
-            # The server has started to send the response.
+            # By now, the server has started to send the response.
             select.select(connections[-1:], [], [], 60)
         assert ask(server, "/")[1] == LARGE_PAGE.decode()
         assert [is_reset(connection) for connection in connections[:4]] == [True] * 4
 
 
 def test_a_response_has_one_time_limit_for_all_its_bytes(server, pages):
-    """If a client reads too slowly, it is reset at the time limit of the response."""
+    """A response has one time limit for all its bytes. At this limit, the server resets the
+    connection of a slow client.
+    """
     pages.page = LARGE_PAGE
     with contextlib.ExitStack() as stack:
         connection = unread(stack, server, "/")
@@ -393,14 +412,16 @@ def test_a_response_has_one_time_limit_for_all_its_bytes(server, pages):
 
 
 def queued_bytes(port):
-    """Return how many bytes the kernel stores for connections from a port, in any TCP state."""
+    """Return the number of bytes that the kernel stores for connections from a port, in any TCP
+    state.
+    """
     lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
     rows = [line.split() for line in lines]
     return sum(int(row[4].split(":")[0], 16) for row in rows if row[1].endswith(f":{port:04X}"))
 
 
-def test_the_kernel_keeps_nothing_for_clients_that_stop_reading(server, pages):
-    """A connection is also reset if its response fits into the send buffer but is not
+def test_the_kernel_stores_no_data_for_clients_that_stop_reading(server, pages):
+    """The server also resets a connection whose response fits into the send buffer but is never
     acknowledged.
     """
     pages.page = b"x" * SEND_BUFFER
@@ -417,13 +438,13 @@ def test_the_kernel_keeps_nothing_for_clients_that_stop_reading(server, pages):
 
 
 def test_a_page_is_complete_however_it_is_split(server, pages):
-    """If a page is larger than all buffers, every byte arrives in order."""
+    """A page that is larger than all buffers arrives completely and in order."""
     pages.page = bytes(range(256)) * (1 << 14)
     response = send(server, head(request="GET / HTTP/1.0"))
     assert response.partition(b"\r\n\r\n")[2] == pages.page
 
 
-def test_bytes_that_are_not_http_affect_no_other_request(server):
+def test_bytes_that_are_not_http_do_not_affect_other_requests(server):
     """Random bytes, half a request and an endless header end only their own connection."""
     for content in (b"\x16\x03\x01", b"GET", b"A" * 70_000, b"GET / HTTP/9.9\r\n\r\n"):
         address = ("127.0.0.1", server.port)
@@ -434,7 +455,9 @@ def test_bytes_that_are_not_http_affect_no_other_request(server):
 
 @pytest.mark.parametrize("address", [":0", "127.0.0.1:0", "[::]:0", "[::1]:0"])
 def test_an_address_can_be_written_in_the_usual_ways(pages, address):
-    """Without a host, the server listens on IPv4 and IPv6; an IPv6 address has brackets."""
+    """Without a host, the server listens on IPv4 and IPv6. An IPv6 address is written in
+    brackets.
+    """
     server = HttpServer(address, pages)
     server.start()
     host = "::1" if "[" in address else "127.0.0.1"
@@ -445,6 +468,6 @@ def test_an_address_can_be_written_in_the_usual_ways(pages, address):
 
 
 def test_a_port_in_use_is_reported_at_once(server, pages):
-    """If the port is in use, the constructor raises an error."""
+    """If the port is in use, the constructor of the server raises an error."""
     with pytest.raises(OSError, match="in use"):
         HttpServer(f"127.0.0.1:{server.port}", pages)

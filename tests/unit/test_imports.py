@@ -1,4 +1,6 @@
-"""Each command imports only the libraries that it needs, because imports take memory and time."""
+"""Tests that each command imports only the libraries that it needs, because imports take memory and
+time.
+"""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Tests of agent.inspector, which lets the backends inspect every key."""
+"""Tests of agent.inspector, which inspects every key with its backend."""
 
 from agent.host.filesystem import Host
 from agent.host.ledger import FileLedger
@@ -7,7 +7,7 @@ from tests.world import build_reconciler
 
 
 class DefectiveKind(RecordingKind):
-    """A fake kind whose check of some texts raises an exception."""
+    """A fake backend whose check of some texts raises an exception."""
 
     def inspect(self, source_key):
         if source_key.content == b"defect":
@@ -16,7 +16,9 @@ class DefectiveKind(RecordingKind):
 
 
 def test_a_defect_in_the_check_of_one_key_does_not_affect_other_keys(tmp_path):
-    """The key is rejected, its last good version stays, and the finding contains no text of it."""
+    """If the check of a key raises an unexpected exception, the key is rejected, and all other keys
+    are checked. The finding contains no text of the key.
+    """
     (tmp_path / "state").mkdir()
     kind, source = DefectiveKind(), OneSet()
     reconciler = build_reconciler([source], kind, FileLedger(Host(str(tmp_path)), "/state"))

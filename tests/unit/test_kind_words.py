@@ -1,4 +1,6 @@
-"""The shared packages do not mention profile kinds; backends declare how kinds differ."""
+"""Tests that the shared packages do not mention profile kinds, because the backends declare how
+kinds differ.
+"""
 
 import re
 from pathlib import Path
@@ -13,13 +15,13 @@ ALLOWED = {
     "core/model.py": 3,
     # Users rely on these rules for file names.
     "core/classify.py": 7,
-    # These are fields and annotations of the Kubernetes API.
+    # Fields and annotations of the Kubernetes API.
     "core/pod_references.py": 12,
 }
 
 
 def counted():
-    """Return how often each module of the shared packages mentions a kind."""
+    """Return the number of words for kinds in each module of the shared packages."""
     paths = [path for name in SHARED for path in modules(ROOT / name)]
     words = {
         str(path.relative_to(ROOT)): len(WORDS.findall(path.read_text(encoding="utf-8")))
@@ -34,5 +36,7 @@ def modules(path):
 
 
 def test_shared_packages_do_not_mention_profile_kinds():
-    """Only public names are allowed, and the allowed counts may only decrease."""
+    """The shared packages contain only the allowed public names of kinds. The allowed counts may
+    only decrease.
+    """
     assert counted() == ALLOWED

@@ -1,4 +1,6 @@
-"""Tests of agent.control.label_absence in a daemon: removals wait for their labels."""
+"""Tests of agent.control.label_absence in a daemon: each removal waits until its label is
+absent.
+"""
 
 import pytest
 
@@ -17,7 +19,7 @@ def world(tmp_path):
 
 
 def test_a_profile_is_removed_a_grace_period_after_its_label(world):
-    """The label is removed first, and the profile is removed after the grace period."""
+    """The agent removes the label first, and removes the profile after the grace period."""
     del world.source.keys["old"]
     world.controller.run_pass()
     assert (world.labels(), world.loaded(), world.reason()) == (ALL, ALL, "label_pending")
@@ -33,8 +35,8 @@ def test_a_profile_is_removed_a_grace_period_after_its_label(world):
 
 
 def test_a_due_removal_is_not_delayed_by_rounding(tmp_path):
-    """A removal is not delayed, although (start + grace) - start may be less than the grace
-    period.
+    """Rounding does not delay a removal, although (start + grace) - start may be less than the
+    grace period.
     """
     world = converged_world(tmp_path, resync_seconds=1e9)
     del world.source.keys["old"]
@@ -47,7 +49,7 @@ def test_a_due_removal_is_not_delayed_by_rounding(tmp_path):
     assert world.loaded() == {"web", "third"}
 
 
-def test_nothing_is_removed_while_its_label_cannot_be_removed(world):
+def test_no_profile_is_removed_while_its_label_cannot_be_removed(world):
     """While a label may still exist, its profile stays, even in a long outage of the API server."""
     del world.source.keys["old"]
     for _ in range(5):
@@ -58,7 +60,9 @@ def test_nothing_is_removed_while_its_label_cannot_be_removed(world):
 
 
 def test_a_lost_response_does_not_prove_that_a_label_is_absent(world):
-    """If a response was lost, the label may have been set and does not count as absent."""
+    """If the response to a request was lost, the label may be set, so it does not count as
+    absent.
+    """
     world.source.keys["new"] = "new:1"
     world.controller.run_pass()
     world.server.lost = [UNREACHABLE]
@@ -73,8 +77,10 @@ def test_a_lost_response_does_not_prove_that_a_label_is_absent(world):
     assert "new" in world.loaded() & world.labels()
 
 
-def test_a_label_known_to_be_absent_stays_so_during_an_outage(world):
-    """During an outage, a label that was absent stays absent, and the profile is removed."""
+def test_an_absent_label_stays_absent_during_an_outage(world):
+    """A label that was absent before an outage stays absent during the outage, so the profile is
+    removed.
+    """
     del world.source.keys["old"]
     world.run_pass()
     world.controller.run_pass()
@@ -84,8 +90,8 @@ def test_a_label_known_to_be_absent_stays_so_during_an_outage(world):
     assert (world.publisher.labels_on_node(), world.loaded()) == (None, {"web", "third"})
 
 
-def test_a_label_that_was_never_seen_absent_counts_as_present_during_an_outage(world):
-    """A label of unknown state does not count as absent."""
+def test_a_label_of_unknown_state_counts_as_present_during_an_outage(world):
+    """During an outage, a label of unknown state counts as present, so the profile stays."""
     world.watch.fail()
     del world.source.keys["old"]
     for _ in range(4):
@@ -95,7 +101,9 @@ def test_a_label_that_was_never_seen_absent_counts_as_present_during_an_outage(w
 
 
 def test_a_label_that_returns_starts_the_grace_period_again(world):
-    """If another client sets a label again, the grace period starts again."""
+    """If another client sets a removed label, the grace period starts again after the next
+    removal.
+    """
     del world.source.keys["old"]
     world.run_pass()
     world.controller.run_pass()
@@ -115,8 +123,8 @@ def test_a_label_that_returns_starts_the_grace_period_again(world):
 
 
 def test_a_profile_that_is_desired_again_gets_its_label_back(world):
-    """If a profile is desired again, it gets its label back, and a later grace period starts at
-    zero.
+    """If a source desires a profile again, the agent sets its label again. A later grace period
+    starts from the beginning.
     """
     del world.source.keys["old"]
     world.run_pass()
@@ -134,7 +142,9 @@ def test_a_profile_that_is_desired_again_gets_its_label_back(world):
 
 
 def test_a_profile_in_use_loses_its_label_and_stays_loaded(world):
-    """A profile in use loses its label, but it stays loaded for the running pods."""
+    """The agent removes the label of an undesired profile that is in use. The profile itself stays
+    loaded for running pods.
+    """
     world.node.used = {"old"}
     del world.source.keys["old"]
     for _ in range(3):
@@ -147,7 +157,7 @@ def test_a_profile_in_use_loses_its_label_and_stays_loaded(world):
 
 
 def test_an_unreadable_source_does_not_bring_a_removed_label_back(world):
-    """If a source is unavailable, a removed label does not return."""
+    """If a source becomes unavailable, the agent does not set a removed label again."""
     world.node.used = {"old"}
     del world.source.keys["old"]
     world.run_pass()
@@ -162,7 +172,9 @@ def test_an_unreadable_source_does_not_bring_a_removed_label_back(world):
 
 
 def test_a_label_stays_if_a_source_becomes_unreadable_before_it_was_removed(world):
-    """If a source becomes unreadable, a label stays, because the source may desire the profile."""
+    """If a source becomes unreadable before a label was removed, the label stays, because the
+    source may desire the profile.
+    """
     del world.source.keys["old"]
     world.controller.run_pass()
     world.other_source.keys = Unreadable(profile_set="dir /p", reason="no permission")
@@ -197,7 +209,7 @@ def test_without_labels_a_removal_waits_for_the_grace_period_alone(tmp_path):
     assert world.loaded() == {"web", "third"}
 
 
-def test_a_profile_that_a_pod_names_stays(world):
+def test_a_profile_that_a_pod_references_stays(world):
     """A profile stays installed while a pod in the current list references it."""
     world.cluster.pods = {("apparmor", "old"): ("ns/pod",)}
     del world.source.keys["old"]
@@ -210,8 +222,10 @@ def test_a_profile_that_a_pod_names_stays(world):
     assert "old" not in world.loaded()
 
 
-def test_a_removal_that_became_due_during_a_pass_is_done_by_the_next_pass(tmp_path):
-    """If a removal becomes due during a pass, the next pass runs at once."""
+def test_a_removal_that_becomes_due_during_a_pass_happens_in_the_next_pass(tmp_path):
+    """If a removal becomes due during a pass, the next pass runs at once and removes the
+    profile.
+    """
     world = converged_world(tmp_path, resync_seconds=1e9)
     del world.source.keys["old"]
     world.run_pass()
@@ -229,8 +243,8 @@ def test_a_removal_that_became_due_during_a_pass_is_done_by_the_next_pass(tmp_pa
     assert world.loaded() == {"web", "third"}
 
 
-def test_a_change_in_the_set_of_absent_labels_calls_for_a_pass(world):
-    """A pass also runs if one label returns while another one disappears."""
+def test_a_change_in_the_set_of_absent_labels_causes_a_pass(world):
+    """A pass also runs if one label appears while another label disappears."""
     world.node.used = {"web"}
     world.source.keys = {"stays": "stays:1"}
     world.run_pass()

@@ -61,16 +61,14 @@ def hashed(cut, text):
     ],
 )
 def test_a_name_that_is_not_valid_in_a_label_key_is_shortened_and_hashed(text, expected):
-    """A name that is not valid in a label key is shortened, and the result depends only on the
-    name.
+    """A name that is not valid in a label key is shortened and gets a hash. The result depends only
+    on the name.
     """
     assert labels.label_name(text) == expected
 
 
 def test_verified_profiles_are_labelled():
-    """The labels show verified profiles of both kinds, the profile set, and the kinds that the node
-    supports.
-    """
+    """Verified profiles, their profile set and the supported kinds have labels."""
     computed = labels_of(
         report(
             row(),
@@ -96,15 +94,15 @@ def test_verified_profiles_are_labelled():
     "state", ["rejected", "foreign", "failed", "unsupported", "removed", "released", "planned"]
 )
 def test_an_unverified_profile_has_no_label_and_its_set_is_not_ready(state):
-    """If one profile of a profile set is not verified, the set has no label."""
+    """An unverified profile has no label, and its profile set has no label either."""
     assert labels_of(report(row(), row("b.json", state))).labels == {
         f"seccomp.{D}/a.json": "installed"
     }
 
 
 def test_a_held_profile_that_is_not_desired_has_no_label():
-    """A profile that is only held until it is unused has no label, so that it attracts no new
-    pods.
+    """A held profile that no source desires has no label, so that the node attracts no new pods for
+    it.
     """
     computed = labels_of(report(row(), row("gone.json", "held", desired=False)))
     assert computed.labels == {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"}
@@ -147,7 +145,9 @@ def test_labels_stay_while_a_kind_is_unobservable_and_none_is_added():
     ],
 )
 def test_a_set_stays_ready_while_its_verified_profiles_are_unobservable(present, expected):
-    """If a key was never verified, its profile set does not become ready."""
+    """A profile set stays ready while its verified profiles are unobservable. It does not become
+    ready with a key that was never verified.
+    """
     unobservable = report(row(state="unobservable"), row("web", kind="apparmor", mode="enforce"))
     computed = labels_of(unobservable, dict.fromkeys(present, "x")).labels
     assert (f"set.{D}/ns__web" in computed) is expected
@@ -155,20 +155,20 @@ def test_a_set_stays_ready_while_its_verified_profiles_are_unobservable(present,
 
 @pytest.mark.parametrize("state", ["failed", "foreign", "rejected"])
 def test_a_set_with_a_profile_that_is_not_on_the_node_is_not_ready(state):
-    """If a profile of a set is not on the node, the set is not ready."""
+    """A profile set with a profile that is missing on the node is not ready."""
     present = dict.fromkeys((f"seccomp.{D}/a.json", f"set.{D}/ns__web"), "x")
     assert labels_of(report(row(state=state)), present).labels == {}
 
 
 def test_an_unreadable_source_neither_removes_nor_adds_labels():
-    """If a source is unreadable, no label is added and no label is removed."""
+    """While a source is unreadable, the agent neither adds nor removes labels."""
     unknown = report(row(state="held", reason="a source is unreadable"), sets=())
     own = {f"seccomp.{D}/a.json": "installed"}
     assert (labels_of(unknown).labels, labels_of(unknown, own).labels) == ({}, own)
 
 
 def test_a_profile_that_may_be_desired_keeps_the_value_of_its_label():
-    """If the mode of a profile is unknown, its label keeps its value."""
+    """While it is unknown whether a profile is desired, its label keeps its value."""
     unknown = report(
         row("web", "held", kind="apparmor", reason="a source is unreadable"),
         row("other", kind="apparmor", mode="enforce"),
@@ -183,7 +183,7 @@ def test_a_profile_that_may_be_desired_keeps_the_value_of_its_label():
 
 
 def test_a_set_without_current_profiles_is_not_ready():
-    """If a profile set has no current profiles, it is not ready."""
+    """A profile set without current profiles is not ready."""
     left = report(row(state="held", reason="a source is unreadable"))
     present = {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"}
     assert labels_of(left, present).labels == {f"seccomp.{D}/a.json": "installed"}
@@ -197,14 +197,14 @@ def test_a_set_with_keys_of_an_excluded_kind_is_not_ready():
 
 
 def test_a_set_with_inputs_that_are_not_profiles_is_ready():
-    """A README next to the profiles does not change the label of the profile set."""
+    """A profile set with inputs that are not profiles, for example a README, is ready."""
     skipped = left_out.of(LeftOutReason.NAME, ["README.md"])
     sets = (ProfileSetStatus(profile_set=SET, state="read", keys=1, left_out=skipped),)
     assert f"set.{D}/ns__web" in labels_of(report(row(), sets=sets)).labels
 
 
 def test_the_support_of_the_node_keeps_its_label_when_an_observation_fails():
-    """If an observation fails once, the labels about the support of the node stay."""
+    """If an observation fails, the labels for the supported kinds stay."""
     unobservable = report(apparmor="unknown", seccomp="unknown", sets=())
     computed = labels_of(unobservable, {f"{D}/apparmor": "enabled"}).labels
     assert computed == {f"{D}/apparmor": "enabled", f"{D}/seccomp": "unknown"}
@@ -225,8 +225,8 @@ def test_the_mode_of_a_security_module_is_a_label(mode, expected):
     assert labels_of(observed, {f"{D}/selinux": "enforcing"}).labels == expected
 
 
-def test_labels_of_names_precede_labels_of_digests():
-    """The digest label is set only if the profile label is set too."""
+def test_labels_of_names_have_priority_over_labels_of_digests():
+    """A digest label is set only if the label for the name of the profile is set."""
     rows = [row(name, source_digest="0123456789abcdef") for name in ("a", "b")]
     computed = labels_of(report(*rows, sets=()), digest=True, limit=3)
     assert list(computed.labels) == [
@@ -237,12 +237,14 @@ def test_labels_of_names_precede_labels_of_digests():
 
 
 def test_a_row_without_a_name_has_no_label():
-    """A row without a name has no label."""
+    """A row without a profile name causes no label."""
     assert labels_of(report(row("", "rejected"))).labels == {}
 
 
 def test_the_label_of_a_digest_has_the_digest_of_the_source():
-    """The optional label has the first 12 digits of the digest, if the digest is known."""
+    """The optional digest label contains the first 12 digits of the source's digest, if the digest
+    is known.
+    """
     built = report(row(source_digest="0123456789abcdef"), row("b.json"))
     computed = labels_of(built, digest=True).labels
     assert {key: value for key, value in computed.items() if "digest" in key} == {
@@ -287,7 +289,9 @@ def test_names_with_the_same_label_key_have_no_label(state):
 
 @pytest.mark.usefixtures("equal_digests")
 def test_a_desired_name_without_a_row_can_collide():
-    """A desired name can cause a label collision even if no row of the report contains the name."""
+    """A desired name can have the label key of another name even if no row of the report contains
+    the desired name.
+    """
     built = report(row("web server"), row("", "rejected"), sets=())
     rejected = replace(built, desired_names={"seccomp": frozenset(["web server", "web?server"])})
     assert list(labels_of(built).labels) == [f"seccomp.{D}/web.server-{'0' * 20}"]
@@ -311,7 +315,7 @@ def test_configmaps_with_the_same_label_key_have_no_label(state):
 
 
 def test_configmaps_of_two_namespaces_have_different_labels():
-    """A ConfigMap does not get the label of a ready ConfigMap in another namespace."""
+    """Two ConfigMaps with the same name in different namespaces have different labels."""
     other = "configmap other/web"
     computed = labels_of(
         report(
@@ -330,7 +334,7 @@ def test_configmaps_of_two_namespaces_have_different_labels():
 
 
 def test_the_label_of_an_observed_profile_has_the_observed_mode():
-    """The label of an observed profile has the observed mode."""
+    """The label of an observed profile contains the observed mode."""
     rows = [
         row("web", kind="apparmor", mode="enforce"),
         row(
@@ -343,7 +347,9 @@ def test_the_label_of_an_observed_profile_has_the_observed_mode():
 
 
 def test_only_configmaps_have_labels_of_profile_sets():
-    """Directories and manifests have no label of their own."""
+    """Only ConfigMaps have labels for profile sets. Directories and manifests have no such
+    label.
+    """
     computed = labels_of(
         report(row(origin="dir /p"), sets=(ProfileSetStatus(profile_set="dir /p", state="read"),))
     )
@@ -351,7 +357,9 @@ def test_only_configmaps_have_labels_of_profile_sets():
 
 
 def test_existing_labels_have_precedence_over_new_labels():
-    """The order of labels is: support of the node, existing labels, profile sets, profiles."""
+    """Labels for the supported kinds have the highest priority, followed by existing labels,
+    profile sets and profiles.
+    """
     built = report(row("a"), row("b"), row("c"), seccomp="enabled")
     computed = labels_of(built, {f"seccomp.{D}/c": "installed"}, limit=3)
     assert list(computed.labels) == [f"{D}/seccomp", f"seccomp.{D}/c", f"set.{D}/ns__web"]
@@ -361,8 +369,10 @@ def test_existing_labels_have_precedence_over_new_labels():
     assert computed.findings[0].message.startswith("The Node has no labels for 2 names")
 
 
-def test_new_labels_of_older_configmaps_precede_those_of_newer_ones():
-    """A new profile cannot displace the label of an older profile by its name."""
+def test_new_labels_of_older_configmaps_have_priority():
+    """At the limit, new labels of older ConfigMaps have priority, whatever the names of newer
+    profiles are.
+    """
     ages = {"dir /p": "", SET: "2026-01-02T00:00:00Z", "configmap ns/old": "2026-01-01T00:00:00Z"}
     sets = tuple(
         ProfileSetStatus(profile_set=name, state="read", created=created)
@@ -380,8 +390,8 @@ def test_new_labels_of_older_configmaps_precede_those_of_newer_ones():
     assert list(existing.labels) == [f"seccomp.{D}/a"]
 
 
-def test_a_name_of_two_configmaps_has_the_rank_of_the_older_one():
-    """If two ConfigMaps provide a name, it has the rank of the older ConfigMap."""
+def test_a_name_in_two_configmaps_has_the_rank_of_the_older_configmap():
+    """A name that two ConfigMaps provide has the rank of the older ConfigMap."""
     ages = {SET: "2026-01-03", "configmap ns/old": "2026-01-01", "configmap ns/b": "2026-01-02"}
     sets = tuple(
         ProfileSetStatus(profile_set=name, state="unreadable", created=created)
@@ -392,7 +402,7 @@ def test_a_name_of_two_configmaps_has_the_rank_of_the_older_one():
 
 
 def test_a_labelled_profile_has_a_node_selector():
-    """If a profile has no label, its nodeSelector is empty."""
+    """A labelled profile has a nodeSelector. Without a label, the nodeSelector is empty."""
     rows = [row("web", kind="apparmor", mode="enforce"), row(), row(state="failed")]
     assert [labels.node_selector(profile, D) for profile in rows] == [
         {f"apparmor.{D}/web": "enforce"},
@@ -414,7 +424,7 @@ def test_a_labelled_profile_has_a_node_selector():
     ],
 )
 def test_labels_of_a_previous_domain_are_recognized(label, expected):
-    """Labels of the agent's previous domain are recognized, so that an update removes them."""
+    """Labels with the agent's previous domain are recognized, so that an update removes them."""
     assert labels.has_agent_label_form(label) is expected
 
 
@@ -433,6 +443,6 @@ def test_labels_of_a_previous_domain_are_recognized(label, expected):
         ("kubernetes.io/os", False),
     ],
 )
-def test_only_labels_with_a_prefix_of_the_agent_are_its_own(label, expected):
+def test_only_labels_with_a_prefix_of_the_agent_are_agent_owned(label, expected):
     """A label without a prefix of the agent is foreign."""
     assert labels.is_agent_label(label, D) is expected

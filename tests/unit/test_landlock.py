@@ -29,7 +29,7 @@ SYSTEM_CALL_NUMBERS = {"create": 444, "add": 445, "restrict": 446}
 
 
 def opened(path, flags=os.O_RDONLY):
-    """Open a path and return whether this is permitted."""
+    """Open a path, and return whether the kernel permits this."""
     try:
         os.close(os.open(path, flags, 0o600))
     except PermissionError:
@@ -39,7 +39,7 @@ def opened(path, flags=os.O_RDONLY):
 
 @pytest.fixture
 def files(tmp_path):
-    """Create a directory that tests permit, and a secret file outside it."""
+    """Create a directory that a sandbox may read, and a secret file outside the directory."""
     (tmp_path / "tree/below").mkdir(parents=True)
     (tmp_path / "tree/below/file").write_text("listed")
     (tmp_path / "secret").write_text("canary")
@@ -48,7 +48,9 @@ def files(tmp_path):
 
 @needs_landlock
 def test_a_restricted_thread_can_only_open_listed_files(files):
-    """Other files cannot be opened by their path, through a link or through `..`."""
+    """A restricted thread cannot open other files, whether by their path, through a link or through
+    `..`.
+    """
     (files / "tree/link").symlink_to(files / "secret")
     tree = f"{files}/tree"
     paths = (f"{tree}/below/file", tree, f"{files}/secret", f"{tree}/link", f"{tree}/../secret")
@@ -57,16 +59,18 @@ def test_a_restricted_thread_can_only_open_listed_files(files):
 
 
 @needs_landlock
-def test_a_link_that_is_listed_stands_for_its_target(files):
-    """If a listed path is a link, the rule applies to its target."""
+def test_a_rule_for_a_link_applies_to_its_target(files):
+    """If a listed path is a link, the rule applies to the target of the link."""
     link = files / "link"
     link.symlink_to(files / "secret")
     assert landlock.run(lambda: opened(files / "secret"), Access(read=[str(link)]))
 
 
 @needs_landlock
-def test_a_restricted_thread_writes_nothing(files):
-    """In a listed directory, writing, truncating, creating and removing are denied too."""
+def test_a_restricted_thread_cannot_write(files):
+    """A restricted thread cannot write, truncate, create or remove files, even in a listed
+    directory.
+    """
     file = files / "tree/below/file"
 
     def attempts():
@@ -108,7 +112,7 @@ def test_other_threads_are_not_restricted(files):
 
 @needs_landlock
 def test_no_new_privileges_is_set_in_the_restricted_thread_only(files):
-    """no_new_privs is set only in the restricted thread."""
+    """The flag no_new_privs is set only in the restricted thread."""
 
     def flag():
         with open("/proc/thread-self/status") as file:
@@ -120,7 +124,7 @@ def test_no_new_privileges_is_set_in_the_restricted_thread_only(files):
 
 
 def run(command, sandbox, *, cpu_seconds=30):
-    """Run a shell command in the same way as the parser; return its status and its output."""
+    """Run a shell command as the agent runs the parser. Return the exit status and the output."""
     limits = CommandLimits(
         seconds=60, memory_bytes=1 << 30, cpu_seconds=cpu_seconds, output_bytes=1 << 16
     )
@@ -153,7 +157,7 @@ def test_a_program_and_the_programs_that_it_starts_are_restricted(files):
 
 @needs_landlock
 def test_a_program_that_is_not_listed_is_not_started(files):
-    """If a program is not listed, it is not started, and the error is that of the kernel."""
+    """A program that is not listed is not started, and the kernel's error is returned."""
     with pytest.raises(HostError) as raised:
         run("exit 0", Access(read=["/"]))
     assert raised.value.errno == errno.EACCES
@@ -164,7 +168,7 @@ class InterruptedRunError(Exception):
 
 
 @needs_landlock
-# The exception is raised in a finalizer.
+# Python ignores the exception, because a destructor raises it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_handler_that_raises_leaves_no_program_running():
     """If a signal handler raises an exception during the start, no program continues to run."""
@@ -194,7 +198,9 @@ def test_a_signal_handler_that_raises_leaves_no_program_running():
 
 
 class InterruptedThread(threading.Thread):
-    """A thread during whose start a signal handler raises an exception, as seen in CPython 3.11."""
+    """A thread whose start is interrupted: a signal handler raises an exception, as can happen in
+    CPython 3.11.
+    """
 
     def start(self):
         try:
@@ -213,8 +219,10 @@ class RefusedThread(threading.Thread):
 @pytest.mark.parametrize(
     ("thread", "error"), [(InterruptedThread, InterruptedRunError), (RefusedThread, OSError)]
 )
-def test_an_interrupted_start_is_not_a_lack_of_threads(monkeypatch, thread, error):
-    """The exception of the signal handler is raised, also while another exception is handled."""
+def test_an_interrupted_start_does_not_count_as_a_lack_of_threads(monkeypatch, thread, error):
+    """If a signal handler raises an exception during the start of a thread, the caller gets this
+    exception, even while it handles another exception.
+    """
     monkeypatch.setattr(threading, "Thread", thread)
     with pytest.raises(error):
         landlock.run(lambda: None, Access(read=[]))
@@ -227,7 +235,7 @@ def test_an_interrupted_start_is_not_a_lack_of_threads(monkeypatch, thread, erro
 
 @needs_landlock
 def test_a_thousand_runs_leave_no_thread_and_no_descriptor(files):
-    """At its end, each run releases its thread and its descriptors."""
+    """After a thousand runs, no additional thread or descriptor remains."""
     access = Access(read=[str(files / "tree"), str(files / "missing")], execute=[SHELL])
     landlock.run(lambda: None, access)
     threads, descriptors = threading.active_count(), len(os.listdir("/proc/self/fd"))
@@ -238,7 +246,9 @@ def test_a_thousand_runs_leave_no_thread_and_no_descriptor(files):
 
 
 def test_an_error_of_the_function_is_raised_in_the_calling_thread(files):
-    """If the function raises an exception, the calling thread gets the same exception."""
+    """If the restricted function raises an exception, the calling thread gets the same
+    exception.
+    """
     if landlock.missing():
         pytest.skip(landlock.missing())
     with pytest.raises(ZeroDivisionError):
@@ -259,7 +269,7 @@ def test_an_error_of_the_function_is_raised_in_the_calling_thread(files):
     ],
 )
 def test_each_version_denies_all_of_its_rights(version, files, network, scoped):
-    """The numbers of the rights equal the numbers in linux/landlock.h up to version 6."""
+    """For each Landlock version up to 6, the sandbox denies all rights in linux/landlock.h."""
     found = landlock.handled(version)
     assert found == ((1 << files) - 1, (1 << network) - 1, (1 << scoped) - 1)
 
@@ -311,10 +321,12 @@ def missing_under(number, code):
     ],
 )
 def test_a_kernel_or_a_filter_without_landlock_is_detected(call, code, reason):
-    """Each errno results in its own reason, and no errno counts as an active sandbox."""
+    """A kernel without Landlock, or a filter that denies it, is detected. Each errno has a specific
+    reason.
+    """
     if landlock.missing() and call != "create":
         pytest.skip(landlock.missing())
-    if call == "add":  # The probe does not add a rule.
+    if call == "add":  # The probe for Landlock does not add a rule.
         assert missing_under(SYSTEM_CALL_NUMBERS[call], code) == ""
     else:
         assert reason in missing_under(SYSTEM_CALL_NUMBERS[call], code)

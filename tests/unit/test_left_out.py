@@ -1,4 +1,4 @@
-"""Tests that each input that a source does not read as a profile is reported with the reason."""
+"""Tests of the reports about inputs that a source does not read as profiles."""
 
 import json
 import time
@@ -40,7 +40,7 @@ def problems(capsys):
 
 
 def test_a_directory_reports_every_file_that_is_skipped_by_name(tmp_path, capsys):
-    """One notice lists all files, and the JSON counts them."""
+    """One notice lists all skipped files, and the JSON report counts them."""
     names = ["README-web", "apparmor.txt", "audit.txt", "nginx.bak", "web.yaml"]
     for name in names:
         (tmp_path / name).write_text("x")
@@ -59,7 +59,7 @@ def test_a_directory_reports_every_file_that_is_skipped_by_name(tmp_path, capsys
 
 
 def test_the_table_of_a_check_contains_the_notice(tmp_path, capsys):
-    """The table shows the notice, as the JSON report does."""
+    """The table of a check shows the notice about skipped inputs, as the JSON report does."""
     (tmp_path / "README.md").write_text("x")
     (tmp_path / "good.json").write_text(PROFILE)
     assert main(["check", str(tmp_path)]) == 0
@@ -69,7 +69,7 @@ def test_the_table_of_a_check_contains_the_notice(tmp_path, capsys):
 
 
 def test_oneshot_reports_skipped_inputs(tmp_path, capsys):
-    """Each profile set gets one notice, which lists why keys were skipped."""
+    """With --oneshot, each profile set has one notice that lists the reasons for skipped keys."""
     (tmp_path / "source").mkdir()
     (tmp_path / "source/README.md").write_text("x")
     (tmp_path / "source/good.json").write_text(PROFILE)
@@ -85,7 +85,7 @@ def test_oneshot_reports_skipped_inputs(tmp_path, capsys):
 
 
 def test_a_manifest_reports_resources_that_are_not_configmaps(tmp_path):
-    """The names of resources contain the kind and the namespace, and the names of keys contain
+    """The notice about a manifest lists resources with their kind and namespace, and keys with
     their ConfigMap.
     """
     path = tmp_path / "all.yaml"
@@ -110,7 +110,9 @@ def test_a_manifest_reports_resources_that_are_not_configmaps(tmp_path):
     ],
 )
 def test_a_manifest_without_configmaps_is_one_error(tmp_path, capsys, text, name, hint):
-    """The message describes the content of the file, and contains the next step."""
+    """A manifest without ConfigMaps causes one error, which describes the content of the file and
+    contains the next step.
+    """
     path = tmp_path / "web.yaml"
     path.write_text(text)
     assert main(["check", "--output=json", str(path)]) == 1
@@ -124,7 +126,9 @@ def test_a_manifest_without_configmaps_is_one_error(tmp_path, capsys, text, name
 
 
 def test_an_emptied_directory_describes_its_files(tmp_path, capsys):
-    """The error contains the notice, so that one mistake causes one message."""
+    """The error about an emptied directory also describes the skipped files, so that one mistake
+    causes one message.
+    """
     (tmp_path / "web.txt").write_text(PROFILE)
     assert main(["check", "--output=json", str(tmp_path)]) == 1
     (error,) = problems(capsys)
@@ -133,7 +137,9 @@ def test_an_emptied_directory_describes_its_files(tmp_path, capsys):
 
 
 def test_a_new_readme_changes_the_snapshot_of_a_directory(tmp_path):
-    """An unchanged directory has an equal snapshot."""
+    """A new README changes the snapshot of a directory. An unchanged directory has an equal
+    snapshot.
+    """
     (tmp_path / "good.json").write_text(PROFILE)
     source = DirectorySource(str(tmp_path), clock_ns=time.time_ns)
     before = source.read()
@@ -144,7 +150,9 @@ def test_a_new_readme_changes_the_snapshot_of_a_directory(tmp_path):
 
 
 def test_a_message_contains_the_first_names_only():
-    """Names are untrusted, so control characters are escaped and the number is limited."""
+    """A message contains only the first names. Control characters are escaped, because names are
+    untrusted.
+    """
     (item,) = limits.skipped_by_name([f"{number}\n.txt" for number in range(12)])
     assert (item.count, len(item.names)) == (12, 10)
     assert item.message.endswith(r"9\n.txt and 2 more.")

@@ -2,7 +2,7 @@
 
 pip installs the lock files with --no-deps and --require-hashes. A missing pin would therefore cause
 an import error, perhaps on only one Python version. These tests read the metadata of the installed
-distributions, and find a missing pin for every supported Python version and machine.
+distributions. They detect a missing pin on every supported Python version and machine.
 """
 
 import functools
@@ -37,7 +37,7 @@ PIN = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pin:
-    """One pinned distribution of a lock file."""
+    """One pinned distribution in a lock file."""
 
     version: Version
     marker: Marker | None
@@ -85,9 +85,10 @@ def installed_requirements(name):
 
 
 def needed(roots, environment, requirements_of):
-    """Return the requirements of an environment, and the names of unknown distributions.
+    """Return the requirements of an environment, and the names of distributions with unknown
+    requirements.
 
-    The requirements of a distribution are unknown if the distribution is not installed here.
+    The requirements of a distribution are unknown if it is not installed here.
     """
     todo = [(Requirement(root), {""}) for root in roots]
     found, unknown, followed = set(), set(), set()
@@ -112,7 +113,7 @@ def needed(roots, environment, requirements_of):
 
 
 def finding(name, specifier, pin, environment):
-    """Return what is wrong with the pin of a requirement, or None."""
+    """Return the problem with the pin of a requirement, or None."""
     where = f"on Python {environment['python_version']} ({environment['platform_machine']})"
     if pin is None or (pin.marker is not None and not pin.marker.evaluate(environment)):
         return f"{name} is not pinned {where}"
@@ -137,14 +138,14 @@ def findings(locked, roots, requirements_of=installed_requirements):
 
 
 @pytest.mark.parametrize("name", ROOTS)
-def test_a_lock_pins_all_that_its_environment_needs(name):
+def test_a_lock_pins_every_distribution_that_its_environment_needs(name):
     """Every requirement has a pin with hashes and with a version that satisfies the requirement."""
     assert findings(pins(Path(name).read_text()), ROOTS[name]) == []
 
 
 @pytest.mark.parametrize("name", ROOTS)
-def test_a_lock_is_incomplete_without_any_one_of_its_pins(name):
-    """If any pin is removed from a lock file, the lock file is incomplete."""
+def test_a_lock_without_one_of_its_pins_is_incomplete(name):
+    """A lock file from which any single pin is removed is incomplete."""
     locked = pins(Path(name).read_text())
     assert len(locked) > 20
     lacking = {
@@ -154,7 +155,7 @@ def test_a_lock_is_incomplete_without_any_one_of_its_pins(name):
     assert [pin for pin, found in lacking.items() if not any(pin in text for text in found)] == []
 
 
-def test_every_line_of_a_lock_is_understood():
+def test_every_line_of_a_lock_can_be_parsed():
     """The tests can parse every line of a lock file, so that no pin is overlooked."""
     for path in [*Path().glob("requirements*.lock"), *Path("tests").rglob("*.lock")]:
         rest = re.sub(r"^#.*\n|^ +#.*\n", "", PIN.sub("", path.read_text()), flags=re.MULTILINE)
@@ -202,14 +203,16 @@ def requirer(requirements):
         ({"alpha": ["gamma"]}, ["gamma has no hashes"]),
     ],
 )
-def test_a_requirement_is_judged_in_every_environment(requirements, expected):
-    """Markers limit a requirement to a Python version, a machine or a system."""
+def test_a_requirement_is_checked_in_every_environment(requirements, expected):
+    """A requirement is checked in every environment, because markers can limit it to a Python
+    version, a machine or a system.
+    """
     locked = pins(LOCK)
     assert findings(locked, ["Alpha>=1"], requirer(requirements)) == expected
 
 
-def test_extras_bring_their_own_requirements():
-    """An extra in a requirement selects the optional dependencies of that distribution."""
+def test_extras_have_their_own_requirements():
+    """An extra in a requirement adds the optional dependencies of the distribution."""
     requirements = {"alpha": ["delta; extra == 'more'"]}
     found = findings(pins(LOCK), ["alpha[more]"], requirer(requirements))
     assert len(found) == len(PYTHON_VERSIONS) * len(MACHINES)

@@ -1,4 +1,4 @@
-"""Tests of agent.reporting.log_writer, over real pipes."""
+"""Tests of agent.reporting.log_writer with real pipes."""
 
 import contextlib
 import json
@@ -49,16 +49,16 @@ def read(reader, count):
 
 
 def read_until(reader, last):
-    """Read a pipe until a line contains a text; return all lines."""
+    """Read a pipe until a line contains a text, and return all lines."""
     content = b""
     while last not in content:
         content += os.read(reader, 1 << 16)
     return content.decode().splitlines()
 
 
-def test_a_blocked_log_blocks_no_caller_and_its_lines_are_counted(pipe):
-    """Lines beyond the limit are dropped. The lines within the limit arrive in order when the log
-    is read again.
+def test_a_blocked_log_does_not_block_callers(pipe):
+    """A blocked log does not block callers. Lines above the limit are dropped and counted. The
+    other lines arrive in order when the log is read again.
     """
     reader, descriptor = pipe
     filler = filled(descriptor)
@@ -77,7 +77,7 @@ def test_a_blocked_log_blocks_no_caller_and_its_lines_are_counted(pipe):
 
 
 def test_a_broken_pipe_only_drops_lines(pipe):
-    """If the pipe is broken, each line is tried once, dropped and counted."""
+    """If the pipe is broken, the writer tries to write each line once, drops it and counts it."""
     reader, descriptor = pipe
     os.close(reader)
     writer = LogWriter(descriptor, limit_bytes=LIMIT_BYTES)

@@ -1,4 +1,4 @@
-"""Tests of the whole command, with seccomp profiles in a separate host root."""
+"""Tests of the whole command, with seccomp profiles in a temporary host root."""
 
 import fcntl
 import json
@@ -55,7 +55,9 @@ def tree(path):
 
 
 def test_a_first_pass_installs_the_profile_and_exits_with_0(run, top):
-    """An installed file is in the kubelet's directory, in canonical form."""
+    """A first pass installs the profile in the kubelet's directory in canonical form, and exits
+    with status 0.
+    """
     status, report = run()
     assert (status, states(report)) == (0, {"audit.json": ("installed", "new")})
     written = json.loads((top / "root" / SECCOMP / "audit.json").read_text())
@@ -79,7 +81,7 @@ def test_a_dry_run_changes_nothing(run, top):
 
 
 def test_a_foreign_file_stays_until_it_is_taken_over(run, top):
-    """The agent replaces another program's file only with --take-over."""
+    """The agent replaces the file of another program only with --take-over."""
     path = top / "root" / SECCOMP / "audit.json"
     path.parent.mkdir(parents=True)
     path.write_text(DENY)
@@ -90,8 +92,10 @@ def test_a_foreign_file_stays_until_it_is_taken_over(run, top):
     assert path.read_text() != DENY
 
 
-def test_a_file_of_the_same_meaning_is_adopted_unchanged(run, top):
-    """A foreign file with the same rules in another format stays, and is never removed."""
+def test_a_file_with_the_same_meaning_is_adopted_unchanged(run, top):
+    """A foreign file with the same rules in another format is adopted unchanged, and is never
+    removed.
+    """
     run()
     canonical = (top / "root" / SECCOMP / "audit.json").read_text()
     (top / "root" / STATE / "entries").rename(top / "entries")
@@ -107,7 +111,9 @@ def test_a_file_of_the_same_meaning_is_adopted_unchanged(run, top):
 
 
 def test_an_undesired_file_stays_unless_prune_is_always(run, top):
-    """An undesired file stays unless --prune=always is set, because its use is unknown."""
+    """A file that no source desires stays unless --prune=always is set, because its use is
+    unknown.
+    """
     (top / "source/other.json").write_text(DENY)
     run()
     (top / "source/other.json").unlink()
@@ -129,7 +135,7 @@ def test_a_rejected_update_keeps_the_last_good_version(run, top):
 
 
 def test_profiles_of_a_missing_source_are_restored(run, top):
-    """If a source is missing, a lost profile is restored, and the exit status is 3."""
+    """If a source is missing, its missing profiles are restored, and the exit status is 3."""
     run()
     (top / "root" / SECCOMP / "audit.json").unlink()
     (top / "source").rename(top / "away")
@@ -138,7 +144,7 @@ def test_profiles_of_a_missing_source_are_restored(run, top):
     assert (top / "root" / SECCOMP / "audit.json").exists()
 
 
-def test_an_emptied_source_removes_nothing_unless_allowed(run, top):
+def test_an_emptied_source_removes_no_profile_unless_allowed(run, top):
     """If a source is emptied, its profiles are removed only with --allow-empty."""
     run()
     (top / "source/audit.json").unlink()
@@ -164,7 +170,7 @@ def test_a_second_agent_exits_with_4(run, top):
 
 
 def test_a_ledger_of_a_newer_version_stops_every_change(run, top):
-    """If an entry belongs to a newer version, the agent changes nothing."""
+    """If the ledger contains an entry of a newer version, the agent changes nothing."""
     run()
     (path,) = (top / "root" / STATE / "entries").iterdir()
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
@@ -176,7 +182,9 @@ def test_a_ledger_of_a_newer_version_stops_every_change(run, top):
 
 
 def test_status_reports_changed_and_missing_files_without_a_lock(run, top):
-    """The command `status` writes nothing."""
+    """The command `status` reports changed and missing files. It takes no lock and writes
+    no file.
+    """
     run()
     status, report = run(command=("status",), source=False)
     assert (status, states(report)) == (0, {"audit.json": ("installed", "installed")})
@@ -191,7 +199,9 @@ def test_status_reports_changed_and_missing_files_without_a_lock(run, top):
 
 
 def test_a_file_of_an_unfinished_installation_is_reported_and_removed_with_its_key(run, top):
-    """The agent is killed after it writes the file and before it records the installation."""
+    """If the agent was killed between writing a file and recording the installation, the file is
+    reported, and is removed with its key.
+    """
     run()
     (path,) = (top / "root" / STATE / "entries").iterdir()
     stored = json.loads(path.read_text())
@@ -215,7 +225,9 @@ def test_removed_content_of_the_ledger_is_stored_again(run, top):
 
 
 def test_restore_needs_no_source_and_removes_nothing(run, top):
-    """`restore` reinstalls the profiles in the ledger without a source, and removes nothing."""
+    """The command `restore` reinstalls the profiles in the ledger without a source, and removes no
+    profile.
+    """
     run()
     (top / "root" / SECCOMP / "audit.json").unlink()
     status, report = run("--output=json", command=("restore",), source=False)
@@ -225,7 +237,9 @@ def test_restore_needs_no_source_and_removes_nothing(run, top):
 
 
 def test_check_reports_each_file(top, capsys, monkeypatch):
-    """`check` accepts files and directories, and the worst result determines the exit status."""
+    """The command `check` accepts files and directories. The worst result determines the exit
+    status.
+    """
     monkeypatch.chdir(top)
     (top / "bad.json").write_text("{}")
     assert main(["check", "source", "source/audit.json", "--output=json"]) == 0
@@ -240,9 +254,8 @@ def test_check_reports_each_file(top, capsys, monkeypatch):
 
 
 def test_check_reports_a_parser_that_runs_without_a_sandbox(top, capsys, monkeypatch):
-    """On a laptop, the parser may be a script.
-
-    If the parser runs without a sandbox, `check` compiles profiles and prints a notice.
+    """If the parser is a script and runs without a sandbox, `check` still compiles profiles, and
+    prints a notice.
     """
     monkeypatch.chdir(top)
     (top / "parser").write_text('#!/bin/sh\nexec apparmor_parser "$@"\n')
@@ -257,7 +270,9 @@ def test_check_reports_a_parser_that_runs_without_a_sandbox(top, capsys, monkeyp
 
 
 def test_check_uses_the_files_of_include_directories(top, capsys, monkeypatch):
-    """The line in a finding refers to the original text, or to an included file."""
+    """With include directories, the line in a finding refers to the original text or to an included
+    file.
+    """
     monkeypatch.chdir(top)
     (top / "d/abstractions").mkdir(parents=True)
     (top / "d/abstractions/web").write_text("  /srv/** r,\n  /opt/tool ux,\n")
@@ -311,7 +326,7 @@ def skipped_inputs(capsys):
 
 
 def test_a_check_reports_skipped_files(top, capsys):
-    """If no profile was checked, the exit status is 1."""
+    """The command `check` reports skipped files. If it checked no profile, the exit status is 1."""
     (top / "source/README.md").write_text("read me")
     (top / "source/more.yaml").write_text("kind: List")
     (top / "README.md").write_text("read me")
@@ -337,7 +352,9 @@ def test_a_check_reports_skipped_files(top, capsys):
 
 
 def test_a_file_without_a_profile_is_reported_by_its_own_path(top, capsys):
-    """A file without a profile name and an unreadable file each cause one finding."""
+    """A file without a profile and an unreadable file each cause one finding with the path of the
+    file.
+    """
     ignored = f"{top}/source/README.md"
     Path(ignored).write_text("read me")
     assert main(["check", "--output=json", ignored]) == 1
@@ -377,7 +394,7 @@ def test_an_unreadable_file_does_not_hide_other_files(top, capsys):
 
 @pytest.mark.parametrize("path", ["x" * 300, "x" * 300 + ".yaml", "shut/x.json"])
 def test_an_impossible_path_is_an_unreadable_source(top, capsys, path):
-    """An impossible path is an unreadable source, with the exit status 3."""
+    """An impossible path counts as an unreadable source, so the exit status is 3."""
     (top / "shut").symlink_to("shut")
     for command in (
         ["check"],
@@ -388,8 +405,8 @@ def test_an_impossible_path_is_an_unreadable_source(top, capsys, path):
 
 
 def test_an_impossible_host_root_is_a_usage_error(top, capsys):
-    """If the host root is impossible, the usage error contains the option and the system's
-    error.
+    """For an impossible host root, the usage error contains the option and the error of the
+    system.
     """
     assert main(["status", f"--host-root={top}/{'x' * 300}"]) == 2
     assert capsys.readouterr().err == (
@@ -399,7 +416,9 @@ def test_an_impossible_host_root_is_a_usage_error(top, capsys):
 
 @pytest.mark.parametrize("more", [[], ["--tls-key=/no/key"]])
 def test_an_unreadable_certificate_is_reported_with_its_option(top, more):
-    """If a certificate is unreadable, the exit status is 2, and the node is unchanged."""
+    """For an unreadable certificate, the error contains the option, the exit status is 2, and the
+    node is unchanged.
+    """
     serve = ["--http-address=off", "--https-address=127.0.0.1:0", "--tls-cert=/no/cert", *more]
     done = subprocess.run(
         [sys.executable, "-m", "agent", f"--host-root={top}/root", "--source=/p", *serve],
@@ -415,7 +434,9 @@ def test_an_unreadable_certificate_is_reported_with_its_option(top, more):
 
 
 def test_an_interrupt_ends_a_command_silently(tmp_path):
-    """After Ctrl-C, the exit status is 130, and the parser has ended too."""
+    """After Ctrl-C, the command prints no error, the parser ends too, and the exit status
+    is 130.
+    """
     os.mkfifo(tmp_path / "began")
     parser = tmp_path / "parser"
     parser.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/began\nexec sleep 600\n")
@@ -428,14 +449,16 @@ def test_an_interrupt_ends_a_command_silently(tmp_path):
         started = int((tmp_path / "began").read_text())
         pid = command_process.pid
         while command_process.poll() is None and len([*Path(f"/proc/{pid}/task").iterdir()]) == 1:
-            pass  # The command does not wait for the parser yet.
+            pass  # At this time, the command does not yet wait for the parser.
         command_process.send_signal(signal.SIGINT)
         assert (command_process.wait(200), command_process.stdout.read()) == (130, b"")
     assert not Path(f"/proc/{started}").exists()
 
 
 def test_the_same_name_in_two_checked_files_is_a_conflict(top, capsys):
-    """If two checked files have the same name, `check` reports a conflict, as a node would."""
+    """If two checked files declare the same profile name, `check` reports a conflict, as the agent
+    on a node does.
+    """
     (top / "more").mkdir()
     (top / "more/audit.json").write_text(DENY)
     assert main(["check", f"{top}/source", f"{top}/more", "--output=json"]) == 1
@@ -446,7 +469,9 @@ def test_the_same_name_in_two_checked_files_is_a_conflict(top, capsys):
 
 
 def test_render_prints_config_maps(top, capsys):
-    """`render` prints YAML; if the directory is unreadable, the exit status is 3."""
+    """The command `render` prints ConfigMaps as YAML. If the directory is unreadable, the exit
+    status is 3.
+    """
     arguments = ["--name=n", "--namespace=ns"]
     assert main(["render", f"{top}/source", *arguments]) == 0
     assert "kind: ConfigMap" in capsys.readouterr().out
@@ -454,8 +479,8 @@ def test_render_prints_config_maps(top, capsys):
 
 
 def test_render_compares_a_file_with_its_output(top, capsys):
-    """`render --check` prints a diff and exits with status 1 if the file differs, or 3 if it is
-    missing.
+    """If the file differs, `render --check` prints a diff and exits with status 1. If the file is
+    missing, the status is 3.
     """
     render = ["render", f"{top}/source", "--name=n", "--namespace=ns"]
     assert main(render) == 0
@@ -478,7 +503,9 @@ def test_render_compares_a_file_with_its_output(top, capsys):
 
 
 def test_render_does_not_compare_an_incomplete_output(top, capsys):
-    """If a file cannot be part of the output, `render --check` reports only this file."""
+    """If an input cannot be part of the output, `render --check` reports only this input and no
+    diff.
+    """
     (top / "source/a b.json").write_text("{}")
     arguments = ["--name=n", "--namespace=ns", f"--check={top}/absent"]
     assert main(["render", f"{top}/source", *arguments]) == 1
@@ -487,7 +514,9 @@ def test_render_does_not_compare_an_incomplete_output(top, capsys):
 
 
 def test_render_prints_one_profile_without_include_rules(top, capsys):
-    """The exit status for a file that cannot be rendered is 1, and 3 for a missing directory."""
+    """The command `render` prints one profile with expanded includes. If it cannot do this, the
+    exit status is 1. For a missing directory, it is 3.
+    """
     (top / "web").write_text("profile web {\n  include if exists <local/web>\n  file,\n}\n")
     (top / "d").mkdir()
     inline = ["render", f"{top}/web", "--inline"]
@@ -499,7 +528,9 @@ def test_render_prints_one_profile_without_include_rules(top, capsys):
 
 
 def test_a_file_in_place_of_the_state_directory_is_a_usage_error(run, top, capsys):
-    """If the state directory is a file, the usage error does not claim that another agent runs."""
+    """If a file is at the path of the state directory, the usage error does not claim that another
+    agent runs.
+    """
     (top / "root" / STATE).parent.mkdir(parents=True)
     (top / "root" / STATE).write_text("")
     assert run() == (2, "")
@@ -524,7 +555,7 @@ def test_foreign_files_in_the_state_directory_stay(run, top):
 
 
 def test_restore_reports_a_retired_file_as_held(run, top):
-    """`restore` reports a file with a previous prefix as held."""
+    """The command `restore` reports a file with a previous prefix as held."""
     run("--seccomp-prefix=a/")
     run("--seccomp-prefix=b/")
     status, report = run("--output=json", command=("restore",), source=False)

@@ -38,7 +38,9 @@ def applied(patch, entries):
     ],
 )
 def test_own_labels_and_entries_of_other_managers_are_not_forged(entries):
-    """Entries that the API server writes itself do not count as forged."""
+    """The agent's labels and the entries of other managers do not count as forged, and neither do
+    entries of the API server.
+    """
     metadata = {"managedFields": entries}
     assert managed_fields.is_forged(metadata) is False
     assert managed_fields.repair(metadata) == []
@@ -55,7 +57,9 @@ def test_own_labels_and_entries_of_other_managers_are_not_forged(entries):
     ],
 )
 def test_a_repair_keeps_the_labels_of_the_agents_form(fields, left):
-    """A repair releases all other fields, and keeps labels and the entries of other managers."""
+    """A repair releases all forged fields. It keeps the agent's labels and the entries of other
+    managers.
+    """
     entries = [entry(fields, manager="kubelet"), entry(fields), entry(FAIR)]
     metadata = {"managedFields": entries}
     assert managed_fields.is_forged(metadata) is True

@@ -64,7 +64,9 @@ def config_map(body, name="web"):
 
 
 def test_each_configmap_of_each_document_is_read(path):
-    """data, binaryData, several documents and Lists are read, and other kinds are left out."""
+    """Each ConfigMap in each document or List is read, with data and binaryData. Resources of other
+    kinds are skipped.
+    """
     origin = f"manifest {path}"
     snapshot = read(path, TWO)
     blobs = (
@@ -117,17 +119,17 @@ def test_each_configmap_of_each_document_is_read(path):
     ],
 )
 def test_a_malformed_file_is_unreadable(path, text):
-    """If a file is malformed, it is unreadable, so no profile is removed."""
+    """A malformed manifest is unreadable, so no profile is removed."""
     assert isinstance(read(path, text), Unreadable)
 
 
 def test_bytes_that_are_not_utf_8_are_unreadable(path):
-    """If a file is not UTF-8, it is unreadable."""
+    """A manifest that is not UTF-8 is unreadable."""
     path.write_bytes(b"a: \xff")
     assert isinstance(ManifestSource(str(path)).read()[0], Unreadable)
 
 
-def test_unsafe_and_large_keys_are_rejected_alone(path, monkeypatch):
+def test_only_unsafe_and_large_keys_are_rejected(path, monkeypatch):
     """A rejected key does not affect the other keys."""
     monkeypatch.setattr(limits, "KEY_BYTES", 8)
     body = "data:\n  ../up.json: '{}'\n  a/b.json: '{}'\n  big.json: '123456789'\n  ok.json: '{}'"
@@ -141,7 +143,9 @@ def test_unsafe_and_large_keys_are_rejected_alone(path, monkeypatch):
 
 
 def test_a_file_without_profiles_is_emptied_unless_an_annotation_allows_it(path):
-    """If no ConfigMap of a file contains a profile, one annotation is enough to allow this."""
+    """A manifest without profiles counts as emptied, unless one of its ConfigMaps has the
+    annotation allow-empty.
+    """
     assert isinstance(read(path, config_map("data: {notes.md: x}")), Emptied)
     assert isinstance(read(path, ""), Emptied)
     allowed = (
@@ -152,7 +156,7 @@ def test_a_file_without_profiles_is_emptied_unless_an_annotation_allows_it(path)
 
 
 def test_missing_and_unreadable_files_differ(tmp_path):
-    """A missing file and a directory result in different snapshots."""
+    """A missing file and an unreadable path, such as a directory, result in different snapshots."""
     os.mkfifo(tmp_path / "fifo")
     assert isinstance(ManifestSource(str(tmp_path / "absent")).read()[0], Missing)
     assert isinstance(ManifestSource(str(tmp_path / "fifo")).read()[0], Unreadable)
@@ -160,7 +164,7 @@ def test_missing_and_unreadable_files_differ(tmp_path):
 
 
 def test_a_file_that_is_written_during_the_read_is_unreadable(path, monkeypatch):
-    """If a file is written during the read, it is unreadable until the next pass."""
+    """A manifest that is written during the read is unreadable until the next pass."""
     path.write_text(config_map("data: {a.json: old}"))
     fstat, later = os.fstat, [config_map("data: {}")]
 
@@ -178,14 +182,16 @@ def test_a_file_that_is_written_during_the_read_is_unreadable(path, monkeypatch)
 
 @given(text=st.text() | st.text(alphabet="{}[]:,&*!|>-'\" \nakindConfigMapdat"))
 def test_reading_raises_no_exception_for_any_content(tmp_path_factory, text):
-    """For any content, a read returns a snapshot and raises no exception."""
+    """Whatever a manifest contains, a read returns a snapshot and raises no exception."""
     path = tmp_path_factory.mktemp("any") / "x.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     assert isinstance(ManifestSource(str(path)).read(), tuple)
 
 
 def test_a_scheme_or_the_type_of_the_path_selects_the_source(tmp_path):
-    """Without a scheme, the type of an existing path or the end of the name selects the source."""
+    """A scheme selects the type of a source. Without a scheme, the type of an existing path or the
+    file extension selects it.
+    """
     (tmp_path / "f").write_text("")
     named = {
         f"dir:{tmp_path}": DirectorySource,
@@ -208,13 +214,13 @@ def test_a_scheme_or_the_type_of_the_path_selects_the_source(tmp_path):
     ],
 )
 def test_an_invalid_source_text_is_an_error(text, mistake):
-    """If a source text is invalid, the error shows a valid text."""
+    """The error about an invalid source text contains a valid example."""
     with pytest.raises(ValueError, match=mistake):
         parse_source(text)
 
 
 def test_a_configmap_that_occurs_twice_makes_the_file_unreadable(path):
-    """If a ConfigMap occurs twice in a file, the file is unreadable."""
+    """A manifest in which a ConfigMap occurs twice is unreadable."""
     one = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {a.json: '{}'}\n"
     snapshot = read(path, f"{one}---\n{one}")
     assert isinstance(snapshot, Unreadable)
@@ -222,7 +228,7 @@ def test_a_configmap_that_occurs_twice_makes_the_file_unreadable(path):
 
 
 def test_a_configmap_with_another_api_version_makes_the_file_unreadable(path):
-    """If a ConfigMap has an unknown API version, the file is unreadable."""
+    """A manifest with a ConfigMap of an unknown API version is unreadable."""
     result = read(path, config_map("data: {}").replace("v1", "v2"))
     assert isinstance(result, Unreadable)
     assert "an apiVersion other than v1" in result.reason

@@ -1,4 +1,4 @@
-"""Tests that the manifests use the command line, the image and the paths that exist."""
+"""Tests that the manifests use existing options, the current image and existing paths."""
 
 import configparser
 import re
@@ -20,7 +20,9 @@ def parsed(argv):
 
 
 def test_the_unit_runs_restore_before_the_kubelet():
-    """The command of the systemd unit is valid, and the unit runs before the kubelet."""
+    """The command of the systemd unit is a valid `restore`, and the unit runs before the
+    kubelet.
+    """
     unit = configparser.ConfigParser(interpolation=None)
     unit.optionxform = str
     unit.read_string(UNIT.read_text())
@@ -28,7 +30,7 @@ def test_the_unit_runs_restore_before_the_kubelet():
     assert unit["Unit"]["Before"] == "kubelet.service"
 
 
-def test_the_user_data_installs_what_it_writes():
+def test_the_user_data_installs_the_profiles_that_it_writes():
     """The cloud-init user data writes profiles to one directory, and the pass that it starts reads
     only that directory.
     """
@@ -55,13 +57,13 @@ def test_the_page_lists_every_manifest():
 
 
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
-# Container runtimes complete the plain name of the manifests to this name.
+# Container runtimes expand the plain name in the manifests to this name.
 IMAGE = f"docker.io/library/profile-loader:{VERSION}"
 
 
-def test_the_manifests_name_the_image_of_this_version():
-    """The base has the plain name with the version as tag, and the version as label. The chart
-    and the Containerfile have the same version.
+def test_the_manifests_use_the_image_of_this_version():
+    """The base uses the plain image name with the version as its tag, and has the version as a
+    label. The chart and the Containerfile have the same version.
     """
     kustomization = yaml.safe_load(Path("manifests/base/kustomization.yaml").read_text())
     assert "images" not in kustomization
@@ -76,20 +78,25 @@ def test_the_manifests_name_the_image_of_this_version():
         for image in re.findall(r"^ *(?:- )?image: *(\S+)", path.read_text(), re.MULTILINE)
         if "profile-loader" in image
     }
-    # An init container has the plain name alone, because it gets the image of the agent.
+    # An init container has only the plain name, because kustomize replaces it with the image of the
+    # agent.
     assert images == {"profile-loader", f"profile-loader:{VERSION}"}
     assert f"\nARG VERSION={VERSION}\n" in Path("Containerfile").read_text()
 
 
-def test_the_newest_section_of_the_changelog_is_that_of_this_version():
-    """The heading of the section is the version, and its date or the words "not yet released"."""
+def test_the_newest_section_of_the_changelog_is_about_this_version():
+    """The heading of the newest section contains this version, and either its date or the words
+    "not yet released".
+    """
     headings = re.findall(r"^## (.*)$", Path("CHANGELOG.md").read_text(), re.MULTILINE)
     pattern = rf"{re.escape(VERSION)} (\(not yet released\)|- \d{{4}}-\d\d-\d\d)"
     assert re.fullmatch(pattern, headings[0])
 
 
 def test_the_documents_use_the_image_name_of_the_manifests():
-    """Each command uses the full name, and each sentence the full name or the plain name."""
+    """In the documents, each command uses the full image name, and each sentence uses the full name
+    or the plain name.
+    """
     pages = [Path("README.md"), *Path("docs").rglob("*.md"), Path("manifests/README.md")]
     text = "\n".join(page.read_text() for page in pages)
     commands = re.findall(r"^(?:podman|buildah|docker) .*$", text, re.MULTILINE)

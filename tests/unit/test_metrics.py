@@ -48,7 +48,7 @@ def series(metrics):
 
 
 def test_a_pass_is_counted_and_shown():
-    """The series show profiles, actions, repairs, findings, sources and times."""
+    """After a pass, the series show its profiles, actions, repairs, findings, sources and times."""
     metrics = Metrics("1.2.3")
     metrics.count_pass(
         report(
@@ -83,7 +83,9 @@ def test_a_pass_is_counted_and_shown():
 
 
 def test_the_series_of_the_sandbox_exists_only_for_a_kind_with_a_parser():
-    """For a kind with a parser, the series is 1 with a sandbox and 0 without a sandbox."""
+    """The series for the sandbox exists only for a kind with a parser. Its value is 1 with a
+    sandbox, and 0 without.
+    """
     metrics = Metrics("1")
     supports = {
         "apparmor": KindSupport(state="enabled", sandboxed=True),
@@ -112,8 +114,8 @@ def test_the_mode_of_a_security_module_has_one_series_for_each_mode():
     }  # fmt: skip
 
 
-def test_the_series_of_a_resolved_finding_is_zero_and_that_of_a_removed_name_ends():
-    """If a source is removed, its series ends."""
+def test_the_series_of_a_resolved_finding_is_zero():
+    """The series of a resolved finding has the value 0. The series of a removed source ends."""
     metrics = Metrics("1")
     metrics.count_pass(report(row("old", findings=(PROBLEM,)), sets=(READ,)), 1000.0)
     metrics.count_pass(report(row("new")), 1300.0)
@@ -124,7 +126,7 @@ def test_the_series_of_a_resolved_finding_is_zero_and_that_of_a_removed_name_end
 
 
 def test_new_findings_between_passes_are_not_counted_as_a_pass():
-    """Findings of the publisher change gauges, but no counters."""
+    """New findings of the publisher change gauges but no counters, because no pass has run."""
     metrics = Metrics("1")
     metrics.count_pass(report(row(action="restore", reason="went missing")), 1000.0)
     metrics.show_report(report(row(action="restore", reason="went missing"), findings=(PROBLEM,)))
@@ -133,8 +135,8 @@ def test_new_findings_between_passes_are_not_counted_as_a_pass():
     assert values['profile_loader_problems{code="parser_rejected"}'] == 1
 
 
-def test_a_duplicate_of_a_restored_key_counts_no_further_repair():
-    """If two keys provide the same content, its repair counts once."""
+def test_the_repair_of_a_duplicated_profile_counts_once():
+    """If two keys provide the same content, the repair of this content counts once."""
     metrics = Metrics("1")
     duplicate = row(action="restore", reason="same content", reason_text='same content as "a"')
     metrics.count_pass(report(row(action="restore", reason="drifted"), duplicate), 1000.0)
@@ -143,7 +145,7 @@ def test_a_duplicate_of_a_restored_key_counts_no_further_repair():
 
 
 def test_only_a_pass_changes_the_times():
-    """Only a pass changes the times, so that they show a stuck loop."""
+    """Only a pass changes the times in the metrics, so that old times reveal a stuck loop."""
     metrics = Metrics("1")
     store = status_store(metrics)
     first = report(row(), sets=(READ,))
@@ -174,7 +176,7 @@ def test_a_node_without_a_kind_is_converged_if_that_is_allowed():
 
 
 def test_a_finding_about_a_whole_kind_counts_once():
-    """A finding about a whole profile kind is counted once."""
+    """A finding about a whole kind counts once."""
     none = Finding(
         code=FindingCode.KIND_UNSUPPORTED, location="kernel", message="No AppArmor here."
     )
@@ -205,8 +207,10 @@ def test_an_acknowledged_warning_counts():
     ]
 
 
-def test_a_pass_that_repeats_a_report_counts_no_action_again():
-    """If a report is repeated, only the number of passes and the time of the last pass change."""
+def test_a_repeated_report_counts_no_action_again():
+    """If a pass returns the previous report, only the number of passes and the time of the last
+    pass change.
+    """
     metrics = Metrics("1")
     first = report(row(action="restore", reason="went missing"))
     for at in (1000.0, 1001.0):
@@ -233,8 +237,10 @@ def test_the_number_of_series_is_limited():
     assert len(values) < NAMES + 2 * SETS + 60
 
 
-def test_with_the_defaults_there_are_few_series():
-    """Two kinds, five profiles, two sources and four verbs have fewer than 150 series."""
+def test_the_default_configuration_has_few_series():
+    """With the default configuration, two kinds, five profiles, two sources and four verbs have
+    fewer than 150 series.
+    """
     metrics = Metrics("1")
     both = {"apparmor": KindSupport(state="enabled"), "seccomp": KindSupport(state="enabled")}
     sets = (READ, replace(READ, profile_set="configmap ns/more"))
@@ -249,7 +255,7 @@ def test_with_the_defaults_there_are_few_series():
 
 
 def test_a_name_of_two_keys_is_available_if_one_of_them_is_installed():
-    """If two keys provide a name, it is available when one of them is installed."""
+    """A name that two keys provide is available if one of these keys is installed."""
     metrics = Metrics("1")
     installed, rejected = row("web", mode="enforce"), row("web", "rejected", "reject")
     for rows in ((installed, rejected), (rejected, installed)):
@@ -260,7 +266,9 @@ def test_a_name_of_two_keys_is_available_if_one_of_them_is_installed():
 
 
 def test_an_unreadable_source_keeps_the_time_of_its_last_read():
-    """A source that was removed or was never read has no series for its last read."""
+    """While a source is unreadable, its last read time stays. A removed source, or a source that
+    was never read, has no such time.
+    """
     metrics = Metrics("1")
     metrics.count_pass(report(sets=(READ,)), 1000.0)
     unreadable = replace(READ, state="unreadable")
@@ -276,8 +284,8 @@ def test_an_unreadable_source_keeps_the_time_of_its_last_read():
     assert [name for name in series(metrics) if "_source_" in name] == []
 
 
-def test_counters_of_the_api_are_counted():
-    """The series show requests, watches, Events and lost confinement."""
+def test_the_counters_of_the_api_client_are_exposed():
+    """Counters show the requests, watches and Events of the API client, and lost confinement."""
     metrics = Metrics("1")
     metrics.request("PATCH", "200", 0.25)
     metrics.request("WATCH", "200", 300.0)
@@ -299,14 +307,14 @@ def test_counters_of_the_api_are_counted():
 
 
 def test_a_scrape_can_request_openmetrics():
-    """If a scrape requests OpenMetrics, the response has this content type."""
+    """A scrape can request the OpenMetrics format, and the response then has its content type."""
     content_type, body = scrape(Metrics("1"), "application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
 
 
 def test_every_metric_is_documented():
-    """docs/metrics.md has a row with the type of each metric."""
+    """docs/metrics.md contains a row with the type of each metric."""
     documented = dict(re.findall(r"^\| `(profile_loader_\w+)` \| (\w+) \|", DOCUMENT, re.MULTILINE))
     suffix = {"counter": "_total"}
     collected = [
@@ -326,7 +334,9 @@ def store_of(**more):
 
 
 def test_the_agent_is_ready_after_a_pass_that_observed_the_whole_node():
-    """A rejected profile does not affect readiness, but an unobservable kind does."""
+    """The agent is ready after a pass that observed the whole node. A rejected profile does not
+    affect readiness.
+    """
     store = store_of()
     assert store.ready() == "no pass has ended yet"
     store.on_report(report(row("bad", "rejected")), 1.0, passed=True)
@@ -339,7 +349,9 @@ def test_the_agent_is_ready_after_a_pass_that_observed_the_whole_node():
 
 
 def test_health_depends_only_on_the_heartbeat_of_the_loop():
-    """Neither a silent API server nor a bad profile makes the agent unhealthy."""
+    """Health depends only on the heartbeat of the loop, and not on the API server or the
+    profiles.
+    """
     now = [1000.0]
     store = store_of(heartbeat=Heartbeat(lambda: now[0]))
     assert store.health() == ""
@@ -348,7 +360,7 @@ def test_health_depends_only_on_the_heartbeat_of_the_loop():
 
 
 def test_a_pass_that_repeats_a_report_has_no_row_on_the_page():
-    """The page does not list passes that returned the previous report."""
+    """The status page does not list passes that returned the previous report."""
     store = store_of()
     for at, number in ((1.0, 1), (2.0, 1), (3.0, 2)):
         store.on_report(report(row(), pass_number=number), at, passed=True)
@@ -358,8 +370,9 @@ def test_a_pass_that_repeats_a_report_has_no_row_on_the_page():
 
 
 def test_the_page_is_rendered_once_per_report_and_set_of_labels():
-    """All requests share one bytes object until the report or the labels change. Only the
-    beginning of the page, with the age of the report, is different for each request.
+    """The page is rendered once, and all requests share one bytes object until the report or the
+    labels change. Only the beginning of the page, which contains the age of the report, is rendered
+    for each request.
     """
     labels = {}
     store = store_of(labels=lambda: labels)
@@ -389,7 +402,7 @@ def test_the_json_report_is_rendered_once_per_report():
 
 
 def test_a_scrape_is_shared_until_the_next_report():
-    """Each format is rendered once for many requests, and a new report is visible at once."""
+    """Each format of the metrics is rendered once per report for many requests."""
     store = store_of()
     store.on_report(report(row()), 1.0, passed=True)
     scrapes = [store.metrics("")[1] for _ in range(1000)]
@@ -402,7 +415,9 @@ def test_a_scrape_is_shared_until_the_next_report():
 
 
 def test_the_number_of_rendered_formats_is_limited():
-    """If a client requests many versions of a format, the memory does not fill up."""
+    """The number of rendered formats is limited, so that a client cannot fill the memory with many
+    format versions.
+    """
     store = store_of()
 
     def scrape(version):
@@ -417,5 +432,5 @@ def test_the_number_of_rendered_formats_is_limited():
 
 @pytest.mark.parametrize("accept", ["text/plain;version=a", "text/plain;version=\xb2", "\0;;=,"])
 def test_a_malformed_accept_header_selects_the_text_format(accept):
-    """If the Accept header is malformed, the response has the text format."""
+    """A malformed Accept header selects the text format."""
     assert scrape(Metrics("1"), accept)[0] == scrape(Metrics("1"))[0]

@@ -1,4 +1,4 @@
-"""Tests that the alerts and panels use metrics, labels and headings that exist."""
+"""Tests that the alerts and panels use existing metrics, labels and headings."""
 
 import json
 import re
@@ -25,7 +25,7 @@ PARTS = {
 
 
 def exposed():
-    """Return the metric of each sample by the name of the sample."""
+    """Return the metric of each sample, by the name of the sample."""
     return {
         metric.name + part: metric.name
         for metric in Metrics("1").registry.collect()
@@ -40,8 +40,8 @@ def expressions():
     return [rule_or_target["expr"] for rule_or_target in (*RULES, *targets)]
 
 
-def test_alerts_and_panels_use_every_metric_and_no_other():
-    """Each metric of the agent is part of an alert or a panel."""
+def test_alerts_and_panels_use_exactly_the_existing_metrics():
+    """Alerts and panels use every metric of the agent, and no other metric."""
     used = {name for text in expressions() for name in re.findall(r"profile_loader_\w+", text)}
     metrics = exposed()
     assert sorted(used - metrics.keys()) == []
@@ -49,7 +49,7 @@ def test_alerts_and_panels_use_every_metric_and_no_other():
 
 
 def test_alerts_use_codes_that_exist():
-    """The alerts use only codes that exist."""
+    """The alerts use only existing codes of findings."""
     codes = [code for text in expressions() for code in re.findall(r'code="(\w+)"', text)]
     assert codes != []
     assert set(codes) <= set(FindingCode)
@@ -67,7 +67,7 @@ def test_the_runbook_has_one_heading_for_each_alert_in_the_same_order():
 
 
 def test_every_alert_has_a_severity_and_a_summary():
-    """Each alert also has a description and a link to the runbook."""
+    """Every alert has a severity, a summary, a description and a link to the runbook."""
     for rule in RULES:
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
@@ -85,7 +85,7 @@ def test_the_monitor_scrapes_the_port_of_the_daemon_set():
     selected = monitor["spec"]["selector"]["matchLabels"]
     assert selected.items() <= template["metadata"]["labels"].items()
     assert endpoint["port"] in [port["name"] for port in container["ports"]]
-    # The alerts select series by this job label.
+    # The alerts select series with this job label.
     assert template["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "profile-loader"
 
 
@@ -101,7 +101,9 @@ def test_the_kustomization_contains_every_file():
 
 
 def test_panels_do_not_overlap():
-    """Each panel has its own number and its own cells in a grid of 24 columns."""
+    """The panels of the dashboard do not overlap in the grid of 24 columns, and each panel has a
+    unique number.
+    """
     panels = DASHBOARD["panels"]
     assert [panel["id"] for panel in panels] == list(range(1, len(panels) + 1))
     cells = [
