@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from scenarios import SECURITY, parser
+from node_tools import SECURITY, parser
 
 LOG = Path("/tmp/agent.log")  # noqa: S108 - no other user in the guest
 ABSENT = ["", ""]

@@ -19,9 +19,9 @@ from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import node_tools
 import pace
-import scenarios
-from scenarios import (
+from node_tools import (
     SECCOMP,
     SECURITY,
     STATE,
@@ -39,7 +39,7 @@ LOG = Path("/tmp/daemon.log")  # noqa: S108 - no other user in the guest
 REPAIRS = int(os.environ.get("REPAIRS", "10"))
 LOOK_SECONDS = 10.0  # The agent observes confined processes at this interval.
 HTTP = "127.0.0.1:9808"
-SOURCE = scenarios.SOURCE
+SOURCE = node_tools.SOURCE
 
 
 class Daemon:

@@ -12,20 +12,33 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import daemon  # noqa: E402 - found by the line above
-from daemon import HTTP, LOG, LOOK_SECONDS, SOURCE, Daemon, print_distribution, until  # noqa: E402
-from pace import in_time, pause, scaled  # noqa: E402
-from scenarios import (  # noqa: E402
-    SECCOMP,
+from daemon import LOG, LOOK_SECONDS, SOURCE, Daemon, print_distribution, until  # noqa: E402
+from daemon_checks import (  # noqa: E402
+    finding,
+    metric,
+    probe,
+    provide,
+    require_clean_stop,
+    text,
+    wait_until_converged,
+    watched,
+)
+from killed_daemon import (  # noqa: E402
+    ARMED,
+    Killed,
+    entries,
+    killed_after_a_load,
+    source_changed,
+    wait_until_held,
+)
+from node_tools import (  # noqa: E402
     SECURITY,
     STATE,
     STRIDE,
@@ -36,10 +49,10 @@ from scenarios import (  # noqa: E402
     plain,
     source,
 )
+from pace import in_time, pause, scaled  # noqa: E402
 
 MODE = Path("/tmp/parser-mode")  # noqa: S108 - no other user in the guest
 PARSER = Path("/tmp/parser")  # noqa: S108
-ARMED = Path("/tmp/armed")  # noqa: S108
 PARSERS = """#!/bin/bash
 case "$(cat /tmp/parser-mode)" in
 hanging) sleep 600 ;;
@@ -55,62 +68,6 @@ invalid)
 esac
 exec /sbin/apparmor_parser "$@"
 """
-
-
-def probe(path):
-    """Return the status of a probe."""
-    try:
-        with urllib.request.urlopen(f"http://{HTTP}{path}", timeout=200) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
-    except OSError:
-        return 0  # The daemon does not listen on its port yet.
-
-
-def metric(name):
-    """Return the value of a metric, or None if it is missing or the server does not respond yet."""
-    with contextlib.suppress(OSError):
-        return daemon.metric(name)
-    return None
-
-
-def finding(code):
-    """Return the number of findings with a code in the last report."""
-    return metric(f'profile_loader_problems{{code="{code}"}}') or 0
-
-
-def provide(number):
-    """Replace the text of the only profile in the source."""
-    new = SOURCE / ".new"
-    new.write_text(text(number))
-    new.rename(SOURCE / "web.profile")
-
-
-def text(number):
-    """Return a version of the only profile of the source."""
-    return plain("web", f"deny /etc/shadow{number} r,")
-
-
-def wait_until_converged():
-    """Wait until the daemon reports that it has converged."""
-    # The first start takes longer, because Python compiles its standard library.
-    until(
-        lambda: probe("/readyz") == 200 and metric("profile_loader_converged") == 1, 180, "settle"
-    )
-
-
-def require_clean_stop(running):
-    """Stop the daemon with SIGTERM. Require that it ends within two seconds and does not change the
-    policy.
-    """
-    before = {name: content(name) for name in loaded()}
-    status, seconds = running.stop()
-    assert (status, in_time(seconds, 2.0)) == (0, True), (status, seconds)
-    assert {name: content(name) for name in loaded()} == before
-
-
-# --- scenarios ------------------------------------------------------------------------------------
 
 
 def loaded_profiles_stay_while_securityfs_is_unmounted_or_hidden():
@@ -281,27 +238,6 @@ def a_jump_of_the_clock_does_not_affect_the_daemon():
             time.clock_settime(time.CLOCK_REALTIME, now + 600)
 
 
-class Killed(Daemon):
-    """A daemon that killed.py kills right before a named step, once it is armed."""
-
-    def __init__(self, point, *more):
-        super().__init__(*more, KILLED=point, ARMED=str(ARMED))
-        ARMED.unlink(missing_ok=True)
-
-    def __enter__(self):
-        command = [
-            sys.executable, str(HERE / "killed.py"), f"--source=dir:{SOURCE}",
-            f"--state-dir={STATE}", f"--seccomp-dir={SECCOMP}", "--log-format=json",
-            f"--http-address={HTTP}", "--removal-grace=1s", *self.more,
-        ]  # fmt: skip
-        environ = {**os.environ, **self.environ}
-        environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        with LOG.open("w") as log:
-            self.process = subprocess.Popen(command, stderr=log, stdout=log, env=environ)
-        self.running.append(self.process)
-        return self
-
-
 def a_daemon_killed_before_a_named_step_reaches_the_same_state():
     """If the daemon is killed before a write to the kernel, every process stays confined, and the
     next daemon completes the work.
@@ -366,60 +302,6 @@ def a_foreign_profile_in_place_of_an_unfinished_installation_stays():
         released = [line for line in lines if line["event"] == "profile_released"]
         assert [(line["name"], line["why"]) for line in released] == [("new", "foreign")]
         require_clean_stop(running)
-
-
-def killed_after_a_load(point):
-    """Kill the daemon right after it has loaded a new profile, and delete the key of the
-    profile.
-    """
-    daemon.clean()
-    source(web=text(1))
-    with Killed(point) as running:
-        wait_until_converged()
-        ARMED.touch()
-        (SOURCE / "new.profile").write_text(plain("new"))
-        until(lambda: running.process.poll() is not None, 60, point)
-    assert running.process.returncode == -signal.SIGKILL, point
-    assert set(loaded()) == {"web", "new"}, (point, loaded())
-    (SOURCE / "new.profile").unlink()
-
-
-def wait_until_held():
-    """Wait until the daemon reports that it holds a profile that is in use."""
-    until(lambda: finding("in_use") == 1, 180, "in use")
-
-
-def entries():
-    """Return the number of entries in the ledger."""
-    return len(list((STATE / "entries").glob("*.json")))
-
-
-def source_changed():
-    """Change a profile, add a profile, and remove a profile."""
-    (SOURCE / "new.profile").write_text(plain("new"))
-    provide(2)
-    (SOURCE / "old.profile").unlink()
-
-
-@contextlib.contextmanager
-def watched(name):
-    """Run a process under a profile, and record every label that it has."""
-    stop, seen = threading.Event(), set()
-    with Confined(name) as process:
-        path = Path(f"/proc/{process.pid}/attr/current")
-
-        def watch():
-            while not stop.is_set():
-                seen.add(path.read_text().strip())
-                time.sleep(0.0005)
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
-            yield seen
-        finally:
-            stop.set()
-            watcher.join()
 
 
 def a_process_stays_confined_through_upgrades_and_downgrades():

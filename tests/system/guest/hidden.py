@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from scenarios import (
+from node_tools import (
     SECURITY,
     SOURCE,
     STATE,

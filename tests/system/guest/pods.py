@@ -15,7 +15,7 @@ import urllib.request
 from pathlib import Path
 
 import pace
-from scenarios import SECURITY, loaded, parser
+from node_tools import SECURITY, loaded, parser
 
 BUNDLES = Path("/job/bundles")
 SOURCE = Path("/run/profiles")

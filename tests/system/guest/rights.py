@@ -17,6 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import pace
+from node_tools import SECURITY, Confined, content, loaded, parser, plain
 from pods import (
     BUNDLES,
     CALLS,
@@ -33,7 +34,6 @@ from pods import (
     note,
     policy,
 )
-from scenarios import SECURITY, Confined, content, loaded, parser, plain
 
 SHIPPED = Path("/job/profiles")
 KEPT = Path("/run/kept-state")

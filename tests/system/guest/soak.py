@@ -8,9 +8,7 @@ results of both orders, and no other result.
 """
 
 import contextlib
-import functools
 import json
-import os
 import random
 import shutil
 import signal
@@ -29,95 +27,40 @@ sys.path.insert(0, str(HERE))
 import pace  # noqa: E402 - found by the line above
 from daemon import (  # noqa: E402
     LOG,
-    LOOK_SECONDS,
     SOURCE,
     Daemon,
-    metric,
-    ready,
     until,
 )
-from scenarios import (  # noqa: E402
+from node_tools import (  # noqa: E402
     SECURITY,
-    Confined,
     clean,
-    content,
     loaded,
     parser,
 )
-
-from agent.backends.apparmor import compiled_policy  # noqa: E402
+from soak_state import (  # noqa: E402
+    Broken,
+    Model,
+    Running,
+    hashed,
+    text,
+    usage,
+)
 
 NAMES = [f"n{number}" for number in range(7)]
 MARK = "z"
 BOOT = Path("/tmp/boot-id")  # noqa: S108 - no other user in the guest
 # With more edits of one profile, the agent would detect a repair fight.
 FIGHT_SECONDS, FIGHT_EDITS = 130.0, 7
-KNOWN_SECONDS = 2 * LOOK_SECONDS  # After this time, the agent has recorded each new process.
 WARM = 3
 OPTIONS = ("--removal-grace=200ms", "--resync=4s", "--log-level=debug")
 
 
-class Broken(AssertionError):  # noqa: N818 - the name is clear
-    """An invariant of the model is violated."""
-
-
-def text(name, version):
-    """Return a version of a profile; every third version is in complain mode."""
-    flags = "flags=(complain) " if version % 3 == 0 else ""
-    return f"profile {name} {flags}{{\n  file,\n  signal,\n  deny /v{version} r,\n}}\n"
-
-
-@functools.cache
-def evidence(name, version):
-    """Return the hashes that the kernel may show for a version."""
-    command = ["/sbin/apparmor_parser", "-QKS"]
-    source = text(name, version).encode()
-    done = subprocess.run(command, input=source, capture_output=True, check=True)
-    (profile,) = compiled_policy.read(done.stdout)
-    return {token.rpartition(":")[2] for token in profile.evidence if token.startswith("own:")}
-
-
-def hashes():
-    """Return the kernel's hash of each loaded profile. Profiles may change during the read."""
-    found = {}
-    for place in (SECURITY / "policy/profiles").iterdir():
-        with contextlib.suppress(OSError, StopIteration):
-            hash_ = next(place.glob("sha*")).read_text().strip()
-            found[(place / "name").read_text().strip()] = hash_
-    return found
-
-
-def hashed(name):
-    """Return the kernel's hash of one profile. Other profiles may change during the read."""
-    for _ in range(50):
-        with contextlib.suppress(OSError):
-            return content(name)
-    raise Broken("the kernel's files cannot be read")
-
-
-def usage(pid):
-    """Return the resident memory in KiB, the number of threads and the number of descriptors of a
-    process.
-    """
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return {
-        "rss": int(fields["VmRSS"].split()[0]),
-        "threads": int(fields["Threads"]),
-        "fds": len(os.listdir(f"/proc/{pid}/fd")),
-    }
-
-
-class Soak:
+class Soak(Model):
     """One daemon, one source directory, foreign profiles and confined processes."""
 
     def __init__(self, seed):
+        super().__init__()
         self.seed, self.chance = seed, random.Random(seed)  # noqa: S311 - reproducible, no secret
-        self.keys = {}  # name -> version or "broken"
-        # name -> the versions that may be loaded; None means that no version is loaded
-        self.could = {}
-        self.foreign = {}  # name -> the hash of the content that must stay loaded
-        self.processes = []  # Running
         self.edits = {}
         self.steady, self.touched = set(), set()
         self.version = self.changes = self.batches = 0
@@ -370,7 +313,7 @@ class Soak:
                 raise Broken(f"unconfined by the agent: {self.unconfined[:3]}")
             if self.daemon.process.poll() is not None:
                 raise Broken(f"the daemon ended by itself: {LOG.read_text()[-3000:]}")
-            wrong = self._wrong()
+            wrong = self.difference()
             time.sleep(0.05)
             return not wrong
 
@@ -379,7 +322,7 @@ class Soak:
         except AssertionError as error:
             raise Broken(f"batch {self.batches}: {wrong}\n{error}") from error
         self._removals()
-        found = self._versions()
+        found = self.versions()
         self.steady = set(self.keys)
         used = {one.name for one in self.processes if one.confined()}
         for name in self.could:
@@ -387,61 +330,6 @@ class Soak:
                 self.could[name] = {None}
             elif name in self.keys or name not in used:
                 self.could[name] = found.get(name, {None})
-
-    def _versions(self):
-        """Return the loaded version of each profile, or {None} for a version that another program
-        loaded.
-        """
-        found = {}
-        for name, hash_ in hashes().items():
-            if name not in self.foreign:
-                may = {*self.could.get(name, ()), self.keys.get(name)}
-                known = [one for one in may if isinstance(one, int)]
-                found[name] = {one for one in known if hash_ in evidence(name, one)} or {None}
-        return found
-
-    def _wrong(self):
-        """Return the differences from the model. The agent may still remove a difference."""
-        modes = loaded()
-        for name, hash_ in self.foreign.items():
-            if name not in modes or hashed(name) != hash_:
-                raise Broken(f"the foreign profile {name} was touched")
-        found = self._versions()
-        used = {one.name for one in self.processes if one.confined()}
-        # A process that lost its confinement still has a reference to the removed profile.
-        held = {one.name for one in self.processes if not one.ended}
-        for name in {*self.could, *self.keys, *found} - self.foreign.keys():
-            seen = found.get(name, {None}) if name in modes else {None}
-            desired = self.keys.get(name)
-            if isinstance(desired, int):
-                may = {desired}
-                if modes.get(name) != ("complain" if desired % 3 == 0 else "enforce"):
-                    return f"{name} is in mode {modes.get(name)}"
-            elif desired == "broken" or name in used:
-                may = self.could.get(name, {None})
-            elif name in held:
-                may = self.could.get(name, {None}) | {None}
-            else:
-                may = {None}
-            if not seen <= may:
-                return f"{name} is {seen}, expected: {may}"
-        return self._report_wrong()
-
-    def _report_wrong(self):
-        with contextlib.suppress(OSError):
-            return self._metrics_wrong() if ready() else "not ready"
-        return "nobody answers"
-
-    def _metrics_wrong(self):
-        good = "broken" not in self.keys.values() and not self.keys.keys() & self.foreign.keys()
-        lost = [one for one in self.processes if one.lost]
-        counted = metric("profile_loader_confinement_lost_processes")
-        if (metric("profile_loader_converged") == 1) != (good and not counted):
-            return f"converged is {metric('profile_loader_converged')}, lost are {counted}"
-        known = len([one for one in lost if one.known])
-        if not known <= counted <= len(lost):
-            return f"{counted} lost confinement, and not {known} to {len(lost)}"
-        return ""
 
     def _removals(self):
         """Check in the log that no profile was removed while it was desired or in use."""
@@ -474,44 +362,6 @@ class Soak:
             for what in ("rss", "threads", "fds")
         }
         return {"changes": self.changes, "batches": self.batches, "settled": len(own), **growth}
-
-
-class Running:
-    """A confined process."""
-
-    def __init__(self, name):
-        self.name, self.lost, self.ended, self.known = name, False, False, False
-        self.begin = time.monotonic()
-        self.within = Confined(name)
-        self.within.__enter__()
-        self.pid = self.within.pid
-
-    def confined(self):
-        """Return whether the process runs under its profile."""
-        return not self.lost and not self.ended
-
-    def lose(self, name):
-        """Record that this test is about to remove the profile of the process."""
-        if name == self.name and not self.lost:
-            self.lost = True
-            self.known = time.monotonic() - self.begin > KNOWN_SECONDS
-
-    def label(self):
-        """Return the label of the process, or "" if it has ended."""
-        with contextlib.suppress(OSError):
-            return Path(f"/proc/{self.pid}/attr/current").read_text().strip()
-        return ""
-
-    def wrong(self, label):
-        """Return whether a label of the process is wrong."""
-        return not self.lost and not self.ended and label.partition(" (")[0] != self.name
-
-    def end(self):
-        """End the process."""
-        self.ended = True
-        # Other forked processes also have the pipe of this process open.
-        os.kill(self.pid, signal.SIGKILL)
-        self.within.__exit__()
 
 
 CHANGES = [

@@ -15,11 +15,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import disuse
+import node_tools
 import pace
-import scenarios
+import programs
 from daemon import LOG, Daemon, metric, ready, until
-from disuse import DEAD_LEADER, SLEEP, current, installed, kind, program, text
-from scenarios import loaded, parser, plain, source
+from node_tools import loaded, parser, plain, source
+from programs import DEAD_LEADER, SLEEP, current, program
+from removal_tools import installed, kind, text
 
 from agent.backends.apparmor.confinement_tracker import ConfinementTracker
 from agent.core.ports import Removed
@@ -27,7 +29,7 @@ from agent.host.filesystem import Host
 
 STATE = Path("/var/lib/profile-loader")
 # the file in which the daemon records confined threads
-RECORD = scenarios.STATE / "confinement.json"
+RECORD = node_tools.STATE / "confinement.json"
 LOST = "profile_loader_confinement_lost_processes"
 NAMES = ("web", "other")
 
@@ -85,7 +87,7 @@ def every_kind_of_thread_is_reported():
         program(DEAD_LEADER, label="web") as dead,
         program(SLEEP, label="other") as kept,
     ):
-        pace.until(lambda: disuse.state(dead.pid) == "Z", "the leader's end")
+        pace.until(lambda: programs.state(dead.pid) == "Z", "the leader's end")
         made = tracker()
         made.observe(NAMES)
         unload("web")
