@@ -2,7 +2,7 @@
 
 Run the benchmark as root from the top of the repository, on an idle machine, in an environment that
 has only the packages in requirements-run.lock (docs/performance.md). The benchmark is not a test,
-and no figure makes it fail.
+so it does not fail because of a figure.
 """
 
 import argparse
@@ -55,10 +55,14 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
-    parser.add_argument("--list", action="store_true", help="name the rows, and end")
+    parser.add_argument("--list", action="store_true", help="print the names of the rows, and exit")
     parser.add_argument("--only", action="append", choices=BY_NAME, help="repeatable")
-    parser.add_argument("--runs", type=int, default=0, help="runs of each row, instead of its own")
-    parser.add_argument("--print", action="store_true", help="do not write to docs/")
+    parser.add_argument(
+        "--runs", type=int, default=0, help="the number of runs of each row, instead of the default"
+    )
+    parser.add_argument(
+        "--print", action="store_true", help="do not write the results into the pages"
+    )
     return parser.parse_args()
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-QUIET_LOAD = 1.5  # A row of the benchmark itself causes less load than this.
+QUIET_LOAD = 1.5  # A running row of the benchmark causes less load than this.
 _LIBRARIES = ("kubernetes", "msgspec", "prometheus-client", "structlog", "watchdog")
 
 

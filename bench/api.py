@@ -39,7 +39,7 @@ _KINDS_SAID: Final = (
 
 @contextmanager
 def daemon(count: int, *, start: bool = True) -> "Iterator[OnNode]":
-    """Provide a daemon that reads a number of seccomp profiles from the API server."""
+    """Provide a daemon that reads the given number of seccomp profiles from the API server."""
     from tests.system.cluster import Cluster
     from tests.system.daemon import RIGHTS, OnNode
 
@@ -157,9 +157,7 @@ def verified(runs: int) -> Result:
 
 
 def memory(runs: int) -> Result:
-    """Measure the resident memory with few profiles, with many profiles, and after very many
-    passes.
-    """
+    """Measure the resident memory with few profiles, with many profiles, and after many passes."""
     steady, peak, large, peaks = [], [], [], []
     grown = [_growth() for _ in range(runs)]
     for _ in range(runs):
@@ -216,7 +214,9 @@ def memory(runs: int) -> Result:
 
 
 def _growth() -> float:
-    """Return how much the memory of a process grows between the first pass and very many passes."""
+    """Return how much the memory of a process grows from the first pass to the last of many
+    passes.
+    """
     with scratch() as top:
         source = made.fill_seccomp(top / "source", FEW, syscalls=_SYSCALLS)
         found = inside("grown", f"api:{source}", top / "root", KINDS, PASSES)
@@ -340,7 +340,7 @@ def _imported(arguments: list[str]) -> str:
 
 
 def _first(one: "OnNode") -> float:
-    """Start the daemon on an empty host root, and return the seconds until its first pass ends.
+    """Start the daemon with an empty host root, and return the seconds until its first pass ends.
 
     At the end of a pass, the agent logs the event pass_finished.
     """

@@ -21,8 +21,8 @@ _LEAST: Final = (
 
 
 def measure(runs: int) -> Result:
-    """Measure on the host without loading policy, and in the virtual machine with loading
-    policy.
+    """Measure on the host, where no policy is loaded, and in the virtual machine, where policy is
+    loaded.
     """
     figures, claims, said = _host(runs)
     found = machine.guest("cold", runs)
@@ -127,7 +127,9 @@ def _host(runs: int) -> tuple[list[Figure], list[Claim], tuple[str, ...]]:
 
 
 def _agent(source: Path, top: Path, cores: int) -> Spent:
-    """Run the agent on a host root without AppArmor, so that it only compiles and checks."""
+    """Run the agent on a host root without AppArmor, so that it only compiles and checks the
+    profiles.
+    """
     import shutil
 
     root = top / "root"
@@ -143,7 +145,9 @@ def _installed() -> list[Path]:
 
 
 def _same(files: list[Path]) -> tuple[int, int]:
-    """Return for how many policies the flag makes no difference, and for how many it does."""
+    """Return the number of policies that the flag does not change, and the number of policies that
+    it changes.
+    """
     same = other = 0
     for path in files:
         plain = child([*BARE, path], fine=(0, 1))

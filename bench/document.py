@@ -1,7 +1,7 @@
 """Writes the figures of a benchmark run into bench/results.md and docs/performance.md.
 
-bench/results.md has a section for each row, between markers. If a run does not measure a row, the
-section of the row stays, with the machine and the day of an earlier run. The table at the top of
+bench/results.md has a section for each row, between markers. The section of a row that a run does
+not measure stays, with the machine and the day of an earlier run. The table at the top of
 docs/performance.md shows for each row whether its limits were reached, as in the sections.
 """
 
@@ -54,7 +54,9 @@ def performance_page(text: str, results: str) -> str:
 
 
 def _reached(section: str) -> str:
-    """Return `yes`, or how many limits of a section were not reached, or "" if it has no limits."""
+    """Return `yes` if all limits of a section were reached, or else how many were not reached;
+    empty if it has no limits.
+    """
     claims = [reached == "yes" for _, reached in _CLAIM.findall(section)]
     if all(claims):
         return "yes" if claims else ""

@@ -2,7 +2,7 @@
 
 The program prints one line of JSON with the samples by name, in seconds or MiB, and with the
 versions of the programs of this machine. All programs run on one core. Programs that are compared
-with each other run in turn, in the same start of the machine.
+with each other run alternately, during the same start of the machine.
 """
 
 import hashlib
@@ -47,9 +47,10 @@ _GAP_SECONDS: Final = 1.0
 
 def main() -> None:
     """Measure one row."""
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # A container image contains bytecode.
+    # Bytecode is stored first, as in a container image.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     TOP.mkdir()
-    # Without stored bytecode, the first program would spend time on compiling its modules.
+    # Without it, the first program would spend time on compiling its modules.
     agent(made.fill_seccomp(TOP / "warm", 1), kinds="apparmor,seccomp")
     shutil.rmtree(STATE, ignore_errors=True)
     measure = {"cold": cold, "thousand": thousand, "repair": repair, "poll": poll}[sys.argv[1]]
@@ -68,7 +69,7 @@ def agent(source: Path, *, kinds: str = "apparmor") -> Spent:
 
 
 def cold(runs: int) -> dict[str, list[float]]:
-    """Install 1 profile and 100 profiles that were never compiled before."""
+    """Install 1 profile, and then 100 profiles, none of which was compiled before."""
     found: dict[str, list[float]] = {}
     for count in (1, 100):
         source = made.fill_apparmor(TOP / f"source{count}", count)
@@ -100,7 +101,8 @@ def least(files: list[Path]) -> Spent:
 
 
 def thousand(runs: int) -> dict[str, list[float]]:
-    """Install a thousand profiles; start the agent with all of them loaded, and with none of them.
+    """Install a thousand profiles. Then start the agent while all of them are loaded, and while
+    none of them is loaded.
 
     Args:
         runs: the number of starts without loaded profiles. Each run also has two starts with all
@@ -193,7 +195,7 @@ def processes() -> float:
     for line in Path("/proc/stat").read_text().splitlines():
         if line.startswith("processes "):
             return float(line.split()[1])
-    raise AssertionError("no count of processes")
+    raise AssertionError("the number of processes is missing")
 
 
 # --- repair ---------------------------------------------------------------------------------------
@@ -215,7 +217,9 @@ def repair(runs: int) -> dict[str, list[float]]:
         loads.append(time.monotonic() - begin)
     with daemon(source) as process:
         wait(lambda: ready(process))
-        time.sleep(3.0)  # The first pass has finished, and the effects of its changes have ended.
+        # At this point, the first pass has finished, and the daemon has handled the notifications
+        # of its changes.
+        time.sleep(3.0)
         repairs = []
         for turn in range(runs):
             repairs.append(repaired(names[turn % REPAIRED]))
@@ -311,7 +315,8 @@ def poll(runs: int) -> dict[str, list[float]]:
     process = subprocess.Popen(argv)  # noqa: S603 - our own
     waits = []
     try:
-        wait(lambda: "first" in loaded())  # The loader polls at once, and then at each interval.
+        # The loader polls once at its start, and then at each interval.
+        wait(lambda: "first" in loaded())
         for number in range(runs):
             time.sleep(POLL_SECONDS * (number + 0.5) / runs)
             name = f"n{number}"

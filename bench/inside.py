@@ -70,7 +70,8 @@ def _config_maps(directory: Path) -> "ConfigMapSource":
 
 
 def passes(source: str, root: str, kinds: str, runs: str) -> None:
-    """Run a first pass and later passes; print the cost of each, and the result of the last pass.
+    """Run a first pass and later passes. Print the cost of each pass, and the result of the last
+    pass.
 
     The later passes begin only when the files are old enough for the agent to trust their
     signatures.
@@ -97,9 +98,9 @@ def passes(source: str, root: str, kinds: str, runs: str) -> None:
 
 
 def grown(source: str, root: str, kinds: str, runs: str) -> None:
-    """Run very many passes, and print how much the memory of the process grows after the first 5 s.
+    """Run many passes, and print how much the memory of the process grows after the first 5 s.
 
-    After 5 s, the agent has stored the signatures of all new files.
+    After 5 s, the agent trusts the signatures of all new files.
     """
     one = _pass(source, root, kinds)
     end = time.monotonic() + 5.0
@@ -167,7 +168,8 @@ def look(top: str, threads: str = "1") -> None:
             thread = Path(top, f"proc/{pid}/task/{pid + tid * _PROCESSES}")
             (thread / "attr/apparmor").mkdir(parents=True)
             (thread / "attr/apparmor/current").write_text(f"{label}\n")
-            stat = f"{pid} (app) S 1 " + " ".join(["0"] * 48)  # proc(5) describes 52 fields.
+            # The file has 52 fields, as described in proc(5).
+            stat = f"{pid} (app) S 1 " + " ".join(["0"] * 48)
             (thread / "stat").write_text(f"{stat}\n")
     os.chroot(top)
     tracker = ConfinementTracker(Host("/"), state_dir="/state", find_directories=lambda _: {})

@@ -1,7 +1,7 @@
 """Measures the rows that load policy into a kernel, in the virtual machine and in user-mode Linux.
 
 Each measurement starts a machine once, and rows of the same start share its samples. Programs that
-are compared run in the same start.
+are compared run during the same start.
 """
 
 import functools
@@ -22,7 +22,8 @@ LOADER: Final = "k8s.io/kubernetes/test/images/apparmor-loader"
 MACHINES: Final = ("VM", "UML")
 _TIMEOUT_SECONDS: Final = 3000
 _REPAIR_MS: Final = 50.0
-_VERSIONS: Final[dict[str, str]] = {}  # The versions from the last start of each machine.
+# The versions of programs, from the last start of each machine.
+_VERSIONS: Final[dict[str, str]] = {}
 
 
 @functools.cache
@@ -81,7 +82,9 @@ def milliseconds(label: str, samples: Sequence[float]) -> Figure:
 
 
 def thousand(where: str, runs: int) -> Mapping[str, Sequence[float]]:
-    """Return the samples with a thousand profiles; rows with the same number of runs share them."""
+    """Return the samples with a thousand profiles, which rows with the same number of runs
+    share.
+    """
     return guest("thousand", runs, where)
 
 

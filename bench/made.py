@@ -1,6 +1,6 @@
 """Creates the profiles that the benchmark uses.
 
-The profiles resemble real profiles, and all of them are different.
+The profiles resemble real profiles, and no two of them are equal.
 """
 
 import json
@@ -71,7 +71,7 @@ def _names() -> list[str]:
 
 
 def fill_apparmor(directory: Path, count: int) -> Path:
-    """Write a number of realistic AppArmor profiles."""
+    """Write the given number of realistic AppArmor profiles."""
     directory.mkdir(parents=True)
     for number in range(count):
         (directory / f"app{number}.profile").write_text(apparmor(f"app{number}"))
@@ -79,7 +79,7 @@ def fill_apparmor(directory: Path, count: int) -> Path:
 
 
 def fill_seccomp(directory: Path, count: int, syscalls: int = SYSCALLS) -> Path:
-    """Write a number of seccomp profiles."""
+    """Write the given number of seccomp profiles."""
     directory.mkdir(parents=True)
     for number in range(count):
         (directory / f"app{number}.json").write_text(seccomp(number, syscalls))

@@ -1,4 +1,4 @@
-"""Runs and measures programs, in turn and in separate processes.
+"""Runs programs in separate processes, and measures them.
 
 The kernel counts the CPU time of a child process and of all its descendants (wait4(2)), so these
 figures are also correct on a busy machine.
@@ -42,8 +42,8 @@ def child(
         if cores:
             os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
 
-    # The output goes to files, because a pipe that is not read would block a program with much
-    # output.
+    # The output is written to files, because a program with much output would block on a pipe that
+    # no process reads.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         begin = time.monotonic()
         process = subprocess.Popen(  # noqa: S603 - a list of our own
@@ -70,7 +70,9 @@ def child(
 
 
 def turns(runs: int, contenders: Mapping[str, Callable[[], Spent]]) -> dict[str, tuple[Spent, ...]]:
-    """Run each program several times in turn, so that all programs run under the same load."""
+    """Run each program several times, alternating between the programs, so that all of them run
+    under the same load.
+    """
     found: dict[str, list[Spent]] = {name: [] for name in contenders}
     for _ in range(runs):
         for name, run in contenders.items():
@@ -84,7 +86,7 @@ def median(samples: Sequence[float]) -> float:
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, ...]:
-    """Return the ratio of two programs for each turn."""
+    """Return the ratio between two programs for each round."""
     return tuple(one / other for one, other in zip(ours, theirs, strict=True))
 
 
@@ -103,7 +105,7 @@ def memory(pid: int) -> tuple[float, float]:
 
 
 def wakeups(pid: int) -> int:
-    """Return how often the threads of a running process slept and woke up."""
+    """Return how often the threads of a running process woke up after sleeping."""
     total = 0
     for path in Path(f"/proc/{pid}/task").iterdir():
         for line in (path / "status").read_text().splitlines():

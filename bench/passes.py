@@ -27,7 +27,7 @@ _SIZES: Final = (10, 100, 1000, 3000)
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Provide a directory that is deleted at the end."""
+    """Provide a directory that is deleted at the end of the block."""
     with tempfile.TemporaryDirectory(prefix="bench-") as path:
         yield Path(path)
 
@@ -89,8 +89,8 @@ def unchanged(runs: int) -> Result:
 
 
 def seccomp(runs: int) -> Result:
-    """Compare a first installation with a program that parses the same JSON and writes as many
-    files.
+    """Compare a first installation with a program that parses the same JSON and writes the same
+    number of files.
     """
     with scratch() as top:
         source = made.fill_seccomp(top / "source", MANY)

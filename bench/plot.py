@@ -1,4 +1,4 @@
-"""Draws the growth as an SVG plot that is also readable on a dark page.
+"""Draws the growth of time and memory as an SVG plot, which is also readable on a dark page.
 
 This module does not write any file.
 """

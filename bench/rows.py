@@ -1,7 +1,7 @@
 """Declares the rows of docs/performance.md, in the order of that page.
 
 One function measures each row and returns every sample. The programs with which a figure is
-compared run in the same run of the benchmark, in turn. Elapsed times are valid only on an idle
+compared run alternately in the same run of the benchmark. Elapsed times are valid only on an idle
 machine, but CPU times are valid on any machine.
 """
 

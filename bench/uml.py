@@ -2,8 +2,8 @@
 
 The kernel has AppArmor, and the machine has the same disk as the virtual machine. User code runs at
 the speed of this machine. ptrace intercepts each system call and each page fault, which takes about
-40 microseconds. The machine has one core, because a second core more than doubles the time of each
-system call.
+40 microseconds. The machine has only one core, because a second core more than doubles the time of
+each system call.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ sleep 30
 
 
 class MachineError(Exception):
-    """The machine did not finish its command, or its kernel printed a warning; the text contains
-    the console output.
+    """Raised if the machine did not finish its command, or if its kernel printed a warning. The
+    text of the error contains the console output.
     """
 
 
@@ -60,8 +60,8 @@ def run(files: Mapping[str, bytes], command: str, *, timeout_seconds: float) -> 
             except subprocess.TimeoutExpired:
                 pass
             finally:
-                # The guest's processes are processes on this machine, and must end together with
-                # its kernel.
+                # The processes of the guest are processes on this machine, and must end together
+                # with the guest's kernel.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

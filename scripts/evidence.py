@@ -1,7 +1,7 @@
 """Write docs/evidence.md and the decision table of docs/architecture.md.
 
-The evidence page lists the tests that prove the claims of the documents. The claims are in
-tests/evidence.toml. The decision table comes from the top of agent/core/plan/__init__.py.
+The evidence page lists the tests that prove the claims in the documents. The claims are in
+tests/evidence.toml. The decision table is copied from the docstring of agent/core/plan/__init__.py.
 
 usage: .venv/bin/python scripts/evidence.py [--print PAGE]
 """  # noqa: INP001 - a script
