@@ -8,9 +8,18 @@ from pathlib import Path
 
 import yaml
 
+from tests.system import image
 from tests.system.cluster import programs
 
 ROOT = Path(__file__).parents[2] / "manifests"
+LABELS = {
+    "app.kubernetes.io/name": "profile-loader",
+    "app.kubernetes.io/instance": "profile-loader",
+    "app.kubernetes.io/version": image.VERSION,
+    "app.kubernetes.io/part-of": "profile-loader",
+}
+"""The recommended labels of every object."""
+
 COMPONENTS = sorted(path.name for path in (ROOT / "components").iterdir())
 
 

@@ -8,13 +8,15 @@ import re
 import pytest
 import yaml
 
-from tests.system import charts, kustomize
+from tests.system import charts, image, kustomize
 
 VALUES = charts.CHART.parent / "values"
 # The component `settings` has no values file, because it only copies the values of a user's
 # kustomization.
 COMPONENTS = [name for name in kustomize.COMPONENTS if name != "settings"]
 ONLY_IN_THE_CHART = {"helm.sh/chart", "app.kubernetes.io/managed-by"}
+# With these annotations, helm adopts a policy that was applied before the installation.
+OWNER = {"meta.helm.sh/release-name", "meta.helm.sh/release-namespace"}
 # Kustomize and helm add different hashes to the name of this ConfigMap.
 HASHED = re.compile(r"\b(profile-loader-own-seccomp)-[a-z0-9]{10}\b")
 
@@ -42,6 +44,8 @@ def compared(documents):
         for place in places:
             for label in ONLY_IN_THE_CHART & place.get("labels", {}).keys():
                 del place["labels"][label]
+            for annotation in OWNER & place.get("annotations", {}).keys():
+                del place["annotations"][annotation]
         key = (item["kind"], metadata.get("namespace", ""), metadata["name"])
         assert key not in objects
         objects[key] = canonical(item)
@@ -50,7 +54,7 @@ def compared(documents):
 
 def test_the_default_values_equal_the_base():
     """With its default values, the chart creates the objects of manifests/base, apart from the
-    Namespace and two labels.
+    Namespace and the metadata that only helm uses.
     """
     assert compared(charts.template()) == compared(kustomize.text())
 
@@ -71,6 +75,23 @@ def test_the_values_of_monitoring_equal_the_kustomization():
     added = {key: item for key, item in rendered.items() if key not in base}
     assert added == compared(kustomize.build(kustomize.ROOT / "monitoring"))
     assert {key: rendered[key] for key in base} == base
+
+
+@pytest.mark.parametrize("path", [None, *sorted(VALUES.iterdir())], ids=str)
+def test_every_object_of_the_chart_has_the_recommended_labels(path):
+    """The objects of every values file have labels with the program, the release and its version.
+
+    The selector of the DaemonSet cannot be changed, so it does not contain the version.
+    """
+    words = () if path is None else ("--values", path)
+    expected = {**kustomize.LABELS, "app.kubernetes.io/managed-by": "Helm"}
+    items = [item for item in yaml.safe_load_all(charts.template(*words)) if item is not None]
+    for item in items:
+        found = item["metadata"]["labels"]
+        assert expected.items() <= found.items(), (item["kind"], item["metadata"]["name"])
+        assert found["helm.sh/chart"] == f"profile-loader-{image.VERSION}"
+    (daemon,) = [item for item in items if item["kind"] == "DaemonSet"]
+    assert expected.items() <= daemon["spec"]["template"]["metadata"]["labels"].items()
 
 
 def test_every_component_has_a_values_file():

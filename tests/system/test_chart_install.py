@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -17,7 +18,16 @@ from agent.core import labels
 from agent.kube import client, errors
 from tests.system import charts, kustomize
 from tests.system.cluster import NAMESPACE, Cluster, until
-from tests.system.test_policy_install import Attempts, is_by_policy, labelled, limited
+from tests.system.test_policy_install import (
+    ENFORCED_SECONDS,
+    Attempts,
+    api,
+    end_pod,
+    is_by_policy,
+    labelled,
+    limited,
+    token_of,
+)
 
 BOOT_ID = "11111111-2222-3333-4444-555555555555"
 ACCOUNT = "renamed"
@@ -162,6 +172,51 @@ def test_the_life_of_a_release(cluster, chart, tmp_path):
     kinds += ",validatingadmissionpolicy,validatingadmissionpolicybinding"
     words = ("-l", "app.kubernetes.io/part-of=profile-loader", "-o", "name")
     assert cluster.kubectl("get", kinds, "-A", *words) == ""
+
+
+ACCOUNT_OF_THE_RELEASE = {
+    "apiVersion": "v1",
+    "kind": "ServiceAccount",
+    "metadata": {
+        "name": charts.RELEASE,
+        "namespace": NAMESPACE,
+        "labels": {"app.kubernetes.io/managed-by": "Helm"},
+        "annotations": {
+            "meta.helm.sh/release-name": charts.RELEASE,
+            "meta.helm.sh/release-namespace": NAMESPACE,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("first", ["policy", "everything"])
+def test_an_installation_with_an_existing_token(cluster, chart, tmp_path, first):
+    """If the policy of the chart is applied first, helm adopts it, and an existing token can never
+    patch another Node. The other case only shows how many patches are possible without this step.
+    """
+    cluster.apply(ACCOUNT_OF_THE_RELEASE)
+    agent = api(cluster, token_of(cluster, charts.RELEASE))
+    applied = None
+    if first == "policy":
+        words = ("template", charts.RELEASE, chart, "--show-only", "templates/policy.yaml")
+        policy = tmp_path / "policy.yaml"
+        policy.write_text(helm(cluster, *words).stdout)
+        cluster.kubectl("apply", "--server-side", "-f", policy)
+        applied = cluster.get(POLICY)["metadata"]["uid"]
+        enforced = time.monotonic() + ENFORCED_SECONDS
+        until(lambda: time.monotonic() > enforced, "some seconds")
+    try:
+        with Attempts(agent) as attempts:
+            helm(cluster, "install", charts.RELEASE, chart, *WAIT)
+            until(lambda: attempts.refused_by_policy, "a denial by the policy")
+        print(f"{first} first: {attempts.allowed} foreign patches in {attempts.seconds():.2f} s")
+        assert attempts.allowed == 0 or first == "everything"
+        assert applied in (None, cluster.get(POLICY)["metadata"]["uid"])
+        helm(cluster, "upgrade", charts.RELEASE, chart, *WAIT, "--set", "podAware=true")
+    finally:
+        end_pod(cluster)
+        helm(cluster, "uninstall", charts.RELEASE, "--wait")
+    assert cluster.get(POLICY) is None
 
 
 def test_a_failed_policy_leaves_no_rights(cluster, chart):

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import yaml
 
-from tests.system import image, kustomize
+from tests.system import kustomize
 from tests.system.cluster import Cluster
 
 POLICY = ("ValidatingAdmissionPolicy", "profile-loader")
@@ -303,19 +303,20 @@ def test_common_labels_do_not_hide_the_profiles():
     }
 
 
-def test_every_object_has_the_recommended_labels():
+@pytest.mark.parametrize("name", [None, *kustomize.COMPONENTS, "monitoring"])
+def test_every_object_has_the_recommended_labels(name):
     """Every object has labels for the program, its version, its instance and its application."""
-    expected = {
-        "app.kubernetes.io/name": "profile-loader",
-        "app.kubernetes.io/instance": "profile-loader",
-        "app.kubernetes.io/version": image.VERSION,
-        "app.kubernetes.io/part-of": "profile-loader",
-    }
-    objects = kustomize.objects()
-    template = objects["DaemonSet", "profile-loader"]["spec"]["template"]
-    for item in (*objects.values(), template):
-        assert expected.items() <= item["metadata"]["labels"].items()
-    # The selector of a DaemonSet cannot be changed, so it must not contain the version.
-    assert objects["DaemonSet", "profile-loader"]["spec"]["selector"] == {
-        "matchLabels": {"app.kubernetes.io/name": "profile-loader"}
-    }
+    if name == "monitoring":
+        objects = kustomize.by_name(kustomize.build(kustomize.ROOT / name))
+    else:
+        objects = kustomize.objects(*filter(None, [name]))
+    for key, item in objects.items():
+        assert kustomize.LABELS.items() <= item["metadata"]["labels"].items(), key
+    if name != "monitoring":
+        daemon = objects["DaemonSet", "profile-loader"]
+        template = daemon["spec"]["template"]
+        assert kustomize.LABELS.items() <= template["metadata"]["labels"].items()
+        # The selector of a DaemonSet cannot be changed, so it must not contain the version.
+        assert daemon["spec"]["selector"] == {
+            "matchLabels": {"app.kubernetes.io/name": "profile-loader"}
+        }

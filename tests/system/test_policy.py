@@ -301,11 +301,13 @@ def narrowed(cluster, old, new):
 
 OLDER_POLICIES = {
     # Each entry contains a change of the policy, and the label that the changed policy denies.
-    "a prefix is unknown": ("''set.'', ''apparmor", "''apparmor", f"set.{DOMAIN}/ns__web"),
-    "a key is unknown": (", variables.labelDomain + ''/selinux'']", "]", f"{DOMAIN}/selinux"),
-    "a mode is unknown": ("|enforcing|permissive|", "|", f"{DOMAIN}/selinux"),
-    "a value is unknown": ("|installed|ready|", "|installed|", f"set.{DOMAIN}/ns__web"),
-}
+    "a prefix is unknown": ("''set.'', ''apparmor", "''apparmor", f"set.{DOMAIN}/ns__web", "ready"),
+    "a value is unknown": ("|installed|ready|", "|installed|", f"set.{DOMAIN}/ns__web", "ready"),
+    "a key is unknown": (
+        ", variables.labelDomain + '/selinux']", "]", f"{DOMAIN}/selinux", "disabled",
+    ),
+    "a mode is unknown": ("|enforcing|permissive|", "|", f"{DOMAIN}/selinux", "enforcing"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("how", OLDER_POLICIES)
@@ -313,14 +315,14 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
     """If the policy of another release denies a label, the agent reports this, and all other labels
     are correct.
     """
-    old, new, key = OLDER_POLICIES[how]
+    old, new, key, value = OLDER_POLICIES[how]
     own = node_labels.NodeLabeler(agent, NodeOptions(name="own"), lambda: "boot of own")
     first = {OWN: "installed", f"seccomp.{DOMAIN}/untrue": "installed"}
     own.publish(own.read(), first)
     narrowed(cluster, old, new)
 
     def is_refused():
-        if denial(lambda: labels(agent, "own", labels={key: "ready"})):
+        if denial(lambda: labels(agent, "own", labels={key: value})):
             return True
         # The request would not change the label.
         cluster.kubectl("label", "node", "own", f"{key}-")
@@ -328,7 +330,7 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
 
     try:
         until(is_refused, "the policy")
-        wanted = {OWN: "installed", f"seccomp.{DOMAIN}/new": "installed", key: "ready"}
+        wanted = {OWN: "installed", f"seccomp.{DOMAIN}/new": "installed", key: value}
         answer = own.publish(own.read(), wanted)
         assert own.own_labels(answer) == {item: wanted[item] for item in wanted if item != key}
         assert [(finding.code, key in finding.message) for finding in own.findings()] == [
@@ -336,7 +338,7 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
         ]
     finally:
         applied(cluster)
-    until(lambda: not denial(lambda: labels(agent, "own", labels={key: "ready"})), "the policy")
+    until(lambda: not denial(lambda: labels(agent, "own", labels={key: value})), "the policy")
     own.retry_refused()
     assert own.own_labels(own.publish(own.read(), wanted)) == wanted
     assert own.findings() == ()

@@ -56,6 +56,31 @@ def test_the_page_lists_every_manifest():
     assert {path for path in files if not path.startswith(known)} <= {*listed, "README.md"}
 
 
+# These fields grant a right, or make the pod run on nodes that reject other pods.
+RIGHTS = re.compile(
+    r"verbs: \[|operator: Exists|add: \[|hostPID: true|hostPath: \{|privileged: true"
+    r"|type: (?:Unconfined|spc_t)\}|runAsUser: 0|readOnlyRootFilesystem: false"
+)
+FOLDERS = ("base", "components", "helm/profile-loader/templates")
+
+
+def test_every_right_and_toleration_has_a_comment():
+    """The comment is in the same line, or in one of the four lines before it."""
+    paths = [path for name in FOLDERS for path in Path("manifests", name).rglob("*.yaml")]
+    paths.append(Path("manifests/helm/profile-loader/values.yaml"))
+    count, missing = 0, []
+    for path in paths:
+        lines = path.read_text().splitlines()
+        for index, line in enumerate(lines):
+            if RIGHTS.search(line.partition("#")[0]):
+                count += 1
+                place = lines[max(0, index - 4) : index + 1]
+                if not any("# " in text for text in place):
+                    missing.append(f"{path}:{index + 1}")
+    assert count > 30
+    assert missing == []
+
+
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
 # Container runtimes expand the plain name in the manifests to this name.
 IMAGE = f"docker.io/library/profile-loader:{VERSION}"

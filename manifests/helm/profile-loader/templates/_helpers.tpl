@@ -25,6 +25,13 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 
+{{/* The annotations by which helm recognises an object of this release. With them, `helm install` adopts a
+     policy that was applied before. */}}
+{{- define "profile-loader.owner" -}}
+meta.helm.sh/release-name: {{ .Release.Name }}
+meta.helm.sh/release-namespace: {{ .Release.Namespace }}
+{{- end -}}
+
 {{/* The image, pinned by its digest if there is one. */}}
 {{- define "profile-loader.image" -}}
 {{- if .Values.image.digest -}}
