@@ -108,7 +108,7 @@ def _show_status(config: Config) -> int:
     problems = status.problems(config)
     report = status.status(config, problems)
     result = console.print_report(report, config, selectors=True, nothing="Nothing is installed")
-    if problems.rows and config.output == "table" and not config.quiet:
+    if (problems.rows or problems.skipped) and config.output == "table" and not config.quiet:
         streams.write(f"\n{status.where_to_look(problems)}\n")
     return result
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from agent import app
 from agent.backends import security_modules
 from agent.config import Config
-from agent.core import report_builder
+from agent.core import left_out, report_builder
 from agent.core.findings import Finding
 from agent.core.model import LedgerEntry, Observation, Observed, ProfileKind
 from agent.core.ownership import (
@@ -26,7 +26,7 @@ from agent.reporting.problem_record import ProblemRecord, Problems
 
 
 def problems(config: Config) -> Problems:
-    """Return the profiles that the last pass rejected or could not install."""
+    """Return the profiles that the last pass did not install, and the inputs that it skipped."""
     recorded = ProblemRecord(app.host(config), config.state_dir).read()
     return replace(recorded, rows=tuple(row for row in recorded.rows if row.kind in config.kinds))
 
@@ -36,7 +36,7 @@ def status(config: Config, problems: Problems) -> Report:
 
     Args:
         config: the options of this run.
-        problems: the profiles that the last pass rejected or could not install.
+        problems: the profiles that the last pass did not install, and the inputs that it skipped.
     """
     parts = app.backend_parts(config, may_write_state=False)
     ledger = app.ledger(config)
@@ -63,9 +63,10 @@ def status(config: Config, problems: Problems) -> Report:
         ]
     rows = _with_problems(rows, problems)
     rows.sort(key=lambda row: (row.kind, row.name or row.key))
+    findings += [left_out.finding(item.profile_set, item.left_out) for item in problems.skipped]
     return Report(
         profiles=tuple(rows),
-        profile_sets=(),
+        profile_sets=problems.skipped,
         kind_support=supports,
         findings=tuple(findings),
         security_modules={name: module.mode for name, module in modules.items()},
@@ -175,8 +176,13 @@ def where_to_look(problems: Problems) -> str:
     messages.
     """
     time = datetime.fromtimestamp(problems.at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    subjects = ["Rejected and failed profiles"] * bool(problems.rows)
+    subjects += ["skipped inputs"] * bool(problems.skipped)
+    subject = " and ".join(subjects)
     more = f" {problems.omitted} more are not recorded." if problems.omitted else ""
+    if problems.omitted_sets:
+        more += f" Skipped inputs of {problems.omitted_sets} more profile sets are not recorded."
     return (
-        f"Rejected and failed profiles come from the pass at {time}.{more}\nFor all messages, see "
-        "the agent's log (kubectl logs, or journalctl), or the status page."
+        f"{subject[:1].upper()}{subject[1:]} come from the pass at {time}.{more}\nFor all "
+        "messages, see the agent's log (kubectl logs, or journalctl), or the status page."
     )

@@ -42,6 +42,7 @@ def label_pending(name: str) -> Finding:
         location=name,
         message=f'"{name}" is no longer desired. The profile stays on the node for the grace '
         "period, which begins when its label is removed from the Node.",
+        hint="No action is needed. The agent then removes the profile.",
     )
 
 

@@ -72,4 +72,5 @@ def _more_findings(last: Finding) -> Finding:
         code=last.code,
         location=last.location,
         message=f"More problems were found; only the first {MAX_FINDINGS} are shown.",
+        hint="Correct these problems first, and check the profile again.",
     )

@@ -69,7 +69,7 @@ def contended(node: str) -> Finding:
         location=f"node {node}",
         message="Another client repeatedly removes the agent's labels. The agent restores them "
         "with increasing delays.",
-        hint="`kubectl get node --show-managed-fields -o yaml` shows the other field manager.",
+        hint="`kubectl get node NODE --show-managed-fields -o yaml` shows the other field manager.",
     )
 
 

@@ -1,8 +1,9 @@
-"""Records the profiles that the last pass rejected or could not install, for the command `status`.
+"""Records what the last pass did not install, for the command `status`.
 
-The ledger contains only installed profiles, and `status` reads no source. The file
-STATE/problems.json is written only when its content changes, and is removed when there are no
-problems. The file has no influence on a pass: if it is missing or damaged, `status` shows only the
+The record contains the profiles that were rejected or could not be installed, and the inputs that
+were skipped. The ledger contains only installed profiles, and `status` reads no source.
+STATE/problems.json is written only when its content changes, and is removed when there is nothing
+to record. The file has no influence on a pass: if it is missing or damaged, `status` shows only the
 ledger.
 """
 
@@ -16,16 +17,24 @@ import msgspec
 
 from agent.core.finding_codes import FindingCode, Severity
 from agent.core.findings import Finding
+from agent.core.left_out import LeftOut
 from agent.core.model import ProfileKind
 from agent.core.printable import printable
-from agent.core.report import ProfileStatus, Report
-from agent.core.vocabulary import ActionName, ProfileState, Reason
+from agent.core.report import ProfileSetStatus, ProfileStatus, Report
+from agent.core.vocabulary import (
+    ActionName,
+    LeftOutReason,
+    ProfileSetState,
+    ProfileState,
+    Reason,
+)
 from agent.host.file_role import FileRole
 from agent.host.filesystem import Host, HostError
 
 FILE: Final = "problems.json"
 MOST_ROWS: Final = 200
 MOST_FINDINGS: Final = 5  # per profile
+MOST_SETS: Final = 200  # with skipped inputs
 MOST_BYTES: Final = 4 << 20
 STATES: Final = frozenset(
     {ProfileState.REJECTED, ProfileState.OUTDATED, ProfileState.FOREIGN, ProfileState.FAILED}
@@ -49,10 +58,26 @@ class _StoredRow(msgspec.Struct):
     findings: list[_StoredFinding]
 
 
+class _StoredInputs(msgspec.Struct):
+    reason: LeftOutReason
+    count: int
+    names: list[str]
+    hint: str
+
+
+class _StoredSet(msgspec.Struct):
+    origin: str
+    state: ProfileSetState
+    keys: int
+    inputs: list[_StoredInputs]
+
+
 class _Stored(msgspec.Struct):
     rows: list[_StoredRow]
     omitted: int
     at: float = 0.0
+    skipped: list[_StoredSet] = []
+    omitted_sets: int = 0
 
 
 _EMPTY: Final = _Stored(rows=[], omitted=0)
@@ -66,6 +91,12 @@ class Problems:
     omitted: int = 0
     """The number of rejected or failed profiles that are not recorded, because the record is full.
     """
+
+    skipped: tuple[ProfileSetStatus, ...] = ()
+    """The profile sets with inputs that were not read as profiles."""
+
+    omitted_sets: int = 0
+    """The number of further profile sets with skipped inputs, which are not recorded."""
 
     at: float = 0.0
     """The time at which the record was written, in Unix seconds."""
@@ -92,7 +123,7 @@ class ProblemRecord:
             return
         # Other findings report a full disk or a read-only file system.
         with contextlib.suppress(HostError):
-            if stored.rows:
+            if stored.rows or stored.skipped:
                 content = msgspec.json.encode(msgspec.structs.replace(stored, at=at))
                 self._host.write_file(self._directory, FILE, content, role=FileRole.TRANSIENT)
             else:
@@ -105,6 +136,8 @@ class ProblemRecord:
         return Problems(
             rows=tuple(map(_row, stored.rows)),
             omitted=stored.omitted,
+            skipped=tuple(map(_profile_set, stored.skipped)),
+            omitted_sets=stored.omitted_sets,
             at=stored.at,
         )
 
@@ -125,7 +158,10 @@ def _without_time(stored: _Stored) -> _Stored:
 
 def _stored(report: Report) -> _Stored:
     rows = [row for row in report.profiles if row.state in STATES]
+    skipped = [item for item in report.profile_sets if item.left_out]
     return _Stored(
+        skipped=[_stored_set(item) for item in skipped[:MOST_SETS]],
+        omitted_sets=len(skipped[MOST_SETS:]),
         rows=[
             _StoredRow(
                 kind=row.kind,
@@ -138,6 +174,32 @@ def _stored(report: Report) -> _Stored:
             for row in rows[:MOST_ROWS]
         ],
         omitted=len(rows[MOST_ROWS:]),
+    )
+
+
+def _stored_set(status: ProfileSetStatus) -> _StoredSet:
+    return _StoredSet(
+        origin=printable(status.profile_set),
+        state=status.state,
+        keys=status.keys,
+        inputs=[
+            _StoredInputs(
+                reason=item.reason, count=item.count, names=list(item.names), hint=item.hint
+            )
+            for item in status.left_out
+        ],
+    )
+
+
+def _profile_set(stored: _StoredSet) -> ProfileSetStatus:
+    return ProfileSetStatus(
+        profile_set=stored.origin,
+        state=stored.state,
+        keys=stored.keys,
+        left_out=tuple(
+            LeftOut(reason=item.reason, count=item.count, names=tuple(item.names), hint=item.hint)
+            for item in stored.inputs
+        ),
     )
 
 

@@ -278,7 +278,7 @@ class _Walk:
     def _read_subdirectory(self, fd: int, name: str, key: str) -> None:
         if key.count("/") >= _DEPTH_LIMIT:
             reason = f"is more than {_DEPTH_LIMIT} levels deep"
-            self.collected.reject(key, limits.unsafe(key, reason))
+            self.collected.reject(key, limits.too_deep(key, reason))
             return
         below = _open(name, _DIRECTORY, fd)
         try:

@@ -45,13 +45,22 @@ def too_large(key: str) -> Finding:
     )
 
 
+def too_deep(key: str, reason: str) -> Finding:
+    """Report a directory that is nested too deeply."""
+    return _unsafe(key, reason, "Move the directory to a higher level.")
+
+
 def unsafe(key: str, reason: str) -> Finding:
     """Return the error about a key whose name cannot be the name or the path of a profile."""
+    return _unsafe(key, reason, "Rename the key: use letters, digits, '.', '_' and '-'.")
+
+
+def _unsafe(key: str, reason: str, hint: str) -> Finding:
     return Finding(
         code=FindingCode.KEY_UNSAFE,
         location=key,
         message=f"The name of the key {reason}. It is not installed.",
-        hint="Use letters, digits, '.', '_' and '-' in the name of a key.",
+        hint=hint,
     )
 
 

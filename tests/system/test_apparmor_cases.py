@@ -37,6 +37,12 @@ SIGNAL = "  signal (receive) peer=unconfined,\n"
 WEB = f"profile web {{\n  file,\n{SIGNAL}"
 LONG = "a" * 300  # A file name has at most 255 bytes.
 REJECTED = {
+    "a name that is not UTF-8": Case(
+        text=f'profile "web\\377" {{\n  file,\n{SIGNAL}}}\n',
+        code="name_unsafe",
+        message='The profile name "web\\xff" is not UTF-8',
+        hint="replace the escapes",
+    ),
     "conflicting modes": Case(
         text=f"{WEB}  /bin/a ix,\n  /bin/a px,\n}}\n",
         code="parser_rejected",

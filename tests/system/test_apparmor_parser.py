@@ -4,11 +4,13 @@ import random
 
 import pytest
 
-from agent.backends.apparmor import parser
+from agent.backends.apparmor import compiled_policy, parser
 from agent.backends.apparmor.compile_queue import MAX_WAIT_SECONDS, CompileQueue
+from agent.backends.apparmor.policy_cache import ParserResult
 from agent.core.model import Profile, Rejection, SourceKey, Unchecked
 from agent.host.filesystem import Host
-from tests.inspection import apparmor_backend, inspected
+from tests.inspection import apparmor_backend, compiled, inspected
+from tests.system import apparmor_releases
 
 
 def inspect(tmp_path, text, *, checking=True, **options):
@@ -105,6 +107,20 @@ def test_comments_change_the_source_and_not_the_policy(tmp_path):
     assert isinstance(two, Profile)
     assert one.version.body_digest == two.version.body_digest
     assert one.version.source_digest != two.version.source_digest
+
+
+@pytest.mark.parametrize("release", apparmor_releases.RELEASES)
+def test_a_policy_for_each_features_file_can_be_read(tmp_path, release):
+    """The agent can read policies for all kernels, even for kernels that load compressed policies
+    (5.0-interface).
+    """
+    options = apparmor_releases.backend_options(release, tmp_path)
+    program = parser.Parser(options.get("parser", ""), include_dir=options["include_dir"])
+    for path in program.features_files():
+        text = f"abi <abi/{path.name}>,\nprofile x {{ file, network, }}\n"
+        result = compiled(program, text.encode(), ("--kernel-features", str(path)))
+        assert isinstance(result, ParserResult)
+        assert compiled_policy.names(result.policy) == {"x"}
 
 
 def test_a_node_without_apparmor_rejects_only_texts_with_errors(tmp_path):

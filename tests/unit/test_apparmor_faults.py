@@ -224,6 +224,74 @@ def test_without_a_parser_a_text_cannot_be_checked(tmp_path):
     (result,) = inspected(apparmor_backend(node(tmp_path), parser="/nonexistent"), source_key())
     assert isinstance(result, Unchecked)
     assert result.finding.code == "kind_unsupported"
+    assert "--apparmor-parser" in result.finding.hint
+
+
+def test_a_parser_that_does_not_start_is_not_reported_as_missing(tmp_path):
+    """If an installed parser cannot be started, the next step is not to install the parser."""
+    path = script(tmp_path, "")
+    Path(path).write_bytes(b"\x7fELF\x02\x01" + bytes(100))
+    (result,) = inspected(
+        apparmor_backend(node(tmp_path), parser=path, state_dir="/state"), source_key()
+    )
+    assert isinstance(result, Unchecked)
+    assert "Install" not in result.finding.hint
+    assert "apparmor_parser --version" in result.finding.hint
+
+
+@pytest.mark.parametrize(
+    ("checking", "step"), [(True, "which contains this directory"), (False, "Boot a kernel")]
+)
+def test_without_a_features_file_the_next_step_depends_on_the_kernel(tmp_path, checking, step):
+    """On a node without AppArmor, the missing features file is not the problem to solve."""
+    backend = apparmor_backend(
+        Host(tmp_path),
+        parser=script(tmp_path, "exit 0"),
+        include_dir=str(tmp_path / "empty"),
+        checking=checking,
+    )
+    (result,) = inspected(backend, source_key())
+    assert isinstance(result, Unchecked)
+    assert "abi contains no features file" in result.finding.message
+    assert step in result.finding.hint
+
+
+def test_a_parser_that_can_compress_runs_without_compression(tmp_path):
+    """The agent reads only uncompressed policies."""
+    path = script(tmp_path, f'# zstd-compress-level\necho "$@" > {tmp_path}/options')
+    inspected(apparmor_backend(node(tmp_path), parser=path), source_key())
+    assert "--zstd-compress-level=0" in (tmp_path / "options").read_text()
+
+
+def test_an_older_parser_gets_no_option_for_compression(tmp_path):
+    """apparmor_parser before 5.0 rejects the option."""
+    path = script(tmp_path, f'echo "$@" > {tmp_path}/options')
+    inspected(apparmor_backend(node(tmp_path), parser=path), source_key())
+    assert "zstd" not in (tmp_path / "options").read_text()
+
+
+def test_a_compressed_policy_is_reported_as_compressed(tmp_path):
+    """The message states that the policy is compressed, instead of an unknown tag."""
+    path = script(tmp_path, r"printf '\001\003\0\0\0\0\0\0\050\265\057\375rest'")
+    (result,) = inspected(apparmor_backend(node(tmp_path), parser=path), source_key())
+    assert isinstance(result, Rejection)
+    (finding,) = result.findings
+    assert finding.code == "policy_unreadable"
+    assert "it is compressed with zstd" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("fault", "step"),
+    [("kill -9 $$", "apparmor_parser -Q -K FILE"), ("exec sleep 600", "simplify the rules")],
+)
+def test_the_next_step_after_a_failed_run_depends_on_the_failure(tmp_path, fault, step):
+    """A text that crashes the parser has another next step than a text that takes too long."""
+    options = {"cpu_limit": 0.05, "state_dir": "/state"}
+    (result,) = inspected(
+        apparmor_backend(node(tmp_path), parser=script(tmp_path, fault), **options), source_key()
+    )
+    assert isinstance(result, Pending)
+    assert step in result.findings[0].hint
 
 
 @pytest.mark.parametrize(

@@ -569,6 +569,24 @@ def test_status_does_not_show_a_solved_problem(run, tmp_path):
     assert run(*STATUS).returncode == 0
 
 
+def test_status_lists_the_inputs_that_the_last_pass_skipped(run, tmp_path):
+    """The table and the JSON report contain the inputs that are not read as profiles."""
+    (tmp_path / "source/web.yaml").write_text("{}")
+    assert run(*ONESHOT).returncode == 0
+    done = run(*STATUS)
+    assert done.returncode == 0
+    assert "notice: input_skipped" in done.stdout
+    assert "web.yaml" in done.stdout
+    assert re.search(r"Skipped inputs come from the pass at \d{4}-\d\d-\d\d", done.stdout)
+    document = json.loads(run(*STATUS, "--output=json").stdout)
+    assert [(item["left_out"], item["left_out_inputs"]) for item in document["sets"]] == [
+        (1, [{"reason": "name", "count": 1, "names": ["web.yaml"]}])
+    ]
+    (tmp_path / "source/web.yaml").unlink()
+    assert run(*ONESHOT).returncode == 0
+    assert "input_skipped" not in run(*STATUS).stdout
+
+
 def test_a_damaged_record_is_ignored(run, tmp_path):
     """A damaged record of the last pass is ignored, and does not affect the ledger or a pass."""
     run(*ONESHOT)

@@ -31,8 +31,16 @@ _NUMBERS_PER_ENTRY = 14
 _NOT_ATTACHMENT = frozenset({"disconnected", "learning_offset"})
 
 
+_COMPRESSED = b"\x28\xb5\x2f\xfd"  # the begin of a zstd frame (RFC 8878)
+_COMPRESSED_OFFSET = 8  # after the header of apparmor_parser 5.0
+
+
 class PolicyError(Exception):
     """The bytes are not a compiled policy with a known layout."""
+
+
+class NameEncodingError(PolicyError):
+    """The name of a profile is not UTF-8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +125,8 @@ def _profiles(
     """Yield for each profile its version, its namespace (`:name:` or ""), its element and its
     fields.
     """
+    if blob[_COMPRESSED_OFFSET:].startswith(_COMPRESSED):
+        raise PolicyError("it is compressed with zstd")
     version, namespace = None, ""
     for element in _Reader(blob).elements(None, 0):
         match element:
@@ -217,7 +227,8 @@ def _name(namespace: str, fields: tuple[_Element, ...]) -> str:
     try:
         return namespace + fields[0].value.decode()
     except UnicodeDecodeError as error:
-        raise PolicyError("a profile's name is not UTF-8") from error
+        shown = ascii(fields[0].value)[2:-1]
+        raise NameEncodingError(shown) from error
 
 
 def _mode(fields: tuple[_Element, ...]) -> str:

@@ -5,6 +5,7 @@ findings about the text: source_checks.py, character_checks.py, escape_rules.py 
 """
 
 from agent.backends.apparmor import compiled_policy
+from agent.backends.apparmor.parser import ParserRun, RunFailure
 from agent.backends.apparmor.policy_cache import ParserResult
 from agent.backends.apparmor.policy_writer import meaning
 from agent.core import common_findings
@@ -17,7 +18,24 @@ UNREADABLE_INCLUDE = (
     "The file exists, and the parser may not open it. Replace a link that points outside the "
     "include directory with a copy of its file, and make the file readable."
 )
+INSTALL_PARSER = (
+    "Install the package apparmor, or pass the path of apparmor_parser with --apparmor-parser."
+)
+INSTALL_FEATURES = "Install the package apparmor, which contains this directory."
+BOOT_APPARMOR = "Boot a kernel with AppArmor, or leave the kind out with --kinds."
+MAKE_FEATURES_READABLE = (
+    "Run as root with the host's securityfs, so that the features of the kernel can be read."
+)
+START_PARSER = (
+    "Run `apparmor_parser --version` as the same user. Make the parser and its libraries readable; "
+    "if processes or memory are missing, raise their limits."
+)
 _SIMPLIFY = "Simplify the rules (alternations, or many ** in one rule)"
+_RAISE_MEMORY = (
+    "raise the memory limit of the agent's container, because the parser may use the memory"
+    " that is left there"
+)
+_LONGEST_NAME = 200
 
 
 def cannot_check(id_: KeyId, message: str, hint: str) -> Unchecked:
@@ -26,6 +44,11 @@ def cannot_check(id_: KeyId, message: str, hint: str) -> Unchecked:
         id=id_,
         finding=common_findings.kind_unsupported(id_.key, message, hint),
     )
+
+
+def not_checkable(id_: KeyId, reason: str, hint: str) -> Unchecked:
+    """Return the outcome for a key that this node cannot check for a reason."""
+    return cannot_check(id_, f"The profile cannot be checked: {reason}.", hint)
 
 
 def parser_rejected(id_: KeyId, *, line: str, message: str, hint: str) -> Finding:
@@ -59,10 +82,7 @@ def parser_killed(result: ParserResult) -> Finding:
     """Return the error about a profile text that exceeds the limits of the parser."""
     alternative = "raise --parser-timeout"
     if result.is_memory_exceeded:
-        alternative = (
-            "raise the memory limit of the agent's container, because the parser may use the memory"
-            " that is left there"
-        )
+        alternative = _RAISE_MEMORY
     return Finding(
         code=FindingCode.PARSER_KILLED,
         location="apparmor_parser",
@@ -72,14 +92,21 @@ def parser_killed(result: ParserResult) -> Finding:
     )
 
 
-def compiled_again_later(id_: KeyId, failure: str) -> Finding:
+def compiled_again_later(id_: KeyId, run: ParserRun) -> Finding:
     """Return the error about a parser run that did not produce a result."""
+    match run.outcome:
+        case RunFailure.NO_MEMORY:
+            step = _RAISE_MEMORY
+        case RunFailure.SIGNAL:
+            step = "run `apparmor_parser -Q -K FILE` by hand, and change a text that crashes it"
+        case _:
+            step = _SIMPLIFY.lower()
     return Finding(
         code=FindingCode.PARSER_KILLED,
         location=id_.key,
-        message=f"apparmor_parser did not produce a result: {failure}. The text is compiled again "
-        "later.",
-        hint=f"If this error persists: {_SIMPLIFY.lower()}.",
+        message=f"apparmor_parser did not produce a result: {run.detail}. The text is compiled "
+        "again later.",
+        hint=f"If this error persists: {step}.",
     )
 
 
@@ -115,7 +142,19 @@ def policy_unreadable(id_: KeyId, error: compiled_policy.PolicyError) -> Finding
         code=FindingCode.POLICY_UNREADABLE,
         location=id_.key,
         message=f"The compiled policy has an unknown layout: {error}. It is not installed.",
-        hint="Use a version of apparmor_parser that profile-loader was tested with.",
+        hint="Use apparmor_parser 3.0 to 5.0. If the parser has such a version, report this error "
+        "as a defect, with the version of the parser.",
+    )
+
+
+def name_not_utf8(id_: KeyId, error: compiled_policy.NameEncodingError) -> Finding:
+    """Return the error about a profile name that contains bytes that are not UTF-8."""
+    return Finding(
+        code=FindingCode.NAME_UNSAFE,
+        location=id_.key,
+        message=f'The profile name "{str(error)[:_LONGEST_NAME]}" is not UTF-8, so no pod can '
+        "reference it.",
+        hint="Rename the profile: replace the escapes in its name with letters or digits.",
     )
 
 

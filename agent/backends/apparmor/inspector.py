@@ -105,14 +105,9 @@ class Inspector:
         if findings:
             return Rejection(id=id_, findings=findings)
         unsupported = self.targets.unsupported_reason()
-        reason = self.parser.unavailable_reason()
-        target = CompileTarget(options=(), context="")
-        try:
-            target = target if reason else self._current_target()
-        except (HostError, ParserError) as error:
-            reason = str(error)
-        if not target.options:
-            return _not_checkable(id_, reason or unsupported or "there is no features file")
+        target = self._usable_target(id_)
+        if isinstance(target, Unchecked):
+            return target
         key = _cache_key(target.context, source_key.content)
         result = self.cache.find(key) or self.cache.find(self._exceeded_key(key))
         if result is None:
@@ -122,7 +117,7 @@ class Inspector:
             return diagnostics.cannot_check(
                 id_,
                 f"The profile compiles, but it cannot be installed: {unsupported}.",
-                "Boot a kernel with AppArmor, or leave the kind out with --kinds.",
+                diagnostics.BOOT_APPARMOR,
             )
         return judged
 
@@ -165,6 +160,26 @@ class Inspector:
         except ParserError:  # The worker reports this error instead of starting the parser.
             return findings
 
+    def _usable_target(self, id_: KeyId) -> CompileTarget | Unchecked:
+        """Return the compile target of this pass, or the reason why a key cannot be checked."""
+        reason = self.parser.unavailable_reason()
+        if reason:
+            return diagnostics.not_checkable(id_, reason, diagnostics.INSTALL_PARSER)
+        try:
+            target = self._current_target()
+        except HostError as error:
+            hint = diagnostics.MAKE_FEATURES_READABLE
+            return diagnostics.not_checkable(id_, str(error), hint)
+        except ParserError as error:
+            return diagnostics.not_checkable(id_, str(error), diagnostics.START_PARSER)
+        if target.options:
+            return target
+        missing = f"{self.parser.include_dir}/abi contains no features file"
+        if unsupported := self.targets.unsupported_reason():
+            reason = f"{unsupported}, and {missing}"
+            return diagnostics.not_checkable(id_, reason, diagnostics.BOOT_APPARMOR)
+        return diagnostics.not_checkable(id_, missing, diagnostics.INSTALL_FEATURES)
+
     def _submit(
         self, id_: KeyId, source_key: SourceKey, key: str, target: CompileTarget
     ) -> Pending | Unchecked:
@@ -182,8 +197,8 @@ class Inspector:
         if failure is None:
             return Pending(id=id_, source=source_key.content)
         if failure.outcome is RunFailure.NOT_STARTED:
-            return _not_checkable(id_, failure.detail)
-        retried = diagnostics.compiled_again_later(id_, failure.detail)
+            return diagnostics.not_checkable(id_, failure.detail, diagnostics.START_PARSER)
+        retried = diagnostics.compiled_again_later(id_, failure)
         return Pending(id=id_, source=source_key.content, findings=(retried,))
 
     def _current_target(self) -> CompileTarget:
@@ -218,6 +233,8 @@ class Inspector:
             return Rejection(id=id_, findings=(finding,))
         try:
             declared = result.declared or compiled_policy.read(result.policy)
+        except compiled_policy.NameEncodingError as error:
+            return Rejection(id=id_, findings=(diagnostics.name_not_utf8(id_, error),))
         except compiled_policy.PolicyError as error:
             return Rejection(id=id_, findings=(diagnostics.policy_unreadable(id_, error),))
         errors = source_checks.variable_names(text)
@@ -281,14 +298,6 @@ def _warnings(
         *container_checks.warnings(declared, text),
         *escape_rules.warnings(text),
         *weaker_rules,
-    )
-
-
-def _not_checkable(id_: KeyId, reason: str) -> Unchecked:
-    return diagnostics.cannot_check(
-        id_,
-        f"The profile cannot be checked: {reason}.",
-        "Install the package apparmor, or pass the path of apparmor_parser with --apparmor-parser.",
     )
 
 

@@ -27,6 +27,8 @@ _CONTENT_PARAMETERS: Final = tuple(
 )
 _CAP_MAC_ADMIN: Final = 33  # linux/capability.h
 _FEATURE_BYTES: Final = 1 << 20
+_RUN_AS_ROOT: Final = "Run the agent as root with CAP_MAC_ADMIN, and unconfined by AppArmor."
+_MOUNT: Final = f"Mount the host's securityfs read-write at {SECURITYFS} below the host root."
 # This number of words is larger than struct statfs on every architecture.
 _STATFS_WORDS: Final = 64
 
@@ -133,28 +135,32 @@ class KernelAccess:
                 )
             )
         try:
-            reason = self._obstacle()
+            obstacle = self._obstacle()
         except (HostError, OSError) as error:
-            reason = f"the policy cannot be read ({error})"
-        return unobservable(reason) if reason else None
+            obstacle = (f"the policy cannot be read ({error})", _RUN_AS_ROOT)
+        return unobservable(*obstacle) if obstacle is not None else None
 
-    def _obstacle(self) -> str:
-        """Return the reason why the agent has no access to the policy of a kernel with AppArmor, or
-        "".
+    def _obstacle(self) -> tuple[str, str] | None:
+        """Return why the agent has no access to the policy of a kernel with AppArmor, and the next
+        step.
         """
         if self.probes.filesystem(self.host.path(SECURITYFS)) != SECURITYFS_MAGIC:
-            return f"{SECURITYFS} below the host root is not a securityfs"
+            return f"{SECURITYFS} below the host root is not a securityfs", _MOUNT
         if not self.host.exists(f"{ROOT}/features"):
-            return "the kernel has AppArmor, but its files are missing"
+            return "the kernel has AppArmor, but its files are missing", _MOUNT
         level = f"{ROOT}/.ns_level"
         if self.host.exists(level) and self.host.read(level).strip() != b"0":
-            return "this is a child policy namespace, not the policy namespace of the host"
+            reason = "this is a child policy namespace, not the policy namespace of the host"
+            return (
+                reason,
+                "Run the agent on the host, outside the container that has the namespace.",
+            )
         reason = self.probes.rights()
         if reason:
-            return reason
+            return reason, _RUN_AS_ROOT
         if not os.access(self.host.path(f"{ROOT}/.replace"), os.W_OK):
-            return "securityfs is read-only here"
-        return ""
+            return "securityfs is read-only here", _MOUNT
+        return None
 
     def hides_content(self) -> bool:
         """Return whether the kernel will show neither the hash nor the bytes of a profile that is
@@ -186,13 +192,18 @@ class KernelAccess:
         return b"".join(sorted(parts))
 
 
-def unobservable(reason: str) -> Unobservable:
-    """Return the result for a host that may have AppArmor but whose policy cannot be observed."""
+def unobservable(reason: str, hint: str) -> Unobservable:
+    """Return the result for a host that may have AppArmor but whose policy cannot be observed.
+
+    Args:
+        reason: why the policy cannot be observed.
+        hint: the next step for the administrator.
+    """
     return Unobservable(
         finding=common_findings.kind_unobservable(
             location=ROOT,
             subject="AppArmor policy",
             reason=reason,
-            hint="Run as root with CAP_MAC_ADMIN, unconfined, with the host's securityfs writable.",
+            hint=hint,
         )
     )

@@ -1,9 +1,8 @@
 """Runs apparmor_parser, which turns a profile text into compiled policy or an error message.
 
-The parser neither loads policy (`-Q`) nor uses its own cache (`-K`), because that cache identifies
-a profile text only by file name and time. The agent always passes kernel features to the parser,
-because without them the parser omits rules from the policy and reports no error. The parser
-compiles in a child process, so the limits also apply to its children. parser_messages.py selects
+The agent always passes kernel features to the parser, because without them the parser omits rules
+from the policy and reports no error. The parser compiles in a child process, so the limits also
+apply to its children. parser_options.py has the options of each run, and parser_messages.py selects
 the parts of the output that the agent shows.
 """
 
@@ -17,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.backends.apparmor import parser_messages, parser_sandbox
+from agent.backends.apparmor import parser_messages, parser_options, parser_sandbox
 from agent.backends.apparmor.policy_cache import ParserResult
 from agent.core.model import digest
 from agent.host import commands, landlock, reading, stat_signature
@@ -27,8 +26,6 @@ from agent.host.filesystem import HostError
 INCLUDE_DIR = "/etc/apparmor.d"
 CONFIG_FILE = "/etc/apparmor/parser.conf"
 DEFAULT_PATHS = ("/sbin/apparmor_parser", "/usr/sbin/apparmor_parser")
-_OPTIONS = ("-Q", "-K", "-S", "--warn=rule-not-enforced", "--warn=rule-downgraded")
-_QUICK_OPTIONS = ("-O", "no-expr-simplify")
 _MAX_OUTPUT_BYTES = 8 << 20
 # The wall-clock limit is this multiple of the CPU limit, because other work may keep the node busy.
 WALL_CLOCK_FACTOR = 10.0
@@ -209,7 +206,8 @@ class Parser:
         signatures = (is_sandboxed, *((path, _signature(path)) for path in files))
         if signatures != self._input_digest[0]:
             contents = (os.fsencode(path) + b"\0" + file_content(path) for path in files)
-            inputs = b"".join((b"sandboxed\0" * is_sandboxed, *contents))
+            level = map(os.fsencode, parser_options.uncompressed(self._words()))
+            inputs = b"".join((b"sandboxed\0" * is_sandboxed, *level, *contents))
             self._input_digest = (signatures, digest(inputs))
         return self._input_digest[1]
 
@@ -243,8 +241,8 @@ class Parser:
             is_cancelled: called while the parser runs; if it returns True, the run is ended.
         """
         command_limits = limits.of_command()
-        quick = _QUICK_OPTIONS if is_quick else ()
-        argv = [self.path, *_OPTIONS, *quick, "--base", self.include_dir, *features]
+        options = parser_options.options(self._words(), is_quick=is_quick)
+        argv = [self.path, *options, "--base", self.include_dir, *features]
         try:
             access = None if self.unsandboxed_reason() else self.access(features)
             done = self._done(argv, text, command_limits, access, is_cancelled)
@@ -258,6 +256,10 @@ class Parser:
         outcome = _outcome(done, stderr, self._quotable(text), command_limits)
         detail = _detail(outcome, done, command_limits) if isinstance(outcome, RunFailure) else ""
         return ParserRun(outcome=outcome, detail=detail, seconds=done.seconds)
+
+    def _words(self) -> frozenset[str]:
+        """Return the words in the parser program."""
+        return _words(self.path, _signature(self.path))
 
     def _done(
         self,
@@ -275,7 +277,7 @@ class Parser:
 
     def _quotable(self, text: bytes) -> parser_messages.QuotableWords:
         """Return the words that the agent may show in a message about a profile text."""
-        words = _words(self.path, _signature(self.path))
+        words = self._words()
         return parser_messages.QuotableWords(source=text, words=words, include_dir=self.include_dir)
 
     def _roots(self, configuration: bytes) -> tuple[str, ...]:

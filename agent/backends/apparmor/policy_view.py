@@ -21,6 +21,10 @@ from agent.host.filesystem import Host, HostError
 
 _TOP: Final = f"{ROOT}/policy/profiles"
 _ATTEMPTS: Final = 20
+_READ: Final = (
+    "The next pass reads the policy again. If the error persists, run the agent as root, and look "
+    "for a program that loads policy all the time."
+)
 
 
 class PolicyView:
@@ -90,11 +94,11 @@ class PolicyView:
             except HostError as error:
                 self._index = None
                 if error.errno not in ABSENCE_ERRNOS:
-                    return unobservable(f"the policy cannot be read ({error})")
+                    return unobservable(f"the policy cannot be read ({error})", _READ)
                 reason = f"the policy cannot be read ({error})"
             except (OSError, ValueError) as error:
-                return unobservable(f"the policy cannot be read ({error})")
-        return unobservable(reason)
+                return unobservable(f"the policy cannot be read ({error})", _READ)
+        return unobservable(reason, _READ)
 
     def object_ids(self, names: Collection[str]) -> dict[str, str]:
         """Return the IDs that the named profiles had at the last observation.

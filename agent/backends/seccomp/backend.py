@@ -9,14 +9,20 @@ from the ledger, another program wrote the file, and the backend does not change
 
 import errno
 import platform
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from agent.backends.seccomp import decoding, fields, file_evidence, inspection, releases, resolve
+from agent.backends.seccomp import (
+    decoding,
+    fields,
+    file_evidence,
+    inspection,
+    profile_path,
+    releases,
+    resolve,
+)
 from agent.core import common_findings
-from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import (
     Evidence,
@@ -39,11 +45,6 @@ from agent.host import stat_signature
 from agent.host.filesystem import Host, HostError
 from agent.host.stat_signature import Signature
 
-_SEGMENT: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
-# The limit for a part of a path, in bytes. The name of the temporary file is longer than the part,
-# and must not exceed 255 bytes.
-_LONGEST_SEGMENT: Final = 200
-_LONGEST_PATH: Final = 1024
 _NOT_COMPARABLE: Final = frozenset(
     {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EFBIG, errno.ENXIO}
 )
@@ -160,12 +161,8 @@ class SeccompBackend:
         prefix = blob.prefix or self._prefix
         path = prefix + (blob.name or blob.key)
         checked = inspection.check(blob.content, self._options)
-        reason = _unsafe(path)
-        if reason:
-            hint = "Use letters, digits, dots, underscores and hyphens."
-            unsafe = Finding(
-                code=FindingCode.PATH_UNSAFE, location=blob.key, message=reason, hint=hint
-            )
+        unsafe = profile_path.error(id_, path)
+        if unsafe is not None:
             return Rejection(id=id_, findings=(*checked.errors, unsafe), names=())
         if checked.errors:
             return Rejection(id=id_, findings=checked.findings, names=(path,))
@@ -376,15 +373,3 @@ def _foreign(name: str) -> Failed:
     """Return the result for a file that this agent did not write, or that was changed later."""
     finding = common_findings.foreign_profile(name, observed=None, blocked_key=None)
     return Failed(finding=finding)
-
-
-def _unsafe(path: str) -> str:
-    """Return the reason why a pod cannot reference the path, or "" if a pod can reference it."""
-    if len(path) > _LONGEST_PATH:
-        return f"The path has more than {_LONGEST_PATH} bytes."
-    for segment in path.split("/"):
-        if not _SEGMENT.fullmatch(segment) or len(segment) > _LONGEST_SEGMENT:
-            return f"{ascii(segment)[:80]} cannot be a part of a seccomp profile's path."
-        if ".." in segment:
-            return "The API server rejects a localhostProfile with two dots in a row."
-    return ""

@@ -86,7 +86,7 @@ def findings(document: Document, options: Options) -> Iterator[Finding]:
         yield from _capabilities(document)
 
 
-def _bad(where: str, message: str, hint: str = "") -> Finding:
+def _bad(where: str, message: str, hint: str) -> Finding:
     return Finding(code=FindingCode.BAD_VALUE, location=where, message=message, hint=hint)
 
 
@@ -318,7 +318,7 @@ def _names(document: Document, options: Options) -> Iterator[Finding]:
     if ignored:
         names = sorted(ignored)
         newer = [name for name in names if releases.since(name)]
-        hint = ""
+        hint = "Correct the names, or remove them."
         if newer:
             newest = max(newer, key=lambda name: releases.INTRODUCED[name].libseccomp)
             hint = (

@@ -75,7 +75,7 @@ class _Walk:
         """Whether the error limit has been reached, so that no more errors are reported."""
         return len(self.findings) > MAX_FINDINGS
 
-    def report(self, code: FindingCode, where: str, message: str, hint: str = "") -> None:
+    def report(self, code: FindingCode, where: str, message: str, hint: str) -> None:
         if not self.is_full:
             self.findings.append(Finding(code=code, location=where, message=message, hint=hint))
 
@@ -119,6 +119,7 @@ class _Walk:
                 FindingCode.BAD_VALUE,
                 where or "profile",
                 f"An object is expected here, not {shown(value)}.",
+                "Write an object: {...}.",
             )
             return None
         prefix = f"{where}." if where else ""
@@ -142,9 +143,8 @@ class _Walk:
         if value is None:
             return
         if not isinstance(value, list):
-            self.report(
-                FindingCode.BAD_VALUE, where, f"A list is expected here, not {shown(value)}."
-            )
+            message = f"A list is expected here, not {shown(value)}."
+            self.report(FindingCode.BAD_VALUE, where, message, "Write a list: [...].")
             return
         for index, item in enumerate(value):
             if self.entries == MOST_ENTRIES:
@@ -154,7 +154,7 @@ class _Walk:
                         code=FindingCode.FILTER_TOO_LARGE,
                         location=where,
                         message=message,
-                        hint="Remove entries.",
+                        hint="Remove entries from the lists.",
                     )
                 )
             self.entries += 1
@@ -166,9 +166,8 @@ class _Walk:
         if value is None:
             return ""
         if not isinstance(value, str):
-            self.report(
-                FindingCode.BAD_VALUE, where, f"A string is expected here, not {shown(value)}."
-            )
+            message = f"A string is expected here, not {shown(value)}."
+            self.report(FindingCode.BAD_VALUE, where, message, "Write the value in quotes.")
             return ""
         return value
 
@@ -178,9 +177,8 @@ class _Walk:
             if isinstance(item, str) and item:
                 texts.append(item)
             else:
-                self.report(
-                    FindingCode.BAD_VALUE, place, f"A name is expected here, not {shown(item)}."
-                )
+                message = f"A name is expected here, not {shown(item)}."
+                self.report(FindingCode.BAD_VALUE, place, message, "Write a name in quotes.")
         return tuple(texts)
 
     def number(self, value: Json, where: str, most: int) -> int | None:
@@ -188,7 +186,8 @@ class _Walk:
             return None
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
             message = f"A whole number from 0 to {most} is expected here, not {shown(value)}."
-            self.report(FindingCode.BAD_VALUE, where, message)
+            hint = f"Write a decimal number from 0 to {most}, without quotes."
+            self.report(FindingCode.BAD_VALUE, where, message, hint)
             return None
         return value
 
@@ -320,9 +319,8 @@ class _Walk:
             elif (arg := self.object(item, place, _ARG)) is not None:
                 for key in ("index", "value", "op"):
                     if arg.get(key) is None:
-                        self.report(
-                            FindingCode.BAD_VALUE, f"{place}.{key}", f"A condition needs {key}."
-                        )
+                        message = f"A condition needs {key}."
+                        self.report(FindingCode.BAD_VALUE, f"{place}.{key}", message, f"Add {key}.")
                 yield Condition(
                     index=self.number(arg.get("index"), f"{place}.index", 5) or 0,
                     value=self.number(arg.get("value"), f"{place}.value", 2**64 - 1) or 0,
