@@ -35,7 +35,10 @@ def test_the_chart_installs_the_agent_and_keeps_pods_confined(lab, node, tmp_pat
         until(lambda: {**before, **enforced("pl-new")} == lab.labels(), lab.labels)
         assert node.attribute(pid) == "pl-chart (enforce)"
     finally:
-        lab.delete("of-chart", wait=False)
-        lab.kubectl("-n", NAMESPACE, "delete", "configmap", "chart")
+        lab.delete("of-chart")
         helm("uninstall", charts.RELEASE, "--wait")
         lab.install(BASE)
+    # A set whose ConfigMap is deleted keeps its profiles, and the agent reports an error.
+    lab.config_map("chart", {})
+    until(lambda: not (node.loaded("pl-chart") or node.loaded("pl-new")), "the profiles go")
+    lab.kubectl("-n", NAMESPACE, "delete", "configmap", "chart")
