@@ -30,7 +30,7 @@ from agent.reconciler import Reconciler
 
 
 class Killed(BaseException):
-    """Simulates the end of the process, as if by kill -9."""
+    """Simulates the end of the process by SIGKILL."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ def token(content):
 
 @dataclass
 class Node:
-    """The state that survives the agent: loaded profiles, their users, and the ledger."""
+    """The state that remains when the agent ends: loaded profiles, their users and the ledger."""
 
     loaded: dict = field(default_factory=dict)
     used: set = field(default_factory=set)
@@ -76,7 +76,7 @@ class Node:
     full: bool = False  # whether the disk is full, so that no entry can be written
 
     def number(self):
-        """Assign numbers to the loaded objects. Each newly loaded object has a new number."""
+        """Assign numbers to the loaded objects. Each new object gets a new number."""
         for name in self.objects.keys() - self.loaded.keys():
             del self.objects[name]
         for name in sorted(self.loaded.keys() - self.objects.keys()):
@@ -90,7 +90,7 @@ class Node:
         return frozenset({f"object:{self.objects[name]}:{self.stamps[name]}"})
 
     def write(self, contents):
-        """Load or replace profiles in one step, as another program on the node would."""
+        """Load or replace profiles in one step, as another program on the node does."""
         self.number()
         self.count += 1
         for name, content in contents.items():
@@ -99,13 +99,13 @@ class Node:
             self.stamps[name] = self.count
 
     def unload(self, name):
-        """Remove a profile, as another program on the node would."""
+        """Remove a profile as another program on the node does."""
         self.loaded.pop(name, None)
         self.count += 1
         self.number()
 
     def install(self, contents):
-        """Load profiles as this agent would, but without a ledger entry."""
+        """Load profiles as this agent does, but without a ledger entry."""
         self.write(contents)
         self.own |= {name: self.objects[name] for name in contents}
         self.created |= {self.objects[name] for name in contents}
@@ -119,7 +119,9 @@ class Node:
         self.number()
 
     def settle(self):
-        """Record the load of a killed agent, unless a profile was loaded or removed afterwards."""
+        """Complete the record of a killed agent's load, unless a profile was loaded or removed
+        afterwards.
+        """
         names, count = self.loading
         self.loading = (frozenset(), 0)
         if self.count == count + 1:
@@ -234,7 +236,7 @@ class MemoryKind:
         for name in names:
             if node.loaded.get(name, body) != body:
                 node.touched.append((name, node.objects[name], node.loaded[name]))
-        # A kernel that stores the bytes skips profiles whose bytes are the same.
+        # A kernel that stores the bytes of profiles skips a profile with equal bytes.
         there = [one for one in names if node.readable and node.loaded.get(one) == body]
         node.write({name: body for name in names if name not in there})
         node.created |= {node.objects[name] for name in mine}
@@ -270,7 +272,7 @@ FULL = Finding(code=FindingCode.WRITE_FAILED, location="ledger", message="ENOSPC
 
 
 class MemoryLedger:
-    """A ledger in memory, which passes the same contract tests as the file ledger."""
+    """A ledger in memory. It passes the same contract tests as the file ledger."""
 
     findings = ()
 

@@ -11,7 +11,7 @@ ROOT = Path(agent.__file__).parent
 SHARED = ("core", "host", "kube", "reporting", "controller.py", "reconciler.py", "executor.py")
 WORDS = re.compile(r"apparmor|seccomp|selinux", re.IGNORECASE)
 ALLOWED = {
-    # These are the public names of the profile kinds and of SELinux.
+    # The public names of the profile kinds and of SELinux.
     "core/model.py": 3,
     # Users rely on these rules for file names.
     "core/classify.py": 7,

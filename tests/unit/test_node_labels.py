@@ -28,8 +28,8 @@ def observed(server):
 
 
 def test_all_labels_are_set_in_one_request_and_unchanged_labels_in_none():
-    """The first attempt also reads the Node to verify it; if the labels are equal, it sends
-    nothing.
+    """One request sets all labels. If the labels are unchanged, the agent only reads the Node once
+    to verify it.
     """
     server = ApiServer({"kubernetes.io/os": "linux"})
     own = own_node(server)
@@ -58,7 +58,7 @@ def test_a_label_that_another_client_removed_or_changed_is_restored():
 
 
 def test_a_foreign_label_with_the_agents_prefix_stays_and_is_reported():
-    """A foreign label with the agent's prefix stays, is reported, and costs one request in
+    """A foreign label with the agent's prefix stays and is reported, with a single request in
     total.
     """
     server = ApiServer({B: "forged"})
@@ -80,7 +80,7 @@ def test_a_foreign_label_with_the_agents_prefix_stays_and_is_reported():
 
 
 def test_a_foreign_label_that_was_removed_is_no_longer_reported():
-    """When a foreign label is removed, its finding ends without a request."""
+    """After a foreign label is removed, it is no longer reported. This needs no request."""
     server = ApiServer({B: "forged"})
     own = own_node(server)
     own.publish(observed(server), {A: "installed"})
@@ -90,8 +90,10 @@ def test_a_foreign_label_that_was_removed_is_no_longer_reported():
     assert (own.findings(), server.requests()) == ((), [])
 
 
-def test_a_label_that_another_manager_owns_too_stays_and_is_reported():
-    """If another manager also owns a label, the agent only gives up its own ownership."""
+def test_a_label_that_another_manager_also_owns_stays_and_is_reported():
+    """If another manager also owns a label, the agent releases its own ownership and reports the
+    label.
+    """
     server = ApiServer()
     own = own_node(server)
     own.publish(observed(server), {A: "installed", B: "installed"})
@@ -102,8 +104,8 @@ def test_a_label_that_another_manager_owns_too_stays_and_is_reported():
     assert [finding.location for finding in own.findings()] == [B]
 
 
-def test_labels_with_similar_prefixes_are_not_own_labels():
-    """Labels with a longer or shorter prefix, or without a prefix, do not belong to the agent."""
+def test_labels_with_similar_prefixes_are_foreign():
+    """Labels with a longer prefix, a shorter prefix or no prefix are foreign."""
     own = own_node(ApiServer())
     others = {"kubernetes.io/os": "linux", f"x.{D}/a": "1", f"x{D}/a": "1", "plain": "1"}
     assert own.own_labels(NodeMetadata(uid=UID, labels={**others, A: "installed"})) == {
@@ -113,7 +115,7 @@ def test_labels_with_similar_prefixes_are_not_own_labels():
 
 @pytest.mark.parametrize("boot_id", ["", "another"])
 def test_a_node_with_another_boot_id_is_never_labelled(boot_id):
-    """If the Node has another boot ID, or none yet, no label is set."""
+    """If a Node has another boot ID or no boot ID, the agent sets no label."""
     server = ApiServer(boot_id=boot_id)
     with pytest.raises(WrongNodeError, match=boot_id or "none yet"):
         own_node(server).publish(observed(server), {A: "installed"})
@@ -121,7 +123,9 @@ def test_a_node_with_another_boot_id_is_never_labelled(boot_id):
 
 
 def test_without_the_boot_id_of_this_kernel_no_label_is_set():
-    """If two boot IDs are unknown, they do not count as equal."""
+    """If the boot ID of this kernel is unknown, the agent sets no label, even on a Node without a
+    boot ID.
+    """
     server = ApiServer(boot_id="")
     with pytest.raises(WrongNodeError, match="cannot be read"):
         own_node(server, boot_id="").publish(observed(server), {A: "installed"})
@@ -130,7 +134,7 @@ def test_without_the_boot_id_of_this_kernel_no_label_is_set():
 
 @pytest.mark.parametrize("part", ["status", "nodeInfo"])
 def test_a_node_without_node_info_is_not_labelled(part):
-    """A Node that was just created has no status, and is not labelled."""
+    """A Node that was just created has no status, so the agent does not label it."""
     server = ApiServer()
     if part == "status":
         del server.node["status"]
@@ -141,8 +145,10 @@ def test_a_node_without_node_info_is_not_labelled(part):
     assert server.labels == {}
 
 
-def test_a_node_without_a_uid_is_proven_like_any_other():
-    """A Node without a uid does not match a Node that was verified before."""
+def test_a_node_without_a_uid_is_verified_like_any_other_node():
+    """A Node without a uid is verified like any other Node, even if another Node was verified
+    before.
+    """
     server = ApiServer(boot_id="another")
     with pytest.raises(WrongNodeError):
         own_node(server).publish(NodeMetadata(uid=""), {A: "installed"})
@@ -150,7 +156,9 @@ def test_a_node_without_a_uid_is_proven_like_any_other():
 
 
 def test_a_node_that_was_created_again_is_labelled_only_with_its_own_token():
-    """If a Node was created again, only an agent whose token has the new uid labels it."""
+    """If a Node was created again, the agent labels it only with a token that contains the
+    new uid.
+    """
     server = ApiServer(bound=UID)
     own = own_node(server)
     own.publish(observed(server), {A: "installed"})
@@ -165,7 +173,9 @@ def test_a_node_that_was_created_again_is_labelled_only_with_its_own_token():
 
 
 def test_a_stale_store_does_not_label_a_new_node_with_the_same_name():
-    """If the store is stale, the API server rejects the request, because it compares the uid."""
+    """If the store is stale, the API server compares the uid and rejects the request, so a new Node
+    with the same name is not labelled.
+    """
     server = ApiServer()
     own = own_node(server)
     old = own.publish(observed(server), {A: "installed"})
@@ -176,7 +186,7 @@ def test_a_stale_store_does_not_label_a_new_node_with_the_same_name():
 
 
 def test_a_missing_node_is_not_created():
-    """A missing Node is not created."""
+    """If the Node is missing, the request fails, and the API server does not create the Node."""
     server = ApiServer()
     own = own_node(server)
     old = own.publish(observed(server), {A: "installed"})
@@ -190,7 +200,9 @@ def test_a_missing_node_is_not_created():
     "lost", [UnreachableError("no response in time"), StatusError(504, "Timeout", "x")]
 )
 def test_labels_are_applied_again_after_a_lost_response(lost):
-    """If a response was lost, the labels are applied again, because the store may be outdated."""
+    """After a lost response, the agent applies the labels again, because the store may be
+    outdated.
+    """
     server = ApiServer()
     own = own_node(server)
     before = observed(server)
@@ -206,8 +218,8 @@ def test_labels_are_applied_again_after_a_lost_response(lost):
     assert server.requests() == []
 
 
-def test_a_rejected_request_leaves_no_doubt():
-    """A rejected request has no effect, so no other request has to undo it."""
+def test_a_rejected_request_has_no_effect():
+    """A rejected request has no effect, so the agent need not undo it."""
     server = ApiServer()
     own = own_node(server)
     before = observed(server)
@@ -258,7 +270,7 @@ def test_a_rejected_label_does_not_affect_the_others():
 
 
 def test_rejected_labels_are_not_sent_again_with_every_change():
-    """Rejected labels are not sent again with every change."""
+    """The agent does not send rejected labels again with every change of other labels."""
     server = ApiServer()
     own = own_node(server)
     server.policy = denies(READY)
@@ -290,8 +302,10 @@ def test_a_label_whose_removal_is_rejected_stays_and_the_others_are_removed():
     assert server.requests() == []
 
 
-def test_a_rejected_value_does_not_leave_the_previous_one():
-    """If a new value of a label is rejected, the previous value does not stay."""
+def test_a_rejected_value_removes_the_previous_value():
+    """If a new value of a label is rejected, the agent removes the label with its previous
+    value.
+    """
     server = ApiServer()
     own = own_node(server)
     web = f"apparmor.{D}/web"
@@ -303,8 +317,8 @@ def test_a_rejected_value_does_not_leave_the_previous_one():
 
 @pytest.mark.parametrize("count", [1, 2, 3, 40, 200])
 def test_many_rejected_labels_are_found_within_a_few_attempts(count):
-    """Each attempt sends a limited number of requests, and still sets the labels of all groups
-    without a rejected label.
+    """An attempt sends a limited number of requests. It sets the labels of all groups that contain
+    no rejected label.
     """
     server = ApiServer()
     own = own_node(server)
@@ -323,8 +337,10 @@ def test_many_rejected_labels_are_found_within_a_few_attempts(count):
     assert server.labels.keys() == fine | {READY}
 
 
-def test_an_error_that_is_not_about_the_content_is_not_split():
-    """If an error is not about the content, the request is not split into several requests."""
+def test_a_request_is_not_split_after_an_error_that_is_not_about_its_content():
+    """After an error that is not about its content, a request is not split into several
+    requests.
+    """
     server = ApiServer()
     own = own_node(server)
     before = observed(server)
@@ -337,7 +353,9 @@ def test_an_error_that_is_not_about_the_content_is_not_split():
 
 
 def test_an_api_server_that_becomes_busy_ends_the_attempt():
-    """If the API server becomes busy during an attempt, the labels that were already set stay."""
+    """If the API server becomes busy during an attempt, the attempt ends, and the labels that are
+    already set stay.
+    """
     server = ApiServer()
     own = own_node(server)
     before = observed(server)
@@ -358,39 +376,41 @@ def test_an_api_server_that_becomes_busy_ends_the_attempt():
 
 
 def test_only_the_startup_taint_is_removed_and_only_once():
-    """All effects of the taint are removed in one request, and other taints keep their order."""
+    """One request removes the startup taint with all of its effects. Other taints stay in order."""
     hard = {"key": TAINT["key"], "effect": "NoExecute"}
     server = ApiServer(taints=[TAINT, OTHER, hard])
     own = own_node(server, taint=TAINT["key"])
     own.remove_startup_taint(observed(server), report(row()))
     assert server.node["spec"]["taints"] == [OTHER]
-    # The requests are one verification of the Node, and two requests for the taints.
+    # One request verifies the Node, and two requests read and remove the taints.
     assert server.requests() == ["GET", "GET", "PATCH"]
     own.remove_startup_taint(observed(server), report(row()))
     assert server.requests() == []
 
 
 def test_a_node_without_taints_is_read_once():
-    """If a Node has no list of taints, it is read only once."""
+    """The taints of a Node without taints are read only once."""
     server = ApiServer()
     del server.node["spec"]["taints"]
     own = own_node(server, taint=TAINT["key"])
     own.remove_startup_taint(observed(server), report(row()))
     own.remove_startup_taint(observed(server), report(row()))
-    # The requests are the verification of the Node, and the read of the taints.
+    # One request verifies the Node, and one request reads the taints.
     assert server.requests() == ["GET", "GET"]
 
 
 def test_without_the_option_no_taint_is_read():
-    """The permission to remove taints is part of a separate component."""
+    """Without the option, the agent reads no taint, because the permission to remove taints is in a
+    separate component.
+    """
     server = ApiServer(taints=[TAINT])
     own_node(server).remove_startup_taint(observed(server), report(row()))
     assert (server.node["spec"]["taints"], server.requests()) == ([TAINT], [])
 
 
 def test_the_startup_taint_stays_until_every_accepted_profile_is_installed():
-    """The startup taint is removed by the first complete report, and no request is sent before
-    it.
+    """The startup taint stays until a report shows every accepted profile as installed. No request
+    about taints is sent before.
     """
     server = ApiServer(taints=[TAINT])
     own = own_node(server, taint=TAINT["key"])
@@ -401,7 +421,7 @@ def test_the_startup_taint_stays_until_every_accepted_profile_is_installed():
 
 
 def test_a_foreign_node_keeps_its_taint():
-    """If the Node belongs to another machine, its taint stays."""
+    """The agent does not remove the taint from the Node of another machine."""
     server = ApiServer(taints=[TAINT], boot_id="another")
     with pytest.raises(WrongNodeError):
         own_node(server, taint=TAINT["key"]).remove_startup_taint(observed(server), report(row()))
@@ -425,12 +445,14 @@ def test_a_foreign_node_keeps_its_taint():
     ],
 )
 def test_every_accepted_profile_must_be_installed(state, expected):
-    """A rejected key does not keep the taint, but a profile that could not be installed does."""
+    """The taint stays if an accepted profile could not be installed. A rejected key does not
+    prevent the removal.
+    """
     assert startup_taint.is_removable(report(row(), row("b.json", state))) is expected
 
 
 def test_an_unsupported_kind_does_not_keep_the_taint():
-    """If the node does not support a kind, this kind does not keep the taint."""
+    """A kind that the node does not support does not prevent the removal of the taint."""
     unsupported = row("web", "unsupported", kind="apparmor")
     assert startup_taint.is_removable(report(row(), unsupported, apparmor="disabled")) is True
     assert startup_taint.is_removable(report(row(), unsupported, apparmor="enabled")) is False
@@ -440,7 +462,7 @@ EMPTIED = (ProfileSetStatus(profile_set=SET, state="emptied"),)
 
 
 def test_an_emptied_set_with_installed_profiles_does_not_keep_the_taint():
-    """If an emptied set has installed profiles, it does not keep the taint."""
+    """An emptied profile set with installed profiles does not prevent the removal of the taint."""
     assert startup_taint.is_removable(report(row(state="held"), sets=EMPTIED)) is True
 
 
@@ -448,7 +470,9 @@ def test_an_emptied_set_with_installed_profiles_does_not_keep_the_taint():
     "rows", [[], [row(origin="configmap ns/other")], [row(state="failed")], [row("", "rejected")]]
 )
 def test_an_emptied_set_that_was_never_installed_keeps_the_taint(rows):
-    """If an emptied set was never installed, it keeps the taint, because it may still be filled."""
+    """The taint stays for an emptied profile set that was never installed, because a user may still
+    fill it.
+    """
     sets = (*EMPTIED, ProfileSetStatus(profile_set="configmap ns/other", state="read", keys=1))
     assert startup_taint.is_removable(report(*rows, sets=sets)) is False
 
@@ -463,7 +487,9 @@ def test_an_emptied_set_that_was_never_installed_keeps_the_taint(rows):
     ],
 )
 def test_only_a_set_that_may_still_be_read_keeps_the_taint(state, cause, expected):
-    """A set with an invalid node selector, or one that is too large, does not keep the taint."""
+    """The taint stays only for a profile set that may still be read. An invalid node selector, or a
+    set that is too large, does not prevent the removal.
+    """
     sets = (
         ProfileSetStatus(profile_set=SET, state=state, cause=cause),
         ProfileSetStatus(profile_set="dir /p", state="read"),
@@ -471,8 +497,8 @@ def test_only_a_set_that_may_still_be_read_keeps_the_taint(state, cause, expecte
     assert startup_taint.is_removable(report(row(origin="dir /p"), sets=sets)) is expected
 
 
-def test_unlabel_removes_every_label_with_an_own_prefix():
-    """`unlabel` removes every label with a prefix of the agent, and no other label."""
+def test_unlabel_removes_every_label_with_a_prefix_of_the_agent():
+    """The command `unlabel` removes every label with a prefix of the agent, and no other label."""
     server = ApiServer({"kubernetes.io/os": "linux", f"{D}/a~b": "x", f"seccomp.{D}/old": "x"})
     own = own_node(server)
     own.publish(observed(server), {A: "installed"})
@@ -485,7 +511,9 @@ def test_unlabel_removes_every_label_with_an_own_prefix():
 
 
 def test_forged_fields_are_released_before_an_apply():
-    """Forged fields are released before an apply, which would otherwise remove them."""
+    """The agent releases forged fields before it applies labels, because the apply would otherwise
+    remove these fields.
+    """
     server = ApiServer()
     own = own_node(server)
     server.node["metadata"]["managedFields"] = [
@@ -507,7 +535,9 @@ def test_forged_fields_are_released_before_an_apply():
 
 
 def test_unlabel_tries_again_after_a_label_changed():
-    """If a label changes during `unlabel`, the command tries again a limited number of times."""
+    """If a label changes during `unlabel`, the command tries again, but only a limited number of
+    times.
+    """
     server = ApiServer({A: "installed"})
     own = own_node(server)
     changes = iter(range(3))
@@ -539,7 +569,7 @@ def test_unlabel_of_a_node_that_was_created_again_changes_nothing():
 
 
 def test_unlabel_without_permission_is_reported_immediately():
-    """If `unlabel` lacks a permission, this is reported immediately."""
+    """If `unlabel` lacks a permission, it reports this immediately."""
     server = ApiServer({A: "installed"})
     server.during = lambda: (
         server.asked[-1].startswith("PATCH")
@@ -550,8 +580,10 @@ def test_unlabel_without_permission_is_reported_immediately():
     assert server.requests() == ["GET", "PATCH"]
 
 
-def test_desired_labels_keep_those_that_are_on_the_node():
-    """The limit and the domain in the options apply to the desired labels."""
+def test_desired_labels_contain_the_existing_labels():
+    """The desired labels contain the existing labels, within the limit and the domain of the
+    options.
+    """
     server = ApiServer({B: "installed"})
     own = own_node(server, limit=1, digest=True)
     complete = report(row(source_digest="0123456789abcdef"), row("b.json"), sets=())
@@ -561,7 +593,7 @@ def test_desired_labels_keep_those_that_are_on_the_node():
 
 @pytest.mark.parametrize("metadata", ["text", ["list"], {"labels": ["list"]}, {"labels": "text"}])
 def test_a_node_whose_labels_are_not_a_mapping_is_unreadable(metadata):
-    """If the labels of a Node are not a mapping, the Node is unreadable."""
+    """A Node whose labels are not a mapping is unreadable."""
     with pytest.raises(UnreachableError):
         node_metadata({"metadata": metadata})
 
@@ -573,7 +605,7 @@ def test_an_object_without_metadata_has_no_uid_and_no_labels(metadata):
 
 
 def test_problems_of_the_node_are_findings():
-    """Both findings contain the name of the Node and the reason."""
+    """The findings about the Node contain its name and the reason."""
     assert [
         node_findings.wrong_node("it is another", NAME),
         node_findings.unreachable(StatusError(403, "Forbidden", "denied"), NAME),
@@ -606,7 +638,9 @@ def test_problems_of_the_node_are_findings():
     ],
 )
 def test_a_single_run_that_cannot_set_labels_reports_an_error_and_the_next_step(status, answer):
-    """The next step depends on the response of the API server."""
+    """If a single run cannot set labels, it reports an error. The next step depends on the response
+    of the API server.
+    """
     finding = node_findings.labels_not_set("no response", status, NAME)
     assert (finding.code, finding.severity) == ("node_unreachable", "error")
     assert finding.hint == f"{answer} Then run the command again."

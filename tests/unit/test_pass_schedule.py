@@ -1,4 +1,4 @@
-"""Tests of agent.control.pass_schedule: the retries of failures."""
+"""Tests of agent.control.pass_schedule, which schedules the retries of failures."""
 
 import pytest
 
@@ -12,8 +12,8 @@ LIMITED = Finding(code=FindingCode.LIMIT_EXCEEDED, location="k", message="it doe
 
 
 @pytest.mark.parametrize(("resync_seconds", "longest"), [(DAY, 3600.0), (300.0, 300.0)])
-def test_a_failure_is_retried_less_and_less_often_up_to_an_hour(resync_seconds, longest):
-    """A failure is retried less and less often, but at least every hour."""
+def test_a_failure_is_retried_with_delays_of_up_to_an_hour(resync_seconds, longest):
+    """The delays between retries of a failure grow, up to one hour."""
     schedule, now, delays = PassSchedule(resync_seconds=resync_seconds), 1000.0, []
     for _ in range(16):
         schedule.begin_pass(now)
@@ -34,8 +34,8 @@ def test_a_failure_is_retried_less_and_less_often_up_to_an_hour(resync_seconds, 
         ([row(state="rejected", findings=(LIMITED,))], DAY),
     ],
 )
-def test_a_pass_that_makes_room_for_a_rejected_key_is_repeated(rows, expected):
-    """A key that exceeded a limit may fit after a removal."""
+def test_another_pass_follows_when_a_rejected_key_may_fit(rows, expected):
+    """After a removal, another pass follows, because a key that exceeded a limit may now fit."""
     schedule = PassSchedule(resync_seconds=DAY)
     schedule.begin_pass(1000.0)
     schedule.next_full_resync = 1000.0 + DAY

@@ -1,4 +1,4 @@
-"""Tests of passes while the text of a key is checked in the background."""
+"""Tests of passes while a key is checked in the background."""
 
 import pytest
 
@@ -18,8 +18,8 @@ def world(tmp_path):
     return world
 
 
-def test_a_slow_check_delays_no_other_profile(world):
-    """While one key is pending, lost profiles are restored and other new keys are installed."""
+def test_a_slow_check_does_not_delay_other_profiles(world):
+    """While one key is pending, the agent restores missing profiles and installs other new keys."""
     world.source.keys["fast"] = "fast:1"
     del world.node.loaded["web"]
     world.run_pass()
@@ -39,7 +39,7 @@ def test_a_node_with_a_pending_key_is_not_converged(world):
 
 
 def test_the_pass_after_the_check_installs_the_profile(world):
-    """When a background check ends, a pass installs the profile."""
+    """After the check of a pending key has ended, a pass installs the profile."""
     world.backend.slow_texts = frozenset()
     assert world.calls_for_pass(WakeReason.COMPILED)
     world.run_pass()
@@ -87,7 +87,7 @@ def test_a_new_profile_waits_for_a_pending_key_that_may_declare_it(world):
     assert "b" not in world.node.loaded
 
 
-def test_every_pass_over_a_pending_key_is_a_new_pass(world):
+def test_a_pass_over_a_pending_key_reuses_no_report(world):
     """While a key is pending, a pass does not reuse the report of the previous pass."""
     first = world.run_pass()
     second = world.run_pass()

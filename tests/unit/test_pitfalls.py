@@ -1,4 +1,4 @@
-"""Tests for those pitfalls of docs/pitfalls.md that no other test covers."""
+"""Tests of the pitfalls in docs/pitfalls.md that no other test covers."""
 
 import dataclasses
 import os
@@ -28,8 +28,10 @@ PROBES = dataclasses.replace(
 )
 
 
-def test_a_reader_never_sees_a_part_of_a_profile(tmp_path):
-    """If a file is replaced while a reader opens it, the reader gets one complete version."""
+def test_a_reader_never_gets_a_partial_profile(tmp_path):
+    """If the agent replaces a file while a reader opens it, the reader gets one complete
+    version.
+    """
     host = Host(tmp_path)
     versions = [b"{}" * 8, b'{"a": 1}' * 8000]
     host.write_file("/d", "a.json", versions[0])
@@ -60,8 +62,8 @@ for number in range(150):
 """
 
 
-def test_a_reader_sees_whole_versions_of_two_agents_that_share_a_directory(tmp_path):
-    """If two processes write the same file at the same time, only complete versions are visible."""
+def test_a_reader_gets_complete_versions_if_two_agents_share_a_directory(tmp_path):
+    """If two agents write the same file at the same time, a reader gets only complete versions."""
     Host(tmp_path).write_file("/d", "a.json", b"a" * 20_000)
     contents = set()
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
@@ -74,7 +76,9 @@ def test_a_reader_sees_whole_versions_of_two_agents_that_share_a_directory(tmp_p
 
 
 def test_a_changed_text_with_the_same_name_is_compiled_again(tmp_path):
-    """If the content of a text changes, it is compiled again, even with the same name and times."""
+    """If the content of a text changes, the text is compiled again, even with the same name and the
+    same file times.
+    """
     for name in ("revision", ".load", ".replace", ".remove", "features/policy/versions"):
         file = tmp_path / kernel_access.ROOT.lstrip("/") / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +99,9 @@ def test_a_changed_text_with_the_same_name_is_compiled_again(tmp_path):
 
 
 def test_the_message_of_the_parser_is_in_every_output(capsys):
-    """The table, the JSON document, the log and the Event contain the message and the line."""
+    """The table, the JSON document, the log and the Event contain the parser's message with its
+    line.
+    """
     finding = Finding(
         code=FindingCode.PARSER_REJECTED,
         location="line 7",
@@ -120,12 +126,13 @@ def test_the_message_of_the_parser_is_in_every_output(capsys):
     ] == []
 
 
-# Templates of the chart are not YAML; test_chart.py compares the rendered templates with the other
-# manifests.
+# The templates of the chart are not YAML. test_chart.py compares the rendered templates with the
+# other manifests.
 PLAIN_MANIFESTS = sorted(
     path for path in MANIFESTS.rglob("*.yaml") if "templates" not in path.parts
 )
-REMOVED_KINDS = {  # The objects are deleted with the namespace, or by `kubectl delete -k`.
+# An uninstallation deletes objects of these kinds with the namespace, or with `kubectl delete -k`.
+REMOVED_KINDS = {
     "Namespace", "ConfigMap", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role",
     "RoleBinding", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
     "ResourceQuota", "DaemonSet", "Kustomization", "Component", "PodMonitor", "PrometheusRule",

@@ -108,7 +108,7 @@ def test_a_new_profile_is_installed():
 
 
 def test_a_foreign_profile_with_the_desired_content_is_adopted():
-    """A desired profile that another program loaded with the same content is adopted."""
+    """If another program loaded the desired content, the profile is adopted."""
     desired_profile = profile()
     adopt = Adopt(
         id=key(),
@@ -121,7 +121,9 @@ def test_a_foreign_profile_with_the_desired_content_is_adopted():
 
 
 def test_a_foreign_profile_with_other_content_is_held():
-    """A foreign profile with other content is never replaced."""
+    """If another program loaded other content, the key is held, and the foreign profile is not
+    replaced.
+    """
     (hold,) = decide(desired(profile()), observation=node_with(web="foreign"))
     assert (Hold, "foreign", ["foreign_name"]) == (
         type(hold),
@@ -131,7 +133,7 @@ def test_a_foreign_profile_with_other_content_is_held():
 
 
 def test_a_profile_with_the_desired_content_in_another_mode_is_foreign():
-    """A profile with the desired content in another mode is foreign."""
+    """A foreign profile with the desired content in another mode is not adopted."""
     desired_profile = profile(modes={"web": "enforce"})
     (hold,) = decide(
         desired(desired_profile), observation=Observation(profiles={"web": fact(mode="complain")})
@@ -148,13 +150,13 @@ def test_a_foreign_profile_that_is_taken_over_is_replaced():
 
 
 def test_an_unchanged_profile_is_kept():
-    """An installed profile that is desired and on the node needs no action."""
+    """An installed profile that is desired and unchanged on the node needs no action."""
     actions = decide(desired(profile()), entry(), observation=node_with(web="v1"))
     assert summary(actions) == [(Keep, "unchanged", ("web",))]
 
 
 def test_a_drifted_profile_is_restored():
-    """Other content under an agent-owned name is replaced with the agent's version."""
+    """If the node has other content under an agent-owned name, the agent's version is restored."""
     actions = decide(desired(profile()), entry(), observation=node_with(web="other"))
     assert [(Install, "drifted", ("web",))] == summary(actions)
     assert actions[0].replaceable == frozenset({"web"})
@@ -169,19 +171,23 @@ def test_an_adopted_profile_that_changed_on_the_node_is_held():
 
 
 def test_an_equal_profile_of_another_program_is_kept():
-    """If another program reinstalls the same content after a removal, the agent keeps it."""
+    """If another program removes a profile and loads the same content, the profile is kept."""
     actions = decide(desired(profile()), entry(), observation=node_with_foreign(web="v1"))
     assert summary(actions) == [(Keep, "unchanged", ("web",))]
 
 
 def test_other_content_of_another_program_is_held():
-    """If another program loads other content after a removal, the profile is foreign."""
+    """If another program removes a profile and loads other content, the key is held, because the
+    profile is foreign.
+    """
     (hold,) = decide(desired(profile()), entry(), observation=node_with_foreign(web="other"))
     assert (type(hold), hold.state, hold.names) == (Hold, "foreign", ("web",))
 
 
 def test_a_message_does_not_claim_that_unreadable_content_differs():
-    """If the kernel shows no content, the message only says that another program created it."""
+    """If the kernel shows no content, the message only states that another program created the
+    profile.
+    """
     observation = Observation(
         profiles={"web": fact("object", is_agent_object=False, is_readable=False)}
     )
@@ -190,7 +196,9 @@ def test_a_message_does_not_claim_that_unreadable_content_differs():
 
 
 def test_an_update_replaces_an_equal_profile_of_another_program():
-    """An update replaces another program's equal profile like an adopted profile (ADR 7)."""
+    """An update replaces an equal profile of another program, as it replaces an adopted profile
+    (ADR 7).
+    """
     (action,) = decide(
         desired(profile(content="v2")), entry(), observation=node_with_foreign(web="v1")
     )
@@ -202,7 +210,9 @@ def test_an_update_replaces_an_equal_profile_of_another_program():
 
 
 def test_a_foreign_profile_stays_foreign_while_another_name_of_its_key_is_restored():
-    """If two names are loaded together, a foreign name stays foreign."""
+    """A key with a foreign name and an agent-owned name is restored, and the foreign name stays
+    foreign.
+    """
     names = ("a", "b")
     (action,) = decide(
         desired(profile(names=names)), entry(names=names), observation=node_with_foreign(a="v1")
@@ -224,7 +234,9 @@ def test_a_foreign_profile_stays_foreign_while_another_name_of_its_key_is_restor
 
 @pytest.mark.parametrize("content", ["v1", "other"])
 def test_a_profile_that_is_taken_over_becomes_agent_owned(content):
-    """With --take-over, even a profile with the desired content is replaced."""
+    """With --take-over, a foreign profile is replaced even if it has the desired content, so that
+    it becomes agent-owned.
+    """
     actions = decide(
         desired(profile()),
         entry(),
@@ -236,7 +248,9 @@ def test_a_profile_that_is_taken_over_becomes_agent_owned(content):
 
 
 def test_a_staged_version_that_another_program_loaded_is_adopted():
-    """After a kill before the load, the agent does not own a profile that another program loads."""
+    """If the agent was killed before a load and another program then loaded the staged version, the
+    profile is adopted.
+    """
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     assert summary(decide(desired(profile()), stored, observation=node_with_foreign(web="v1"))) == [
         (Adopt, "same content", ("web",))
@@ -244,7 +258,9 @@ def test_a_staged_version_that_another_program_loaded_is_adopted():
 
 
 def test_a_staged_version_that_this_agent_loaded_is_finished():
-    """The record of loaded objects proves ownership even if the node shows no content."""
+    """An unfinished installation is completed if the record of loaded objects proves that the agent
+    loaded the staged version.
+    """
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     observation = Observation(
         profiles={"web": fact("object", is_agent_object=True, is_readable=False)}
@@ -263,7 +279,7 @@ def test_an_update_that_another_program_has_loaded_is_adopted():
 
 
 def test_a_rejected_update_does_not_replace_a_foreign_profile():
-    """If an update is rejected, the last good version does not replace a foreign profile."""
+    """The last good version of a rejected update does not replace a foreign profile."""
     (hold,) = decide(desired(rejected=[key()]), entry(), observation=node_with_foreign(web="other"))
     assert (hold.state, [finding.code for finding in hold.findings]) == (
         "foreign",
@@ -272,7 +288,9 @@ def test_a_rejected_update_does_not_replace_a_foreign_profile():
 
 
 def test_a_missing_profile_is_restored():
-    """A missing profile is restored, but never over a profile that another program loads."""
+    """A missing profile is restored, unless another program loads a profile with this name
+    first.
+    """
     (action,) = decide(desired(profile()), entry(), observation=node_with())
     assert (action.reason, action.replaceable) == ("went missing", frozenset())
 
@@ -284,7 +302,9 @@ def test_a_changed_profile_is_replaced():
 
 
 def test_a_new_compilation_of_the_same_source_is_installed():
-    """The reason is "recompiled", because the source is the same and the body is different."""
+    """If the same source text compiles to another body, the new body is installed with the reason
+    "recompiled".
+    """
     desired_profile = profile(content="v1")
     old = Version(
         names=("web",),
@@ -299,7 +319,9 @@ def test_a_new_compilation_of_the_same_source_is_installed():
 
 
 def test_an_unfinished_installation_is_repeated():
-    """After a kill between load and commit, the agent recognises its profile by the content."""
+    """After an interruption between load and commit, the agent recognizes its profile by the
+    content, and repeats the installation.
+    """
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     (action,) = decide(desired(profile(content="v2")), stored, observation=node_with(web="v1"))
     assert (action.reason, action.replaceable) == ("unfinished", frozenset({"web"}))
@@ -319,7 +341,9 @@ def test_a_key_with_one_foreign_name_is_held_completely():
 
 
 def test_a_dropped_name_is_removed_after_the_installation():
-    """A new version is installed before the names that it no longer contains are removed."""
+    """Names that a new version no longer contains are removed after the installation of the new
+    version.
+    """
     observation = Observation(profiles={"a": fact(), "b": fact()}, uses={"b": Unused()})
     actions = decide(
         desired(profile(content="v2", names=("a",))),
@@ -330,7 +354,9 @@ def test_a_dropped_name_is_removed_after_the_installation():
 
 
 def test_a_retired_name_is_removed():
-    """A name that only an earlier version contains is removed when it is unused."""
+    """A retired name, which only a previous version contains, is removed when no process
+    uses it.
+    """
     stored = entry(retired={"web//hat": frozenset({"raw:hat"})})
     observation = Observation(
         profiles={"web": fact(), "web//hat": fact("hat")}, uses={"web//hat": Unused()}
@@ -372,7 +398,7 @@ def test_a_rejected_update_restores_the_last_good_version(observation, reason, r
 
 
 def test_a_new_pending_key_is_held():
-    """A new pending key is held, because its names are not known yet."""
+    """A new pending key is held, because its names are still unknown."""
     hold = Hold(id=key(), reason="pending", names=(), state="pending")
     assert decide(desired(pending=[key()]), observation=node_with()) == (hold,)
 
@@ -406,8 +432,8 @@ def test_nothing_is_removed_or_released_while_a_key_is_pending(provenance):
 
 
 def test_a_changed_profile_is_not_released_while_a_key_is_pending():
-    """A renamed key repairs its profile after the check of the key; the label is removed at
-    once.
+    """While a renamed key is pending, its changed profile is not released, because the key may
+    repair it. The label is removed at once.
     """
     new = key("new.profile")
     observation = Observation(profiles={"web": fact("changed")}, uses={"web": Unused()})
@@ -431,7 +457,9 @@ def test_a_pending_key_of_another_kind_does_not_delay_a_removal():
 
 
 def test_a_new_name_waits_for_a_pending_key_that_may_declare_it():
-    """Two keys that declare the same name are both rejected, in any order of their checks."""
+    """A new name waits for a pending key that may declare the same name, because both keys would
+    then be rejected.
+    """
     new, other = profile(key("a.profile"), names=("new",)), profile(key("b.profile"))
     actions = decide(desired(new, other, pending=[key("c.profile")]), observation=node_with())
     assert [(action.id.key, type(action), action.reason) for action in actions] == [
@@ -485,13 +513,15 @@ def test_a_rejected_new_key_is_only_reported():
 
 
 def test_an_unchecked_key_keeps_its_last_good_version():
-    """If the node cannot check a key, the installed profile of the key stays."""
+    """If a key cannot be checked on this node, its installed profile stays."""
     (hold,) = decide(desired(unchecked=[key()]), entry(), observation=node_with(web="v1"))
     assert (hold.reason, hold.state) == ("unchecked", "outdated")
 
 
 def test_an_undesired_unused_profile_is_removed():
-    """The removal requires another check that no process uses the profile."""
+    """An undesired profile is removed if no process uses it. The removal requires another check of
+    the use.
+    """
     observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     assert decide(desired(), entry(), observation=observation) == (
         Remove(
@@ -517,7 +547,9 @@ def test_an_undesired_profile_is_held_while_it_may_be_in_use(use, reason):
 
 
 def test_hats_and_children_stay_with_a_profile_in_use():
-    """Hats and children stay while their profile is in use, unless it no longer contains them."""
+    """Hats and children stay while their profile is in use, unless the current version of the
+    profile omits them.
+    """
     names = ("web", "web//HAT", "web//kid", "web//kid//grandkid")
     uses = {name: Unused() for name in names} | {"web": InUse(pids=(1,))}
     observation = Observation(profiles={name: fact() for name in names}, uses=uses)
@@ -538,7 +570,7 @@ def test_a_profile_whose_use_was_not_checked_is_held():
 
 
 def test_prune_never_holds_undesired_profiles():
-    """With --prune=never, nothing is removed."""
+    """With --prune=never, all undesired profiles are held."""
     observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     assert summary(decide(desired(), entry(), observation=observation, prune="never")) == [
         (Hold, "prune=never", ("web",))
@@ -556,7 +588,9 @@ def test_prune_never_holds_undesired_profiles():
     ],
 )
 def test_a_removal_waits_for_the_label_and_the_grace_period(absent_seconds, expected):
-    """A profile is removed when its label is known to be absent and the grace period is over."""
+    """A profile is removed only after its label is known to be absent and the grace period has
+    passed.
+    """
     observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     (action,) = decide(
         desired(),
@@ -580,7 +614,9 @@ def test_a_removal_waits_for_the_label_and_the_grace_period(absent_seconds, expe
     ],
 )
 def test_a_hold_of_an_unobservable_profile_shows_whether_it_is_desired(desired_keys, expected):
-    """While the node is unobservable, only the labels of desired profiles stay."""
+    """The hold of an unobservable profile contains whether the profile is desired, because only
+    desired profiles keep their labels.
+    """
     blind = Unobservable(finding=REFUSED)
     (action,) = decide(desired_keys, entry(), observation=blind)
     assert (action.names, action.state, action.desired) == (("web",), "unobservable", expected)
@@ -657,7 +693,9 @@ def test_prune_always_skips_the_proof_of_disuse_for_files_only():
     ],
 )
 def test_profiles_that_the_agent_must_not_remove_are_released(stored, observation, reason):
-    """Adopted, absent and replaced profiles leave the ledger, and the node does not change."""
+    """Adopted profiles, absent profiles and profiles that another program replaced are removed from
+    the ledger only.
+    """
     assert summary(decide(desired(), stored, observation=observation)) == [
         (Release, reason, ("web",))
     ]
@@ -709,7 +747,9 @@ OWN_HIDDEN = fact("object", is_agent_object=True, is_readable=False)
     ],
 )
 def test_an_undesired_staged_version_is_removed(observed, evidence):
-    """A key can disappear after a kill between the load of its profile and the commit."""
+    """If the agent was killed between load and commit, and the key was deleted, the staged version
+    is removed.
+    """
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     observation = Observation(profiles={"web": observed}, uses={"web": Unused()})
     assert decide(desired(), stored, observation=observation) == (
@@ -733,7 +773,9 @@ def test_an_undesired_staged_version_is_removed(observed, evidence):
     ],
 )
 def test_an_undesired_staged_version_is_held_like_an_installed_version(use, options, reason):
-    """A staged profile needs the same proof that it is unused as an installed profile."""
+    """The removal of a staged version requires the same proof of disuse as the removal of an
+    installed version.
+    """
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     observation = Observation(profiles={"web": fact("v1", is_agent_object=True)}, uses={"web": use})
     (hold,) = decide(desired(), stored, observation=observation, **options)
@@ -751,7 +793,9 @@ def test_an_undesired_staged_version_is_held_like_an_installed_version(use, opti
     ],
 )
 def test_a_staged_version_that_is_not_proven_to_be_agent_owned_is_released(observed):
-    """Without proof of content and origin, the profile stays and is reported as foreign."""
+    """A staged version is released if neither its content nor its object proves that the agent
+    loaded it.
+    """
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     observation = Observation(profiles={"web": observed}, uses={"web": Unused()})
     assert summary(decide(desired(), stored, observation=observation)) == [
@@ -760,7 +804,9 @@ def test_a_staged_version_that_is_not_proven_to_be_agent_owned_is_released(obser
 
 
 def test_an_update_that_was_not_recorded_is_removed_with_its_key():
-    """The node has the staged version, whose content differs from the installed version."""
+    """If an update was loaded but not committed, and its key was deleted, the loaded version is
+    removed.
+    """
     stored = entry(content="v1", staged=version("v2", ("web", "web2")))
     observation = Observation(
         profiles={name: fact("v2") for name in ("web", "web2")},
@@ -779,7 +825,9 @@ def test_an_update_that_was_not_recorded_is_removed_with_its_key():
     [("v1", (Release, "adopted", ("web",))), ("v2", (Remove, "not desired", ("web",)))],
 )
 def test_an_adopted_profile_is_removed_only_if_the_agent_replaced_it(content, action):
-    """The staged version shows whether the agent replaced the adopted profile before the kill."""
+    """An adopted profile is removed only if the staged version on the node shows that the agent
+    replaced the profile.
+    """
     stored = entry(content="v1", provenance="adopted", staged=version("v2"))
     observation = Observation(profiles={"web": fact(content)}, uses={"web": Unused()})
     (decided,) = decide(desired(), stored, observation=observation)
@@ -789,7 +837,9 @@ def test_an_adopted_profile_is_removed_only_if_the_agent_replaced_it(content, ac
 
 
 def test_a_name_that_only_an_unfinished_update_added_is_removed():
-    """The key desires its installed version again, which does not contain the staged name."""
+    """If only an unfinished update contains a name, and the key desires its installed version
+    again, the name is removed.
+    """
     stored = entry(content="v1", staged=version("v2", ("web", "web2")))
     observation = Observation(
         profiles={"web": fact("v1"), "web2": fact("v2")}, uses={"web2": Unused()}
@@ -802,7 +852,9 @@ def test_a_name_that_only_an_unfinished_update_added_is_removed():
 
 @pytest.mark.parametrize("content", ["v1", "v2"])
 def test_an_unfinished_installation_of_another_key_is_repeated(content):
-    """A key is renamed after a kill, and the profile on the node does not count as foreign."""
+    """If a key is renamed after an unfinished installation, the new key repeats the installation.
+    The profile is not foreign.
+    """
     stored = LedgerEntry(id=key("old"), provenance="installed", staged=version("v1"))
     observation = Observation(profiles={"web": fact("v1", is_agent_object=True)})
     new = profile(key("new"), content=content)
@@ -813,8 +865,8 @@ def test_an_unfinished_installation_of_another_key_is_repeated(content):
 
 
 def test_a_staged_name_of_an_unrelated_set_can_move():
-    """A key may take over a staged name if no source provides the profile set of the staged
-    version.
+    """A key may provide a staged name of another profile set if no source provides that profile
+    set.
     """
     stored = LedgerEntry(
         id=key(origin="configmap ns/old"), provenance="installed", staged=version("v1")
@@ -826,8 +878,8 @@ def test_a_staged_name_of_an_unrelated_set_can_move():
     ]
 
 
-def test_a_staged_name_that_another_entry_owns_is_left_to_that_entry():
-    """Only one of the two entries removes the profile."""
+def test_a_staged_name_that_another_entry_owns_is_removed_by_that_entry():
+    """If one entry staged a name that another entry owns, only the owner removes the profile."""
     owner = entry(key("owner"), content="v2")
     stored = LedgerEntry(id=key("staged"), provenance="installed", staged=version("v1"))
     observation = Observation(profiles={"web": fact("v2")}, uses={"web": Unused()})
@@ -863,7 +915,9 @@ def test_a_staged_profile_stays_if_its_owner_stays():
 
 
 def test_two_entries_own_a_name_that_a_third_entry_staged():
-    """The releases of moved names do not require an installed version."""
+    """If a third entry staged a name that two entries own, the releases of the name require no
+    installed version.
+    """
     first, second = entry(key("a"), content="v1"), entry(key("b"), content="v1")
     third = LedgerEntry(id=key("c"), provenance="installed", staged=version("v2"))
     actions = decide(
@@ -879,7 +933,9 @@ def test_two_entries_own_a_name_that_a_third_entry_staged():
 
 @pytest.mark.parametrize(("state", "reason"), [("rejected", "rejected"), ("pending", "pending")])
 def test_a_staged_version_stays_while_its_key_is_not_accepted(state, reason):
-    """The next accepted version of the key replaces the staged version."""
+    """The staged version of a rejected or pending key stays until a new version of the key is
+    accepted.
+    """
     stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
     observation = Observation(profiles={"web": fact("v1")}, uses={"web": Unused()})
     assert summary(decide(desired(**{state: [key()]}), stored, observation=observation)) == [
@@ -901,7 +957,9 @@ def test_a_staged_version_stays_while_its_key_is_blocked():
 
 
 def test_a_rejected_key_keeps_a_staged_version_that_it_needs():
-    """If a key is renamed and then rejected after a kill, its staged profile stays on the node."""
+    """If a key is renamed after an unfinished installation and then rejected, its staged profile
+    stays on the node.
+    """
     refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
     stored = LedgerEntry(id=key("old"), provenance="installed", staged=version("v1"))
     needed = replace(desired(), rejections={refused.id: refused})
@@ -928,7 +986,7 @@ def test_a_renamed_key_keeps_its_profile():
     ],
 )
 def test_a_name_that_a_rejected_key_needs_stays(observation, action):
-    """If a key is renamed and rejected in one change, the version of the previous key stays."""
+    """If a key is renamed and rejected at the same time, the version of the previous key stays."""
     refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
     desired_keys = replace(desired(), rejections={key("new"): refused})
     assert summary(
@@ -940,7 +998,7 @@ def test_a_name_that_a_rejected_key_needs_stays(observation, action):
 
 
 def test_a_name_that_a_key_with_a_foreign_name_needs_stays():
-    """If a foreign profile blocks the new key, all names of the previous key stay."""
+    """If a foreign profile blocks a renamed key, all names of the previous key stay."""
     desired_keys = desired(profile(key("new"), "v2", ("helper", "web")))
     actions = decide(
         desired_keys, entry(key("old")), observation=node_with(web="v1", helper="foreign")
@@ -954,7 +1012,9 @@ def test_a_name_that_a_key_with_a_foreign_name_needs_stays():
 
 
 def test_an_incomplete_version_is_held_but_not_restored():
-    """One name has moved to another key. The other name is held for a rejected key."""
+    """If one name of a rejected key has moved to another key, the version is incomplete. Its other
+    name is held but not restored.
+    """
     refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
     desired_keys = desired(profile(key("api"), "v2", ("api",)))
     desired_keys = replace(desired_keys, rejections={key("new"): refused})
@@ -972,7 +1032,9 @@ def test_an_incomplete_version_is_held_but_not_restored():
 
 
 def test_a_name_of_an_unrelated_set_can_move():
-    """An entry of an unrelated set releases only the name that a current key provides."""
+    """If a current key provides a name of an unrelated profile set, the entry of that set releases
+    only this name.
+    """
     other = entry(key("old", origin="dir /elsewhere"), names=("web", "more"))
     actions = decide(
         desired(profile(content="v2")), other, observation=node_with(web="v1", more="v1")
@@ -981,14 +1043,16 @@ def test_a_name_of_an_unrelated_set_can_move():
 
 
 def test_entries_of_unrelated_sets_have_no_action():
-    """A pass removes only profiles of sets that its own sources provide."""
+    """Ledger entries of unrelated profile sets cause no action, because the sources of this pass do
+    not provide these sets.
+    """
     other = entry(key("old", origin="dir /elsewhere"))
     assert decide(desired(), other, observation=node_with(web="v1")) == ()
 
 
 @pytest.mark.parametrize("refused", ["rejected", "unchecked"])
 def test_a_name_of_a_rejected_key_cannot_move(refused):
-    """Another key cannot provide a name of a rejected key's last good version."""
+    """A name in the last good version of a rejected key cannot move to another key."""
     desired_keys = desired(profile(key("new"), "v2"), **{refused: [key("old")]})
     new, old = decide(desired_keys, entry(key("old")), observation=node_with(web="v1"))
     assert (new.state, [finding.code for finding in new.findings]) == (
@@ -999,7 +1063,9 @@ def test_a_name_of_a_rejected_key_cannot_move(refused):
 
 
 def test_a_name_of_an_unreadable_set_cannot_move():
-    """An unreadable profile set may still provide its names."""
+    """A name of an unreadable profile set cannot move, because the profile set may still provide
+    it.
+    """
     sets = [
         Read(profile_set=ORIGIN, revision="1", source_keys=()),
         Unreadable(profile_set="dir /x", reason="EIO"),
@@ -1011,7 +1077,7 @@ def test_a_name_of_an_unreadable_set_cannot_move():
 
 
 def test_an_unreadable_set_blocks_every_removal():
-    """An unreadable set blocks every removal, because a key may have moved to it."""
+    """An unreadable profile set blocks every removal, because a key may have moved to this set."""
     sets = [
         Read(profile_set=ORIGIN, revision="1", source_keys=()),
         Unreadable(profile_set="dir /x", reason="EIO"),
@@ -1054,8 +1120,8 @@ def test_names_of_a_missing_or_empty_set_can_move_together(unread):
         (Install, "changed", ("web",)),
         (Release, "moved", ("web",)),
     ]
-    # If another profile set lacks one name of a profile set, the set stays complete and blocks the
-    # other key.
+    # If the new profile set lacks one of the names, the old profile set stays complete and blocks
+    # the new key.
     both = entry(key("old", origin="dir /x"), names=("also", "web"))
     assert summary(decide(desired_keys, both, observation=node_with(web="v1", also="v1"))) == [
         (Hold, "conflict", ("web",)),
@@ -1078,8 +1144,8 @@ def test_a_duplicate_key_releases_its_names_to_the_first_key():
     ],
 )
 def test_an_unobservable_or_unsupported_kind_is_held(observed, state):
-    """If a profile kind is unobservable or unsupported, all its keys and ledger entries are held,
-    and rejected keys stay rejected.
+    """If a kind is unobservable or unsupported, all of its keys and ledger entries are held.
+    Rejected keys stay rejected.
     """
     desired_keys = desired(profile(), rejected=[key("bad")], unchecked=[key("later")])
     far = entry(key("far", origin="dir /elsewhere"))
@@ -1093,7 +1159,7 @@ def test_an_unobservable_or_unsupported_kind_is_held(observed, state):
 
 
 def test_a_version_that_was_installed_before_an_adoption_is_removed():
-    """If a key has adopted a version, the agent's own earlier version is removed."""
+    """If a key adopts a foreign profile, the version that the agent installed before is removed."""
     stored = entry(provenance="adopted", retired={"left": frozenset({"raw:v0"})})
     observation = Observation(profiles={"web": fact(), "left": fact("v0")}, uses={"left": Unused()})
     assert summary(decide(desired(profile()), stored, observation=observation)) == [
@@ -1126,10 +1192,12 @@ V1 = entry(names=("a", "b"))  # This version is installed under the key of `prof
         "version of the previous key",
     ],
 )
-def test_an_installation_has_a_fallback_if_the_last_good_version_is_not_on_the_node(
+def test_an_installation_has_a_fallback_if_the_last_good_version_is_missing(
     stored, new, observation, replaceable
 ):
-    """The fallback restores the last good version, and replaces no foreign profile."""
+    """If the last good version is not on the node, an installation has this version as its
+    fallback. The fallback replaces no foreign profile.
+    """
     (action, *_) = decide(
         desired(profile(content="v2", names=new)), stored, observation=observation
     )
@@ -1147,7 +1215,7 @@ def test_an_installation_has_a_fallback_if_the_last_good_version_is_not_on_the_n
 
 
 def test_a_fallback_contains_no_name_of_another_key():
-    """A fallback is not restored if another key provides or owns one of its names."""
+    """A version is not used as a fallback if another key provides or owns one of its names."""
     other = profile(key("other"), "v3", ("b",))
     desired_keys = desired(profile(content="v2", names=("a",)), other)
     (_, action, *_) = decide(desired_keys, V1, observation=node_with())
@@ -1169,7 +1237,9 @@ def test_an_update_with_a_foreign_name_is_held_completely():
 
 
 def test_removal_candidates_are_agent_owned_names_without_a_key():
-    """The agent observes use only for removal candidates."""
+    """Only agent-owned names without a key are removal candidates, so the agent observes the use of
+    these names only.
+    """
     desired_keys = desired(profile())
     stored = {
         owner.id: owner
@@ -1192,10 +1262,7 @@ def test_removal_candidates_are_agent_owned_names_without_a_key():
 
 
 def test_a_name_of_a_blocked_key_cannot_move():
-    """A key that cannot be updated keeps its names.
-
-    A name of a blocked key cannot move to another key.
-    """
+    """A name of a key that a foreign profile blocks cannot move to another key."""
     first, second = profile(key("one"), "v2", ("b", "c")), profile(key("two"), "v2", ("a",))
     stored = entry(key("one"), names=("a",)), entry(key("three"), names=("b",))
     desired_keys = desired(first, second, rejected=[key("three")])
@@ -1208,7 +1275,7 @@ def test_a_name_of_a_blocked_key_cannot_move():
 
 
 def test_a_key_that_looks_like_another_kind_keeps_its_last_good_version():
-    """If a partly written key looks like another kind, its last good version stays."""
+    """If a partially written key looks like another kind, its last good version stays."""
     desired_keys = Desired(
         rejections={key(): Rejection(id=key(), findings=(REFUSED,))},
         keys=frozenset({(ORIGIN, "web.profile")}),
@@ -1222,7 +1289,9 @@ def test_a_key_that_looks_like_another_kind_keeps_its_last_good_version():
 
 
 def test_keys_in_a_rejected_directory_keep_their_last_good_version():
-    """A directory that was replaced by a link or a FIFO does not count as empty."""
+    """If a link or a FIFO replaced a directory, its keys are rejected and keep their last good
+    version.
+    """
     desired_keys = desired(rejected=[key("sub")])
     stored = entry(key("sub/deep/web.profile"))
     actions = decide(desired_keys, stored, observation=node_with(web="v1"))

@@ -9,8 +9,10 @@ def local(name):
     return {"type": "Localhost", "localhostProfile": name}
 
 
-def test_references_in_every_place_of_a_pod_count():
-    """The pod, its three types of containers, and annotations of older servers are searched."""
+def test_references_in_every_part_of_a_pod_count():
+    """References in the pod, in its three types of containers, and in the annotations of older API
+    servers count.
+    """
     pod = {
         "metadata": {
             "annotations": {
@@ -41,8 +43,10 @@ def test_references_in_every_place_of_a_pod_count():
 
 
 @pytest.mark.parametrize("written", ["./a/b.json", "a//b.json", "a/./b.json", "a/b.json/"])
-def test_the_path_of_a_seccomp_file_is_normalized_like_in_the_kubelet(written):
-    """The API server also accepts a path that is not normalized."""
+def test_the_path_of_a_seccomp_file_is_normalized_as_in_the_kubelet(written):
+    """The agent normalizes the path of a seccomp file as the kubelet does, because the API server
+    accepts other paths.
+    """
     pod = {"spec": {"securityContext": {"seccompProfile": local(written)}}}
     assert pod_references.referenced_profiles(pod) == {("seccomp", "a/b.json")}
 

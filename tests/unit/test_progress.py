@@ -8,15 +8,17 @@ from agent.reporting.progress import Progress
 
 
 class Terminal(io.StringIO):
-    """A stream that is a terminal."""
+    """A stream that counts as a terminal."""
 
     def isatty(self):
-        """Return True, as for a terminal."""
+        """Return True."""
         return True
 
 
 def output(stream, counts, *, term="xterm", quiet=False, work="texts"):
-    """Return the output if each second shows the next of the given counts, of 100 parts."""
+    """Return the output of a command that finishes the given counts of 100 parts, one count per
+    second.
+    """
     clock = [0]
     with Progress(stream, {"TERM": term}, quiet=quiet, clock=lambda: clock[0]) as progress:
         for finished in counts:
@@ -26,7 +28,7 @@ def output(stream, counts, *, term="xterm", quiet=False, work="texts"):
 
 
 def test_a_command_that_ends_soon_shows_no_progress():
-    """Without a terminal, nothing is written in the first ten seconds."""
+    """Without a terminal, a command shows no progress in its first ten seconds."""
     assert output(io.StringIO(), range(10)) == ""
 
 
@@ -34,8 +36,8 @@ def test_a_command_that_ends_soon_shows_no_progress():
     ("stream", "term"), [(io.StringIO, "xterm"), (Terminal, "dumb")], ids=["pipe", "dumb terminal"]
 )
 def test_a_line_is_written_every_ten_seconds(stream, term):
-    """Each line contains the numbers, the rate and the remaining time, and no control
-    characters.
+    """Without a terminal, the command writes a line every ten seconds. A line contains the counts,
+    the rate and the remaining time.
     """
     assert output(stream(), range(0, 60, 2), term=term).splitlines() == [
         "profile-loader: 20 of 100 texts, 2/s, about 40 s left",
@@ -44,26 +46,30 @@ def test_a_line_is_written_every_ten_seconds(stream, term):
 
 
 def test_the_remaining_time_is_unknown_at_first():
-    """Until a part is finished, the rate is unknown."""
+    """The remaining time is unknown until the first part is finished."""
     assert output(io.StringIO(), [0] * 11) == "profile-loader: 0 of 100 texts\n"
 
 
 def test_a_long_time_is_shown_in_minutes():
-    """A reader does not need to convert hundreds of seconds into minutes."""
+    """A remaining time of hundreds of seconds is shown in minutes."""
     counts = [0] * 10 + [1]
     expected = "profile-loader: 1 of 100 texts, 0.1/s, about 16 min 30 s left\n"
     assert output(io.StringIO(), counts) == expected
 
 
 def test_a_terminal_shows_one_line_that_is_rewritten_and_finally_removed(monkeypatch):
-    """The line fits into the terminal, because a wrapped line cannot be removed."""
+    """On a terminal, one line is rewritten and finally removed. The line fits the terminal, because
+    a wrapped line cannot be removed.
+    """
     monkeypatch.setenv("COLUMNS", "20")
     written = output(Terminal(), range(3)).split("\r\x1b[K")
     assert written == ["", "1 of 100 texts, 1/s", "2 of 100 texts, 1/s", ""]
 
 
 def test_the_rate_is_measured_for_each_kind_of_work(monkeypatch):
-    """Fast checks do not shorten the estimate for slow installations."""
+    """The rate is measured separately for each type of work, so that fast checks do not affect the
+    estimate for slow installations.
+    """
     monkeypatch.setenv("COLUMNS", "80")
     clock = [0]
     stream = Terminal()
@@ -79,5 +85,5 @@ def test_the_rate_is_measured_for_each_kind_of_work(monkeypatch):
 
 
 def test_a_quiet_command_shows_no_progress():
-    """With --quiet, only errors are written."""
+    """With --quiet, a command shows no progress."""
     assert output(Terminal(), range(60), quiet=True) == ""

@@ -1,4 +1,4 @@
-"""Tests of agent.kube.publisher, which call its methods directly and without its thread."""
+"""Tests of agent.kube.publisher. The tests call its methods directly, without its thread."""
 
 import pytest
 
@@ -92,7 +92,9 @@ def publish(world, *rows, **more):
 
 
 def test_the_labels_of_a_report_are_set_on_the_node(world):
-    """The labels of a report are set on the Node; an identical report causes no request."""
+    """The publisher sets the labels of a report on the Node. An identical report causes no
+    request.
+    """
     publish(world, row())
     assert world.server.labels == {A: "installed", READY: "ready"}
     assert world.publisher.labels_on_node() == {A, READY}
@@ -126,7 +128,7 @@ def test_before_the_node_was_read_no_label_is_known(clock):
 
 
 def test_a_missing_node_is_reported(clock):
-    """If the Node is missing, this is reported, and the Node is not created."""
+    """If the Node is missing, the publisher reports this and does not create the Node."""
     world = World(clock)
     world.server.node = None
     world.node.deliver()
@@ -140,7 +142,7 @@ def test_a_missing_node_is_reported(clock):
 
 
 def test_an_unread_node_without_a_reason_is_reported(world):
-    """If the Node was not read and no reason is known, this is reported."""
+    """If the Node was not read for an unknown reason, the publisher reports this."""
     world.node.store = Store(objects=None, revision=world.node.store.revision + 1)
     world.publisher.post(report(row()))
     world.publisher.step()
@@ -162,7 +164,7 @@ def test_a_label_counts_as_set_until_the_api_server_confirms_its_removal(world):
 
 
 def test_a_label_that_may_have_been_set_counts_as_set(world):
-    """If a response was lost, the label may have been set, so it counts as set."""
+    """After a lost response, a label that may have been set counts as set."""
     world.publisher.post(report(row()))
     world.publisher.labeler.identity.require_own_node(world.node.store.objects[NAME])
     world.server.lost = [DOWN]
@@ -190,7 +192,7 @@ def test_a_report_during_a_request_does_not_remove_pending_labels(world):
 
 
 def test_the_labels_of_a_report_during_a_request_may_soon_be_set(world):
-    """If a new report arrives during a request, its labels count as labels that may soon be set."""
+    """If a new report arrives during a request, the labels of this report count as possibly set."""
 
     def overtake():
         world.server.during = lambda: None
@@ -204,7 +206,7 @@ def test_the_labels_of_a_report_during_a_request_may_soon_be_set(world):
 
 
 def test_an_event_of_the_watch_during_a_request_is_kept(world):
-    """If an event arrives during a request, the event is kept."""
+    """If the watch delivers an event during a request, the publisher does not lose the event."""
 
     def event():
         world.server.during = lambda: None
@@ -244,7 +246,7 @@ def test_a_label_that_another_client_removed_is_restored(world):
 
 
 def test_labels_stay_while_a_source_or_the_node_cannot_be_read(world):
-    """If a source or the Node cannot be read, every label stays."""
+    """While a source or the Node cannot be read, every label stays."""
     publish(world, row(), seccomp="enabled")
     before = dict(world.server.labels)
     world.server.requests()
@@ -256,7 +258,9 @@ def test_labels_stay_while_a_source_or_the_node_cannot_be_read(world):
 
 
 def test_another_node_with_the_same_name_is_reported_and_not_labelled(clock):
-    """If another Node has the same name, neither a label nor an Event is sent."""
+    """If another Node has the same name, the publisher reports this, and sends neither labels nor
+    Events.
+    """
     world = World(clock, ApiServer(boot_id="another"))
     world.node.deliver()
     world.publisher.post(report(row(action="install", reason="new")))
@@ -269,7 +273,9 @@ def test_another_node_with_the_same_name_is_reported_and_not_labelled(clock):
 
 
 def test_the_delay_after_a_failure_grows(world, clock):
-    """Reports and changes of the store do not shorten the delay, which is at most a minute."""
+    """The delay after a failure grows to at most a minute. New reports and changes of the store do
+    not shorten it.
+    """
     delays = []
     for _ in range(12):
         world.server.errors = [DOWN]
@@ -289,7 +295,7 @@ def test_the_delay_after_a_failure_grows(world, clock):
 
 
 def test_retry_after_makes_the_delay_longer(world):
-    """The delay is at least as long as the API server requires."""
+    """The delay is at least as long as the header Retry-After of the API server requires."""
     world.server.errors = [StatusError(429, "TooManyRequests", "slow down", retry_after=600.0)]
     world.publisher.post(report(row()))
     world.publisher.step()
@@ -297,9 +303,9 @@ def test_retry_after_makes_the_delay_longer(world):
 
 
 def test_each_change_is_reported_once(world):
-    """A change of the labels or of the findings is reported, but an unchanged step is not."""
+    """Each change of the labels or of the findings is reported once."""
     publish(world, row())
-    assert world.changes == []  # Labels that may be set count as set.
+    assert world.changes == []  # Labels that may have been set count as set.
     world.publisher.post(report())
     world.server.errors = [DOWN, DOWN]
     world.publisher.step()
@@ -311,7 +317,9 @@ def test_each_change_is_reported_once(world):
 
 
 def test_events_follow_their_labels_one_at_a_time(world):
-    """The label of a profile is set before its Event is sent."""
+    """The publisher sets the label of a profile before it sends the Event. It sends Events one at a
+    time.
+    """
     world.publisher.post(
         report(row(action="install", reason="new"), row("b.json", action="install", reason="new"))
     )
@@ -335,7 +343,7 @@ def test_an_event_that_is_rejected_is_dropped_and_counted(world):
 
 @pytest.mark.parametrize("error", [DOWN, StatusError(429, "TooManyRequests", "slow", 30.0)])
 def test_an_event_that_could_not_be_sent_waits_and_causes_no_finding(world, clock, error):
-    """If an Event cannot be sent, it stays queued, and no finding is reported."""
+    """An Event that could not be sent stays queued, and causes no finding."""
     publish(world, row())
     world.server.requests()
     many = [row(f"{index}.json", "rejected", findings=BAD) for index in range(20)]
@@ -356,7 +364,9 @@ def _fail_posts(world, error):
 
 
 def test_an_event_whose_response_was_lost_is_sent_again_unchanged(world, clock):
-    """If an Event is sent again, it keeps its name and time; a Conflict means success."""
+    """An Event whose response was lost is sent again with the same name and time. A Conflict then
+    means success.
+    """
     publish(world)
     world.server.requests()
     world.publisher.post(report(row("bad.json", "rejected", findings=BAD)))
@@ -389,9 +399,9 @@ def test_events_are_sent_while_labels_are_rejected(world, clock):
     assert world.codes() == ["node_unreachable"]
 
 
-def test_labels_that_another_client_keeps_removing_are_restored_less_often(world, clock):
-    """If another client keeps removing labels, they are restored less often, and this is
-    reported.
+def test_labels_that_another_client_keeps_removing_are_restored_with_growing_delays(world, clock):
+    """If another client keeps removing labels, the publisher reports this, and restores the labels
+    with growing delays.
     """
     publish(world, row())
     world.server.requests()
@@ -414,7 +424,7 @@ def test_labels_that_another_client_keeps_removing_are_restored_less_often(world
 
 
 def test_events_above_the_rate_limit_are_dropped_and_counted(world):
-    """Above the rate limit, Events are dropped and counted; warnings have priority."""
+    """Events above the rate limit are dropped and counted. Warnings have priority."""
     rows = [row(f"{index}.json", action="install", reason="new") for index in range(100)]
     publish(world, *rows, row("bad.json", "rejected", findings=BAD))
     reasons = [event["reason"] for event in world.server.events]
@@ -453,15 +463,17 @@ def test_labels_that_could_not_be_set_are_reported(clock):
 
 
 def test_the_thread_publishes_a_posted_report(world):
-    """If a report is posted, the publisher's thread wakes up and publishes it."""
+    """A posted report wakes the thread of the publisher, which publishes the report."""
     world.publisher.start()
     world.publisher.post(report(row()))
     until(lambda: world.server.labels, "the labels")
     assert (world.server.labels, world.changes) == ({A: "installed", READY: "ready"}, [])
 
 
-def test_rejected_labels_are_sent_again_less_and_less_often(world, clock):
-    """Rejected labels are sent again less and less often, and other labels do not wait for them."""
+def test_rejected_labels_are_sent_again_with_growing_delays(world, clock):
+    """The publisher sends rejected labels again with growing delays. Other labels do not wait for
+    rejected labels.
+    """
     world.server.policy = lambda before, after: "denied" if READY in after else ""
     publish(world, row())
     assert (world.server.labels, world.codes()) == ({A: "installed"}, ["label_refused"])

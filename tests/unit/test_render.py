@@ -18,8 +18,8 @@ def rendered(path):
 
 
 def test_rendered_config_maps_contain_the_same_profiles(tmp_path):
-    """The path and the content of each key stay the same, even with sub-directories and binary
-    data.
+    """Rendered ConfigMaps contain the same profiles as the directory, even with subdirectories and
+    binary data.
     """
     top = tmp_path / "set"
     (top / "profiles/deep").mkdir(parents=True)
@@ -37,7 +37,9 @@ def test_rendered_config_maps_contain_the_same_profiles(tmp_path):
 
 
 def test_each_directory_has_a_config_map_with_its_prefix(tmp_path):
-    """An annotation contains the path of the directory, and the DaemonSet selects a label."""
+    """Each directory becomes a ConfigMap. An annotation contains the path of the directory, and a
+    label lets the DaemonSet select the ConfigMap.
+    """
     (tmp_path / "profiles").mkdir()
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "profiles/b.json").write_text("{}")
@@ -68,7 +70,9 @@ def test_each_directory_has_a_config_map_with_its_prefix(tmp_path):
 
 
 def test_a_large_directory_is_split_into_several_config_maps(tmp_path):
-    """Every ConfigMap is smaller than 1 MiB, and no ConfigMap is empty."""
+    """A large directory is split into several ConfigMaps. Each of them is smaller than 1 MiB, and
+    none is empty.
+    """
     for number in range(5):
         (tmp_path / f"{number}.json").write_text("x" * 300_000)
     sizes = [
@@ -77,8 +81,8 @@ def test_a_large_directory_is_split_into_several_config_maps(tmp_path):
     assert (len(sizes), max(sizes) < 1 << 20) == (3, True)
 
 
-def test_a_file_that_no_config_map_can_contain_is_a_mistake(tmp_path):
-    """If a file fits into no ConfigMap, only this file is not rendered."""
+def test_a_file_that_is_too_large_for_a_config_map_is_a_mistake(tmp_path):
+    """A file that is too large for a ConfigMap is a mistake. All other files are rendered."""
     (tmp_path / "a b.json").write_text("{}")
     (tmp_path / "c.json").write_text("{}")
     (tmp_path / "out.json").symlink_to("/nowhere")
@@ -88,7 +92,9 @@ def test_a_file_that_no_config_map_can_contain_is_a_mistake(tmp_path):
 
 
 def test_a_file_that_equals_the_output_has_no_differences(tmp_path):
-    """The comparison is exact: a byte order mark and other line endings are differences."""
+    """Only a file that equals the output exactly has no differences. A byte order mark or other
+    line endings are differences.
+    """
     (tmp_path / "web.json").write_text("{}")
     text, _ = rendered(tmp_path)
     committed = tmp_path / "web.yaml"
@@ -104,7 +110,7 @@ def test_a_file_that_equals_the_output_has_no_differences(tmp_path):
 
 
 def test_differences_are_a_unified_diff(tmp_path):
-    """The diff leads from the file to the output."""
+    """Differences are printed as a unified diff from the file to the output."""
     committed = tmp_path / "web.yaml"
     committed.write_text("a\nold\n")
     assert render.differences(str(committed), "a\nnew\n") == [
@@ -119,7 +125,9 @@ def test_differences_are_a_unified_diff(tmp_path):
 
 
 def test_bytes_that_look_like_their_escape_sequence_are_a_difference(tmp_path):
-    """If the lines of the diff would be equal, one line gives the reason."""
+    """Invalid bytes and text that looks like their escape sequence would result in equal lines of a
+    diff, so one line contains the reason instead.
+    """
     committed = tmp_path / "web.yaml"
     committed.write_bytes(b"\xff")
     assert render.differences(str(committed), "\\xff") == [
@@ -128,7 +136,7 @@ def test_bytes_that_look_like_their_escape_sequence_are_a_difference(tmp_path):
 
 
 def test_a_directory_that_cannot_be_read_is_reported(tmp_path):
-    """If a directory is missing, the message differs from the message for an empty directory."""
+    """The message about a missing directory differs from the message about an empty directory."""
     absent = f"{tmp_path}/absent"
     result = render.render(absent, "n", "ns", DOMAIN)
     assert (result.text, result.read) == ("", False)
@@ -158,8 +166,8 @@ def include_directory(tmp_path):
 
 
 def test_an_inlined_profile_has_no_include_rules(tmp_path):
-    """The output is the text of one profile, even if the name of the file does not end like the
-    name of a profile.
+    """With --inline, the output for a single file is the text of the profile without include rules,
+    whatever the file extension is.
     """
     include = include_directory(tmp_path)
     (tmp_path / "web.txt").write_text(INCLUDING)
@@ -168,7 +176,9 @@ def test_an_inlined_profile_has_no_include_rules(tmp_path):
 
 
 def test_config_maps_can_have_inlined_profiles(tmp_path):
-    """Include rules of AppArmor profiles are replaced; other profiles do not change."""
+    """Rendered ConfigMaps can contain AppArmor profiles with expanded includes. Other profiles do
+    not change.
+    """
     include = include_directory(tmp_path)
     top = tmp_path / "set"
     top.mkdir()
@@ -191,7 +201,9 @@ def test_config_maps_can_have_inlined_profiles(tmp_path):
 
 
 def test_a_profile_that_cannot_be_inlined_has_a_reason(tmp_path):
-    """A missing file, a large file and an absolute include are reported."""
+    """If the includes of a profile cannot be expanded, the error contains the reason, for example a
+    missing or large file or an absolute path.
+    """
     include = include_directory(tmp_path)
     absent = render.inline(str(tmp_path / "absent"), [include])
     assert (absent.read, absent.mistakes) == (

@@ -22,7 +22,7 @@ def world(tmp_path):
 
 
 def fight(world, seconds):
-    """Undo each repair for some time, and return how many passes ran."""
+    """Undo each repair for some time, and return the number of passes that ran."""
     passes, end = 0, world.clock.now + seconds
     while world.clock.now < end:
         world.node.loaded["web"] = FOREIGN
@@ -33,9 +33,9 @@ def fight(world, seconds):
     return passes
 
 
-def test_a_fight_is_reported_and_repaired_less_and_less_often(world):
-    """During a fight, repairs become less frequent; after a calm time, repairs are immediate
-    again.
+def test_a_repair_fight_is_reported_and_repaired_with_growing_delays(world):
+    """A repair fight is reported, and the delays between repairs grow. After a time without
+    changes, repairs are immediate again.
     """
     for _ in range(FIGHT_REPAIRS):
         world.node.loaded["web"] = FOREIGN
@@ -57,8 +57,8 @@ def test_a_fight_is_reported_and_repaired_less_and_less_often(world):
     assert world.calls_for_pass(WakeReason.KERNEL)
 
 
-def test_a_fight_is_reported_no_longer_than_it_lasts(tmp_path):
-    """When a fight is over, a pass runs long before the resync and ends the finding."""
+def test_a_repair_fight_is_not_reported_after_its_end(tmp_path):
+    """After a repair fight has ended, a pass runs long before the resync and ends the finding."""
     world = converged_world(tmp_path, resync_seconds=1e6)
     began = world.clock.now
     for _ in range(FIGHT_REPAIRS):
@@ -88,8 +88,10 @@ def test_each_repair_of_content_in_two_keys_counts_once(world):
     assert [row.is_repair for row in world.report.profiles if row.name == "web"] == [True, False]
 
 
-def test_very_many_profiles_can_be_fought_over_at_once():
-    """The agent counts repairs separately for each profile name."""
+def test_repair_fights_about_many_profiles_are_counted_separately():
+    """The agent counts the repairs of each profile separately, so that fights about many profiles
+    are possible.
+    """
     fights, now = RepairFights(), 1000.0
     rows = [
         row(name=f"p{number}", action="restore", reason="went missing") for number in range(1500)
@@ -108,12 +110,12 @@ def test_very_many_profiles_can_be_fought_over_at_once():
         {"action": "install", "reason": "new"},
         {"action": "restore", "reason": "went missing", "state": "failed"},
         {"action": "hold", "reason": "drifted"},
-        # If two keys are duplicates, only the first key counts.
+        # Of two keys with the same content, only the first key counts.
         {"action": "restore", "reason": "same content"},
     ],
 )
 def test_updates_and_failures_do_not_count_as_repairs(fields):
-    """Updates and failures do not count as repairs."""
+    """Updates and failed installations do not count as repairs."""
     fights, now = RepairFights(), 1000.0
     for _ in range(2 * FIGHT_REPAIRS):
         fights.record(report(row(**fields)), now)

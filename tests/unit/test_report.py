@@ -1,4 +1,4 @@
-"""Tests of agent.core.report: merged reports, and convergence."""
+"""Tests of agent.core.report, which merges reports and defines convergence."""
 
 from dataclasses import replace
 
@@ -11,7 +11,9 @@ def change(name, action, state="installed", reason="new"):
 
 
 def test_the_reports_of_two_passes_are_merged():
-    """If the second pass left a profile unchanged, a change by the first pass is reported."""
+    """The reports of two passes are merged. A change by the first pass is reported even if the
+    second pass did not change the profile.
+    """
     first = report(
         change("a", "install"),
         change("b", "install", state="failed"),

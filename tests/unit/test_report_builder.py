@@ -102,12 +102,12 @@ def test_each_outcome_has_a_state_and_an_action(action, result, expected):
 
 
 def test_a_moved_name_has_only_one_row():
-    """If a name moved, only the key that now provides it has a row."""
+    """If a name moved to another key, only this key has a row for the name."""
     assert states_and_actions(Release(id=ID, reason="moved", names=("audit.json",)), "done") == []
 
 
 def test_a_restored_version_of_a_rejected_key_is_outdated():
-    """If only the last good version is installed, the row is "outdated"."""
+    """The row of a rejected key with a restored last good version has the state "outdated"."""
     rejected = Desired(rejections={ID: Rejection(id=ID, findings=(FAILED,))})
     assert states_and_actions(RESTORE, "done", rejected) == [("outdated", "restore")]
 
@@ -151,7 +151,7 @@ def test_a_row_has_the_localhost_profile_and_the_verified_version():
 
 
 def test_a_duplicate_key_has_its_own_row():
-    """A duplicate key has its own row, which refers to the key with the same content."""
+    """A duplicate key has a separate row, which contains the key with the same content."""
     duplicate = KeyId(kind="seccomp", profile_set="dir /p", key="duplicate.json")
     desired = Desired(profiles={ID: PROFILE}, duplicates={duplicate: ID})
     outcome = Outcome(action=INSTALL, result="done", version=VERSION)
@@ -186,7 +186,9 @@ def test_a_removal_does_not_repeat_the_findings_of_the_profile():
 
 
 def test_profile_sets_have_four_states_and_kinds_have_three_states():
-    """A set is read, emptied, missing or unreadable; a kind is enabled, disabled or unknown."""
+    """A profile set is read, emptied, missing or unreadable. A kind is enabled, disabled or
+    unknown.
+    """
     sets = [
         Read(
             profile_set="a",
@@ -250,7 +252,9 @@ def test_profile_sets_have_four_states_and_kinds_have_three_states():
 
 
 def test_a_report_has_the_state_of_the_sandbox_and_a_finding_if_it_is_missing():
-    """A sandbox is active, missing with a finding, or not needed by the backend."""
+    """The report shows whether the sandbox is active, missing or not needed. A missing sandbox
+    causes a finding.
+    """
     observed = {"apparmor": Observation(profiles={}), "seccomp": Observation(profiles={})}
     for sandbox, sandboxed, findings in (
         (Sandbox(), True, ()),
@@ -313,19 +317,25 @@ def report(*states, sets=("read",), findings=()):
     ],
 )
 def test_the_exit_status_follows_from_the_report(built, flags, status):
-    """The status is 0 for success, 1 for a failure, and 3 for an unavailable source or API."""
+    """The exit status follows from the report: 0 for success, 1 for a failure, and 3 for an
+    unavailable source or API server.
+    """
     assert exit_status(built, **({"allow_unsupported": False} | flags)) == status
 
 
 def test_a_pass_has_converged_if_every_desired_profile_is_installed():
-    """A pass has converged if every desired profile is installed, even without published labels."""
+    """The node has converged if every desired profile is installed, even if its labels are not
+    published.
+    """
     unpublished = report("installed", findings=[UNPUBLISHED])
     reports = [report(), report("installed"), unpublished, report("failed")]
     assert [each.converged for each in reports] == [True, True, True, False]
 
 
 def test_a_report_has_the_names_of_accepted_and_rejected_keys():
-    """A report contains the names of accepted and rejected keys, so that they can collide."""
+    """A report contains the names of accepted and rejected keys, so that collisions of their label
+    keys are found.
+    """
     other = KeyId(kind="seccomp", profile_set=ID.profile_set, key="other.json")
     report = report_builder.build_report(
         report_builder.PassResult(
@@ -351,7 +361,9 @@ def test_a_report_has_the_names_of_accepted_and_rejected_keys():
     ],
 )
 def test_a_source_over_a_limit_has_its_own_code(cause, code):
-    """A source over a limit has a different code from an unreadable source."""
+    """The finding about a source above a limit has another code than the finding about an
+    unreadable source.
+    """
     finding = report_builder.source_finding(
         Unreadable(profile_set="d", reason="2 MiB are too much", cause=cause)
     )

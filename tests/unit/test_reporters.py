@@ -86,7 +86,7 @@ def test_the_table_contains_profiles_findings_and_a_summary():
 
 @pytest.mark.parametrize("width", [40, 80])
 def test_only_the_states_are_colored(width):
-    """Colors change neither the layout nor any other word."""
+    """Only the states are colored. Colors do not change the layout or any other word."""
     plain = table.table(REPORT, width=width)
     colored = table.table(REPORT, width=width, has_colors=True)
     assert re.sub("\x1b\\[[0-9]+m", "", colored) == plain
@@ -107,7 +107,9 @@ def test_the_table_fits_the_terminal(width):
 
 
 def test_a_name_that_is_too_long_has_a_line_of_its_own():
-    """If a name is too long, it has its own line, and the other rows keep their layout."""
+    """A name that is too long is on a line of its own, so that the layout of other rows does not
+    change.
+    """
     long = row(name="x" * 90, state="rejected", reason="bad")
     text = table.table(
         Report(profiles=(*REPORT.profiles, long), profile_sets=(), kind_support={}), width=80
@@ -120,8 +122,10 @@ def test_a_name_that_is_too_long_has_a_line_of_its_own():
     ]
 
 
-def test_a_message_without_a_full_stop_gets_one_before_the_hint():
-    """Messages of other programs, such as the parser, may have no full stop."""
+def test_a_full_stop_is_added_between_a_message_and_its_hint():
+    """If a message has no full stop, as in the output of the parser, one is added between the
+    message and the hint.
+    """
     bad = Finding(
         code=FindingCode.PARSER_REJECTED,
         location="",
@@ -135,7 +139,9 @@ def test_a_message_without_a_full_stop_gets_one_before_the_hint():
 
 
 def test_no_control_character_reaches_the_terminal():
-    """A malicious name cannot fake a line or a color."""
+    """A malicious name cannot forge a line or a color on the terminal, because control characters
+    are escaped.
+    """
     evil = row(
         name="a\x1b[31m\nb",
         findings=(Finding(code=FindingCode.BAD_VALUE, location="\x07", message="\x00x"),),
@@ -146,7 +152,7 @@ def test_no_control_character_reaches_the_terminal():
 
 
 def test_a_report_without_profiles_has_a_summary():
-    """An empty report has a summary; in a dry run, the summary begins with "Dry run"."""
+    """A report without profiles has a summary. In a dry run, the summary begins with "Dry run"."""
     assert (
         table.table(Report(profiles=(), profile_sets=(), kind_support={}), width=80)
         == "Nothing to do.\n"
@@ -156,7 +162,9 @@ def test_a_report_without_profiles_has_a_summary():
 
 
 def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys):
-    """Public pages, metrics and Events show only the number of pods, and not their names."""
+    """The log and the reports contain the names of pods. Public pages, metrics and Events contain
+    only their number.
+    """
     held = diagnostics.referenced_by_pods("web", ("secret/pod-a", "secret/pod-b", "c/c", "d/d"))
     rows = (row("web", "held", kind="apparmor", reason="in_use", desired=False, findings=(held,)),)
     found = Report(profiles=rows, profile_sets=(), kind_support={})
@@ -188,7 +196,9 @@ def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys
 
 
 def test_the_served_report_has_the_fields_of_the_printed_report():
-    """The served report only adds the numbers of omitted objects, and sorts failures first."""
+    """The served report has the fields of the printed report and the numbers of omitted objects. It
+    lists failures first.
+    """
     finding = Finding(code=FindingCode.NOT_JSON, location="b.json", message="m", detail="private")
     rows = (row("a.json"), row("b.json", "rejected", findings=(finding,)))
     full = report_of(*rows, findings=(finding,), seccomp="enabled")
@@ -205,7 +215,9 @@ def test_the_served_report_has_the_fields_of_the_printed_report():
 
 
 def test_the_size_of_the_served_report_is_limited():
-    """The report of 10,500 profiles, with long names and findings, has a limited size."""
+    """The size of the served report is limited, even with 10,500 profiles, long names and
+    findings.
+    """
     finding = Finding(code=FindingCode.NOT_JSON, location="b.json", message="<" * 400)
     control = "\x01" * 150
     rows = [row(f"good-{number}-{control}") for number in range(10_000)]
@@ -224,7 +236,7 @@ def test_the_size_of_the_served_report_is_limited():
 
 @pytest.mark.parametrize("sandboxed", [True, False, None])
 def test_the_state_of_the_sandbox_is_in_the_document_and_in_the_table(sandboxed):
-    """`status` prints a line about an active sandbox."""
+    """The JSON document and the table show whether the sandbox of the parser is active."""
     support = KindSupport(state="enabled", sandboxed=sandboxed)
     report = Report(profiles=(), profile_sets=(), kind_support={"apparmor": support})
     document = json.loads(json_report.document(report, exit_status=0))
@@ -286,7 +298,9 @@ def lines(capsys):
 
 
 def test_the_table_lists_the_node_selector_of_each_installed_profile_on_request():
-    """The nodeSelectors are not wrapped; a profile without a label has none."""
+    """On request, the table lists the nodeSelector of each installed profile on one line. A profile
+    without a label has no nodeSelector.
+    """
     rows = (
         ProfileStatus(
             kind="apparmor", profile_set="o", key="web.profile", name="web",
@@ -311,7 +325,7 @@ def test_the_table_lists_the_node_selector_of_each_installed_profile_on_request(
 
 @pytest.mark.usefixtures("root")
 def test_the_log_has_a_line_for_each_change_and_finding_and_a_summary(capsys):
-    """Each line of the log is one JSON object."""
+    """The log contains one JSON object for each change and each finding, and a summary."""
     logs.configure("json", "debug")
     logs.log(REPORT)
     found = lines(capsys)
@@ -340,11 +354,12 @@ def test_no_control_character_in_the_log_reaches_the_terminal(capsys):
 @pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_a_traceback_shows_no_local_variable(capsys, form):
-    """If an error is logged, the log does not contain the values of variables."""
+    """A logged traceback does not contain the values of local variables."""
     logs.configure(form, "debug")
 
     def fail():
-        private = "what-nobody-may-see".upper()  # The source code does not contain this text.
+        # This text is only a value at run time, and does not occur in the source code.
+        private = "what-nobody-may-see".upper()
         raise ValueError(len(private))
 
     try:
@@ -357,7 +372,7 @@ def test_a_traceback_shows_no_local_variable(capsys, form):
 
 @pytest.mark.usefixtures("root")
 def test_a_finding_is_logged_when_it_is_new_and_when_it_is_resolved(capsys):
-    """If a finding stays the same, it is logged once."""
+    """A finding is logged once when it is new and once when it is resolved."""
     logs.configure("json", "info")
     logger = logs.ReportLogger()
     for report in (REPORT, REPORT, replace(REPORT, profiles=(), kind_support={}, findings=())):
@@ -374,7 +389,7 @@ def test_a_finding_is_logged_when_it_is_new_and_when_it_is_resolved(capsys):
 
 
 class Terminal(io.StringIO):
-    """A stream that claims to be a terminal, in place of standard error."""
+    """A stream that replaces standard error and counts as a terminal."""
 
     def isatty(self):
         return True

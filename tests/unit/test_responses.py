@@ -1,4 +1,4 @@
-"""Specification of agent.kube.responses."""
+"""Tests of agent.kube.responses."""
 
 import json
 import time
@@ -13,7 +13,7 @@ class ChunkedResponse:
         self.body, self.size = body, size
 
     def stream(self, *_args, **_options):
-        """Yield the chunks; a server chooses their size."""
+        """Yield the chunks. In a real response, the server chooses their sizes."""
         for begin in range(0, len(self.body), self.size):
             yield self.body[begin : begin + self.size]
 
@@ -23,8 +23,8 @@ def line(number, padding=""):
 
 
 def test_the_size_of_the_chunks_does_not_change_the_events():
-    """Lines may end anywhere in a chunk, empty lines are skipped, and the last line needs no line
-    break.
+    """The same events are read for every chunk size. Empty lines are skipped, and the last line
+    needs no line break.
     """
     body = b"\n".join([line(0), line(1), b"", b"  ", line(2)])
     expected = [{"type": "ADDED", "object": {"number": number, "x": ""}} for number in range(3)]
@@ -33,10 +33,13 @@ def test_the_size_of_the_chunks_does_not_change_the_events():
 
 
 def test_a_long_event_in_small_chunks_is_read_in_bounded_time():
-    """A hostile API server, or a proxy, chooses the size of the chunks."""
+    """A long event is read in bounded time even from small chunks, which a malicious API server or
+    a proxy may send.
+    """
     body = line(0, padding="y" * (3 << 20)) + b"\n"
     begin = time.process_time()
     (event,) = responses.watch_events(ChunkedResponse(body, 16))
     assert len(event["object"]["x"]) == 3 << 20
-    # A copy of the line for each chunk would take several minutes; a single copy takes a second.
+    # If the code copied the line for each chunk, the test would take several minutes instead of a
+    # second.
     assert time.process_time() - begin < 20.0

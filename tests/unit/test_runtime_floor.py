@@ -42,7 +42,7 @@ def check(tree, floor="", form="oci"):
     ],
 )
 def test_a_floor_is_read(text, expected):
-    """If the value does not name a program, the program keeps its default."""
+    """A program that the value of --runtime-floor does not contain keeps its default."""
     assert releases.parse(text) == expected
     assert releases.parse(str(expected)) == expected
 
@@ -58,7 +58,9 @@ def test_a_floor_is_read(text, expected):
     ],
 )
 def test_a_mistake_in_the_floor_is_a_usage_error(text, message, capsys):
-    """An invalid value causes the exit status 2, and the message shows the expected value."""
+    """An invalid value of --runtime-floor results in exit status 2 and a message with the expected
+    form.
+    """
     assert main(["check", "--runtime-floor", text, "profiles"]) == 2
     assert message in capsys.readouterr().err
 
@@ -73,7 +75,9 @@ def test_a_mistake_in_the_floor_is_a_usage_error(text, message, capsys):
     ],
 )
 def test_a_newer_call_can_be_denied_with_a_newer_floor(name, release):
-    """If a call needs a newer floor, the rejection names this floor, and the floor works."""
+    """If a denied call needs a newer floor, the rejection contains this floor, and the profile is
+    accepted with it.
+    """
     body, (error,) = check(denying(name))
     assert (body, error.code) == (b"", "unknown_syscall")
     assert f"known since libseccomp {release}" in error.hint
@@ -85,34 +89,40 @@ def test_a_newer_call_can_be_denied_with_a_newer_floor(name, release):
 
 
 def test_a_floor_below_the_first_release_of_a_call_is_not_enough():
-    """If the stated floor is too low, the message contains the floor."""
+    """If the floor is older than the first release that knows a call, the message contains the
+    floor.
+    """
     _, (error,) = check(denying("mseal"), "libseccomp=2.5.5")
     assert error.message.startswith("libseccomp 2.5.5 does not know mseal")
 
 
 @pytest.mark.parametrize("name", sorted(releases.INTRODUCED))
-def test_no_known_call_is_called_a_misspelling(name):
-    """If a newer call is rejected, the message contains facts about the call."""
+def test_a_known_call_is_never_reported_as_a_misspelling(name):
+    """The rejection of a newer call never suggests a misspelling, and contains facts about the
+    call.
+    """
     _, (error,) = check(denying(name))
     assert error.hint.startswith(f"{name} exists since Linux ")
 
 
-def test_a_call_of_other_architectures_is_not_called_a_misspelling():
-    """A call of another architecture, such as kern_features on sparc, is not called a
-    misspelling.
+def test_a_call_of_other_architectures_is_not_reported_as_a_misspelling():
+    """The rejection of a call that only other architectures have, such as kern_features on sparc,
+    does not suggest a misspelling.
     """
     _, (error,) = check(denying("kern_features"))
     assert "architectures that the agent does not support" in error.hint
 
 
 def test_a_misspelt_name_gets_a_suggestion():
-    """If no architecture has a name, the message suggests a similar name."""
+    """If no architecture has a call with this name, the message suggests a similar name."""
     _, (error,) = check(denying("fchmodta"))
     assert error.hint == "Did you mean fchmodat?"
 
 
 def test_an_ignored_name_in_an_allow_list_refers_to_the_floor():
-    """One warning contains all names that the oldest libseccomp does not know."""
+    """One warning contains all names in an allow list that the oldest libseccomp does not know, and
+    refers to the floor.
+    """
     tree = allowing("read", "fchmodat2", "mseal")
     warnings = [one for one in check(tree)[1] if one.code == "syscall_ignored"]
     assert [one.message for one in warnings] == [
@@ -124,7 +134,9 @@ def test_an_ignored_name_in_an_allow_list_refers_to_the_floor():
 
 
 def test_the_hint_about_a_newer_variant_refers_to_the_floor():
-    """The agent recommends a newer call only if every libseccomp on the nodes knows it."""
+    """The hint recommends a newer variant of a call only if every libseccomp at or above the floor
+    knows the variant.
+    """
     tree = denying("fchmodat")
     hints = {
         floor: [one.hint for one in check(tree, floor)[1] if one.code == "newer_call_allowed"]
@@ -136,8 +148,8 @@ def test_the_hint_about_a_newer_variant_refers_to_the_floor():
 
 @pytest.mark.parametrize("flag", ["LOG", "SPEC_ALLOW", "TSYNC"])
 def test_a_flag_is_accepted_from_the_first_runc_that_knows_it(flag):
-    """If a flag needs a newer floor, the rejection names this floor, and the written form has the
-    flag.
+    """If a filter flag needs a newer runc, the rejection contains the necessary floor. With this
+    floor, the written form contains the flag.
     """
     tree = denying("chmod", flags=[f"SECCOMP_FILTER_FLAG_{flag}"])
     body, (error,) = check(tree)
@@ -148,7 +160,7 @@ def test_a_flag_is_accepted_from_the_first_runc_that_knows_it(flag):
 
 
 def test_an_unknown_flag_is_rejected_with_every_floor():
-    """A misspelt flag is rejected with any floor."""
+    """An unknown filter flag is rejected with every floor."""
     tree = denying("chmod", flags=["SECCOMP_FILTER_FLAG_LOGS"])
     for floor in ("", "runc=1.5"):
         body, (error,) = check(tree, floor)
@@ -158,7 +170,7 @@ def test_an_unknown_flag_is_rejected_with_every_floor():
 
 @pytest.mark.parametrize("source", ["flag", "variable", "file"])
 def test_the_floor_can_be_set_in_three_ways(source, tmp_path, monkeypatch, capsys):
-    """The flag, the environment variable and the YAML key have the same effect."""
+    """An operator can set the floor with a flag, an environment variable or a YAML key."""
     profile = tmp_path / "profile.json"
     profile.write_text(json.dumps(denying("fchmodat2", architectures=["SCMP_ARCH_X86_64"])))
     value = "libseccomp=2.5.5"
@@ -176,7 +188,9 @@ def test_the_floor_can_be_set_in_three_ways(source, tmp_path, monkeypatch, capsy
 
 
 def test_convert_uses_the_floor(tmp_path, capsys):
-    """If a profile needs a newer libseccomp, it is converted only with a newer floor."""
+    """The command `convert` converts a profile that needs a newer libseccomp only with a newer
+    floor.
+    """
     profile = tmp_path / "profile.json"
     profile.write_text(json.dumps(denying("fchmodat2")))
     assert main(["convert", "--arch=x86_64", str(profile)]) == 1
@@ -185,7 +199,9 @@ def test_convert_uses_the_floor(tmp_path, capsys):
 
 
 def test_every_call_of_the_tables_is_known_or_has_its_first_release():
-    """For each call of a supported architecture, the agent knows the first libseccomp."""
+    """For each call of a supported architecture, the agent knows the first libseccomp release that
+    has the call.
+    """
     for name in sorted(releases.INTRODUCED):
         assert not syscalls.known(name)
         assert syscalls.exists(name)

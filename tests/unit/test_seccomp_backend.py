@@ -57,7 +57,7 @@ def codes(profile):
 
 
 def test_prevent_chmod_is_accepted_with_name_and_with_names(backend):
-    """The AKS example is accepted with `name` in each rule and with `names`."""
+    """The AKS example prevent-chmod is accepted with `name` and with `names` in its rules."""
     old = CHMOD | {
         "syscalls": [
             {"name": name, "action": "SCMP_ACT_ERRNO"} for name in CHMOD["syscalls"][0]["names"]
@@ -74,7 +74,7 @@ def test_prevent_chmod_is_accepted_with_name_and_with_names(backend):
 
 
 def test_a_profile_without_rules_gets_a_rule_equal_to_its_default(backend):
-    """If a profile has no rules, the agent adds a rule that equals the default action."""
+    """The agent adds a rule that equals the default action to a profile without rules."""
     profile = accepted(backend, AUDIT)
     assert json.loads(backend.body(profile)) == {
         "defaultAction": "SCMP_ACT_LOG",
@@ -84,7 +84,7 @@ def test_a_profile_without_rules_gets_a_rule_equal_to_its_default(backend):
 
 
 def test_an_allow_list_without_execve_causes_a_warning(backend):
-    """If no rule allows execve, a warning says that no container can start."""
+    """An allow list without execve causes a warning that no container can start."""
     assert codes(accepted(backend, b'{"defaultAction":"SCMP_ACT_ERRNO"}')) == {
         "rule_added",
         "start_impossible",
@@ -93,7 +93,7 @@ def test_an_allow_list_without_execve_causes_a_warning(backend):
 
 
 def test_dangerous_and_ignored_calls_of_an_allow_list_are_reported(backend):
-    """Dangerous calls and unknown calls each cause a separate finding."""
+    """In an allow list, dangerous calls and unknown calls each cause a separate finding."""
     profile = accepted(
         backend,
         {
@@ -138,7 +138,7 @@ def test_the_kubernetes_tutorial_profile_is_accepted(backend):
     ],
 )
 def test_architecture_fields_are_resolved_for_the_node(tmp_path, machine, architectures, names):
-    """The agent resolves archMap and arches for the node's architecture."""
+    """The agent resolves the fields archMap and arches for the architecture of the node."""
     backend = SeccompBackend(host=Host(tmp_path), clock_ns=time.time_ns, machine=machine)
     errno = {"action": "SCMP_ACT_ERRNO"}
     profile = accepted(
@@ -162,7 +162,9 @@ def test_architecture_fields_are_resolved_for_the_node(tmp_path, machine, archit
 
 
 def test_docker_format_keeps_capabilities(tmp_path):
-    """The docker format keeps caps, which CRI-O supports, and rewrites errno as errnoRet."""
+    """In the docker format, the agent keeps conditions on capabilities, which CRI-O supports, and
+    converts errno to errnoRet.
+    """
     backend = SeccompBackend(
         host=Host(tmp_path), clock_ns=time.time_ns, machine="x86_64", format="docker"
     )
@@ -193,7 +195,7 @@ def test_an_unsafe_path_is_rejected(backend, path):
 
 
 def test_the_prefix_of_the_profile_set_overrides_the_prefix_of_the_backend(tmp_path):
-    """The backend's prefix applies only to profile sets without their own prefix."""
+    """The prefix of a profile set overrides the prefix of the backend."""
     backend = SeccompBackend(
         host=Host(tmp_path), clock_ns=time.time_ns, prefix="node/", machine="x86_64"
     )
@@ -205,7 +207,9 @@ def test_the_prefix_of_the_profile_set_overrides_the_prefix_of_the_backend(tmp_p
 
 
 def test_an_installed_file_has_the_canonical_form_and_is_observed(backend, tmp_path):
-    """The evidence read from an installed file equals the evidence computed for its version."""
+    """An installed file has the canonical form. Its observed evidence equals the expected evidence
+    of its version.
+    """
     profile = accepted(backend, AUDIT, prefix="p/")
     token = f"bytes:{digest(backend.body(profile))}"
     result = install(backend, profile, replaceable=())
@@ -234,7 +238,7 @@ def test_a_foreign_file_is_never_replaced(backend, tmp_path):
 
 
 def test_a_failed_write_is_reported(backend, tmp_path):
-    """If a file exists where a directory is needed, the installation fails."""
+    """If a file is at the path of a necessary directory, the installation fails with a finding."""
     (tmp_path / "seccomp").mkdir()
     (tmp_path / "seccomp/p").write_bytes(b"")
     result = install(backend, accepted(backend, AUDIT, prefix="p/"), replaceable=())
@@ -270,7 +274,9 @@ def after_unknown_names(rule):
 
 
 def test_a_file_with_the_same_meaning_has_the_canonical_token(backend, tmp_path):
-    """The agent can adopt a file that every runtime reads like the canonical form."""
+    """A file that every runtime reads like the canonical form has the canonical token, so the agent
+    can adopt it.
+    """
     write_foreign_file(tmp_path, json.dumps(CHMOD, indent=2).encode())
     assert is_equal(backend, CHMOD)
 
@@ -317,7 +323,7 @@ def test_a_file_that_a_runtime_reads_differently_is_not_equal(backend, tmp_path,
 
 
 def test_a_file_that_other_users_can_write_is_not_equal(backend, tmp_path):
-    """If other users can change a file, its content does not count as evidence."""
+    """The content of a file that other users can write does not count as evidence."""
     path = write_foreign_file(tmp_path, CHMOD)
     assert is_equal(backend, CHMOD)
     path.chmod(0o666)
@@ -367,7 +373,9 @@ class CoarseHost(Host):
 
 
 def test_a_recently_written_file_is_read_again(tmp_path):
-    """With coarse time stamps, two writes within one tick have the same signature."""
+    """A recently written file is read again, because two writes within one tick of coarse time
+    stamps have the same signature.
+    """
     host, clock = CoarseHost(tmp_path), [time.time_ns()]
     backend = SeccompBackend(
         host=host, directory="/seccomp", machine="x86_64", clock_ns=lambda: clock[0]
@@ -406,7 +414,9 @@ def test_an_irregular_or_huge_file_is_observed_without_evidence(backend, tmp_pat
 
 
 def test_an_unreadable_path_makes_the_backend_unobservable(tmp_path):
-    """If a file is unreadable, the backend does not report it as absent."""
+    """If a path is unreadable, the backend is unobservable, and does not report the file as
+    absent.
+    """
     backend = SeccompBackend(
         host=Host(tmp_path), clock_ns=time.time_ns, directory="/seccomp", machine="x86_64"
     )
@@ -420,7 +430,9 @@ def test_an_unreadable_path_makes_the_backend_unobservable(tmp_path):
 
 
 def test_remove_checks_the_content_before_it_removes_a_file(backend, tmp_path):
-    """Only a file with the expected content is removed; an absent file is not an error."""
+    """The backend removes a file only if the file has the expected content. A missing file is not
+    an error.
+    """
     profile = accepted(backend, AUDIT)
     evidence = profile.version.evidence
     assert backend.remove(["a.json"], evidence, require_unused=False) == Removed()
@@ -439,7 +451,9 @@ def test_remove_checks_the_content_before_it_removes_a_file(backend, tmp_path):
 
 
 def test_a_file_with_the_same_meaning_is_not_removed(backend, tmp_path):
-    """Only the exact content proves that the agent wrote the file."""
+    """A file with the same meaning but other bytes is not removed, because only the exact content
+    proves that the agent wrote it.
+    """
     path = write_foreign_file(tmp_path, CHMOD)
     evidence = accepted(backend, CHMOD).version.evidence
     assert is_equal(backend, CHMOD)
@@ -450,7 +464,7 @@ def test_a_file_with_the_same_meaning_is_not_removed(backend, tmp_path):
 
 
 def test_a_link_in_place_of_an_agent_owned_file_is_not_removed(backend, tmp_path):
-    """If a link has the path of an agent-owned file, the link is not removed."""
+    """If a link is at the path of an agent-owned file, the link is not removed."""
     (tmp_path / "seccomp").mkdir()
     (tmp_path / "seccomp/a.json").symlink_to("elsewhere")
     result = backend.remove(
@@ -462,13 +476,15 @@ def test_a_link_in_place_of_an_agent_owned_file_is_not_removed(backend, tmp_path
 
 
 def test_every_context_is_accepted(backend):
-    """The canonical form of these profiles depends only on the machine."""
+    """A stored version is valid in every context, because the canonical form depends only on the
+    machine.
+    """
     assert backend.accepts_context("")
 
 
 def test_an_input_error_makes_the_backend_unobservable():
-    """An input error makes the backend unobservable; reading /proc/self/mem always fails with
-    EIO.
+    """An input error makes the backend unobservable. The test reads /proc/self/mem, which always
+    fails with EIO.
     """
     backend = SeccompBackend(
         host=Host("/proc"), clock_ns=time.time_ns, directory="/self", machine="x86_64"
@@ -489,7 +505,7 @@ def test_an_input_error_makes_the_backend_unobservable():
     ],
 )
 def test_a_newer_variant_of_a_denied_call_causes_a_warning(backend, denied, newer):
-    """If a newer variant of a denied call stays allowed, a warning is reported."""
+    """If a newer variant of a denied call stays allowed, the profile has a warning."""
     rule = {"names": denied, "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
     profile = accepted(backend, {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
     messages = [item.message for item in profile.findings if item.code == "newer_call_allowed"]
@@ -497,7 +513,7 @@ def test_a_newer_variant_of_a_denied_call_causes_a_warning(backend, denied, newe
 
 
 def test_the_shipped_profile_has_a_hint_about_fchmodat2(backend):
-    """The agent accepts prevent-chmod and warns that fchmodat2 stays allowed."""
+    """The shipped profile prevent-chmod is accepted with the hint that fchmodat2 stays allowed."""
     profile = accepted(backend, Path("profiles/prevent-chmod").read_bytes(), key="prevent-chmod")
     (hint,) = (item.hint for item in profile.findings if item.code == "newer_call_allowed")
     assert "--runtime-floor libseccomp=2.5.5" in hint

@@ -1,4 +1,4 @@
-"""Tests with profiles of real users, sorted by the fault that earlier versions of the agent had."""
+"""Tests with profiles of real users, which previous versions of the agent handled incorrectly."""
 
 import json
 import time
@@ -126,12 +126,16 @@ ACCEPTED = {
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_rules_that_do_not_contradict_each_other_are_accepted(name):
-    """Actions are compared in their normal form, and conditions are compared exactly."""
+    """Rules that do not contradict each other are accepted. Actions are compared in their normal
+    form, and conditions exactly.
+    """
     codes(ACCEPTED[name])
 
 
 def test_rules_of_different_pods_are_not_compared():
-    """No pod has both a rule that needs a capability and a rule that excludes it."""
+    """A rule that requires a capability and a rule that excludes it are not compared, because no
+    pod has both rules.
+    """
     capability = {"caps": ["CAP_AUDIT_WRITE"]}
     tree = profile(
         rule("socket", args=[(0, "EQ", 16), (2, "NE", 9)], excludes=capability),
@@ -146,7 +150,9 @@ def test_rules_of_different_pods_are_not_compared():
 )
 @pytest.mark.parametrize("form", ["oci", "docker"])
 def test_a_condition_on_the_kernel_is_resolved_for_the_node(form, kernel, count):
-    """If the kernel is new enough, the rule is written, and a notice reports this."""
+    """A rule with minKernel is written if the kernel of the node is new enough, and a notice
+    reports this.
+    """
     tree = profile(rule("ptrace", includes={"minKernel": "4.8"}))
     body, findings = check(tree, form=form, kernel=kernel)
     assert len(json.loads(body)["syscalls"]) == count
@@ -155,14 +161,14 @@ def test_a_condition_on_the_kernel_is_resolved_for_the_node(form, kernel, count)
 
 
 def test_an_excluded_kernel_is_resolved_too():
-    """If excludes contains minKernel, the rule is omitted on newer kernels."""
+    """A rule that excludes newer kernels with minKernel is omitted on such kernels."""
     tree = profile(rule("ptrace", excludes={"minKernel": "4.8"}))
     assert len(json.loads(check(tree, kernel="4.7")[0])["syscalls"]) == 2
     assert len(json.loads(check(tree, kernel="4.8")[0])["syscalls"]) == 1
 
 
 def test_names_of_error_numbers_are_rewritten():
-    """Names of error numbers become numbers, so that a name equals its number."""
+    """The names of error numbers are replaced by the numbers, so that a name equals its number."""
     swapon = rule("swapon", action="SCMP_ACT_ERRNO", errno="EOPNOTSUPP", errnoRet=95)
     body, findings = check(profile(swapon, defaultErrno="ENOSYS"))
     assert json.loads(body)["defaultErrnoRet"] == 38
@@ -182,13 +188,15 @@ def test_comment_keys_are_removed_with_one_notice(key):
 
 @pytest.mark.parametrize("key", ["_syscalls", "$defaultAction", "//flags", "DefaultAction", "x"])
 def test_a_disabled_or_misspelt_field_is_not_a_comment(key):
-    """A field with a comment prefix is rejected, because the author may have meant the field."""
+    """A disabled or misspelt field is rejected and does not count as a comment, because the author
+    may have meant the field.
+    """
     assert [one.code for one in errors(profile() | {key: []})] == ["unknown_field"]
 
 
 def test_a_comment_next_to_a_condition_on_a_socket_is_removed():
-    """The profile also gets a rule for socketcall, because 32-bit programs could bypass the
-    condition.
+    """A comment next to a condition on a socket call is removed. The agent also adds a rule for
+    socketcall, because 32-bit programs could bypass the condition.
     """
     tree = profile(rule("socket", args=[(0, "EQ", 1)])) | {"$schema": "x", "_comment": "y"}
     tree["syscalls"][1]["args"][0]["comment"] = "AF_UNIX"
@@ -211,15 +219,17 @@ OTHER_FORMATS = [
 
 @pytest.mark.parametrize(("tree", "where", "hint"), OTHER_FORMATS)
 def test_a_file_of_a_known_format_gets_one_message(tree, where, hint):
-    """The message contains the type of the file, and the location of the profile in the file."""
+    """A file in another known format causes one message, with the type of the file and the location
+    of the profile in it.
+    """
     (error,) = errors(tree)
     assert (error.code, error.location) == ("not_a_profile", where)
     assert hint in error.hint
 
 
 def test_a_resource_in_yaml_gets_the_command_that_converts_it():
-    """A key whose name ends in .json may contain YAML, and its finding names the command that
-    converts it.
+    """If a key with the extension .json contains a resource in YAML, the finding contains the
+    command that converts the resource.
     """
     (error,) = errors(b"apiVersion: x/v1\nkind: SeccompProfile\nspec: {}\n")
     assert error.code == "not_json"
@@ -264,7 +274,9 @@ REJECTED = {
 
 @pytest.mark.parametrize("name", REJECTED)
 def test_a_rejection_is_one_message_with_the_next_step(name):
-    """A single mistake in a profile causes one error, and no warnings that follow from it."""
+    """A single mistake causes one error with a next step, and no warnings that follow from the
+    mistake.
+    """
     tree, (code, where, hint) = REJECTED[name]
     (error,) = errors(tree)
     assert (error.code, error.location) == (code, where)
@@ -277,9 +289,11 @@ def test_a_rejection_is_one_message_with_the_next_step(name):
 )
 @pytest.mark.parametrize(("call", "through"), [("socket", "socketcall"), ("semop", "ipc")])
 def test_a_condition_that_32_bit_programs_could_evade_is_completed(more, errno, call, through):
-    """The agent denies the multiplexing call, with an error number that differs from the default.
+    """If 32-bit programs could bypass a condition, the agent adds a rule that denies the
+    multiplexing call.
 
-    libseccomp ignores a rule that equals the default action.
+    The error number of this rule differs from the default, because libseccomp ignores a rule that
+    equals the default action.
     """
     body, findings = check(profile(rule(call, args=[(0, "EQ", 1)]), **more))
     assert json.loads(body)["syscalls"][0] == rule(through, action="SCMP_ACT_ERRNO", errnoRet=errno)
@@ -296,14 +310,16 @@ def test_a_condition_that_32_bit_programs_could_evade_is_completed(more, errno, 
     ],
 )
 def test_a_condition_that_native_programs_evade_is_rejected(more, machine):
-    """The C library of such an architecture may depend on socketcall."""
+    """A condition that native programs can bypass through socketcall is rejected, because the C
+    library may need socketcall.
+    """
     tree = profile(rule("socket", args=[(0, "EQ", 1)]), **more)
     assert {one.code for one in errors(tree, machine=machine)} == {"fails_open"}
 
 
 def test_no_rule_is_added_where_the_author_allows_the_multiplexing_call():
-    """No rule is added. The profile gets a warning, because 32-bit programs can bypass the
-    condition.
+    """If the author allows the multiplexing call, no rule is added. A warning reports that 32-bit
+    programs can bypass the condition.
     """
     tree = profile(rule("socket", args=[(0, "EQ", 1)]), rule("socketcall"))
     assert {"condition_surprising"} <= codes(tree)
@@ -335,12 +351,12 @@ NEXT_STEPS = {
 
 @pytest.mark.parametrize("name", NEXT_STEPS)
 def test_the_next_step_of_a_rejection_works(name):
-    """If a profile is changed as the hint suggests, it is accepted."""
+    """A rejected profile is accepted after a change that follows the hint."""
     codes(NEXT_STEPS[name])
 
 
 def test_allow_unknown_syscalls_accepts_a_newer_call():
-    """The hint of unknown_syscall names the option that accepts the call."""
+    """The hint of the code unknown_syscall contains the option that accepts the call."""
     codes(denying("chmod", "fchmodat2"), allow_unknown_syscalls=True)
 
 
@@ -356,7 +372,9 @@ def test_allow_unknown_syscalls_accepts_a_newer_call():
     ],
 )
 def test_start_warnings_follow_the_measured_lists(missing, code):
-    """A warning appears if, and only if, a runtime cannot start a container."""
+    """A warning about the start of containers appears exactly if a measured runtime cannot start a
+    container.
+    """
     allowed = rule(*(name for name in USUAL if name not in missing))
     found = codes(profile() | {"syscalls": [allowed, rule("clone3", **ENOSYS)]})
     assert {one for one in found if one.startswith("start_")} == ({code} if code else set())
@@ -372,13 +390,17 @@ def test_start_warnings_follow_the_measured_lists(missing, code):
     ],
 )
 def test_clone3_must_fail_with_enosys(rules, is_warned):
-    """If clone3 fails with EPERM instead of ENOSYS, glibc cannot start threads."""
+    """A profile in which clone3 fails with an error other than ENOSYS has a warning, because glibc
+    then cannot start threads.
+    """
     assert ("clone3_denied" in codes(profile(*rules))) == is_warned
 
 
 @pytest.mark.parametrize(("errno", "is_warned"), [(1, True), (38, False)])
 def test_an_explicit_error_of_clone3_must_be_enosys(errno, is_warned):
-    """A default action that allows calls does not change the required error number."""
+    """An explicit rule must let clone3 fail with ENOSYS, even if the default action allows
+    calls.
+    """
     tree = denying("swapon")
     tree["syscalls"].append(rule("clone3", action="SCMP_ACT_ERRNO", errnoRet=errno))
     assert ("clone3_denied" in codes(tree)) == is_warned
@@ -388,7 +410,9 @@ def test_an_explicit_error_of_clone3_must_be_enosys(errno, is_warned):
     ("name", "code"), [("execve", "start_impossible"), ("statx", "start_limited"), ("chmod", None)]
 )
 def test_a_denied_call_that_a_runtime_needs_causes_a_warning(name, code):
-    """The warning also appears if the default action allows calls."""
+    """A denied call that a runtime needs causes a warning, even if the default action
+    allows calls.
+    """
     found = {one for one in codes(denying(name)) if one.startswith("start_")}
     assert found == ({code} if code else set())
 
@@ -411,7 +435,9 @@ def without_clone(*rules):
     ],
 )
 def test_a_profile_is_compared_with_the_default_of_containerd(rules, names):
-    """The warning lists only calls that containerd's default denies for the same arguments."""
+    """In comparison with the default profile of containerd, the warning lists only calls that this
+    profile denies for the same arguments.
+    """
     _, findings = check(without_clone(*rules))
     messages = [one.message for one in findings if one.code == "dangerous_syscalls"]
     assert [one.partition(": ")[2] for one in messages] == ([f"{names}."] if names else [])
@@ -426,9 +452,9 @@ def test_a_profile_is_compared_with_the_default_of_containerd(rules, names):
         (("chmod",), "x86_64", False),
     ],
 )
-def test_calls_that_the_architecture_lacks_deny_nothing(names, machine, is_warned):
-    """A warning appears if the architecture lacks the denied calls: arm64 has no chmod, for
-    example.
+def test_denied_calls_that_the_architecture_lacks_cause_a_warning(names, machine, is_warned):
+    """If the architecture lacks the denied calls, for example chmod on arm64, a warning reports
+    that the profile denies no call.
     """
     tree = denying(*names, architectures=None)
     assert ("nothing_denied" in codes(tree, machine=machine)) == is_warned
@@ -436,7 +462,9 @@ def test_calls_that_the_architecture_lacks_deny_nothing(names, machine, is_warne
 
 @pytest.mark.parametrize("flags", [NAMESPACES, 0x10000000])
 def test_the_flags_of_clone_are_another_argument_on_s390x(flags):
-    """On s390x, a condition on the first argument compares the address of the stack."""
+    """On s390x, the flags of clone are the second argument. A condition on the first argument would
+    compare the address of the stack.
+    """
     tree = profile(rule("clone", args=[(0, "MASKED_EQ", flags)]), architectures=None)
     tree["syscalls"][0] = rule(*(name for name in USUAL if name != "clone"))
     _, findings = check(tree, machine="s390x")

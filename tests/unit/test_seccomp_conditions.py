@@ -1,4 +1,4 @@
-"""Tests of rules that libseccomp merges incorrectly, which are completed or rejected."""
+"""Tests of rules that libseccomp merges incorrectly. The agent completes or rejects such rules."""
 
 import json
 import time
@@ -69,7 +69,9 @@ UNANCHORED = [
 
 @pytest.mark.parametrize("document", UNANCHORED)
 def test_a_rule_is_added_if_the_filter_would_not_load_the_call_number(document):
-    """A rule is added if libseccomp would otherwise drop the conditional rules."""
+    """The agent adds a rule if the filter would not load the call number, because libseccomp would
+    then drop the conditional rules.
+    """
     body, errors = check(document)
     assert errors == []
     assert json.loads(body)["syscalls"] == [*document["syscalls"], ADDED]
@@ -77,7 +79,7 @@ def test_a_rule_is_added_if_the_filter_would_not_load_the_call_number(document):
 
 @pytest.mark.parametrize("document", UNANCHORED)
 def test_a_second_rule_is_not_added_to_the_written_form(document):
-    """If the written form is checked again, it stays unchanged."""
+    """A second check of the written form adds no further rule."""
     body, _ = check(document)
     assert check(json.loads(body)) == (body, [])
 
@@ -94,7 +96,7 @@ ANCHORED = [
 
 @pytest.mark.parametrize("document", ANCHORED)
 def test_no_rule_is_added_if_the_filter_loads_the_call_number(document):
-    """If a filter loads the call number anyway, no rule is added."""
+    """The agent adds no rule if the filter loads the call number anyway."""
     body, errors = check(document)
     assert errors == []
     assert json.loads(body)["syscalls"] == document["syscalls"]
@@ -117,7 +119,9 @@ def test_no_rule_is_added_if_the_filter_loads_the_call_number(document):
     ],
 )
 def test_a_profile_is_rejected_if_the_added_rule_would_change_its_meaning(document):
-    """If the added rule would change the meaning, the profile is rejected with a working hint."""
+    """If an added rule would change the meaning of a profile, the profile is rejected with a hint
+    that works.
+    """
     body, errors = check(document)
     assert body == b""
     assert [error.code for error in errors] == ["fails_open"]
@@ -126,7 +130,9 @@ def test_a_profile_is_rejected_if_the_added_rule_would_change_its_meaning(docume
 
 
 def test_a_rule_that_depends_on_capabilities_does_not_prevent_the_error():
-    """The filter for pods without the capability does not contain that rule."""
+    """A rule that depends on capabilities does not prevent the error, because the filter for pods
+    without the capability lacks this rule.
+    """
     pods = rule("getpid") | {"excludes": {"caps": ["CAP_SYS_ADMIN"]}}
     document = profile(rule("ptrace", (0, "EQ", 1)), rule("ipc"), pods, architectures=THREE)
     body, errors = check(document, format="docker")
@@ -147,7 +153,9 @@ WIDE = 1 << 32
     ],
 )
 def test_bounds_with_different_upper_halves_are_rejected(first, second):
-    """Two bounds with different upper 32 bits are rejected, because the filter would lack one."""
+    """Two bounds with different upper 32 bits are rejected, because the filter would lack one of
+    them.
+    """
     body, errors = check(profile(rule("personality", first), rule("personality", second)))
     assert body == b""
     assert [(error.code, error.location) for error in errors] == [("fails_open", "syscalls[1]")]
@@ -165,7 +173,9 @@ def test_bounds_with_different_upper_halves_are_rejected(first, second):
     ],
 )
 def test_bounds_that_libseccomp_compiles_correctly_are_accepted(first, second):
-    """Only an upper bound next to a bound with another upper half is rejected."""
+    """Bounds are accepted if libseccomp compiles them correctly, for example bounds with the same
+    upper half.
+    """
     _, errors = check(profile(rule("personality", first), rule("personality", second)))
     assert errors == []
 
@@ -238,7 +248,9 @@ def test_opposite_comparisons_with_different_actions_need_an_order(short, long):
 
 @pytest.mark.parametrize("operator", ["NE", "LT", "LE", "GE", "GT"])
 def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_it(operator):
-    """The trees of both rules share comparisons, and libseccomp may lose a part."""
+    """A comparison before the last condition is rejected if another rule has the same comparison,
+    because libseccomp may then lose a part of the shared tree.
+    """
     rules = rule("clone", (0, operator, 5), (2, "EQ", 8)), rule("clone", (0, "GT", 8))
     body, errors = check(profile(*rules))
     assert body == b""
@@ -255,7 +267,7 @@ def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_i
         [((0, "EQ", 5), (2, "GE", 8)), ((2, "LT", 9),)],
         [((0, "NE", 5), (2, "EQ", 8)), ((2, "EQ", 9),)],
         [((0, "EQ", 5), (2, "EQ", 8)), ((0, "NE", 5),)],
-        # A range has no comparison in common with an equality.
+        # A range and an equality have no comparison in common.
         [((0, "GT", 5), (2, "EQ", 8)), ((0, "EQ", 5), (1, "EQ", 1))],
         [((0, "LE", 5), (2, "NE", 8)), ((0, "EQ", 8),)],
         # The rules have opposite comparisons.
@@ -269,8 +281,8 @@ def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_i
     ],
 )
 def test_comparisons_that_libseccomp_compiles_correctly_are_accepted(rules):
-    """A range may come last; it may come earlier if libseccomp does not merge the trees of two
-    rules.
+    """A range is accepted as the last condition, and as an earlier condition if libseccomp does not
+    merge the trees of two rules.
     """
     assert check(profile(*(rule("clone", *conditions) for conditions in rules)))[1] == []
 
@@ -285,14 +297,16 @@ def test_comparisons_that_libseccomp_compiles_correctly_are_accepted(rules):
     ],
 )
 def test_merged_trees_are_rejected_in_every_order(first, second):
-    """The rules share comparisons, and one of the subtrees has two parents."""
+    """If rules share comparisons and a subtree has two parents, the rules are rejected in every
+    order.
+    """
     for rules in ((first, second), (second, first)):
         body, errors = check(profile(*(rule("clone", *conditions) for conditions in rules)))
         assert (body, [error.code for error in errors]) == (b"", ["fails_open"])
 
 
-def test_a_condition_that_always_holds_is_not_written():
-    """A condition with an empty mask matches every value, so it is not written."""
+def test_a_condition_that_is_always_true_is_not_written():
+    """A condition that is always true, because its mask is empty, is not written."""
     always = {"index": 1, "op": "SCMP_CMP_MASKED_EQ", "value": 0, "valueTwo": 0}
     document = profile(rule("clone") | {"args": [always]})
     body, errors = check(document)
@@ -300,7 +314,7 @@ def test_a_condition_that_always_holds_is_not_written():
     assert json.loads(body)["syscalls"] == [rule("clone")]
 
 
-def test_a_condition_that_always_holds_does_not_hide_a_later_rule():
+def test_a_condition_that_is_always_true_does_not_hide_a_later_rule():
     """A rule whose condition is always true conflicts with another rule for the same call."""
     always = {"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": 0, "valueTwo": 0}
     allowed = rule("setuid", action="SCMP_ACT_ALLOW") | {"args": [always]}
@@ -336,7 +350,7 @@ BOUND, LONG = (0, "GT", 2), ((0, "EQ", 2), (1, "NE", 9))
 
 @pytest.mark.parametrize("architectures", [BOTH, [X86_64, X32]])
 def test_a_comparison_that_two_calls_share_is_rejected_on_32_bit_abis(architectures):
-    """On 32-bit ABIs, a comparison that two calls share is rejected."""
+    """On 32-bit ABIs, a comparison that the rules of two calls share is rejected."""
     common = [{**rule("setuid", *args), "names": ["setuid", "setgid"]} for args in ((BOUND,), LONG)]
     document = profile(*common, rule("setgid", (0, "LT", 2)), architectures=architectures)
     body, errors = check(document)
@@ -347,13 +361,15 @@ def test_a_comparison_that_two_calls_share_is_rejected_on_32_bit_abis(architectu
 
 
 def test_two_calls_with_the_same_rules_are_accepted():
-    """If two calls have the same rules, the calls are accepted."""
+    """Two calls with exactly the same rules are accepted."""
     common = [{**rule("setuid", *args), "names": ["setuid", "setgid"]} for args in ((BOUND,), LONG)]
     assert check(profile(*common, architectures=BOTH))[1] == []
 
 
 def test_a_shared_comparison_with_different_next_conditions_is_accepted():
-    """Instructions are equal only if they continue at equal instructions."""
+    """A shared comparison with different next conditions is accepted, because the resulting
+    instructions are different.
+    """
     document = profile(
         rule("setuid", (0, "EQ", 2), (1, "NE", 9)),
         rule("setuid", (0, "EQ", 3)),
@@ -373,15 +389,17 @@ CONTRADICTIONS = [
 
 @pytest.mark.parametrize("rules", CONTRADICTIONS)
 def test_rules_that_contradict_each_other_without_the_first_argument_are_rejected(rules):
-    """On i386, contradicting rules are rejected, because libseccomp does not build a filter."""
+    """On i386, rules that contradict each other apart from the first argument are rejected, because
+    libseccomp builds no filter from them.
+    """
     body, errors = check(profile(*rules, architectures=BOTH))
     assert body == b""
     assert [(error.code, error.location) for error in errors] == [("bad_value", "syscalls[1]")]
     assert "On SCMP_ARCH_X86" in errors[0].message
 
 
-def test_the_order_of_names_in_a_rule_matters():
-    """A rule for socketcall covers only names that follow it in the same rule."""
+def test_the_order_of_the_names_in_a_rule_has_an_effect():
+    """In a rule, the name socketcall covers only the names that follow it."""
     earlier = rule("socket", (1, "NE", 40))
     later = {"action": "SCMP_ACT_TRAP"}
     for names, codes in ((["socket", "socketcall"], ["bad_value"]), (["socketcall", "socket"], [])):
@@ -391,12 +409,14 @@ def test_the_order_of_names_in_a_rule_matters():
 
 @pytest.mark.parametrize("rules", CONTRADICTIONS)
 def test_contradicting_socket_rules_are_accepted_without_32_bit_abis(rules):
-    """On x86_64 each socket call has its own number."""
+    """Without 32-bit ABIs, contradicting socket rules are accepted, because on x86_64 each socket
+    call has its own number.
+    """
     assert check(profile(*rules))[1] == []
 
 
 def test_contradicting_socket_rules_are_accepted_after_a_rule_for_socketcall():
-    """After a rule without conditions for socketcall, contradictory socket rules are accepted."""
+    """After an unconditional rule for socketcall, contradicting socket rules are accepted."""
     rules = (rule("socketcall"), *CONTRADICTIONS[0])
     assert check(profile(*rules, architectures=BOTH))[1] == []
 
@@ -416,7 +436,7 @@ MASKED = {"index": 2, "op": "SCMP_CMP_MASKED_EQ", "value": 0xFFFFFFFF, "valueTwo
     [(rule("socket") | {"args": [MASKED]}, "socketcall"), (rule("shmat"), "ipc")],
 )
 def test_a_denied_call_that_a_multiplexing_call_still_reaches_causes_a_warning(denied, through):
-    """On i386 a program can reach a denied call through socketcall or ipc."""
+    """A warning reports that an i386 program can make a denied call through socketcall or ipc."""
     (warning,) = warnings(profile(denied, architectures=BOTH))
     assert f"through {through}(2)" in warning.message
     assert warnings(profile(denied, rule(through), architectures=BOTH)) == []
@@ -424,7 +444,9 @@ def test_a_denied_call_that_a_multiplexing_call_still_reaches_causes_a_warning(d
 
 
 def test_a_call_that_libseccomp_denies_completely_causes_no_warning():
-    """If a rule for an operation has no conditions, libseccomp also denies it in socketcall."""
+    """A call that a rule denies unconditionally causes no warning, because libseccomp also denies
+    it in socketcall.
+    """
     assert warnings(profile(rule("socket"), architectures=BOTH)) == []
 
 
@@ -468,5 +490,7 @@ def with_capability(key, entry):
     ],
 )
 def test_rules_that_depend_on_capabilities_must_agree_where_a_pod_has_both(rules, codes):
-    """If no pod has both of two rules, their actions may differ."""
+    """Rules that depend on capabilities must agree if a pod can have both rules. Otherwise their
+    actions may differ.
+    """
     assert [error.code for error in check(profile(*rules), format="docker")[1]] == codes

@@ -1,4 +1,6 @@
-"""Tests of the meaning of a profile: the response to each call, for each set of conditions."""
+"""Tests of the meaning of a profile, which is the result of each call for each set of
+conditions.
+"""
 
 import json
 
@@ -28,13 +30,13 @@ def rule(name, *args, action="SCMP_ACT_ALLOW", **more):
 
 
 def test_a_call_without_a_rule_has_the_default():
-    """The response to a call without a rule is the default action, with its error number."""
+    """The result of a call without a rule is the default action with its error number."""
     assert of().answers(ABIS[0], "mount", (0,) * 6) == {EPERM}
     assert of(defaultErrnoRet=38).answers(ABIS[0], "mount", (0,) * 6) == {ENOSYS}
 
 
 @pytest.mark.parametrize(("family", "answer"), [(1, ALLOW), (40, ENOSYS), (38, EPERM)])
-def test_conditions_decide_by_the_arguments(family, answer):
+def test_conditions_apply_to_the_arguments(family, answer):
     """Each rule applies only to arguments that meet its conditions."""
     profile = of(
         rule("socket", (0, "EQ", 1)),
@@ -44,14 +46,16 @@ def test_conditions_decide_by_the_arguments(family, answer):
 
 
 def test_a_rule_without_conditions_decides_for_its_call():
-    """If a call has a rule without conditions, libseccomp drops its conditional rules."""
+    """An unconditional rule determines the result of its call, because libseccomp drops the
+    conditional rules of this call.
+    """
     profile = of(rule("socket", (0, "EQ", 1), action="SCMP_ACT_LOG"), rule("socket"))
     assert profile.call(ABIS[0], "socket").every_answer() == {ALLOW}
     assert profile.call(ABIS[0], "socket").is_always_allowed
 
 
 def test_a_rule_that_equals_the_default_is_ignored():
-    """A rule that equals the default action is ignored, so a later rule decides."""
+    """A rule that equals the default action is ignored, so a later rule can apply."""
     profile = of(rule("clone", action="SCMP_ACT_ERRNO", errnoRet=1), rule("clone", (0, "EQ", 0)))
     assert profile.call(ABIS[0], "clone").every_answer() == {ALLOW, EPERM}
 
@@ -65,7 +69,9 @@ def test_a_32_bit_abi_compares_32_bits():
 
 
 def test_a_multiplexed_call_has_the_rules_of_its_operations():
-    """Operation 1 of socketcall(2) is socket, whose first argument the filter cannot compare."""
+    """A multiplexed call has the rules of its operations. For example, operation 1 of socketcall(2)
+    is socket.
+    """
     profile = of(rule("socket", (0, "EQ", 1)))
     assert profile.answers(ABIS[1], "socketcall", (1, 0, 0, 0, 0, 0)) == {ALLOW}
     assert profile.answers(ABIS[1], "socketcall", (2, 0, 0, 0, 0, 0)) == {EPERM}
@@ -84,7 +90,9 @@ def test_capabilities_select_rules(capabilities, answer):
     ("kernel", "answer"), [((4, 7), EPERM), ((4, 8), ALLOW), ((4, 19), ALLOW), ((5, 0), ALLOW)]
 )
 def test_the_kernel_selects_rules(kernel, answer):
-    """A minKernel is compared numerically, not as text."""
+    """The kernel version selects rules with minKernel. Versions are compared as numbers and not as
+    text.
+    """
     profile = of(rule("ptrace", includes={"minKernel": "4.8"}), kernel=kernel)
     assert profile.answers(ABIS[0], "ptrace", (0,) * 6) == {answer}
 
@@ -92,13 +100,13 @@ def test_the_kernel_selects_rules(kernel, answer):
 @pytest.mark.parametrize("name", baseline.NAMES)
 @pytest.mark.parametrize("machine", sorted(resolve.MACHINES))
 def test_a_default_profile_allows_nothing_beyond_itself(name, machine):
-    """If a profile is compared with itself, there is no difference."""
+    """A default profile that is compared with itself allows no additional call."""
     assert list(baseline.beyond(baseline.of(name, machine), name, machine)) == []
 
 
 def test_the_default_profile_of_containerd_allows_what_containerd_does():
-    """Without arguments, 301 of the 373 calls of x86_64 are allowed, as measured with
-    containerd.
+    """The model of containerd's default profile unconditionally allows 301 of the 373 calls of
+    x86_64, as measured with containerd.
     """
     profile = baseline.of("containerd", "x86_64")
     abi = profile.abis[0]

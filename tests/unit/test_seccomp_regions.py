@@ -1,5 +1,5 @@
-"""Tests of the exact analysis of argument conditions. The results are compared with an evaluation
-of single argument values.
+"""Tests of the exact analysis of argument conditions. The tests compare the results with an
+evaluation of single argument values.
 """
 
 import itertools
@@ -52,8 +52,10 @@ def fulfilling(conditions):
 
 
 @pytest.mark.parametrize("seed", range(300))
-def test_conditions_hold_together_exactly_where_some_arguments_fulfil_them(seed):
-    """The search finds the smallest arguments, or reports that there are none."""
+def test_conditions_are_compatible_exactly_if_some_arguments_meet_them(seed):
+    """The search finds the smallest arguments that meet all conditions, or reports that no such
+    arguments exist.
+    """
     draw = random.Random(seed)  # noqa: S311 - the same every time
     conditions = drawn(draw, draw.randint(1, 5))
     found = regions.example(conditions, SMALL - 1)
@@ -65,7 +67,7 @@ def test_conditions_hold_together_exactly_where_some_arguments_fulfil_them(seed)
 
 @pytest.mark.parametrize("seed", range(300))
 def test_implication_is_inclusion(seed):
-    """A implies B exactly if all arguments that meet A also meet B."""
+    """Condition A implies condition B exactly if all arguments that meet A also meet B."""
     draw = random.Random(f"implies/{seed}")  # noqa: S311 - the same every time
     first, second = drawn(draw, draw.randint(0, 3)), drawn(draw, draw.randint(0, 2))
     assert regions.implies(first, second, SMALL - 1) == (fulfilling(first) <= fulfilling(second))
@@ -108,7 +110,7 @@ def test_the_smallest_word_of_64_bits(conditions, smallest):
 
 
 def test_a_search_that_would_take_too_long_reports_arguments():
-    """A search that reaches its limit stops, and its result counts as a possible match."""
+    """A search that reaches its limit stops, and reports that matching arguments may exist."""
     others = [
         [condition("MASKED_EQ", LARGEST >> shift, 1 << shift % 7)] for shift in range(1, 60)
     ] + [[condition("GE", 0)]]

@@ -1,6 +1,4 @@
-"""Tests that warnings appear exactly for profiles under which a runtime cannot start a
-container.
-"""
+"""Tests that exactly the profiles under which a runtime cannot start a container have a warning."""
 
 import json
 import time
@@ -38,13 +36,15 @@ def warning(allowed, floor=""):
 
 
 def test_a_profile_with_every_needed_call_has_no_warning():
-    """The listed calls are sufficient for a runtime, although programs need more calls."""
+    """A profile with every listed call has no warning, because the listed calls are sufficient for
+    a runtime.
+    """
     assert warning(EVERY | PROGRAM) is None
 
 
 @pytest.mark.parametrize("name", sorted(EVERY - {"openat2", "fcntl", "readlinkat"}))
 def test_each_needed_call_alone_causes_a_warning(name):
-    """The message contains exactly the missing call."""
+    """Each missing call by itself causes a warning that contains exactly this call."""
     code, message, _ = warning((EVERY | PROGRAM) - {name})
     assert message.count(f" needs {name}") == message.count(" needs ") > 0
     affected = [
@@ -67,14 +67,18 @@ def test_each_needed_call_alone_causes_a_warning(name):
     ],
 )
 def test_a_call_that_a_runtime_replaces_is_not_needed_alone(missing, needed):
-    """A runtime that lacks openat2 uses other calls instead, and then needs those calls."""
+    """A runtime can replace openat2 by other calls. A profile without openat2 has a warning only if
+    these other calls are missing.
+    """
     found = warning((EVERY | PROGRAM) - missing)
     assert (found is None) == (needed is None)
     assert needed is None or needed in found[1]
 
 
 def test_a_profile_that_only_suits_no_new_privs_is_limited():
-    """Pods with allowPrivilegeEscalation: false can start, so the hint refers to this field."""
+    """If only pods with allowPrivilegeEscalation: false can start under a profile, the hint refers
+    to this field.
+    """
     allowed = frozenset().union(*(one.calls(no_new_privs=True) for one in start.MEASURED))
     code, message, hint = warning(allowed | PROGRAM | {"openat2"})
     assert code == "start_limited"
@@ -82,8 +86,10 @@ def test_a_profile_that_only_suits_no_new_privs_is_limited():
     assert "allowPrivilegeEscalation: false" in hint
 
 
-def test_programs_need_their_own_call():
-    """With such a profile, a runtime starts the container, but no program in C or Go can run."""
+def test_programs_need_additional_calls():
+    """A profile can be sufficient for a runtime but not for programs. The warning then lists the
+    calls that programs in C or Go need.
+    """
     code, message, hint = warning(EVERY)
     assert code == "start_impossible"
     assert message == (
@@ -103,7 +109,9 @@ def test_programs_need_their_own_call():
     ],
 )
 def test_releases_that_are_older_than_the_floor_are_not_mentioned(floor, labels):
-    """The newest release up to the floor stays, because it is the closest measured release."""
+    """A warning mentions no release below the floor, except for the newest measured release up to
+    the floor.
+    """
     _, message, _ = warning({"exit_group"}, floor)
     assert {label for label in ("runc 1.1.5", "runc 1.3.6", "crun 1.8.1") if label in message} == (
         labels

@@ -1,4 +1,6 @@
-"""Tests of the seccomp files on the node after a kill before or after the write of a file."""
+"""Tests of the seccomp files on a node after the agent was killed before or after it wrote
+a file.
+"""
 
 import json
 import os
@@ -22,14 +24,14 @@ SAME_MEANING = json.dumps(PROFILE, indent=8).encode()
 
 
 class KilledBackend(SeccompBackend):
-    """A backend whose process is killed before it writes a file."""
+    """A backend that is killed before it writes a file."""
 
     def install(self, profile, body, *, replaceable, foreign=()):
         raise Killed
 
 
 class WritingBackend(SeccompBackend):
-    """A backend whose process is killed after it wrote a file."""
+    """A backend that is killed after it has written a file."""
 
     def install(self, profile, body, *, replaceable, foreign=()):
         super().install(profile, body, replaceable=replaceable, foreign=foreign)
@@ -73,7 +75,7 @@ class SeccompNode:
             Path(root, directory).mkdir()
 
     def run(self, snapshot, backend=SeccompBackend):
-        """Run one pass with a new process, and return its actions by key."""
+        """Run one pass of a new agent, and return its actions by key."""
         host = Host(str(self.root))
         reconciler = build_reconciler(
             [OneSource(snapshot)],
@@ -84,7 +86,7 @@ class SeccompNode:
         return {row.key: (row.action, row.reason) for row in reconciler.run().profiles}
 
     def write(self, content):
-        """Write the file as an administrator would."""
+        """Write the file as an administrator does."""
         self.path.write_bytes(content)
         os.utime(self.path, (1, 1))
 
@@ -96,7 +98,7 @@ def node(tmp_path):
 
 @pytest.fixture
 def killed_node(node):
-    """Return a node with a file of an administrator, which another process wrote after the kill."""
+    """Return a node on which an administrator wrote the file after the agent had been killed."""
     with pytest.raises(Killed):
         node.run(snapshot_of(PROFILE), KilledBackend)
     node.write(SAME_MEANING)
@@ -104,14 +106,16 @@ def killed_node(node):
 
 
 def test_a_foreign_file_with_the_meaning_of_an_unfinished_installation_is_not_removed(killed_node):
-    """The agent never wrote the file, although the file has the meaning of the staged profile."""
+    """A foreign file with the meaning of the staged profile is not removed, because the agent never
+    wrote it.
+    """
     assert killed_node.run(WITHOUT_KEY)["a.json"] == ("release", "foreign")
     assert killed_node.path.read_bytes() == SAME_MEANING
 
 
 @pytest.mark.parametrize("key", ["a.json", "renamed.json"])
 def test_a_foreign_file_with_the_meaning_of_an_unfinished_installation_is_adopted(killed_node, key):
-    """The file is adopted by the key, or by a renamed key, and stays when the key is deleted."""
+    """The key or a renamed key adopts the foreign file. The file stays after the key is deleted."""
     assert killed_node.run(snapshot_of(PROFILE, key))[key][0] == "adopt"
     assert killed_node.path.read_bytes() == SAME_MEANING
     killed_node.run(WITHOUT_KEY)
@@ -122,14 +126,16 @@ def test_a_foreign_file_with_the_meaning_of_an_unfinished_installation_is_adopte
 def test_an_update_does_not_replace_a_file_that_an_unfinished_installation_did_not_write(
     killed_node, key
 ):
-    """A changed profile of the key, or of a renamed key, does not replace the foreign file."""
+    """An update of the key or of a renamed key does not replace the foreign file."""
     update = snapshot_of(PROFILE | {"defaultAction": "SCMP_ACT_LOG"}, key)
     assert killed_node.run(update)[key] == ("hold", "foreign")
     assert killed_node.path.read_bytes() == SAME_MEANING
 
 
 def test_an_adopted_file_is_not_removed_after_an_unfinished_restoration(node):
-    """An adopted file goes missing, the agent is killed, and the administrator restores it."""
+    """If the agent is killed while it restores an adopted file, and an administrator restores the
+    file, the agent does not remove it.
+    """
     node.write(SAME_MEANING)
     node.run(snapshot_of(PROFILE))
     node.path.unlink()
@@ -141,7 +147,9 @@ def test_an_adopted_file_is_not_removed_after_an_unfinished_restoration(node):
 
 
 def test_a_file_that_an_unfinished_installation_wrote_is_removed(node):
-    """The exact content proves that the agent wrote the file before it was killed."""
+    """A file that an unfinished installation wrote is removed, because its exact content proves
+    that the agent wrote it.
+    """
     with pytest.raises(Killed):
         node.run(snapshot_of(PROFILE), WritingBackend)
     assert node.path.exists()

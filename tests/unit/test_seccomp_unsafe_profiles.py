@@ -1,4 +1,4 @@
-"""Tests of profiles that a runtime does not enforce, hangs on or crashes on.
+"""Tests of profiles that a runtime does not enforce, or that make a runtime hang or crash.
 
 Each row is a case that was measured with containerd 1.6 and HEAD, CRI-O, cri-dockerd, runc 1.1.5
 and HEAD, or crun 1.8.1. A row contains a description, the profile, and the codes of the expected
@@ -38,9 +38,10 @@ TEXT = (
 TWO_DEFAULTS = '{"defaultAction":"SCMP_ACT_ERRNO","%s":"SCMP_ACT_ALLOW"}'
 
 CASES = [
-    # If two rules match the same arguments, libseccomp may apply the rule that allows the call.
+    # In these profiles, two rules match the same arguments, and libseccomp may apply the rule that
+    # allows the call.
     (
-        "two conditions that may hold at once",
+        "two conditions that may be true at once",
         allow(
             deny(args=[arg(index=1, value=0, op="SCMP_CMP_NE")]),
             {"names": ["chmod"], "action": "SCMP_ACT_LOG", "args": [arg(index=1, value=511)]},
@@ -52,10 +53,10 @@ CASES = [
         allow(deny(args=[arg()]), {"names": ["chmod"], "action": "SCMP_ACT_LOG", "args": [arg()]}),
         {"fails_open"},
     ),
-    # For these profiles, libseccomp merges rules incorrectly or never finishes, as measured with a
-    # kernel.
+    # For these profiles, libseccomp merges rules incorrectly or never finishes (measured with a
+    # kernel).
     (
-        "two rules that libseccomp never finishes with",
+        "two rules for which libseccomp never finishes",
         allow(
             deny(args=[arg(op="SCMP_CMP_LE"), arg(index=1, value=5, op="SCMP_CMP_LT")]),
             deny(args=[arg(op="SCMP_CMP_LE"), arg(index=1, value=9, op="SCMP_CMP_NE")]),
@@ -85,7 +86,8 @@ CASES = [
         },
         {"fails_open"},
     ),
-    # libseccomp drops the condition for socketcall(2), as its pseudo filter code shows.
+    # In these profiles, libseccomp drops the condition for socketcall(2), as its pseudo filter code
+    # shows.
     (
         "a condition on a call that 32-bit programs also reach through socketcall",
         default("SCMP_ACT_KILL_PROCESS")
@@ -250,7 +252,7 @@ def errors(inspected):
 
 @pytest.mark.parametrize(("content", "codes"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
 def test_an_unsafe_profile_is_rejected(content, codes):
-    """Each error has the code that describes the measured fault."""
+    """An unsafe profile is rejected with the code that describes the measured fault."""
     assert errors(inspect(content)) == codes
 
 
@@ -266,12 +268,14 @@ def test_an_unsafe_profile_is_rejected(content, codes):
     ids=["null rule", "unknown errno", "two errors", "caps", "flag"],
 )
 def test_the_docker_format_rejects_profiles_that_are_unsafe_with_crio(content, codes):
-    """The docker format accepts no field that CRI-O ignores, rejects or crashes on."""
+    """In the docker format, a field that CRI-O ignores or rejects, or that makes CRI-O crash,
+    causes a rejection.
+    """
     assert errors(inspect(content, format="docker")) == codes
 
 
 def test_all_mistakes_are_reported_together_with_their_fields():
-    """One inspection reports all errors, each with its field."""
+    """One inspection reports all mistakes, each with its field."""
     rejection = inspect(allow(deny(action="X"), deny(names=["chmodd"]), None, flag=1))
     assert isinstance(rejection, Rejection)
     assert {(p.code, p.location) for p in rejection.findings if p.severity == "error"} == {
@@ -283,7 +287,7 @@ def test_all_mistakes_are_reported_together_with_their_fields():
 
 
 def test_unknown_names_can_be_allowed():
-    """With allow_unknown_syscalls, an unknown name is accepted, but a malformed name is
+    """With allow_unknown_syscalls, an unknown call name is accepted. A malformed name is still
     rejected.
     """
     assert isinstance(inspect(allow(deny(names=["mseal"])), allow_unknown_syscalls=True), Profile)
@@ -301,7 +305,7 @@ def test_unknown_names_can_be_allowed():
     ids=["let through", "denied"],
 )
 def test_a_condition_next_to_a_rule_for_socketcall_is_accepted(rule, codes):
-    """If the profile has a rule for socketcall, a condition on socket is not an error."""
+    """A condition on the call socket is accepted if the profile has a rule for socketcall."""
     tied = {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [arg()]}
     profile = inspect(
         {
@@ -322,7 +326,9 @@ def test_a_condition_next_to_a_rule_for_socketcall_is_accepted(rule, codes):
     ],
 )
 def test_a_comparison_that_higher_bits_evade_causes_a_warning(rule, op):
-    """The kernel uses the lower 32 bits as an int, and a filter compares all 64 bits."""
+    """A comparison that a program can bypass with higher bits causes a warning: the kernel uses
+    only the lower 32 bits, but the filter compares 64 bits.
+    """
     action = "SCMP_ACT_ALLOW" if rule["action"] == "SCMP_ACT_ERRNO" else "SCMP_ACT_ERRNO"
     tied = {"names": ["personality"], "args": [arg(op=op)], **rule}
     profile = inspect({"defaultAction": action, "syscalls": [tied]})

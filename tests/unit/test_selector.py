@@ -35,7 +35,9 @@ LABELS = {"pool": "a", "kubernetes.io/os": "linux", "empty": ""}
     ],
 )
 def test_a_selector_matches_like_kubectl(text, expected):
-    """The cases contain every operator, and several conditions together."""
+    """A selector matches the same labels as in kubectl. The cases contain every operator, and
+    several conditions together.
+    """
     assert selector.matches(selector.parse(text), LABELS) is expected
 
 
@@ -57,14 +59,14 @@ def test_a_selector_matches_like_kubectl(text, expected):
     ],
 )
 def test_an_invalid_selector_is_an_error(text):
-    """An invalid text is rejected, and never selects everything."""
+    """An invalid selector is an error, and never selects all objects."""
     with pytest.raises(ValueError, match=r"\"") as error:
         selector.parse(text)
     assert text in str(error.value)
 
 
 def test_a_selector_has_one_term_per_condition():
-    """Each condition of the text is parsed to one term."""
+    """Each condition of a selector is parsed into one term."""
     assert selector.parse("a=b,c notin (d,e),!f,g") == Selector(
         terms=(
             Term(key="a", relation="in", values=frozenset({"b"})),

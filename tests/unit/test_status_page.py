@@ -1,4 +1,4 @@
-"""Tests of agent.reporting.status_page: its text, its structure and its escaping."""
+"""Tests of agent.reporting.status_page: the text, the structure and the escaping of the page."""
 
 import re
 from hashlib import sha256
@@ -67,8 +67,8 @@ def page(view, age=12.0):
 
 
 class Structure(HTMLParser):
-    """Collects the tags of a page and the cells of its tables. The parser fails if a tag is not
-    closed.
+    """A parser that collects the tags of a page and the cells of its tables. The parser fails if a
+    tag is not closed.
     """
 
     def __init__(self, text):
@@ -98,7 +98,7 @@ class Structure(HTMLParser):
 
 
 def test_a_finding_has_a_row_for_each_profile_that_has_it():
-    """If two profiles have the same finding, it has two rows, each with its profile."""
+    """A finding of two profiles has two rows, each with one of the profiles."""
     bad = Finding(code=FindingCode.NOT_ENFORCING, location="defaultAction", message="It logs only.")
     rows = (row("a.json", findings=(bad,)), row("b.json", findings=(bad,)))
     text = page(view(report=Report(profiles=rows, profile_sets=(), kind_support={})))
@@ -110,7 +110,7 @@ def test_a_finding_has_a_row_for_each_profile_that_has_it():
 
 
 def test_findings_are_sorted_by_severity():
-    """Errors come before warnings, and warnings come before notices."""
+    """Findings are sorted by severity: errors, warnings, notices."""
     codes = {"not_enforcing": "warning", "parser_not_sandboxed": "notice", "not_json": "error"}
     findings = tuple(Finding(code=FindingCode(code), location="x", message="m") for code in codes)
     report = Report(profiles=(), profile_sets=(), kind_support={}, findings=findings)
@@ -119,7 +119,9 @@ def test_findings_are_sorted_by_severity():
 
 
 def test_the_page_shows_everything_about_the_last_pass():
-    """The order of the page is: answer, findings, profiles, sources, other labels, last passes."""
+    """The page contains, in this order, the summary, the findings, the profiles, the sources, other
+    labels and the last passes.
+    """
     none = ""  # The style sheet shows a dash.
     source = "configmap ns/web"
     assert Structure(page(view())).tables == [
@@ -150,15 +152,15 @@ def test_the_page_shows_everything_about_the_last_pass():
 @pytest.mark.parametrize(
     ("age", "shown"), [(-5, "0 s"), (12, "12 s"), (150, "2 min"), (7100, "118 min"), (9000, "2 h")]
 )
-def test_the_page_begins_with_the_answer(age, shown):
-    """The first sentence counts the profiles in each state, and contains the age of the report."""
+def test_the_page_begins_with_a_summary(age, shown):
+    """The page begins with the number of profiles in each state and the age of the report."""
     answer = f'<p class="answer bad">2 installed, 1 rejected, last pass {shown} ago.</p>'
     assert f"profile-loader on node-1</h1>{answer}" in page(view(), age)
 
 
 def test_a_code_is_a_link_to_its_entry_in_the_runbook():
-    """Without an address of the runbook, the code is plain text, and the page contains no dead
-    link.
+    """A code is a link to its entry in the runbook. Without an address of the runbook, the code is
+    plain text.
     """
     url = "https://wiki.example.org/runbook?a=1&b=2"
     tags = Structure(page(view(runbook_url=url))).tags
@@ -170,7 +172,7 @@ def test_a_code_is_a_link_to_its_entry_in_the_runbook():
 
 
 def test_every_code_is_a_heading_of_the_runbook():
-    """The link of each code leads to a heading."""
+    """Every code of a finding is a heading of the runbook, so that its link has a target."""
     headings = re.findall(r"^### (\w+)$", (DOCS / "runbook.md").read_text(), re.MULTILINE)
     assert set(FindingCode) <= set(headings)
 
@@ -180,7 +182,9 @@ def test_every_code_is_a_heading_of_the_runbook():
     [("complain", "outdated"), ("enforce", "set"), (None, "not set")],
 )
 def test_the_label_of_a_profile_is_compared_with_its_mode(present, shown):
-    """The label is set if it has the value that the nodeSelector of the profile requires."""
+    """The page compares the label of a profile with its mode. The label counts as set only if its
+    value is the value in the nodeSelector.
+    """
     labels = {} if present is None else {"apparmor.example.org/web": present}
     lines = Structure(page(view(labels=labels))).tables[1]
     assert [line[6] for line in lines if line[0] == "web"] == [shown]
@@ -193,7 +197,9 @@ def test_a_label_of_a_rejected_profile_is_shown():
 
 
 def test_each_filter_is_a_link_to_an_anchor_with_a_rule():
-    """The filters need no script and no request: the style sheet hides the other rows."""
+    """Each filter is a link to an anchor. The style sheet hides the other rows, so filters need no
+    script and no request.
+    """
     tags = Structure(page(view())).tags
     anchors = {attributes["id"] for _, attributes in tags if "id" in attributes}
     links = {attributes["href"] for tag, attributes in tags if tag == "a"}
@@ -212,7 +218,7 @@ def test_each_filter_is_a_link_to_an_anchor_with_a_rule():
 
 
 def test_before_the_first_pass_the_page_has_no_table():
-    """The page reports that no pass has ended yet."""
+    """Before the first pass, the page has no table, and reports that no pass has ended yet."""
     text = page(StatusView(version="1", node="n", report=None))
     assert "No pass has ended yet." in text
     assert Structure(text).tables == []
@@ -254,8 +260,8 @@ def test_a_malicious_name_is_escaped_in_every_place():
 
 
 def test_the_page_is_one_file_without_a_script():
-    """The page has no script, handler or resource. Its links lead to its own parts and to the other
-    pages of the server.
+    """The page contains no script, no event handler and no external resource. Its links lead only
+    to its own parts and to other pages of the server.
     """
     tags = Structure(page(view())).tags
     assert {tag for tag, _ in tags}.isdisjoint({"script", "link", "img", "iframe", "form", "base"})
@@ -268,7 +274,9 @@ def test_the_page_is_one_file_without_a_script():
 
 
 def test_a_screen_reader_can_read_the_page():
-    """The page has a language, a title, ordered headings, and tables with captions and scopes."""
+    """For screen readers, the page has a language, a title, ordered headings, and tables with
+    captions and scopes.
+    """
     tags = Structure(page(view())).tags
     names = [tag for tag, _ in tags]
     assert ("html", {"lang": "en"}) in tags
@@ -287,7 +295,7 @@ def test_a_screen_reader_can_read_the_page():
         "td": {"cell"},
     }
     viewport = next(one for tag, one in tags if one.get("name") == "viewport")
-    # This text may be larger than the others.
+    # This text may be larger than the other texts.
     assert viewport["content"] == "width=device-width,initial-scale=1"
 
 
@@ -315,18 +323,22 @@ def luminance(color):
     return sum(part * weight for part, weight in zip(linear, weights, strict=True))
 
 
-# These are the background colors of Chromium in its two color schemes.
+# The background colors of Chromium in both color schemes.
 @pytest.mark.parametrize(("scheme", "background"), [(0, "#ffffff"), (1, "#121212")])
 def test_colors_have_enough_contrast(scheme, background):
-    """The contrast is 4.5:1 for text and 3:1 for lines (WCAG 2.2, 1.4.3 and 1.4.11)."""
+    """The contrast of the colors is at least 4.5:1 for text and 3:1 for lines (WCAG 2.2, 1.4.3 and
+    1.4.11).
+    """
     for name, least in (("bad", 4.5), ("good", 4.5), ("line", 3.0)):
         color = re.findall(rf"--{name}:(#[0-9a-f]{{6}})", STYLE)[scheme]
         light, dark = sorted((luminance(color), luminance(background)), reverse=True)
         assert (light + 0.05) / (dark + 0.05) >= least, (name, scheme)
 
 
-def test_the_size_of_the_page_is_limited_and_failures_come_first():
-    """The page for 10,500 profiles, 10,000 findings and 10,000 labels has a limited size."""
+def test_the_size_of_the_page_is_limited_and_failures_precede_other_rows():
+    """The size of the page is limited, even with 10,500 profiles, 10,000 findings and 10,000
+    labels. Failures precede other rows.
+    """
     finding = Finding(
         code=FindingCode.NOT_JSON, location="b.json", message="<" * 400, hint="&" * 400
     )
@@ -345,8 +357,8 @@ def test_the_size_of_the_page_is_limited_and_failures_come_first():
     assert int(omitted[1]) > 7500
 
 
-def test_a_page_of_3000_profiles_omits_nothing():
-    """For 3,000 profiles with ordinary names, the page omits nothing."""
+def test_a_page_with_3000_profiles_is_complete():
+    """The page contains all rows of 3,000 profiles with ordinary names."""
     rows = tuple(row(f"profiles/audit-{one}.json", reason="unchanged") for one in range(3000))
     text = page(view(report=Report(profiles=rows, profile_sets=(), kind_support={})))
     assert ("profiles/audit-2999.json" in text, "not shown here" in text) == (True, False)

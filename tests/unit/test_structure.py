@@ -1,4 +1,4 @@
-"""Tests of the limits of structure, which keep modules, functions and classes small."""
+"""Tests of the size limits for modules, functions and classes."""
 
 import ast
 import re
@@ -46,7 +46,7 @@ SEVERAL_CAUSES = {
 
 
 def nodes(type_: type[Node]) -> list[tuple[str, Node]]:
-    """Return each node of this type with the name of its module."""
+    """Return each syntax node of this type with the name of its module."""
     return [
         (name, node) for name, tree in TREES.items() for node in ast.walk(tree)
         if isinstance(node, type_)
@@ -217,13 +217,13 @@ def test_each_finding_has_one_builder() -> None:
 
 
 def test_modules_have_at_most_400_lines() -> None:
-    """A module with more than 400 lines has several responsibilities."""
+    """Modules have at most 400 lines, because a longer module has several responsibilities."""
     lengths = {name: len(text.splitlines()) for name, text in MODULES.items()}
     assert {name: lines for name, lines in lengths.items() if lines > 400} == {}
 
 
 def test_functions_have_at_most_50_lines() -> None:
-    """The 50 lines of a function include its signature and its docstring."""
+    """Functions have at most 50 lines, including the signature and the docstring."""
     lengths = {
         f"{name}: {node.name}": (node.end_lineno or 0) - node.lineno + 1
         for name, node in nodes(ast.FunctionDef)
@@ -232,13 +232,15 @@ def test_functions_have_at_most_50_lines() -> None:
 
 
 def test_classes_have_at_most_10_attributes() -> None:
-    """A class that only represents a value may have more fields."""
+    """Classes have at most 10 attributes, except for classes that only represent a value."""
     counts = {f"{name}: {node.name}": len(attributes(node)) for name, node in nodes(ast.ClassDef)}
     assert {name: count for name, count in counts.items() if count > 10} == {}
 
 
 def test_no_linter_exception_hides_a_limit_of_structure() -> None:
-    """Only a constructor with keywords may have more than five parameters."""
+    """No exception of the linter hides a limit, except that a constructor with keywords may have
+    more than five parameters.
+    """
     exceptions = {
         f"{name}: {line.strip()}"
         for name, text in MODULES.items()
@@ -250,7 +252,7 @@ def test_no_linter_exception_hides_a_limit_of_structure() -> None:
 
 
 def test_constructors_with_many_parameters_take_keywords() -> None:
-    """A constructor has at most two positional parameters if it has more than five in total."""
+    """A constructor with more than five parameters has at most two positional parameters."""
     signatures = {
         f"{name}: line {node.lineno}": node.args
         for name, node in nodes(ast.FunctionDef)

@@ -1,4 +1,4 @@
-"""Tests for those claims of docs/security.md that no other test covers."""
+"""Tests of the claims in docs/security.md that no other test covers."""
 
 import json
 import time
@@ -17,7 +17,9 @@ SECRET = "hunter2-hunter2"  # noqa: S105 - the tests search the output for it
     "prefix", ["../", "/etc/", "a/../../", "..", ".hidden/", "a//", "a\0/", "a\n/", "%2e%2e/"]
 )
 def test_the_prefix_of_a_configmap_cannot_leave_the_seccomp_directory(tmp_path, prefix):
-    """The annotation can select only a directory in the kubelet's seccomp directory."""
+    """The prefix annotation of a ConfigMap can select only a directory in the kubelet's seccomp
+    directory.
+    """
     content = b'{"defaultAction": "SCMP_ACT_LOG"}'
     key = SourceKey(profile_set="configmap ns/x", key="a.json", content=content, prefix=prefix)
     result = SeccompBackend(host=Host(tmp_path), clock_ns=time.time_ns, machine="x86_64").inspect(
@@ -33,7 +35,7 @@ def test_the_prefix_of_a_configmap_cannot_leave_the_seccomp_directory(tmp_path, 
 
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_no_output_shows_a_profiles_body(tmp_path, capsys, form):
-    """Neither the result nor the log contains the text of a profile."""
+    """Neither the report nor the log contains the text of a profile."""
     source = tmp_path / "source"
     source.mkdir()
     good = {

@@ -24,7 +24,9 @@ def test_a_reason_from_another_thread_ends_a_wait():
 
 
 def test_a_burst_that_does_not_end_is_discarded_for_a_limited_time():
-    """If a source changes all the time, a pass is delayed only by a fraction of a second."""
+    """Even if a source changes continuously, a burst of reasons delays a pass only by a fraction of
+    a second.
+    """
     wake_queue = WakeQueue()
     ended = threading.Event()
 

@@ -26,7 +26,7 @@ SECONDS = 10.0  # the longest wait for an expected wake-up
 
 
 class Wakes:
-    """A watcher, with the reasons for which it woke the agent."""
+    """A watcher and the wake reasons that it has sent."""
 
     def __init__(self, reasons):
         self.queue = queue.SimpleQueue()
@@ -42,7 +42,7 @@ class Wakes:
         return [self.queue.get() for _ in range(self.queue.qsize())]
 
     def poll(self):
-        """Poll once, and return all wake reasons, including the reasons of delayed events."""
+        """Poll once, and return all wake reasons, including reasons from delayed events."""
         self.pending()
         self.watcher.poll()
         return set(self.pending())
@@ -78,7 +78,9 @@ def changed(wakes, file):
 
 
 def test_a_change_in_a_subdirectory_wakes_the_agent(watch, tmp_path):
-    """A change at any depth in a directory is reported, and only for that directory."""
+    """A change at any depth in a directory wakes the agent with the reason of only this
+    directory.
+    """
     for name in ("one/deep", "two"):
         (tmp_path / name).mkdir(parents=True)
     wakes = watch({tmp_path / "one": "source", tmp_path / "two": "files"})
@@ -100,8 +102,8 @@ def test_a_replaced_directory_is_watched(watch, tmp_path):
 
 
 def test_a_link_to_a_directory_is_watched(watch, tmp_path):
-    """If a path is a link to a directory, the target is watched, and the reason is that of the
-    link.
+    """If a path is a link to a directory, the target is watched. The wake reason is the reason of
+    the link.
     """
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
@@ -134,7 +136,7 @@ def test_two_paths_to_one_directory_are_both_watched(watch, tmp_path):
     wakes.poll()
     assert changed(wakes, tmp_path / "two/file") == "source"
     (tmp_path / "one/file").write_text("changed")
-    while wakes.next() != "files":  # Wake-ups for the other path may come first.
+    while wakes.next() != "files":  # Wake-ups for the other path may arrive first.
         pass
 
 
@@ -147,8 +149,10 @@ def test_a_directory_that_is_created_later_is_watched(watch, tmp_path):
     assert changed(wakes, tmp_path / "late/file") == "files"
 
 
-def test_reading_a_file_is_no_event(watch, tmp_path, monkeypatch):
-    """Reading a file does not wake the agent, because its passes would wake it again."""
+def test_reading_a_file_does_not_wake_the_agent(watch, tmp_path, monkeypatch):
+    """Reading a file does not wake the agent, because each pass would otherwise cause
+    another pass.
+    """
     masks = []
     add = inotify_c.inotify_add_watch
     monkeypatch.setattr(
@@ -174,7 +178,7 @@ def test_a_watch_whose_emitter_ended_is_replaced(watch, tmp_path):
 
 
 class RecordedEvents(FileSystemEventHandler):
-    """The events of a watch, in the order of their arrival."""
+    """Records the events of a watch in the order of their arrival."""
 
     def __init__(self):
         self.events = queue.SimpleQueue()
@@ -187,14 +191,15 @@ def inotify_instances():
     """Return the number of inotify instances of this process."""
     count = 0
     for descriptor in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):  # the entry of the descriptor for the listing itself
+        with contextlib.suppress(OSError):  # the entry for the descriptor of this listing
             count += "inotify" in str(descriptor.readlink())
     return count
 
 
 @pytest.mark.parametrize("moved", [1, 4])
 def test_a_failed_thread_of_watchdog_is_logged_and_replaced(watch, tmp_path, monkeypatch, moved):
-    """Move directories out of the tree, remove their successor, and then the first directory.
+    """If a thread of watchdog fails, the watcher logs this and replaces the watch. The test moves
+    directories out of the tree, and then removes other directories.
 
     watchdog 7.1.0 raises KeyError for the path of each moved directory, even while it stops. The
     other threads of watchdog continue without reporting events. After a watch is replaced, none of
@@ -233,7 +238,9 @@ def test_a_failed_thread_of_watchdog_is_logged_and_replaced(watch, tmp_path, mon
 
 
 def test_the_previous_hook_handles_other_failed_threads(monkeypatch):
-    """The watcher only handles failed threads of watchdog; the previous hook handles all others."""
+    """The watcher handles only failed threads of watchdog. The previous hook handles all other
+    threads.
+    """
     died = queue.SimpleQueue()
     monkeypatch.setattr(threading, "excepthook", died.put)
     FileWatcher({}, died.put).install_excepthook()
@@ -254,10 +261,11 @@ def test_each_thread_of_the_watcher_has_a_class_of_watchdog(watch, tmp_path):
 
 
 def test_without_watches_each_period_wakes_the_agent(tmp_path, monkeypatch):
-    """The signature of a directory does not cover its subdirectories. A missing path does not wake
-    the agent.
+    """Without watches, the end of each period wakes the agent, because the signature of a directory
+    does not cover its subdirectories.
 
-    A poll after a pass does not wake the agent, because passes would then never end.
+    A missing path does not wake the agent. A poll after a pass does not wake the agent either,
+    because passes would then never end.
     """
 
     def full():
@@ -277,7 +285,7 @@ def test_without_watches_each_period_wakes_the_agent(tmp_path, monkeypatch):
         assert wakes.pending() == ["source"]
 
 
-def test_other_files_in_the_directory_of_a_manifest_wake_nothing(watch, tmp_path):
+def test_other_files_in_the_directory_of_a_manifest_do_not_wake_the_agent(watch, tmp_path):
     """Other files in the directory of a manifest do not wake the agent."""
     before = inotify_watches()
     (tmp_path / "below").mkdir()
@@ -291,7 +299,7 @@ def test_other_files_in_the_directory_of_a_manifest_wake_nothing(watch, tmp_path
     assert inotify_watches() == before
 
 
-def test_a_watched_directory_wakes_nothing_in_a_period(watch, tmp_path):
+def test_a_watched_directory_does_not_wake_the_agent_in_a_period(watch, tmp_path):
     """While a directory is watched, the end of a period does not wake the agent."""
     wakes = watch({tmp_path: "source"})
     wakes.pending()
@@ -303,7 +311,7 @@ def inotify_watches():
     """Return the number of inotify watches of this process (proc(5), fdinfo)."""
     count = 0
     for information in Path("/proc/self/fdinfo").iterdir():
-        # One descriptor belongs to the directory listing itself.
+        # One descriptor belongs to this directory listing.
         with contextlib.suppress(FileNotFoundError):
             count += information.read_text().count("inotify wd:")
     return count
@@ -336,7 +344,7 @@ def test_too_many_directories_are_polled_and_not_watched(watch, tmp_path):
     assert changed(wakes, tmp_path / "big/file") == "source"
 
 
-def test_a_moved_tree_takes_no_more_watches_than_allowed(watch, tmp_path):
+def test_a_moved_tree_uses_no_more_watches_than_allowed(watch, tmp_path):
     """If a large tree is moved into a directory, the number of watches stays within the limit."""
     before = inotify_watches()
     tree(tmp_path / "big", 2 * WATCH_LIMIT)

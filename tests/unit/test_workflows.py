@@ -1,7 +1,7 @@
-"""Tests of the files for CI: the release workflow, the workflow for users, and the hooks.
+"""Tests of the release workflow, of the workflow for users and of the hooks.
 
-The release workflow needs services that the tests do not have. These tests check its form, and run
-the script that it calls.
+The release workflow needs services that are not available to tests. Therefore, these tests check
+the structure of the workflow and run the script that it calls.
 """
 
 import re
@@ -34,7 +34,7 @@ def workflows():
 
 @pytest.mark.parametrize("name", ["release", "users"])
 def test_a_workflow_has_jobs_with_steps_and_few_rights(name):
-    """A workflow can read the repository; only single jobs have more rights."""
+    """A workflow may read the repository, and only single jobs have more rights."""
     workflow = yaml.safe_load(workflows()[name])
     assert workflow["permissions"] == {"contents": "read"}
     for job in workflow["jobs"].values():
@@ -45,7 +45,7 @@ def test_a_workflow_has_jobs_with_steps_and_few_rights(name):
 
 @pytest.mark.parametrize("name", ["release", "users"])
 def test_each_action_has_a_version(name):
-    """No action has the name of a branch as its version."""
+    """Each action has a commit or a version tag as its version, and never the name of a branch."""
     actions = re.findall(r"uses: (.*)", workflows()[name])
     assert actions
     assert [action for action in actions if not ACTION.fullmatch(action)] == []
@@ -58,7 +58,9 @@ def commands(text):
 
 
 def test_each_path_of_the_release_workflow_exists():
-    """The workflow only uses scripts, charts and build files of this repository that exist."""
+    """Each script, chart and build file that the release workflow uses exists in this
+    repository.
+    """
     text = RELEASE.read_text()
     scripts = re.findall(r"\bsh (scripts/[\w-]+)", "\n".join(commands(text)))
     assert set(scripts) == {"scripts/test", "scripts/release-notes"}
@@ -80,7 +82,7 @@ def test_each_step_is_valid_shell(command):
 
 
 def test_the_commands_of_the_user_workflow_have_known_options():
-    """Each command and each option of the example exists."""
+    """Each command and each option in the workflow for users exists."""
     used = [shlex.split(command) for command in commands(workflows()["users"])]
     assert [words[:2] for words in used] == [["$LOADER", "check"], ["$LOADER", "render"]]
     for _, command, *words in used:
@@ -105,7 +107,9 @@ OTHERS = ["README", "README.txt", "a.md", "b.yaml", "b.yml", "web~", "web.bak", 
 
 @pytest.mark.parametrize("name", [*PROFILES, *OTHERS])
 def test_the_check_hook_skips_the_files_that_the_agent_skips(name):
-    """A commit that changes only such files is accepted."""
+    """The check hook skips the files that the agent skips, so that a commit of only such files is
+    accepted.
+    """
     (check, _) = yaml.safe_load(HOOKS.read_text())
     assert re.search(check["files"], f"profiles/{name}")
     is_skipped = re.search(check["exclude"], f"profiles/{name}") is not None
@@ -144,7 +148,9 @@ CHANGELOG = """# Changelog
     ],
 )
 def test_the_release_notes_are_the_section_of_the_version(tmp_path, version, status, output):
-    """A version without a date or without changes cannot be released."""
+    """The release notes are the changelog section of the version. Without a date or changes in this
+    section, the release fails.
+    """
     (tmp_path / "scripts").mkdir()
     shutil.copy(SCRIPT, tmp_path / SCRIPT)
     (tmp_path / "CHANGELOG.md").write_text(CHANGELOG)

@@ -1,4 +1,6 @@
-"""Tests of agent.sources.yaml_documents, which parses or rejects every text within limits."""
+"""Tests of agent.sources.yaml_documents, which parses or rejects every text with limited time and
+memory.
+"""
 
 import sys
 import time
@@ -47,7 +49,7 @@ COPIES = f"big: &big {'x' * (1 << 20)}\nall: [{', '.join(['*big'] * 100)}]\n"
     ids=lambda text: text[:24],
 )
 def test_a_text_over_the_limits_is_rejected(text, why):
-    """If a text exceeds the limits, the error contains the reason."""
+    """A text above a limit is rejected with the reason."""
     with pytest.raises(yaml_documents.InvalidYamlError) as caught:
         yaml_documents.parse(text.encode())
     assert str(caught.value).startswith(why)
@@ -62,12 +64,14 @@ SLOW = {
 
 @pytest.mark.parametrize("text", SLOW.values(), ids=SLOW)
 def test_a_number_that_is_slow_to_convert_is_not_converted(text):
-    """A number stays text, for any length and any base."""
+    """A number of any length and any base stays text, because its conversion could be slow."""
     assert yaml_documents.parse(text.encode()) == [{"a": yaml_documents.NotAString(text[3:])}]
 
 
 def test_integer_keys_with_equal_hashes_are_rejected():
-    """The keys of a mapping are always strings, so that they cannot collide."""
+    """Integer keys, whose hashes could be equal, are rejected: the keys of a mapping are always
+    strings.
+    """
     modulus = sys.hash_info.modulus
     text = "{" + ", ".join(f"{number * modulus}: a" for number in range(50_000)) + "}"
     with pytest.raises(yaml_documents.InvalidYamlError, match="the key '0' is not a string"):
@@ -75,7 +79,9 @@ def test_integer_keys_with_equal_hashes_are_rejected():
 
 
 def test_only_a_few_types_are_constructed():
-    """Strings, lists, mappings, booleans and null are constructed; numbers and dates stay text."""
+    """Only strings, lists, mappings, booleans and null are constructed. Numbers and dates stay
+    text.
+    """
     text = b"{a: b, c: [true, No, null, ~, ], d: 1, e: 1.5, f: 2024-13-45, g: =, 'h': '1'}"
     unquoted = [yaml_documents.NotAString(text) for text in ("1", "1.5", "2024-13-45")]
     assert yaml_documents.parse(text) == [
@@ -92,7 +98,7 @@ def test_ordinary_aliases_and_merges_are_read():
 
 @given(st.text("ab:{}[]&*<!?-'\"\\|>#% \n\t0.\ufeff\x85é", max_size=60))
 def test_any_text_is_parsed_or_rejected(text):
-    """No exception other than InvalidYamlError is raised."""
+    """Any text is either parsed or rejected with InvalidYamlError."""
     try:
         answer = yaml_documents.parse(text.encode())
     except yaml_documents.InvalidYamlError as error:
@@ -109,7 +115,9 @@ def test_a_manifest_over_the_limits_is_unreadable(tmp_path):
 
 
 def test_a_directory_with_an_unprintable_name_is_rejected(tmp_path):
-    """No key contains unprintable characters, even in the names of its directories."""
+    """A directory with an unprintable name is rejected, so that no key contains unprintable
+    characters.
+    """
     below = tmp_path / "b\udcff\n"
     below.mkdir()
     (below / "x.json").write_text("{}")
