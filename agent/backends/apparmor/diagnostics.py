@@ -35,7 +35,6 @@ _RAISE_MEMORY = (
     "raise the memory limit of the agent's container, because the parser may use the memory"
     " that is left there"
 )
-_LONGEST_NAME = 200
 
 
 def cannot_check(id_: KeyId, message: str, hint: str) -> Unchecked:
@@ -144,17 +143,6 @@ def policy_unreadable(id_: KeyId, error: compiled_policy.PolicyError) -> Finding
         message=f"The compiled policy has an unknown layout: {error}. It is not installed.",
         hint="Use apparmor_parser 3.0 to 5.0. If the parser has such a version, report this error "
         "as a defect, with the version of the parser.",
-    )
-
-
-def name_not_utf8(id_: KeyId, error: compiled_policy.NameEncodingError) -> Finding:
-    """Return the error about a profile name that contains bytes that are not UTF-8."""
-    return Finding(
-        code=FindingCode.NAME_UNSAFE,
-        location=id_.key,
-        message=f'The profile name "{str(error)[:_LONGEST_NAME]}" is not UTF-8, so no pod can '
-        "reference it.",
-        hint="Rename the profile: replace the escapes in its name with letters or digits.",
     )
 
 

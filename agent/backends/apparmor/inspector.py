@@ -234,7 +234,7 @@ class Inspector:
         try:
             declared = result.declared or compiled_policy.read(result.policy)
         except compiled_policy.NameEncodingError as error:
-            return Rejection(id=id_, findings=(diagnostics.name_not_utf8(id_, error),))
+            return Rejection(id=id_, findings=(validation.name_not_utf8(id_.key, error),))
         except compiled_policy.PolicyError as error:
             return Rejection(id=id_, findings=(diagnostics.policy_unreadable(id_, error),))
         errors = source_checks.variable_names(text)

@@ -125,18 +125,28 @@ def _errors(
     yield from _confinement_errors(profile, shown, location, rules)
 
 
+def name_not_utf8(key: str, error: compiled_policy.NameEncodingError) -> Finding:
+    """Return the error about a profile name with bytes that are not UTF-8."""
+    hint = "Rename the profile: replace the escapes in its name with letters or digits."
+    return _name_unsafe(key, str(error), "is not UTF-8, so no pod can reference it", hint)
+
+
+def _name_unsafe(location: str, shown: str, reason: str, hint: str) -> Finding:
+    return Finding(
+        code=FindingCode.NAME_UNSAFE,
+        location=location,
+        message=f'The profile name "{shown[:_MAX_NAME_BYTES]}" {reason}.',
+        hint=hint,
+    )
+
+
 def _name_errors(
     name: str, shown: str, location: str, names: frozenset[str], rules: ValidationRules
 ) -> Iterator[Finding]:
     unsafe = _unsafe_reason(name, names)
     if unsafe is not None:
         reason, hint = unsafe
-        yield Finding(
-            code=FindingCode.NAME_UNSAFE,
-            location=location,
-            message=f'The profile name "{shown[:_MAX_NAME_BYTES]}" {reason}.',
-            hint=hint,
-        )
+        yield _name_unsafe(location, shown, reason, hint)
     if "@{" in name:
         yield source_checks.name_variable(location)
     outermost = (name, *compiled_policy.ancestors(name))[-1]
