@@ -126,15 +126,16 @@ def _unlabel(config: Config) -> int:
 
 
 def _check(command: cli.Check) -> int:
+    from agent.backends.parts import CheckTarget
     from agent.commands import check
     from agent.reporting.progress import Progress
 
     if _lacks_directory(command.include):
         return UNREADABLE
     config = command.config
-    target = check.CheckTarget(arch=command.arch, kernel=command.kernel, include=command.include)
+    target = CheckTarget(arch=command.arch, kernel=command.kernel)
     with Progress(sys.stderr, os.environ, clock=time.monotonic, quiet=config.quiet) as progress:
-        checked = check.check(config, command.paths, target, progress.show)
+        checked = check.check(config, command.paths, target, command.include, progress.show)
     if checked.abi and config.verbose:
         sys.stderr.write(f"AppArmor profiles were compiled against {checked.abi}\n")
     status = console.print_report(checked.report, config, nothing="Nothing was checked")

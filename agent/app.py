@@ -7,21 +7,26 @@ imports only the libraries that it needs, because each library uses memory on ev
 
 import errno
 import functools
-import importlib
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from agent import reconciler
+from agent import backend_loader, reconciler
 from agent.backends import security_modules
-from agent.backends.parts import BackendContext, BackendParts, Watcher
+from agent.backends.parts import (
+    BackendContext,
+    BackendParts,
+    CheckerParts,
+    CheckTarget,
+    Watcher,
+)
 from agent.config import Config
 from agent.core import plan, ports
 from agent.core.acknowledgements import SHIPPED, Acknowledgements
 from agent.core.acknowledgements import parse as parse_acknowledgement
-from agent.core.model import InstalledSize, ProfileKind
+from agent.core.model import KINDS, InstalledSize, ProfileKind
 from agent.core.vocabulary import PruneMode
 from agent.heartbeat import Heartbeat
 from agent.host.filesystem import Host
@@ -40,25 +45,12 @@ if TYPE_CHECKING:
     from agent.reporting.metrics import Metrics
     from agent.reporting.status_store import StatusStore
 
-BACKEND_PACKAGES: Final[Mapping[ProfileKind, str]] = {
-    "apparmor": "agent.backends.apparmor",
-    "seccomp": "agent.backends.seccomp",
-}
-"""The package of each kind, in the order in which a pass handles the kinds."""
-
 STALLED_SECONDS: Final = 60.0
 """The liveness probe fails after this many seconds without a heartbeat from the main loop."""
 
 
 class StartupError(Exception):
     """An option references an address, a file or a directory that cannot be used."""
-
-
-class BackendFactory(Protocol):
-    """The function `build` in the module `factory` of each backend package."""
-
-    def __call__(self, config: Config, context: BackendContext) -> BackendParts:
-        """Build the parts of one backend."""
 
 
 def host(config: Config) -> Host:
@@ -105,12 +97,20 @@ def backend_parts(
         policy_changed=policy_changed,
         program_ran=program_ran,
     )
-    parts = {}
-    for kind, package in BACKEND_PACKAGES.items():
-        if kind in config.kinds:
-            build: BackendFactory = importlib.import_module(f"{package}.factory").build
-            parts[kind] = build(config, context)
-    return parts
+    return {
+        kind: backend_loader.factory(kind).build(config, context)
+        for kind in KINDS
+        if kind in config.kinds
+    }
+
+
+def checkers(config: Config, target: CheckTarget) -> dict[ProfileKind, CheckerParts]:
+    """Return the checkers of the kinds that --kinds selects."""
+    return {
+        kind: backend_loader.factory(kind).build_checker(config, target)
+        for kind in KINDS
+        if kind in config.kinds
+    }
 
 
 def confinement_trackers(

@@ -31,6 +31,7 @@ from agent.config_values import (
     whole_number,
 )
 from agent.core.labels import DOMAIN, MAX_LIMIT
+from agent.core.model import KINDS
 from agent.option import Option
 from agent.option import declare as _option
 
@@ -85,8 +86,8 @@ class Config:
         commands=("run", "check"),
     )
     kinds: frozenset[str] = _option(
-        choices("apparmor", "seccomp").named("KINDS"),
-        frozenset({"apparmor", "seccomp"}),
+        choices(*KINDS).named("KINDS"),
+        frozenset(KINDS),
         "The kinds of profiles to handle, separated by commas.",
         commands=(*_ON_NODE, "check"),
     )

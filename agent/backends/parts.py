@@ -1,7 +1,8 @@
 """The interface between a backend package and the rest of the program.
 
-Each package in agent.backends has a module `factory`, whose function `build` returns BackendParts.
-agent.app finds `build` by the name of the package, and uses no other part of the package.
+Each package in agent.backends has the name of its profile kind, and a module `factory` with two
+functions: `build` returns BackendParts, and `build_checker` returns CheckerParts. The module
+agent.backend_loader finds the functions by the name of the kind.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from agent.core.ports import ConfinementTracker, ProfileBackend
+from agent.core.model import Inspected, SourceKey
+from agent.core.ports import ConfinementTracker, ProfileBackend, Sandbox
 from agent.host.filesystem import Host
 
 
@@ -40,6 +42,45 @@ class BackendContext:
 
     program_ran: Callable[[float], None]
     """Called with the duration of each program that a backend ran, in seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckTarget:
+    """The node for which the command `check` checks profiles."""
+
+    arch: str
+    """The machine; empty for this machine."""
+
+    kernel: str
+    """The kernel version; empty for the running kernel."""
+
+
+class Checker(Protocol):
+    """Checks the profiles of one kind without a node. Each ProfileBackend is also a Checker."""
+
+    def begin_pass(self) -> None:
+        """See ProfileBackend."""
+
+    def wait(self, progress: Callable[[int, int], None], /) -> bool:
+        """See ProfileBackend."""
+
+    def inspect(self, source_key: SourceKey, /) -> Inspected:
+        """See ProfileBackend."""
+
+    def sandbox(self) -> Sandbox | None:
+        """See ProfileBackend."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckerParts:
+    """A checker, with the objects that only some kinds provide."""
+
+    checker: Checker
+
+    features_file: Callable[[], str] | None = None
+    """Returns the file with the kernel features for which the texts were compiled; None if the kind
+    compiles no texts.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,17 +5,13 @@ The command uses the AppArmor parser and include files on this machine, and writ
 
 import itertools
 import os
-import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent import app
-from agent.backends.apparmor import factory
-from agent.backends.apparmor.inspector import Inspector
-from agent.backends.seccomp import releases
-from agent.backends.seccomp.backend import SeccompBackend
+from agent.backends.parts import CheckerParts, CheckTarget
 from agent.commands.inline import Inlined, Inliner
 from agent.config import Config
 from agent.core import classify, desired, left_out, report_builder
@@ -39,7 +35,6 @@ from agent.core.model import (
 from agent.core.ports import Progress
 from agent.core.report import ProfileSetStatus, ProfileStatus, Report
 from agent.core.vocabulary import ActionName, LeftOutReason, ProfileState, Reason
-from agent.host.filesystem import Host
 from agent.sources import limits, source_spec
 from agent.sources.directory import DirectorySource
 
@@ -63,24 +58,11 @@ class Checked:
     profiles."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckTarget:
-    """The node for which profiles are checked."""
-
-    arch: str = ""
-    """The machine; empty for this machine."""
-    kernel: str = ""
-    """The kernel version; empty for the running kernel."""
-    include: tuple[str, ...] = ()
-    """The directories whose files replace the include rules of AppArmor texts. If it is empty, the
-    parser reads the include directory of this machine.
-    """
-
-
 def check(
     config: Config,
     paths: Sequence[str],
     target: CheckTarget,
+    include: Sequence[str],
     progress: Progress,
 ) -> Checked:
     """Check all keys in files, directories and manifests.
@@ -89,6 +71,7 @@ def check(
         config: the options of this run.
         paths: the files, directories and manifests.
         target: the node to check for.
+        include: directories whose files replace the include rules; empty to use this machine's.
         progress: shows the numbers of checked keys and of compiled texts.
     """
     files_by_directory, others = _split(paths)
@@ -101,8 +84,7 @@ def check(
     # Files that the user passes individually may be for different nodes. Therefore, only files from
     # the same directory are compared with each other.
     groups = [sets, *([snapshot] for snapshot in directories)]
-    apparmor = factory.build_checker(config)
-    inspectors = _Inspectors(apparmor, _seccomp(config, target), target.include)
+    inspectors = _Inspectors(app.checkers(config, target), include)
     results = _inspect(config, groups, inspectors, progress)
     rows = [row for result in results for row in _rows(result)]
     skipped: list[Finding] = []
@@ -113,20 +95,24 @@ def check(
         directories = [item for item in directories if item not in emptied]
         skipped = [left_out.finding(item.profile_set, item.left_out) for item in emptied]
     snapshots = [*sets, *directories]
-    has_apparmor = any(row.kind == "apparmor" for row in rows)
+    used = inspectors.used_for(rows)
     report = Report(
         profiles=tuple(sorted(rows, key=lambda row: (row.profile_set, row.key, row.name))),
         profile_sets=tuple(_profile_sets(snapshots, results)),
         kind_support={},
         findings=(
             *filter(None, map(_unread, snapshots)),
-            *(report_builder.sandbox_findings([apparmor.sandbox()]) if has_apparmor else ()),
+            *report_builder.sandbox_findings(parts.checker.sandbox() for parts in used),
             *(notice for result in results for notice in report_builder.left_out_findings(result)),
             *skipped,
         ),
     )
-    abi = apparmor.targets.features_file if has_apparmor else ""
-    return Checked(report=report, abi=abi)
+    return Checked(report=report, abi=_features_files(used))
+
+
+def _features_files(used: Sequence[CheckerParts]) -> str:
+    """Return the files with the kernel features for which the texts were compiled."""
+    return ", ".join(parts.features_file() for parts in used if parts.features_file is not None)
 
 
 def _profile_sets(
@@ -138,27 +124,14 @@ def _profile_sets(
         yield replace(status, left_out=inputs.get(snapshot.profile_set, ()))
 
 
-def _seccomp(config: Config, target: CheckTarget) -> SeccompBackend:
-    return SeccompBackend(
-        host=Host("/"),
-        prefix=config.seccomp_prefix,
-        format=config.seccomp_format,
-        allow_unknown_syscalls=config.allow_unknown_syscalls,
-        machine=target.arch or platform.machine(),
-        kernel=target.kernel,
-        floor=releases.parse(config.runtime_floor),
-        clock_ns=time.time_ns,
-    )
-
-
 class _Inspectors:
     """Maps each profile kind to the function that inspects its keys."""
 
     def __init__(
-        self, apparmor: Inspector, seccomp: SeccompBackend, include: Sequence[str]
+        self, checkers: Mapping[ProfileKind, CheckerParts], include: Sequence[str]
     ) -> None:
-        self.apparmor = apparmor
-        self._seccomp = seccomp
+        self.checkers = {kind: parts.checker for kind, parts in checkers.items()}
+        self._parts = checkers
         self._inliner = Inliner(include) if include else None
         self._inlined: dict[SourceKey, Inlined | tuple[Finding, ...]] = {}
 
@@ -166,17 +139,21 @@ class _Inspectors:
         """Inspect one key. With include directories, the text of an AppArmor key no longer has
         include rules.
         """
-        if kind == "seccomp":
-            return self._seccomp.inspect(key)
-        if self._inliner is None:
-            return self.apparmor.inspect(key)
+        checker = self.checkers[kind]
+        if kind != "apparmor" or self._inliner is None:
+            return checker.inspect(key)
         if key not in self._inlined:
             self._inlined[key] = self._inliner.inline(key)
         inlined = self._inlined[key]
         if isinstance(inlined, Inlined):
-            return _located(self.apparmor.inspect(inlined.source_key), inlined)
+            return _located(checker.inspect(inlined.source_key), inlined)
         id_ = KeyId(kind=kind, profile_set=key.profile_set, key=key.key)
         return Rejection(id=id_, findings=inlined)
+
+    def used_for(self, rows: Sequence[ProfileStatus]) -> list[CheckerParts]:
+        """Return the checkers of the kinds that have a row."""
+        kinds = {row.kind for row in rows}
+        return [parts for kind, parts in self._parts.items() if kind in kinds]
 
 
 def _located(result: Inspected, inlined: Inlined) -> Inspected:
@@ -205,13 +182,14 @@ def _inspect(
         progress("keys checked", min(next(numbers), total), total)
         return acknowledge(inspectors.inspect(kind, key), acknowledged)
 
-    kinds: frozenset[ProfileKind] = frozenset(
-        kind for kind in ("apparmor", "seccomp") if kind in config.kinds
-    )
-    apparmor = inspectors.apparmor
+    checkers = inspectors.checkers
+    kinds = frozenset(checkers)
     results = [desired.join(group, inspect, kinds) for group in groups]
-    while any(result.pending for result in results) and apparmor.wait(compiled):
-        apparmor.begin_pass()
+    while any(result.pending for result in results):
+        if not any(checker.wait(compiled) for checker in checkers.values()):
+            break
+        for checker in checkers.values():
+            checker.begin_pass()
         results = [desired.join(group, inspect, kinds) for group in groups]
     return results
 

@@ -9,11 +9,14 @@ import re
 from pathlib import PurePosixPath
 from typing import Final
 
+from agent.core.kind_rules import KIND_RULES
 from agent.core.model import ProfileKind
 
 _PATTERNS: Final = ("*.md", "*.txt", "*.yaml", "*.yml", "*~", "*.bak", "README*", ".*")
 _NOT_PROFILES: Final = re.compile("|".join(map(fnmatch.translate, _PATTERNS)))
-_APPARMOR: Final = (".profile", ".apparmor", ".aa")
+_OTHER_CONTENT: Final = next(
+    kind for kind, rules in KIND_RULES.items() if not rules.first_characters
+)
 
 
 def classify(key: str, content: bytes) -> ProfileKind | None:
@@ -25,9 +28,9 @@ def classify(key: str, content: bytes) -> ProfileKind | None:
     name = PurePosixPath(key).name if "/" in key or key == "." else key
     if _NOT_PROFILES.match(name):
         return None
-    if name.endswith(".json"):
-        return "seccomp"
-    if name.endswith(_APPARMOR):
-        return "apparmor"
+    for kind, rules in KIND_RULES.items():
+        if name.endswith(rules.extensions):
+            return kind
     first = content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    return "seccomp" if first in (b"{", b"[") else "apparmor"
+    kinds = (kind for kind, rules in KIND_RULES.items() if first in rules.first_characters)
+    return next(kinds, _OTHER_CONTENT)

@@ -9,20 +9,12 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from agent.core.kind_rules import KIND_RULES
 from agent.core.model import ProfileKind
 
 ProfileReferences = frozenset[tuple[ProfileKind, str]]
 
 _CONTAINERS: Final = ("containers", "initContainers", "ephemeralContainers")
-_FIELDS: Final[tuple[tuple[ProfileKind, str], ...]] = (
-    ("apparmor", "appArmorProfile"),
-    ("seccomp", "seccompProfile"),
-)
-_ANNOTATIONS: Final[tuple[tuple[str, ProfileKind], ...]] = (
-    ("container.apparmor.security.beta.kubernetes.io/", "apparmor"),
-    ("container.seccomp.security.alpha.kubernetes.io/", "seccomp"),
-    ("seccomp.security.alpha.kubernetes.io/pod", "seccomp"),
-)
 _LOCALHOST: Final = "localhost/"
 _ENDED: Final = ("Succeeded", "Failed")
 
@@ -43,8 +35,8 @@ def referenced_profiles(pod: Mapping[str, object]) -> ProfileReferences:
 
 def _fields(contexts: Iterable[Mapping[str, object]]) -> Iterable[tuple[ProfileKind, str]]:
     for context in contexts:
-        for kind, field in _FIELDS:
-            profile = _mapping(context.get(field))
+        for kind, rules in KIND_RULES.items():
+            profile = _mapping(context.get(rules.pod_field))
             name = profile.get("localhostProfile")
             if profile.get("type") == "Localhost" and isinstance(name, str):
                 yield kind, _runtime_name(kind, name)
@@ -53,18 +45,18 @@ def _fields(contexts: Iterable[Mapping[str, object]]) -> Iterable[tuple[ProfileK
 def _annotations(pod: Mapping[str, object]) -> Iterable[tuple[ProfileKind, str]]:
     annotations = _mapping(_mapping(pod.get("metadata")).get("annotations"))
     for key, value in annotations.items():
-        for prefix, kind in _ANNOTATIONS:
-            if key.startswith(prefix) and str(value).startswith(_LOCALHOST):
+        for kind, rules in KIND_RULES.items():
+            if key.startswith(rules.annotations) and str(value).startswith(_LOCALHOST):
                 yield kind, _runtime_name(kind, str(value).removeprefix(_LOCALHOST))
 
 
 def _runtime_name(kind: ProfileKind, name: str) -> str:
-    """Return the profile name that a container runtime uses. A seccomp path has the normalized form
-    of the kubelet.
+    """Return the profile name that a container runtime uses. A path has the normalized form of the
+    kubelet.
 
     Source: kubernetes, pkg/kubelet/kuberuntime/helpers.go (filepath.Join).
     """
-    return posixpath.normpath(name) if kind == "seccomp" else name
+    return posixpath.normpath(name) if KIND_RULES[kind].has_path_names else name
 
 
 def _mapping(value: object) -> Mapping[str, object]:

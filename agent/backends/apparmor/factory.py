@@ -22,7 +22,7 @@ from agent.backends.apparmor.policy_writer import PolicyWriter
 from agent.backends.apparmor.processes import Processes
 from agent.backends.apparmor.raw_data_release import RawDataRelease
 from agent.backends.apparmor.validation import ValidationRules
-from agent.backends.parts import BackendContext, BackendParts
+from agent.backends.parts import BackendContext, BackendParts, CheckerParts, CheckTarget
 from agent.host.filesystem import Host
 
 
@@ -75,18 +75,20 @@ def build(config: AppArmorConfig, context: BackendContext) -> BackendParts:
     )
 
 
-def build_checker(config: AppArmorConfig) -> Inspector:
+def build_checker(config: AppArmorConfig, _target: CheckTarget) -> CheckerParts:
     """Build an inspector that checks profile texts without the AppArmor of this kernel."""
     host = Host("/")
     parser = _parser(config, lambda _seconds: None)
-    return Inspector(
-        targets=TargetReader(KernelAccess(host, SYSTEM_PROBES), parser, checks_only=True),
+    targets = TargetReader(KernelAccess(host, SYSTEM_PROBES), parser, checks_only=True)
+    inspector = Inspector(
+        targets=targets,
         worker=_worker(config, parser, None),
         cache=PolicyCache(host, config.state_dir, write=False),
         rules=_rules(config),
         cpu_limit=config.parser_timeout,
         memory_limit=OWN_CGROUP.limit_bytes,
     )
+    return CheckerParts(checker=inspector, features_file=lambda: targets.features_file)
 
 
 def connect(inspector: Inspector, *, state_dir: str, may_write: bool) -> AppArmorBackend:

@@ -3,9 +3,10 @@
 import time
 from typing import Literal, Protocol
 
-from agent.backends.parts import BackendContext, BackendParts
+from agent.backends.parts import BackendContext, BackendParts, CheckerParts, CheckTarget
 from agent.backends.seccomp import releases
 from agent.backends.seccomp.backend import SeccompBackend
+from agent.host.filesystem import Host
 
 
 class SeccompConfig(Protocol):
@@ -46,3 +47,18 @@ def build(config: SeccompConfig, context: BackendContext) -> BackendParts:
         clock_ns=time.time_ns,
     )
     return BackendParts(backend=backend, watched_paths=(context.host.path(config.seccomp_dir),))
+
+
+def build_checker(config: SeccompConfig, target: CheckTarget) -> CheckerParts:
+    """Build a backend that checks profiles for another node."""
+    checker = SeccompBackend(
+        host=Host("/"),
+        prefix=config.seccomp_prefix,
+        format=config.seccomp_format,
+        allow_unknown_syscalls=config.allow_unknown_syscalls,
+        machine=target.arch,
+        kernel=target.kernel,
+        floor=releases.parse(config.runtime_floor),
+        clock_ns=time.time_ns,
+    )
+    return CheckerParts(checker=checker)
