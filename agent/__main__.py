@@ -317,7 +317,8 @@ def _read_config(path: str) -> object:
 
 
 def _environment_failure(error: Exception) -> int:
-    """Report an error whose cause is outside the program, and return the exit status for it.
+    """Report an error whose cause is outside the program, and return the exit status for this
+    error.
 
     If a bug of the program caused the error, the function writes nothing and returns 0.
     """

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 # The exponent is limited, because a larger exponent could overflow a float. The delay reaches its
-# maximum long before that.
+# maximum long before this limit.
 _MAX_DOUBLINGS = 60
 
 

@@ -105,7 +105,7 @@ class Config:
         "repeated.",
     )
     dry_run: bool = _option(
-        FLAG, False, "Report the changes without making them.", commands=_INSTALL
+        FLAG, False, "Report the planned changes without making them.", commands=_INSTALL
     )
     node_name: str = _option(
         SUBDOMAIN.named("NODE"),

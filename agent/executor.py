@@ -290,7 +290,9 @@ class Executor:
 def _entry_for(
     action: Adopt | Keep, provenance: Provenance, before: LedgerEntry | None
 ) -> tuple[LedgerEntry, Version]:
-    """Return the ledger entry for a kept or adopted profile, and the version to record in it."""
+    """Return the ledger entry for a kept or adopted profile, and the version to record in this
+    entry.
+    """
     version = replace(action.profile.version, evidence=action.evidence)
     installed = before.installed if before is not None else None
     recorded = version

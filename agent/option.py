@@ -1,7 +1,7 @@
 """Defines the class for the declaration of one command-line option.
 
 agent.config declares the options that are part of the configuration, and agent.command_help
-declares the options that exist only as flags. Both modules use this class.
+declares the options that exist only as flags. Both modules use the class in this module.
 """
 
 from dataclasses import dataclass, field

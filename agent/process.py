@@ -1,9 +1,9 @@
 """Controls how the daemon's process receives signals and how the process ends.
 
-After SIGTERM or SIGINT, the process ends as abruptly as after SIGKILL. It neither undoes nor
-finishes its work on the node, because every step of a pass can be interrupted safely. Python's own
-shutdown can hang or crash in some cases, so this module does not use it. agent.__main__ chooses the
-exit statuses.
+After SIGTERM or SIGINT, the process ends as abruptly as after SIGKILL. The process neither undoes
+nor finishes its work on the node, because every step of a pass can be interrupted safely. Python's
+own shutdown can hang or crash in some cases, so this module does not use it. agent.__main__ chooses
+the exit statuses.
 """
 
 import _thread
@@ -101,9 +101,9 @@ def receive_signals(
     """Start a thread that receives signals and wakes the main thread, which runs the handlers.
 
     A signal interrupts the main thread while it waits. However, two kinds of signals would have an
-    effect only at the end of the wait. One is a signal that arrives right before the wait, and the
-    other is a signal that another thread receives (Python, signal.set_wakeup_fd). The thread
-    prevents this delay.
+    effect only at the end of the wait. These are a signal that arrives right before the wait, and a
+    signal that another thread receives (Python, signal.set_wakeup_fd). The thread prevents this
+    delay.
     """
     received, sender = os.pipe()
     os.set_blocking(sender, False)
@@ -150,8 +150,8 @@ def end_process(status: int, signal_number: int = 0) -> NoReturn:
 def _leave_to_thread(_number: int, _frame: object) -> None:
     """Do nothing, because the thread of `receive_signals` handles the signal.
 
-    SIG_IGN is not used, because the programs that the agent runs would inherit it. A handler is not
-    inherited.
+    SIG_IGN is not used, because the programs that the agent runs would inherit it. A program does
+    not inherit a signal handler.
     """
 
 

@@ -238,7 +238,7 @@ def _rejection(id_: KeyId, reason: str, hint: str = _FEWER) -> Rejection:
     finding = common_findings.limit_exceeded(
         location=id_.key,
         message=f"The key is not installed, because {reason}. "
-        "Its last good version stays, if there is one.",
+        "The last good version of the key stays, if there is one.",
         hint=hint,
     )
     return Rejection(id=id_, findings=(finding,))

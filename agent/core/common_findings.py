@@ -1,6 +1,6 @@
 """Builds the findings that several backends, the sources and the ledger report.
 
-Each function builds one finding, so that the finding has the same words for every profile kind.
+Each function builds one finding, so that its wording is the same for every profile kind.
 `diagnostics` builds the findings that explain why a profile is not installed, or why it stays.
 """
 

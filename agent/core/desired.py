@@ -2,8 +2,8 @@
 each other.
 
 If two keys provide the same name with different content, both keys are rejected, so that the result
-does not depend on their order. If they provide it with equal content, one key is a duplicate of the
-other. This module has no input or output.
+does not depend on their order. If two keys provide the same name with equal content, one key is a
+duplicate of the other. This module has no input or output.
 """
 
 import re

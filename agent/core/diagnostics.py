@@ -16,7 +16,7 @@ def referenced_by_pods(name: str, pods: tuple[str, ...]) -> Finding:
         code=FindingCode.IN_USE,
         location=name,
         message=f'"{name}" is no longer desired, but {len(pods)} pod(s) on this node reference it. '
-        "It stays on the node.",
+        "The profile stays on the node.",
         hint="Delete those pods; the profile is removed afterwards. The log and the report list "
         f"the first {SHOWN_PODS} pods.",
         detail=f"Pods: {', '.join(pods[:SHOWN_PODS])}{more}",
@@ -29,7 +29,7 @@ def pods_unknown(name: str) -> Finding:
         code=FindingCode.USE_UNKNOWN,
         location=name,
         message=f'"{name}" is no longer desired, but the pods on this node that reference it are '
-        "not known. It stays on the node.",
+        "not known. The profile stays on the node.",
         hint="The agent checks again when the API server responds. Listing and watching pods must "
         "be allowed (manifests/components/pod-aware).",
     )
@@ -58,7 +58,7 @@ def check_failed(id_: KeyId, error: str, location: str) -> Finding:
         code=FindingCode.CHECK_FAILED,
         location=id_.key,
         message=f"The check of this key ended with an unexpected error ({error}). The key is not "
-        "installed. Its last good version stays, if there is one.",
+        "installed. The last good version of the key stays, if there is one.",
         hint="If the node has enough memory and free descriptors, this is a defect: report it with "
         "the detail of this finding from the log or the JSON report.",
         detail=f"{error} at {location}",
@@ -72,7 +72,7 @@ def in_use(name: str, use: InUse) -> Finding:
         code=FindingCode.IN_USE,
         location=name,
         message=f'"{name}" is no longer desired, but {len(use.pids)} process(es) run under it '
-        f"(first PIDs: {pids}). It stays on the node, because a removal would unconfine them.",
+        f"(first PIDs: {pids}). The profile stays, because its removal would unconfine them.",
         hint="Stop or restart those workloads; the profile is removed afterwards.",
     )
 

@@ -316,7 +316,7 @@ def _collision(label: str, names: list[str]) -> Finding:
         code=FindingCode.LABEL_COLLISION,
         location=label,
         message=" and ".join(f'"{text}"' for text in names) + " have the same label key. "
-        "None of them gets a label.",
+        "None of these names gets a label.",
         hint="Rename all but one of these profiles or ConfigMaps.",
     )
 

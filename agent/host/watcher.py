@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 POLL_SECONDS: Final = 5.0
 WATCH_LIMIT: Final = 1000  # The limit fs.inotify.max_user_watches can be 8,192 for the whole host.
-# The limit also bounds the number of attempts when watches are released.
+# When watches are released, at most this number of attempts is made.
 _LOST_LIMIT: Final = 10_000
 CHANGE_EVENTS: Final[list[type[FileSystemEvent]]] = [
     events.DirCreatedEvent,
@@ -102,7 +102,7 @@ class _Observer(BaseObserver):
         super().__init__(InotifyEmitter, inotify_fd=self.inotify)
 
     def on_thread_stop(self) -> None:
-        """Stop the emitters and release all watches."""
+        """Stop all threads of the observer, and release its watches."""
         super().on_thread_stop()
         self.inotify.stop()
         self.inotify.join()

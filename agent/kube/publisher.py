@@ -104,8 +104,8 @@ class Publisher:
     def labels_on_node(self) -> frozenset[str] | None:
         """Return the labels with the agent's prefixes that are, or may soon be, on the Node.
 
-        It includes labels that other field managers own, because these labels also claim that a
-        profile is installed. If the labels are unknown, the result is None.
+        The result includes labels that other field managers own, because these labels also claim
+        that a profile is installed. If the labels are unknown, the result is None.
         """
         with self._lock:
             node = self._node()

@@ -31,7 +31,8 @@ def configure(
     Args:
         form: the format of the lines; auto means console on a terminal, and otherwise json.
         level: the lowest level that is logged.
-        writer: writes the lines in its own thread. If it is None, each call writes its line itself.
+        writer: writes the lines in its own thread. If no writer is passed, each call writes its
+            line itself.
     """
     is_console = form == "console" or (form == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [

@@ -19,7 +19,8 @@ _SECONDS_PER_MINUTE: Final = 60
 
 
 class Progress:
-    """Shows how much of the current work is finished, its rate, and the estimated remaining time.
+    """Shows the finished part of the current work, the rate of the work, and the estimated
+    remaining time.
 
     The context manager removes the line from the terminal at its end.
     """

@@ -47,7 +47,9 @@ class _Scrape:
 
 
 class _Documents:
-    """The newest status page and the newest JSON report. Each is rendered only once per report."""
+    """The newest status page and the newest JSON report. Each of them is rendered only once per
+    report.
+    """
 
     def __init__(self, *, allow_unsupported: bool) -> None:
         self._allow_unsupported = allow_unsupported

@@ -34,6 +34,6 @@ def test_a_defect_in_the_check_of_one_key_does_not_affect_other_keys(tmp_path):
     assert (finding.code, finding.location) == ("check_failed", "a.aa")
     assert finding.message == (
         "The check of this key ended with an unexpected error (KeyError). The key is not "
-        "installed. Its last good version stays, if there is one."
+        "installed. The last good version of the key stays, if there is one."
     )
     assert finding.detail.startswith("KeyError at inspector.py:")

@@ -279,8 +279,8 @@ def test_names_with_the_same_label_key_have_no_label(state):
             Finding(
                 code=FindingCode.LABEL_COLLISION,
                 location=label,
-                message='"web server" and "web?server" have the same label key. None of them gets '
-                "a label.",
+                message='"web server" and "web?server" have the same label key. None of these '
+                "names gets a label.",
                 hint="Rename all but one of these profiles or ConfigMaps.",
             ),
         ),

@@ -1,9 +1,9 @@
 """Rejects characters that give a profile text a meaning other than the visible one.
 
-This module is pure. Some characters are rejected everywhere: control characters, line breaks that
-the parser does not know, and characters that change the direction of a line. Three other types of
-characters are rejected only outside comments: spaces that the parser does not treat as spaces,
-characters without a visible form, and typographic quotes around a word.
+This module is pure. The module rejects some characters everywhere in a text: control characters,
+line breaks that the parser does not know, and characters that change the direction of a line. Three
+other types of characters are rejected only outside comments: spaces that the parser does not treat
+as spaces, characters without a visible form, and typographic quotes around a word.
 """
 
 import itertools
@@ -84,13 +84,13 @@ def _text_unsafe(character: str, location: str) -> Finding:
         consequence = "The parser accepts only plain quotes and reads this one as part of the word."
         hint = 'Type the plain quote " instead.'
     elif unicodedata.category(character) == "Zs":
-        consequence = "It looks like a space, and the parser reads it as part of a word."
+        consequence = "The character looks like a space, and the parser reads it as part of a word."
         hint = "Type an ordinary space instead."
     elif character in "\r\x0b\x0c\x85\u2028\u2029":
         consequence = "Editors show a new line there, and the parser continues the same line."
         hint = "End the line with a line feed (U+000A), or remove the character."
     else:
-        consequence = "It is not visible, so the rules that the parser reads look different."
+        consequence = "The character is not visible, so the parser reads other rules than you see."
         hint = "Remove it."
     return Finding(
         code=FindingCode.TEXT_UNSAFE,

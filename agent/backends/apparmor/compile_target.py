@@ -89,8 +89,8 @@ class TargetReader:
         """Return whether a policy with this context was compiled for the features of this kernel.
 
         The result does not depend on the parser and its include files, which may have changed or
-        may be missing. If they have changed, a policy that was installed and verified still remains
-        the last good version.
+        may be missing. A policy that was installed and verified stays the last good version even
+        after a change of these files.
         """
         if self.access.unsupported_reason():
             return False

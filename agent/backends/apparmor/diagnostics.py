@@ -15,7 +15,7 @@ from agent.core.model import KeyId, Unchecked
 from agent.host.filesystem import HostError
 
 UNREADABLE_INCLUDE = (
-    "The file exists, and the parser may not open it. Replace a link that points outside the "
+    "The file exists, but the parser may not open it. Replace a link that points outside the "
     "include directory with a copy of its file, and make the file readable."
 )
 INSTALL_PARSER = (

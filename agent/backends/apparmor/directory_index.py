@@ -79,7 +79,7 @@ class DirectoryIndex:
         return directories
 
     def _search(self, name: str) -> str | None:
-        """Find the directories that are not in the index yet, and add them."""
+        """Find the directories that are not in the index yet, and add them to the index."""
         parent = compiled_policy.parent(name)
         if parent is not None and parent not in self._directories:
             return None

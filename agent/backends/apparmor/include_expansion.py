@@ -1,9 +1,9 @@
 """Replaces the include rules of a profile text with the text of the included files.
 
-On a node without the include files, the result compiles to the same policy as the original text
-does with them. Comments in the result show the file from which each part comes. A profile text that
-versions of the parser read in different ways is not expanded. This module is pure; include_files.py
-reads the included files, and include_rules.py finds the rules of a profile text.
+The result compiles to the same policy as the original text, even on a node without the include
+files. Comments in the result show the file from which each part comes. A profile text that versions
+of the parser read in different ways is not expanded. This module is pure; include_files.py reads
+the included files, and include_rules.py finds the rules of a profile text.
 """
 
 import re

@@ -4,8 +4,8 @@ The kernel shows each loaded profile in a separate directory. A replaced profile
 directory, and a profile that is loaded again gets a directory with a new number. The kernel never
 uses the same number twice in one boot (Linux, security/apparmor/apparmorfs.c: __aafs_profile_mkdir,
 __aafs_profile_migrate_dents). Therefore, the boot ID and the directory together identify a loaded
-profile. They also distinguish the agent's profile from a profile with the same bytes that another
-program loaded.
+profile. The boot ID and the directory also distinguish the agent's profile from a profile with the
+same bytes that another program loaded.
 
 The record is a file of JSON lines in the state directory. Each line is appended without fsync,
 because the record must survive the end of the process, but is useless after a machine crash. A
@@ -33,7 +33,7 @@ _MOST_LINES: Final = 4096
 
 
 class _Line(msgspec.Struct, omit_defaults=True):
-    """One line of the record."""
+    """The data in one line of the record."""
 
     boot: str = ""
     """The ID of the boot to which the record belongs, in the first line only."""
@@ -118,8 +118,8 @@ class LoadedObjects:
         self._append(_Line(loaded=dict(loaded)))
 
     def finding(self) -> Finding | None:
-        """If the last write failed, write the record again. Return an error if this write fails
-        too.
+        """If the last write failed, write the record again. Return an error if the repeated write
+        fails.
         """
         if self._problem is not None:
             self._append(self._pending)

@@ -103,7 +103,7 @@ class Parser:
         config_file: str = CONFIG_FILE,
         ran: Callable[[float], None] = lambda _: None,
     ) -> None:
-        """Create a parser without running it.
+        """Create the object without running the parser.
 
         Args:
             path: the parser program; if it is empty, the first existing path of DEFAULT_PATHS.

@@ -126,7 +126,7 @@ def _undeclared_hint(name: str, bare: str) -> str:
         return f"Assign a value to @{{{name}}} before the first profile."
     if not _GLOBAL_TUNABLES.search(bare):
         return (
-            "Begin the text with: include <tunables/global>. It declares the variables that "
-            "the abstractions use."
+            "Begin the text with: include <tunables/global>. This file declares the variables "
+            "that the abstractions use."
         )
     return "Assign a value to the variable before the first profile."

@@ -49,9 +49,7 @@ class IncludeTree:
 
 
 def unavailable_reason(parser: str) -> str:
-    """Return the reason why the parser cannot run in a sandbox, or "" if it can do so. Raises
-    OSError.
-    """
+    """Return the reason why the parser cannot run in a sandbox, or "" if it can. Raises OSError."""
     reason = landlock.missing()
     if reason:
         return reason

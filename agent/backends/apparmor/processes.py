@@ -40,7 +40,7 @@ def parts(label: str) -> list[str]:
 
 
 def names_in(label: str) -> frozenset[str]:
-    """Return every profile in a label, and every parent of a hat or child profile in it."""
+    """Return every profile in a label, and every parent of a hat or child profile in the label."""
     names: set[str] = set()
     for part in [label, *parts(label)]:
         for name in (part, _MODE.sub("", part)):
@@ -131,7 +131,7 @@ class Processes:
         return ""
 
     def _collect(self, users: dict[str, set[int]]) -> None:
-        """Add to each name the processes that run under it."""
+        """Add to each profile name the processes that run under this profile."""
         for _ in range(_SCANS):
             for pid, label in self._labels():
                 for name in names_in(label) & users.keys():

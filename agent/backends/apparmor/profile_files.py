@@ -120,9 +120,7 @@ class ProfileFiles:
         return profile
 
     def _generation(self, directory: str) -> str:
-        """Return the generation of a profile. Each observation reads the link of the profile only
-        once.
-        """
+        """Return the generation of a profile. An observation reads the link `raw_data` once."""
         generation = self._generations.get(directory)
         if generation is None:
             generation = self._generations[directory] = self._read_generation(directory)

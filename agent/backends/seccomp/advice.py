@@ -40,8 +40,8 @@ def findings(document: Document, options: Options) -> Iterator[Finding]:
         yield Finding(
             code=FindingCode.ABI_MISSING,
             location="architectures",
-            message=f"{small} is not listed, so the kernel kills 32-bit programs. The default "
-            "action does not change that.",
+            message=f"{small} is not listed, so the kernel kills 32-bit programs, whatever "
+            "the default action is.",
             hint=f"Add {small} to architectures if containers run 32-bit programs.",
         )
 

@@ -47,7 +47,7 @@ class _Calls:
 
 def anchored(document: Document, abis: Collection[str]) -> tuple[Document, tuple[Finding, ...]]:
     """Add a rule for the anchor call to the document, if this rule is necessary and harmless.
-    Return a notice about it.
+    Return a notice about the added rule.
 
     Args:
         document: the profile.
@@ -91,8 +91,8 @@ def _may_add(document: Document) -> bool:
 
 
 def _unanchored(document: Document, abis: Collection[str]) -> dict[str, Rule]:
-    """Return the ABIs whose filters do not load the call number, each with the rule that causes
-    this.
+    """Return each ABI whose filter does not load the call number, with the rule that causes the
+    problem.
     """
     listed = {*document.architectures, *itertools.islice(abis, 1)}
     unanchored = {}

@@ -200,9 +200,9 @@ def _shared_comparisons(
     """Reject a comparison in the rules of two system calls if another argument may be loaded before
     it. libseccomp writes equal instructions of two calls only once. Several jumps then lead to the
     shared instructions. To decide whether the argument must be loaded again, libseccomp considers
-    only one of these jumps (_gen_bpf_build_bpf in gen_bpf.c). If it considers the wrong jump, one
-    of the two calls compares the wrong argument: the call that has more conditions on its path. On
-    64-bit ABIs, the filter always compares the lower half first.
+    only one of these jumps (_gen_bpf_build_bpf in gen_bpf.c). If libseccomp considers the wrong
+    jump, the call with more conditions on its path compares the wrong argument. On 64-bit ABIs, the
+    filter always compares the lower half first.
     """
     for abi in abis:
         existing = [(name, rules) for name, rules in trees if _has_tree(abi, name)]

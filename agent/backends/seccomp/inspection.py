@@ -144,7 +144,7 @@ def _errors(candidates: Iterable[Finding]) -> tuple[Finding, ...]:
 
 def _until_enough_errors(candidates: Iterable[Finding]) -> list[Finding]:
     """Return the findings up to the last reported error, because a hostile profile can cause
-    thousands of them.
+    thousands of findings.
     """
     findings = []
     errors = 0

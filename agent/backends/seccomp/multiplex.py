@@ -3,15 +3,16 @@ ipc(2).
 
 A filter cannot read the arguments of a multiplexed call, because they are in memory. libseccomp
 therefore also adds each rule for an operation to the multiplexing call, with the number of the
-operation as the first argument (abi_rule_add in syscalls.c). It drops a condition on the original
-first argument. Without the dropped condition, a rule that denies calls denies more calls than its
-author intended, and a rule that allows calls allows the whole operation. Conditions on other
-arguments compare arguments of the multiplexing call, which the operation does not have.
+operation as the first argument (abi_rule_add in syscalls.c). For this additional rule, libseccomp
+drops a condition on the original first argument. Without the dropped condition, a rule that denies
+calls denies more calls than its author intended, and a rule that allows calls allows the whole
+operation. Conditions on other arguments compare arguments of the multiplexing call, which the
+operation does not have.
 
 libseccomp may therefore allow an operation that the profile denies. `closed` adds a rule that
 denies the multiplexing call if only 32-bit programs can use the call. Every other profile with this
-problem is rejected. Profiles whose rules libseccomp cannot combine in one filter are rejected too.
-If a profile itself allows the multiplexing call, the result is only a warning.
+problem is rejected. The module also rejects profiles whose rules libseccomp cannot combine in one
+filter. If a profile itself allows the multiplexing call, the result is only a warning.
 """
 
 from collections.abc import Iterator, Mapping
@@ -61,7 +62,7 @@ def closed(document: Document, native: str) -> tuple[Document, tuple[Finding, ..
 
     The document is unchanged if a rule contains the multiplexing call, because the author decided
     about the call. The document is also unchanged if the node's own ABI has multiplexing calls,
-    because the C library of native programs may depend on them.
+    because the C library of native programs may need these calls.
     """
     abis = sorted(ABIS.intersection(document.architectures))
     if not abis or native in ABIS or document.default.action != "SCMP_ACT_ERRNO":

@@ -133,7 +133,7 @@ def _denied(profile: Meaning, names: frozenset[str]) -> list[str]:
 def _relevant(floor: releases.RuntimeFloor) -> Iterator[Measured]:
     """Return the measured releases that can be on a node, according to the floor.
 
-    They include the newest measured release that is not newer than the floor, because its
+    The result includes the newest measured release that is not newer than the floor, because this
     measurement is the closest to the floor.
     """
     floors = {"runc": floor.runc, "crun": floor.crun}

@@ -41,12 +41,12 @@ name that a current key provides is never removed. `agent.executor` carries out 
 | read        | not desired   | staged only   | staged version        | Remove                     |
 | read        | not desired   | staged only   | other or foreign      | Release (foreign)          |
 | read        | not desired   | staged only   | absent                | Release (never installed)  |
-| read        | not desired   | installed     | another key has it    | Release (moved)            |
+| read        | not desired   | installed     | owned by another key  | Release (moved)            |
 | read        | not desired   | installed     | rejected key needs it | Hold (still needed)        |
 | not read    | unknown       | installed     | same content          | Hold (source unavailable)  |
 | not read    | unknown       | installed     | absent or other       | Restore last good version  |
 | not read    | unknown       | staged only   | staged version        | Hold (source unavailable)  |
-| missing     | unknown       | installed     | another key has it    | Release (moved)            |
+| missing     | unknown       | installed     | owned by another key  | Release (moved)            |
 | unrelated   | any           | any           | any                   | no action                  |
 | any         | any           | any           | unobservable          | Hold                       |
 

@@ -81,8 +81,8 @@ class DesiredKeyPlanner:
         """Return the accepted keys that may become blocked because of the newly blocked keys.
 
         An accepted key may become blocked if the ledger entry of a newly blocked key owns one of
-        its names. It may also become blocked if its name is owned by an entry that shares a name
-        with the profile of a newly blocked key.
+        its names. An accepted key may also become blocked if one of its names belongs to a ledger
+        entry that shares a name with the profile of a newly blocked key.
         """
         names: set[str] = set()
         for id_ in blocked:
