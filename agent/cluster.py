@@ -34,7 +34,7 @@ AnyReflector = Reflector[ConfigMapEntry] | Reflector[NodeMetadata] | Reflector[P
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterCallbacks:
-    """Functions that are called after changes and with measurements. Other threads call these
+    """The functions that are called after changes and for measurements. Other threads call these
     functions.
     """
 

@@ -2,8 +2,8 @@
 
 A ledger entry owns a profile only if this agent created the loaded object or the file on the node.
 If another program created the object or file, it is foreign, even if its content is the same.
-Adopted profiles were installed by another program. Retired names are those that a newer version no
-longer contains, and were installed by this agent.
+Adopted profiles were installed by another program. Retired names were installed by this agent, but
+are missing from a newer version.
 """
 
 from agent.core.model import Evidence, LedgerEntry, ObservedProfile, Version

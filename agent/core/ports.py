@@ -1,7 +1,7 @@
 """The protocols that backends, sources and the ledger implement, with their result types.
 
 This module contains no logic. An expected failure is returned as a value, such as a finding,
-`Unobservable` or `Unreadable`. An exception means a bug.
+`Unobservable` or `Unreadable`. An exception is raised only because of a bug.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -169,8 +169,8 @@ class ProfileBackend(Protocol):
             profile: the profile to install.
             body: the bytes to install.
             replaceable: names whose content on the node may be replaced. If the node has a profile
-                under another of the names, nothing is replaced, and the result is Failed with
-                `foreign_name`.
+                under a name that is not replaceable, nothing is replaced, and the result is Failed
+                with `foreign_name`.
             foreign: replaceable names that another program installed with this content. The backend
                 does not record these profiles as created by this agent.
         """

@@ -123,7 +123,8 @@ def started(
                 readable = (*sandbox.read, f"/proc/self/fd/{standard_input.fileno()}")
                 landlock.run(start, replace(sandbox, read=readable))
             # Code between fork and exec could deadlock, because another thread may have held a lock
-            # during the fork. Therefore, this process sets the limits of its child from outside.
+            # during the fork. Therefore, the agent sets the limits of the child from its own
+            # process.
             yield Running(children[0], (out, err), limits)
         finally:
             children.end()
@@ -246,8 +247,8 @@ class Running:
 def _set_limits(process: int, limits: Mapping[int, tuple[int, int]]) -> None:
     """Set the resource limits of a process and of all its descendants. Raises OSError.
 
-    Later descendants inherit the limits. The function finds earlier descendants in /proc, because a
-    process inherits limits only when it is forked.
+    Processes that are forked later inherit the limits. The function finds earlier descendants in
+    /proc, because a process inherits limits only when it is forked.
     """
     processes = [process]
     while processes:

@@ -72,10 +72,10 @@ class Handled(NamedTuple):
 
 _ABI_1_FILES: Final = (1 << 13) - 1
 _LATER_RIGHTS: Final[Mapping[int, Handled]] = {
-    2: Handled(files=1 << 13, network=0, scoped=0),  # REFER: link or rename between directories
-    3: Handled(files=1 << 14, network=0, scoped=0),  # TRUNCATE
+    2: Handled(files=1 << 13, network=0, scoped=0),  # REFER: link or rename between directories.
+    3: Handled(files=1 << 14, network=0, scoped=0),  # TRUNCATE: change the size of a file.
     4: Handled(files=0, network=0b11, scoped=0),  # Bind and connect of TCP sockets.
-    5: Handled(files=1 << 15, network=0, scoped=0),  # IOCTL_DEV
+    5: Handled(files=1 << 15, network=0, scoped=0),  # IOCTL_DEV: ioctl(2) on devices.
     6: Handled(files=0, network=0, scoped=0b11),  # Abstract UNIX sockets and signals.
 }
 """For each ABI version, the access that it can deny and earlier versions could not."""

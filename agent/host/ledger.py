@@ -2,8 +2,8 @@
 
 STATE/entries/<sha256 of kind, profile set and key>.json contains one entry. STATE/bodies/<sha256>
 contains bytes that ledger entries reference. STATE/lock prevents a second agent from running. If an
-entry has a newer schema, the agent changes nothing on the node, because it does not know its
-meaning. A damaged entry counts as absent and is reported, and no profile is removed because of the
+entry has a newer schema, the agent changes nothing on the node, because it cannot interpret the
+entry. A damaged entry counts as absent and is reported, and no profile is removed because of the
 entry. A ledger entry proves ownership only if no user except root and the agent's own user can
 write it.
 """
@@ -261,7 +261,7 @@ class FileLedger:
         return content if content is not None and model.digest(content) == digest else None
 
     def sweep(self, entries: Mapping[KeyId, LedgerEntry]) -> None:
-        """Remove stored bytes that no entry references. A failure only wastes space."""
+        """Remove stored bytes that no entry references. A failure only wastes disk space."""
         used = {
             digest
             for entry in entries.values()

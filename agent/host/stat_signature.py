@@ -1,9 +1,9 @@
 """Computes stat signatures, which change whenever the content of a file changes.
 
-Each write changes the ctime, and each replacement changes the inode (inode(7)). Only after a write
-through a memory mapping may the times change later than the content. Two writes within one clock
-tick of a file system can have the same times. Therefore, an unchanged signature proves unchanged
-content only if the file was not written shortly before it was read (git, racy-git.txt).
+Each write changes the ctime, and each replacement changes the inode (inode(7)). After a write
+through a memory mapping, however, the times may change later than the content. Two writes within
+one clock tick of a file system can have the same times. Therefore, an unchanged signature proves
+unchanged content only if the file was not written shortly before it was read (git, racy-git.txt).
 """
 
 import os

@@ -142,7 +142,9 @@ class Publisher:
             self.step()
 
     def seconds_until_due(self) -> float | None:
-        """Return the seconds until `step` has something to do, or None if nothing is to do."""
+        """Return the seconds until `step` has something to do, or None if there is nothing to
+        do.
+        """
         if self._shared.has_work or self.events.has_events or self._retry.has_failed:
             return self._retry.seconds_left
         if not self.labeler.refused:

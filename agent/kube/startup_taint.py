@@ -18,7 +18,7 @@ from agent.core.vocabulary import (
 from agent.kube.label_changes import JsonPatch
 from agent.kube.responses import Json
 
-# Rejected keys count as settled. Otherwise, one rejected key would keep the taint on new nodes
+# A rejected key does not keep the taint. Otherwise, one rejected key would keep it on new nodes
 # forever.
 _SETTLED: Final = ON_NODE | {
     ProfileState.REJECTED,

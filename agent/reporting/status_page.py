@@ -53,8 +53,8 @@ class StatusView:
 
 
 ROWS: Final = 3000  # The largest number of rows in one table.
-# The units of an age. Each unit has the age at which the next unit begins, and its length in
-# seconds.
+# The units of an age. Each entry contains a unit, the age at which the next unit begins, and the
+# length of the unit in seconds.
 _UNITS: Final = ((120, "s", 1), (7200, "min", 60), (float("inf"), "h", 3600))
 _SEVERITIES: Final = (Severity.ERROR, Severity.WARNING, Severity.NOTICE)
 _FINDINGS: Final = Table(

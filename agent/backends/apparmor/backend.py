@@ -139,9 +139,7 @@ class AppArmorBackend:
         return replace(observation, uses=self.processes.uses(loaded))
 
     def _observed(self, profiles: Mapping[str, ObservedProfile]) -> Observation:
-        """Return the observation, completed with the information which profiles this agent
-        loaded.
-        """
+        """Return the observation with a mark on each profile that this agent loaded."""
         revision = self.view.observed_revision
         own = self.objects.own(self.view.object_ids(profiles), revision, profiles)
         is_hidden = not all(profile.is_readable for profile in profiles.values())

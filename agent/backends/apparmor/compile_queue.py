@@ -3,8 +3,8 @@
 This module only schedules profile texts, and uses no thread, process or clock; compile_worker.py
 runs the parser. A profile text starts on level 0 with a short time slice. After a run that exceeds
 the slice, the profile text moves up one level, where the slice is longer, and waits until all texts
-on lower levels have run. Among the texts of one level, those of the profile set that has used the
-least parser time have priority.
+on lower levels have run. On each level, the texts of the profile set that has used the least parser
+time have priority.
 
 A continuous stream of new profile texts must not prevent a slow text from being compiled. If a slow
 profile text has been ready for MAX_WAIT_SECONDS, it gets one run that no other text cancels. These
@@ -15,8 +15,8 @@ A profile text is rejected only if the parser itself used too much CPU time or m
 too much output, in a run with the longest slice and with all of the memory that the parser may use.
 If a run ended at its wall-clock limit, by a signal or because the container ran out of memory, it
 proves nothing about the profile text: another process, such as the kernel's OOM killer, may have
-ended the parser. After such a run, the daemon compiles the profile text again later, and a command
-reports that the text has no result.
+ended the parser. After a run that proves nothing about the text, the daemon compiles the text again
+later, and a command reports that the text has no result.
 """
 
 import math
@@ -29,7 +29,8 @@ from agent.backends.apparmor.parser import ParserRun, RunFailure
 from agent.backends.apparmor.policy_cache import ParserResult
 from agent.backoff import delay_seconds
 
-# This is CPU time. The slowest of 1,000 public profiles needed 0.2 s (measured).
+# The first time slice, in CPU seconds. The slowest of 1,000 public profiles needed 0.2 s
+# (measured).
 FIRST_SLICE_SECONDS: Final = 2.0
 SLICE_FACTOR: Final = 4.0
 # A slow profile text pauses for this multiple of the duration of its last run. With the factor 3,
@@ -92,7 +93,7 @@ class CompileQueue:
         self.submitted = 0
         self._waiting: dict[str, CompileTask] = {}
         self._running: dict[str, CompileTask] = {}
-        # Parser seconds by profile set.
+        # The parser seconds that each profile set has used.
         self._used_seconds: defaultdict[str, float] = defaultdict(float)
         self._next_reserved_run = 0.0
 

@@ -21,7 +21,7 @@ READER_VERSION = 2  # Increase this number when the result for the same bytes ch
 MODES = {0: "enforce", 1: "complain", 2: "kill", 3: "unconfined", 4: "user"}
 
 _NAME, _STRING, _BLOB, _STRUCT, _STRUCT_END, _LIST, _LIST_END, _ARRAY, _ARRAY_END = range(4, 13)
-_INTEGER_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}  # This maps a tag to the size in bytes of its integer.
+_INTEGER_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}  # Maps a tag to the size of its integer in bytes.
 _ENDS = {_STRUCT: _STRUCT_END, _LIST: _LIST_END, _ARRAY: _ARRAY_END}
 _MAX_DEPTH = 16
 # These fields are between the name and the flags of a profile, but do not belong to its attachment.
@@ -91,8 +91,7 @@ def names(policy: bytes) -> frozenset[str]:
 
 
 def rewrap(blobs: Iterable[bytes], included_names: Collection[str], filler: bytes) -> bytes:
-    """Return a policy with the selected profiles of the given policies that differs from them in
-    its bytes.
+    """Return a policy with the selected profiles of the given policies, but with different bytes.
 
     The function writes a separate version header for each profile. The header contains the same
     version as before. After the NUL that ends the name in the header, a filler of at least 8 bytes

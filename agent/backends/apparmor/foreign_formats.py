@@ -36,7 +36,7 @@ def findings(text: str) -> Iterator[Finding]:
     elif _YAML.match(text):
         kind = _KIND.search(text)
         name = kind[1] if kind else "unknown kind"
-        hint = "Install its profile from a directory or a ConfigMap, and remove this key."
+        hint = "Install the profile from a directory or a ConfigMap, and remove this key."
         if name == "SeccompProfile":
             hint = (
                 "The seccomp profile is in its spec: run `profile-loader convert FILE`, and "

@@ -68,7 +68,7 @@ class Inspector:
         """The compile target of this pass; None until the target is read."""
 
         self._awaited: set[str] = set()
-        """The cache keys of the results that keys of this pass still need."""
+        """The cache keys of the results for which keys of this pass are pending."""
 
     def begin_pass(self) -> None:
         """Begin a pass, and collect the results of all parser runs that have ended.

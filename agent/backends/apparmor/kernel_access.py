@@ -117,8 +117,8 @@ class KernelAccess:
         return "the kernel has no AppArmor, or it is switched off"
 
     def barrier(self) -> Unsupported | Unobservable | None:
-        """Return the reason why policy cannot be observed and changed on this host, or None if it
-        can be.
+        """Return the reason why policy cannot be observed and changed on this host, or None if
+        there is none.
         """
         barrier = self._barrier()
         self.is_open = barrier is None

@@ -14,7 +14,7 @@ from agent.backends.apparmor.profile_text import LineCounter, without_comments
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding, limit_findings
 
-# The name of the feature, first in the kernel's files (kernel_access.py), then in a features file.
+# The names of the feature: in the kernel's files (kernel_access.py), and in a features file.
 _KERNEL_FEATURE: Final = b"/features/network_v8/af_inet\0"
 _FEATURE: Final = re.compile(rb"\bnetwork_v8 \{(?:[^{}]|\{[^{}]*\})*?\baf_inet \{yes")
 _RULE: Final = re.compile(

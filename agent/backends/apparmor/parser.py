@@ -373,7 +373,7 @@ def _version(path: Path) -> tuple[list[int], int]:
 def _signature(path: str) -> tuple[int, ...]:
     """Return the stat signature of a file, or the errno if the file cannot be examined."""
     try:
-        # os is faster than pathlib, and this runs for each include file.
+        # This function is called for each include file, and os is faster than pathlib.
         return stat_signature.of(os.stat(path))
     except OSError as error:
         return (error.errno or errno.EIO,)
@@ -386,7 +386,7 @@ def file_content(path: str) -> bytes:
     reports the error later.
     """
     try:
-        # os is faster than pathlib, and this runs for each include file.
+        # This function is called for each include file, and os is faster than pathlib.
         if not os.path.isfile(path):
             return b"irregular"  # Reading a FIFO or a device might never end.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -27,14 +27,16 @@ _LISTED = re.compile(r"(?:^|\s)(/\S+) \(0x[0-9a-f]+\)\s*$", re.MULTILINE)
 _LIST_SECONDS = 10.0
 _LIST_OUTPUT_BYTES = 1 << 20
 _LIST_MEMORY_BYTES = 256 << 20
-# The names and the values of these constants are those of elf(5).
+# These constants are defined in elf(5).
 _PT_INTERP = 3
 _ELFCLASS64 = 2
 _ELF32_HEADER_BYTES = 52
 
 
 class NotElfError(Exception):
-    """The file is not an ELF program, for example a script with an unknown interpreter."""
+    """Raised if the file is not an ELF program, for example a script with an unknown
+    interpreter.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +140,7 @@ def include_tree(roots: Iterable[str]) -> IncludeTree:
 def _entries(directory: str, visited: set[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
     """Yield the entries of a directory, unless it was visited before or cannot be read."""
     try:
-        status = os.stat(directory)  # os is faster than pathlib, and this runs for each directory.
+        status = os.stat(directory)  # os.stat is faster than pathlib.
         if (status.st_dev, status.st_ino) in visited:
             return
         visited.add((status.st_dev, status.st_ino))

@@ -123,7 +123,7 @@ class PolicyChanges:
             declared = policy_verification.declared_profiles(body, names)
         except compiled_policy.PolicyError as error:
             return Failed(finding=diagnostics.policy_unreadable(profile.id, error))
-        # The access is not checked again: each pass checks it, and so does the kernel.
+        # The access is not checked again, because each pass and the kernel check it.
         barrier = None if self.access.is_open else self.access.barrier()
         if barrier is not None:
             return Failed(finding=barrier.finding)

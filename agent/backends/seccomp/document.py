@@ -115,7 +115,7 @@ class Rule:
         )
 
     def may_meet(self, other: "Rule") -> bool:
-        """Return whether both rules apply to a pod with suitable capabilities."""
+        """Return whether there are capabilities of a pod with which both rules apply."""
         needed = {*self.includes.caps, *other.includes.caps}
         return needed.isdisjoint((*self.excludes.caps, *other.excludes.caps))
 

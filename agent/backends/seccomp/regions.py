@@ -174,7 +174,8 @@ def outside(
     others: Sequence[Iterable[Condition]],
     largest: int = LARGEST,
 ) -> bool:
-    """Return whether some arguments meet the conditions but none of the other condition lists.
+    """Return whether some arguments meet all of the conditions, but not all conditions of any other
+    list.
 
     The search can take exponential time. After `_MOST_STEPS` steps, the search stops and returns
     True.
