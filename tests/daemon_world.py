@@ -30,7 +30,7 @@ RESYNC_SECONDS = 300.0
 
 
 class Clock:
-    """A clock that only advances when a test advances it."""
+    """A clock that advances only when a test advances it."""
 
     def __init__(self):
         self.now = 1000.0
@@ -43,7 +43,7 @@ class Clock:
 
 
 class IdleError(Exception):
-    """The controller would wait now, because no reason requires a pass."""
+    """Raised when the controller would wait, because no reason requires a pass."""
 
 
 class ScriptedQueue:
@@ -52,11 +52,11 @@ class ScriptedQueue:
     def __init__(self, clock):
         self.clock = clock
         self.reasons = []
-        self.waits = []  # the seconds of each wait during which no reason arrived
-        self.bursts = 0  # how often further reasons were discarded
-        self.is_sleeping = True  # whether an empty queue moves the clock
-        self.later = []  # the reasons that arrive one after another during waits
-        self.later_seconds = 0.0  # the time between these reasons
+        self.waits = []  # The seconds of each wait during which no reason arrived.
+        self.bursts = 0  # How often further reasons were discarded.
+        self.is_sleeping = True  # Whether an empty queue moves the clock.
+        self.later = []  # The reasons that arrive one after another during waits.
+        self.later_seconds = 0.0  # The time between these reasons.
 
     def put(self, reason):
         self.reasons.append(reason)
@@ -89,8 +89,8 @@ class RevisionBackend(MemoryKind):
     def __init__(self, node):
         super().__init__(node, Steps())
         self.slow_texts = frozenset()
-        self.failure = None  # the result of the next installations
-        self.unobservable = None  # the result of the next observations
+        self.failure = None  # The result of the next installations.
+        self.unobservable = None  # The result of the next observations.
         self.inspections = 0
         self.checks = 0
         self.during_install = lambda: None

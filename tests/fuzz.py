@@ -4,8 +4,8 @@
 usage: python -m tests.fuzz [--seed N] [--texts N] [--parsed N] [--budget SECONDS]
 
 The agent may reject every input, but it must catch every exception. After an uncaught exception,
-the run ends with exit status 1. Its message contains the seed, the number and the bytes of the
-input, so that a developer can reproduce the failure. Every run prints its seed.
+the run ends with exit status 1. The message of the run contains the seed, the number and the bytes
+of the input, so that a developer can reproduce the failure. Every run prints its seed.
 """
 
 import argparse

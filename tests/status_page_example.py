@@ -23,7 +23,7 @@ UNLABELLED = 3  # the number of profiles whose labels are not set
 
 
 def profile(number: int) -> ProfileStatus:
-    """Return one of the ordinary profiles; the first ones are rejected."""
+    """Return an ordinary profile. The profiles with the lowest numbers are rejected."""
     is_json = number % 3 != 0
     is_rejected = number < REJECTED
     name = f"shop/checkout-{number}.json" if is_json else f"shop-checkout-{number}"

@@ -56,24 +56,25 @@ class Node:
 
     loaded: dict = field(default_factory=dict)
     used: set = field(default_factory=set)
-    readable: bool = True  # whether the node shows the content of loaded profiles
-    objects: dict = field(default_factory=dict)  # name -> the number of the loaded object
-    stamps: dict = field(default_factory=dict)  # name -> the number of its last write
-    count: int = 0  # the number of objects and writes so far
-    # name -> the number in the agent's record of its objects
+    readable: bool = True  # Whether the node shows the content of loaded profiles.
+    objects: dict = field(default_factory=dict)  # For each name, the number of the loaded object.
+    stamps: dict = field(default_factory=dict)  # For each name, the number of its last write.
+    count: int = 0  # The number of objects and writes so far.
+    # For each name, the number in the agent's record of its objects.
     own: dict = field(default_factory=dict)
     # the names of a load that was not recorded, and the count before it
     loading: tuple = (frozenset(), 0)
     # The agent does not know the following facts.
-    created: set = field(default_factory=set)  # the objects that this agent loaded or overwrote
-    # (name, object, content) for each overwrite by this agent
+    created: set = field(default_factory=set)  # The objects that this agent loaded or overwrote.
+    # The name, the object and the content for each overwrite by this agent.
     touched: list = field(default_factory=list)
     lost: list = field(default_factory=list)  # the objects that this agent removed
     entries: dict = field(default_factory=dict)
     bodies: dict = field(default_factory=dict)
     removed: list = field(default_factory=list)
-    put: dict = field(default_factory=dict)  # name -> the content that this agent loaded last
-    full: bool = False  # whether the disk is full, so that no entry can be written
+    # For each name, the content that this agent loaded last.
+    put: dict = field(default_factory=dict)
+    full: bool = False  # Whether the disk is full, so that no entry can be written.
 
     def number(self):
         """Assign numbers to the loaded objects. Each new object gets a new number."""
@@ -272,7 +273,7 @@ FULL = Finding(code=FindingCode.WRITE_FAILED, location="ledger", message="ENOSPC
 
 
 class MemoryLedger:
-    """A ledger in memory. It passes the same contract tests as the file ledger."""
+    """A ledger in memory, which passes the same contract tests as the file ledger."""
 
     findings = ()
 

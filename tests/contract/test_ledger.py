@@ -41,7 +41,7 @@ def ledger(request, tmp_path):
 
 
 def test_an_entry_is_read_back_unchanged(ledger):
-    """Every field of an entry is stored, and a second write replaces the first one."""
+    """Every field of an entry is stored, and a second write replaces the first write."""
     assert ledger.entries() == {}
     assert ledger.write(LedgerEntry(id=ID, provenance="installed")) is None
     assert ledger.write(FULL) is None
@@ -94,7 +94,7 @@ def test_a_damaged_entry_counts_as_absent_and_is_reported(files, cut):
 
 
 def test_an_invalid_byte_anywhere_in_an_entry_is_damage(files):
-    """An entry with invalid bytes does not crash the agent."""
+    """An entry with invalid bytes anywhere counts as damaged, and does not crash the agent."""
     ledger, path = files
     whole = path.read_bytes()
     for at in range(len(whole)):

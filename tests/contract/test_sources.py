@@ -78,7 +78,9 @@ def read(place):
 
 
 def test_a_snapshot_contains_the_unchanged_content_of_each_profile(place):
-    """A source ignores files that are not profiles."""
+    """A snapshot contains the unchanged content of each profile. A source ignores files that are
+    not profiles.
+    """
     place.fill(**{"a.json": '{"é": 1}\n', "mute": "[", "README.md": "x", "b.txt": "x"})
     snapshot = read(place)
     assert isinstance(snapshot, Read)

@@ -164,7 +164,7 @@ def test_a_rewrapped_policy_declares_the_same_profiles_in_other_bytes(declared, 
     }
     assert hashes(compiled_policy.read(rewrapped)) == before
     assert compiled_policy.names(rewrapped) == included
-    # Each profile in the rewritten policy has a version header with the filler.
+    # Each profile in the rewritten policy has a version header that contains the filler bytes.
     assert rewrapped.count(b"version\0" + filler) >= len(included)
     sources = b"".join(blobs[:3]), b"".join(blobs[3:])
     for name in included:

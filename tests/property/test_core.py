@@ -59,7 +59,8 @@ CHANGES = st.one_of(
     st.tuples(st.just("use"), NAMES),
     st.tuples(st.just("free"), NAMES),
     st.tuples(st.just("reboot"), st.just("")),
-    # Other programs load the same content or different content. They may remove the profile first.
+    # Other programs load the same content or different content, with or without a removal of the
+    # profile before.
     st.tuples(st.just("load"), NAMES),
     st.tuples(st.just("replace"), NAMES),
     st.tuples(st.just("reload"), NAMES),

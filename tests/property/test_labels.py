@@ -221,7 +221,9 @@ def test_labels_stay_while_nothing_can_be_observed(built):
 
 @given(cases())
 def test_every_label_is_valid_and_has_a_prefix_of_the_agent(case):
-    """One request contains all labels, so a single invalid label would make it fail."""
+    """Every label of a report is valid, because one invalid label would make the whole request
+    fail.
+    """
     built, present = case
     for key, value in labels.labels_for(
         built, domain=D, digest=True, present=present

@@ -1,4 +1,4 @@
-"""Backends with apparmor_parser of several Debian releases."""
+"""Provides backends with the apparmor_parser of several Debian releases."""
 
 import shlex
 from pathlib import Path

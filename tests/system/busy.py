@@ -1,7 +1,7 @@
 """Measures how long the tasks on this machine wait for a CPU.
 
-While a CPU is idle, the tests enforce the documented time limits of the agent. Otherwise the
-machine itself may cause a late result, so the tests allow more time.
+While a CPU is idle, the tests enforce the documented time limits of the agent. If no CPU is idle,
+the machine itself may cause a late result, so the tests allow more time.
 """
 
 import os

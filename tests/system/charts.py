@@ -1,5 +1,5 @@
-"""Runs helm and helm-unittest. Both programs are built once from the Go module in
-tests/system/helm.
+"""Runs helm and helm-unittest. The programs helm and helm-unittest are built once from the Go
+module in tests/system/helm.
 """
 
 import os
@@ -49,8 +49,8 @@ def run(name, *words, kubeconfig=None, check=True):
 def without_version(folder):
     """Copy the chart without its required Kubernetes version, and return the path of the copy.
 
-    The API server of the tests is built from Go modules without a version number. It therefore
-    reports v0.0.0, and helm would refuse to install the unchanged chart.
+    The API server of the tests is built from Go modules without a version number. This API server
+    therefore reports v0.0.0, and helm would refuse to install the unchanged chart.
     """
     chart = shutil.copytree(CHART, folder / CHART.name)
     file = chart / "Chart.yaml"

@@ -1,9 +1,9 @@
 """Runs a real etcd, kube-apiserver and kube-scheduler on the loopback interface.
 
 If the environment variable KUBEBUILDER_ASSETS is set, the programs come from that directory (the
-convention of envtest). Otherwise, a single binary with all programs is built once from the Go
-modules in tests/system/controlplane. The file go.sum in that directory contains the hashes of the
-modules. The binary and its checksum are cached in ~/.cache/profile-loader.
+convention of envtest). If the variable is not set, a single binary with all programs is built once
+from the Go modules in tests/system/controlplane. The file go.sum in that directory contains the
+hashes of the modules. The binary and its checksum are cached in ~/.cache/profile-loader.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from tests.system import go_build
 from tests.system.guest.pace import until
 
 MODULE = Path(__file__).parent / "controlplane"
-OLDER = Path(__file__).parent / "controlplane-old"  # an API server of an older minor version
+OLDER = Path(__file__).parent / "controlplane-old"  # An API server of an older minor version.
 KUBECTL_SECONDS = 1200  # This limit also applies to commands that wait, so that every command ends.
 NAMESPACE = "profile-loader"
 MERGE_PATCH = "application/merge-patch+json"
@@ -66,7 +66,9 @@ def free_port():
 
 
 class Cluster:
-    """A control plane with an initially empty store. Its processes end when the context ends."""
+    """A control plane with an initially empty store. The processes of the control plane end when
+    the context ends.
+    """
 
     def __init__(self, folder=None, *, older=False):
         self.folder = Path(folder or tempfile.mkdtemp(prefix="cluster-"))

@@ -23,8 +23,8 @@ KEPT = 2
 
 
 def go():
-    """Return the go command of this machine if it is new enough. Otherwise return the go command of
-    the virtual environment.
+    """Return the go command of this machine if it is new enough. If the machine has no such
+    command, return the go command of the virtual environment.
     """
     wanted = next(
         line.split()[1] for line in (MODULE / "go.mod").read_text().splitlines() if "go 1" in line

@@ -26,7 +26,7 @@ RECIPE = 3  # This version is part of every cache key. Increase the version when
 SUITE = "trixie"
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
 REVISION = "0123456789abcdef0123456789abcdef01234567"  # `profile-loader --version` prints it.
-# the name of the image in the documents and in manifests/base
+# The name of the image in the documents and in manifests/base.
 NAME = f"docker.io/library/profile-loader:{VERSION}"
 INPUTS = (
     "Containerfile",

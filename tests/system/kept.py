@@ -42,13 +42,15 @@ def announced(what, usual, progress=lambda: "", *, every=60.0):
         every: The number of seconds between two progress reports.
     """
     begin = time.monotonic()
-    print(f"{what}: making it, which usually takes {usual}", flush=True)
+    print(f"{what}: the build usually takes {usual}", flush=True)
     finished = threading.Event()
 
     def report():
         while not finished.wait(every):
             seconds = time.monotonic() - begin
-            print(f"{what}: still being made after {seconds:.0f} s {progress()}", flush=True)
+            print(
+                f"{what}: the build is still running after {seconds:.0f} s {progress()}", flush=True
+            )
 
     reporter = threading.Thread(target=report)
     reporter.start()

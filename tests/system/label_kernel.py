@@ -206,7 +206,7 @@ class Guest:
     def _said(self):
         line = self.lines.readline()
         if not line:
-            raise ConnectionError("the guest is gone")
+            raise ConnectionError("the guest has ended")
         output = json.loads(line)
         if "kernel" in output:
             self.history.append(output["kernel"])
@@ -348,9 +348,9 @@ def measured():
         assert error is None, f"{error!r}\n{log}"
         assert result.status == 0, log
         assert value is not None, log
-    print_distribution("policy in the kernel after the answer to the change", value.kernel)
-    print_distribution("digest on the label after the answer to the change", value.label)
-    print(f"meanwhile CPUs of this machine were short for {value.short:.0%} of the time")
+    print_distribution("policy in the kernel after the response to the change", value.kernel)
+    print_distribution("digest on the label after the response to the change", value.label)
+    print(f"during the test, a task waited for a CPU for {value.short:.0%} of the time")
     print_distribution("restored without an API server", value.restored)
     print(f"restored by a new agent without an API server: {value.started:.1f} s after the kill")
     print(f"from the API server's return until the label is correct: {value.caught_up:.2f} s")

@@ -1,9 +1,9 @@
 """The model of the soak test.
 
 The model records the changes, and computes the states that may result from these changes. The test
-compares the model with files, the labels of the Node, /metrics and the log. It never reads the
-internal state of the agent. If the order of two events is unknown, the model allows both results.
-tests/system/soak.py makes the changes.
+compares the model with files, the labels of the Node, /metrics and the log. The test never reads
+the internal state of the agent. If the order of two events is unknown, the model allows both
+results. tests/system/soak.py makes the changes.
 """
 
 import json
@@ -43,14 +43,14 @@ class SoakModel:
         self.maps = {name: {} for name in MAPS}
         # the versions that the file of each name may have; None represents a missing file
         self.possible = {}
-        self.foreign = {}  # the signature that the foreign file of each name must keep
-        self.pods = {}  # whether a pod has used the profile since before this batch, by name
-        self.released = set()  # the names whose pod ended in this batch
-        self.edits = {}  # the times at which the file of a profile was edited, by name
-        self.relabelled = []  # the times at which the test changed the agent's labels
-        self.steady = set()  # the names that have been desired since the last checked batch
-        self.touched = set()  # the names that this batch must not change again
-        self.disturbed = set()  # the names whose file this test may have removed
+        self.foreign = {}  # The signature that the foreign file of each name must keep.
+        self.pods = {}  # Whether a pod has used the profile since before this batch, by name.
+        self.released = set()  # The names whose pod ended in this batch.
+        self.edits = {}  # The times at which the file of a profile was edited, by name.
+        self.relabelled = []  # The times at which the test changed the agent's labels.
+        self.steady = set()  # The names that have been desired since the last checked batch.
+        self.touched = set()  # The names that this batch must not change again.
+        self.disturbed = set()  # The names whose file this test may have removed.
         self.note = "0"
         self.version = 0
         self.changes = self.batches = 0

@@ -1,7 +1,7 @@
 """Tests of the findings about typical mistakes in profiles, with apparmor_parser from several
 releases.
 
-The mistakes come from public bug reports. This machine has the parser 3.0.8; the parsers of Debian
+The mistakes come from public bug reports. This machine has the parser 3.0.8. The parsers of Debian
 13 (4.1) and unstable (5.0) are unpacked into a cache.
 """
 
@@ -73,7 +73,7 @@ REJECTED = {
         message=CONFLICT,
         hint="Keep one",
     ),
-    "a forgotten include of tunables": Case(
+    "a missing include of tunables": Case(
         text="# add #include <tunables/global>\nprofile web {\n  #include <abstractions/base>\n}\n",
         code="parser_rejected",
         message="HOMEDIRS",
@@ -99,7 +99,7 @@ REJECTED = {
         hint="does not contain abstractions/missing. Put the included rules into the text: run "
         "`profile-loader render key --inline --include ",
     ),
-    "an include with a name that no file can have": Case(
+    "an include with an impossible file name": Case(
         text=f"{WEB}  include <abstractions/{LONG}>\n}}\n",
         code="parser_rejected",
         location="line 4",

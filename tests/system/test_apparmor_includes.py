@@ -144,7 +144,7 @@ CHANGES = {
     "a file in a directory changes": ("include <dir>", "d/dir/old", "/new r,\n"),
     "the target of a link changes": ("include <link>", "target", "/new r,\n"),
     "the target of a broken link appears": ("include if exists <broken>", "nothing", "/new r,\n"),
-    "an included file includes a new one": ("include <outer>", "d/inner", "/new r,\n"),
+    "an included file includes a new file": ("include <outer>", "d/inner", "/new r,\n"),
 }
 
 

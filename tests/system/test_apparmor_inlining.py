@@ -1,8 +1,8 @@
 """Compares the compiled policies of expanded texts and of the original texts.
 
 The parsers come from several releases. A parser compiles the original text with its include
-directory. It compiles the expanded text with a directory that contains only the features files of
-abi rules. Both policies must consist of the same bytes.
+directory. The parser compiles the expanded text with a directory that contains only the features
+files of abi rules. Both policies must consist of the same bytes.
 """
 
 import shutil
@@ -119,7 +119,7 @@ class Compiler:
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_an_expanded_text_compiles_to_the_same_policy(compiler, text):
-    """An expanded text compiles to the same policy. It needs no file except the features file of
+    """An expanded text compiles to the same policy, and needs no file except the features file of
     its abi rule.
     """
     for name, content in FILES.items():

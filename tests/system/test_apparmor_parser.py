@@ -62,14 +62,18 @@ def test_each_mistake_has_a_code_a_line_and_a_hint(tmp_path, text, code, locatio
 
 
 def test_a_variable_in_a_name_does_not_bypass_the_deny_list(tmp_path):
-    """The deny list applies to the compiled name."""
+    """A variable in a profile name does not bypass the deny list, which applies to the compiled
+    name.
+    """
     result = inspect(tmp_path, "@{P}=docker-default\nprofile @{P} {}\n")
     assert isinstance(result, Rejection)
     assert [finding.code for finding in result.findings] == ["name_variable", "name_denied"]
 
 
 def test_names_and_modes_are_read_from_the_compiled_policy(tmp_path):
-    """One key can declare several profiles with hats and child profiles."""
+    """The names and modes of all profiles, hats and child profiles in a key are read from the
+    compiled policy.
+    """
     text = (
         "profile web flags=(complain) {\n  ^HAT { file, }\n  profile kid /bin/ls { file, }\n}\n"
         'profile "two words" { file, signal, }\r\n'
@@ -132,7 +136,7 @@ def test_a_node_without_apparmor_rejects_only_texts_with_errors(tmp_path):
 
 
 def test_the_command_check_writes_no_file(tmp_path):
-    """The command `check` does not change the machine of a CI job."""
+    """The command `check` writes no file, so that it does not change the machine of a CI job."""
     inspect(tmp_path, "profile x { file, }")
     assert list(tmp_path.iterdir()) == []
 

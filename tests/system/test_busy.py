@@ -41,8 +41,8 @@ def test_a_limit_is_longer_if_a_task_waited_most_of_the_time(kernel, waited, sec
 
 @pytest.mark.parametrize(("idle", "seconds"), [(3.5, 2.0), (0.9, 2.0), (0.7, 10.0)])
 def test_without_pressure_data_a_limit_is_longer_if_no_cpu_was_idle(kernel, idle, seconds):
-    """Without pressure data, idle seconds decide. They are summed over all CPUs, so they may exceed
-    the elapsed time.
+    """Without pressure data, the idle seconds determine the limit. Idle seconds are summed over all
+    CPUs, so they may exceed the elapsed time.
     """
     kernel(idle=40.0)
     since = busy.Since()

@@ -81,7 +81,7 @@ class Agent:
         self.kubeconfig = None
 
     def node(self, labels=None):
-        """Create the agent's Node, and a token that is bound to it."""
+        """Create the agent's Node, and a token that is bound to this Node."""
         uid = self.cluster.node(self.name, BOOT_ID, labels)
         token = self.cluster.agent_token(self.name)
         self.kubeconfig = self.cluster.write_kubeconfig(self.name, token)
@@ -624,8 +624,8 @@ def large():
 
 
 def test_many_full_configmaps_are_rejected_separately(agent):
-    """Of many full ConfigMaps, the agent reads the oldest ones. Its memory stays below the limit of
-    the pod.
+    """Of many full ConfigMaps, the agent reads only the oldest ConfigMaps. The memory of the agent
+    stays below the limit of the pod.
     """
     agent.node()
     agent.config_map({"a.json": profile()})
@@ -850,7 +850,7 @@ def test_an_idle_agent_has_few_connections_and_sends_no_request(agent):
 
 
 def test_in_a_pod_the_token_is_read_again(agent):
-    """If the kubelet replaces the file with the token, the agent uses the new token."""
+    """If the kubelet replaces the token file of a pod, the agent uses the new token."""
     agent.node()
     agent.config_map({"a.json": profile()})
     mounted = agent.root.parent / "serviceaccount"

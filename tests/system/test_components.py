@@ -170,8 +170,8 @@ def is_in(objects, namespace):
 
 
 def test_every_component_has_an_effect_to_check():
-    """This file has a check for each component. Each check fails for the base alone, except for the
-    check of `settings`.
+    """EFFECTS contains a check for each component. Each check fails for the base alone, except for
+    the check of `settings`.
     """
     assert sorted(EFFECTS) == kustomize.COMPONENTS
     base = kustomize.objects()

@@ -16,4 +16,4 @@ def outcomes():
 @pytest.mark.parametrize("scenario", [*confinement.SCENARIOS, confinement.WITHOUT_RAW_DATA])
 def test_on_a_real_kernel(outcomes, scenario):
     """Each scenario of tests/system/guest/disuse.py and tracker.py succeeds."""
-    assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
+    assert outcomes.get(scenario, "the scenario did not run") is None, outcomes.get(scenario)

@@ -30,8 +30,9 @@ from tests.system.daemon import Daemon, profile
 from tests.system.guest import pace
 from tests.system.killed import POINTS
 
-SECONDS = 2.0  # the time limit for the exit after SIGTERM
-TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]  # a signal to one thread
+SECONDS = 2.0  # The time limit for the exit after SIGTERM.
+# The system call that sends a signal to one thread.
+TGKILL = {"x86_64": 234, "aarch64": 131}[os.uname().machine]
 
 
 @pytest.fixture
@@ -85,8 +86,8 @@ def stopped_cleanly(daemon):
 
 
 def test_a_full_disk_keeps_the_previous_version_until_there_is_space(daemon, mounted):
-    """On a full disk, an update fails with a reason. It succeeds soon after another program frees
-    space.
+    """On a full disk, an update fails with a reason. The update succeeds soon after another program
+    frees space.
     """
     top = mounted(daemon.root / "var")
     daemon.start()
@@ -350,8 +351,8 @@ def started_at(thread):
     Thread IDs are reused, but start times are not.
     """
     with contextlib.suppress(OSError):
-        # This is starttime of proc_pid_stat(5); the name of a process may contain spaces and
-        # brackets.
+        # The start time is the field starttime of proc_pid_stat(5). The name of a process may
+        # contain spaces and brackets.
         return int((thread / "stat").read_text().rpartition(")")[2].split()[19]), int(thread.name)
     return math.inf, 0  # The thread has ended.
 
@@ -398,8 +399,8 @@ def parsers(daemon):
 
 @pytest.mark.parametrize("swallowed", ["", "os.listdir"])
 def test_a_running_parser_ends_with_the_daemon(daemon, monkeypatch, swallowed):
-    """If a signal ends the daemon, the running parser ends too. This also applies to a signal
-    during a destructor.
+    """If a signal ends the daemon, the running parser ends too, even if the signal arrives during a
+    destructor.
     """
     kernel = daemon.root / "sys/kernel/security/apparmor"
     (kernel / "features/policy/versions").mkdir(parents=True)
@@ -505,8 +506,8 @@ def test_other_signals_do_not_end_the_daemon(daemon):
 
 
 def test_the_files_with_keys_of_a_kubeconfig_are_removed(daemon, tmp_path, monkeypatch):
-    """The kubernetes package writes the keys of a kubeconfig to temporary files. These files are
-    removed when the daemon ends.
+    """The kubernetes package writes the keys of a kubeconfig to temporary files. The daemon removes
+    the temporary files when it ends.
     """
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
@@ -604,8 +605,8 @@ def test_with_64_descriptors_the_daemon_survives_many_connections(daemon):
 
 
 def test_without_free_descriptors_nothing_is_changed(daemon):
-    """Without free descriptors, the daemon cannot observe the node. It reports this, changes
-    nothing, and recovers later.
+    """Without free descriptors, the daemon cannot observe the node. The daemon reports this,
+    changes nothing, and recovers later.
     """
     daemon.start(limits={resource.RLIMIT_NOFILE: 28})
     settled(daemon, a=1)

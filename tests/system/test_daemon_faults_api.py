@@ -210,8 +210,8 @@ def test_memory_stays_below_the_limit_of_the_manifest(daemon):
 
 
 def test_with_64_descriptors_the_daemon_watches_labels_and_restores(daemon):
-    """With 64 descriptors, the daemon watches the API server, sets labels and restores files. It
-    uses less than half of the descriptors.
+    """With 64 descriptors, the daemon watches the API server, sets labels and restores files. The
+    daemon uses less than half of the descriptors.
     """
     daemon.start(limits={resource.RLIMIT_NOFILE: 64})
     daemon.until_labels(LABELS)

@@ -40,4 +40,4 @@ def outcomes():
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_on_a_real_kernel(outcomes, scenario):
     """Each scenario of tests/system/guest/faults.py succeeds."""
-    assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
+    assert outcomes.get(scenario, "the scenario did not run") is None, outcomes.get(scenario)

@@ -21,7 +21,9 @@ from tests.system import charts, image
 from tests.system.cluster import Cluster
 from tests.system.guest import pace
 
-PAGES = [  # The operations page uninstalls the agent. After that, the Helm page installs it again.
+# The operations page uninstalls the agent. The Helm page, which runs later, installs the agent
+# again.
+PAGES = [
     "README.md", "docs/quickstart.md", "docs/how-to.md", "docs/operations.md", "docs/platforms.md",
     "docs/helm.md",
 ]  # fmt: skip
@@ -29,7 +31,7 @@ TREE = ["README.md", "docs", "manifests", "profiles", "scripts"]
 BUDGET_SECONDS = 180
 LABEL = "seccomp.profile-loader.node-restriction.kubernetes.io/prevent-chmod"
 NOT_RUN = {  # The reasons why blocks cannot run, by page and by the first line of the block.
-    ("README.md", "sh scripts/test --install"): "it runs this test",
+    ("README.md", "sh scripts/test --install"): "the block runs this test",
     ("docs/quickstart.md", f"podman build -t {image.NAME} ."): "test_image.py uses buildah",
     ("docs/quickstart.md", "kind create cluster"): "the test environment has no kind",
     ("docs/quickstart.md", "minikube start --driver=kvm2"): "the test environment has no minikube",
@@ -44,7 +46,7 @@ NOT_RUN = {  # The reasons why blocks cannot run, by page and by the first line 
     (
         "docs/operations.md",
         "pod=$(kubectl -n profile-loader get pods --field-selector spec.nodeName=node-a -o name)",
-    ): "it needs a kubelet and does not exit; node/test_base.py runs status in the agent's pod",
+    ): "the block needs a kubelet; node/test_base.py runs status in the agent's pod",
 }
 # The PATH of the blocks contains these commands: the agent under test, and the real kubectl and
 # helm.

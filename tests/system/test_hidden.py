@@ -53,7 +53,7 @@ def outcomes(request):
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_on_a_real_kernel(outcomes, scenario):
     """Each scenario of tests/system/guest/hidden.py succeeds."""
-    assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
+    assert outcomes.get(scenario, "the scenario did not run") is None, outcomes.get(scenario)
 
 
 def test_a_profile_that_the_host_loads_at_the_next_boot_is_foreign(tmp_path):

@@ -82,7 +82,8 @@ def test_clients_that_do_not_read_use_no_memory(daemon):
                         connections.append(stack.enter_context(connection))
                 for connection in connections:
                     with contextlib.suppress(OSError):
-                        connection.recv(1)  # The page was rendered, or the connection was reset.
+                        # The agent has rendered the page or reset the connection.
+                        connection.recv(1)
                 if number % 5 == 0:  # A new report causes a new page.
                     provide(daemon, 3000, number, LONG)
                 statuses.append(daemon.get(PROBES[number % 2])[0])

@@ -153,7 +153,7 @@ def test_every_module_of_the_agent_is_imported_from_bytecode(built):
     assert [one for one in came if one.endswith(".py")] == []
     assert f"'{SITE}/agent/core/plan/__pycache__/__init__.cpython-313.pyc'" in came
     peak = int(done.stdout) / 1024
-    print(f"image: {peak:.0f} MiB with everything imported")
+    print(f"image: {peak:.0f} MiB with all modules imported")
     assert peak < 64, "docs/image.md"
 
 

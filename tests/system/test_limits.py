@@ -66,7 +66,7 @@ class Agent:
         self.kubeconfig = cluster.write_kubeconfig("agent", "admin")
 
     def start(self, *more, is_alone=True):
-        """Start the agent. It has the memory limit only if it starts no parser.
+        """Start the agent. The memory limit applies only to an agent that starts no parser.
 
         In a control group of version 1, the kernel would kill the largest process.
         """
@@ -327,7 +327,7 @@ def free_the_ledger(cluster, agent):
 
 # seccomp keys of 3 KiB each, which reach the limit of 3,000 keys together with the AppArmor keys
 FULL_KEYS = 2600
-FULL_TEXTS = 400  # AppArmor keys that compile to about 30 KiB each
+FULL_TEXTS = 400  # AppArmor keys that compile to about 30 KiB each.
 # One text whose compilation needs more memory than the parser may use.
 PAIRS = zip("abcdefghijklmn", "defghijklmnopq", strict=True)
 RULES = "".join(f"  /**/{a}*b*/**{b}* r,\n" for a, b in PAIRS)

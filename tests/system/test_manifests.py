@@ -141,7 +141,7 @@ def test_an_agent_with_a_mounted_volume_may_not_read_configmaps(components):
 
 
 def test_the_mounted_volume_contains_the_shipped_profiles():
-    """The volume and the ConfigMaps contain the same profile names."""
+    """The mounted volume and the ConfigMaps contain the same profile names."""
     objects = kustomize.objects("mounted-volume")
     (volume,) = [one for one in kustomize.pod(objects)["volumes"] if one["name"] == "profiles"]
     paths = []

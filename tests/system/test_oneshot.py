@@ -60,7 +60,7 @@ SCENARIOS = [
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_on_a_real_kernel(outcomes, scenario):
     """Each scenario of tests/system/guest/scenarios.py succeeds."""
-    assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
+    assert outcomes.get(scenario, "the scenario did not run") is None, outcomes.get(scenario)
 
 
 def test_every_scenario_is_expected(outcomes):

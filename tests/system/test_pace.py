@@ -87,6 +87,6 @@ def test_a_measured_duration_is_compared_with_the_scaled_limit(machine, slow, ta
 
 
 def test_a_wait_that_fails_reports_its_condition():
-    """The error contains the limit and the description of the condition."""
+    """If a wait fails, the error contains the limit and the description of the condition."""
     with pytest.raises(AssertionError, match=r"^not within 0\.01 s \(.*\): the moon$"):
         pace.until(lambda: False, "the moon", 0.01)

@@ -26,7 +26,7 @@ CANARY = "xylophone"
 # Each of these texts makes the parser open PATH. A previous version of the source checks accepted
 # the first text.
 FORMS = {
-    "after the word abi in a comment": (
+    "an include after the word abi in a comment": (
         'profile web {\n  capability # see the abi\n  include "PATH"\n  ,\n}\n'
     ),
     "plain": 'profile web {\n  capability\n  include "PATH"\n  ,\n}\n',
@@ -34,7 +34,7 @@ FORMS = {
     "if it exists": 'profile web {\n  capability\n  include if exists "PATH"\n  ,\n}\n',
     "climbing": "profile web {\n  capability\n  include <../..PATH>\n  ,\n}\n",
     "as an abi": 'abi "PATH",\nprofile web {}\n',
-    "as an abi path with `..`": "abi <../..PATH>,\nprofile web {}\n",
+    "an abi path with `..`": "abi <../..PATH>,\nprofile web {}\n",
 }
 
 
@@ -119,7 +119,7 @@ def test_the_files_that_the_parser_needs_are_opened():
 
 def test_links_of_the_include_directory_are_followed(tmp_path, outside):
     """The parser follows symbolic links in the include directory, because the administrator creates
-    them. It does not follow a link to a parent directory.
+    them. The parser does not follow a link to a parent directory.
     """
     include = tmp_path / "apparmor.d"
     include.mkdir()

@@ -24,7 +24,7 @@ OWN = f"seccomp.{DOMAIN}/a.json"
 
 @pytest.fixture(scope="module", params=["current", pytest.param("older", marks=pytest.mark.older)])
 def cluster(request):
-    """A control plane. Its API server has either the newest or the oldest supported version."""
+    """A control plane whose API server has either the newest or the oldest supported version."""
     with Cluster(older=request.param == "older") as one:
         one.kubectl("create", "priorityclass", "unused", "--value", "1")
         applied(one)
@@ -133,11 +133,11 @@ DENIED = {
     "a foreign label changed": (lambda a: labels(a, "own", kept="no"), "added or changed"),
     "a foreign label removed": (lambda a: labels(a, "own", kept=None), "removed"),
     "every label removed": (lambda a: merged(a, {"metadata": {"labels": None}}), "removed"),
-    "a prefix that only begins alike": (
+    "a prefix with the same beginning": (
         lambda a: labels(a, "own", labels={f"apparmor.{DOMAIN}.example.org/x": "enforce"}),
         "added or changed",
     ),
-    "a key of the domain that is no kind": (
+    "a key in the domain without a kind": (
         lambda a: labels(a, "own", labels={f"{DOMAIN}/apparmor-x": "enabled"}),
         "added or changed",
     ),

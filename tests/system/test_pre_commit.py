@@ -106,8 +106,8 @@ def test_the_hooks_accept_a_repository_without_mistakes(folder, sample):
 
 
 def test_the_hooks_reject_a_profile_that_the_agent_would_reject(folder, sample):
-    """The first hook fails for an invalid profile. Its output contains the file and the name that
-    is not an action.
+    """The first hook fails for an invalid profile, and prints the file and the name that is not an
+    action.
     """
     (sample / "profiles/audit.json").write_text(LOG.replace("LOG", "LOGG"))
     render(sample)
@@ -118,8 +118,8 @@ def test_the_hooks_reject_a_profile_that_the_agent_would_reject(folder, sample):
 
 
 def test_the_hooks_reject_a_config_map_that_was_not_rendered_again(folder, sample):
-    """The second hook fails for an outdated ConfigMap, and its output is the difference. It accepts
-    the ConfigMap after a new `render`.
+    """The second hook fails for an outdated ConfigMap, and its output is the difference. After a
+    new `render`, the second hook accepts the ConfigMap.
     """
     (sample / "profiles/audit.json").write_text(LOG.replace("LOG", "ALLOW"))
     status, results, output = pre_commit(folder, sample)

@@ -247,7 +247,9 @@ def compact(cluster, version):
 
 
 def test_a_watch_from_a_compacted_version_is_rejected(cluster, tmp_path):
-    """After status 410, the reflector lists the current objects."""
+    """If the API server rejects a watch with status 410, the reflector lists the current
+    objects.
+    """
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca))
     cluster.apply(config_map("old", key="a"))
     first = api.get(f"{PATH}/old")["metadata"]["resourceVersion"]
@@ -295,7 +297,7 @@ def test_the_token_contains_the_uid_of_the_node_that_it_is_bound_to(cluster, tmp
 
 
 def test_a_status_error_contains_the_reason_of_the_api_server(cluster, tmp_path):
-    """The error contains the HTTP status and the reason of the Status object."""
+    """A status error contains the HTTP status and the reason in the Status object."""
     api = client.Api(kubeconfig=config(tmp_path, cluster.url, cluster.ca, "unknown"))
     with pytest.raises(errors.StatusError) as error:
         api.get(PATH)
@@ -307,7 +309,7 @@ def test_a_status_error_contains_the_reason_of_the_api_server(cluster, tmp_path)
 
 
 def test_a_closed_port_is_unreachable(tmp_path):
-    """The error message contains the address and the reason on one line."""
+    """If a port is closed, the error message contains the address and the reason on one line."""
     port = free_port()
     api = client.Api(kubeconfig=config(tmp_path, f"https://127.0.0.1:{port}"))
     with pytest.raises(
@@ -790,7 +792,9 @@ def test_a_token_of_a_wrong_type_is_an_error(tmp_path, token):
 
 
 class TwoObjects:
-    """Bounds for at most two objects. They report room while the store contains fewer objects."""
+    """Bounds for at most two objects. These bounds report room while the store contains fewer
+    objects.
+    """
 
     def __init__(self):
         self.most = 0
@@ -971,7 +975,7 @@ OK = response(200, {})
 
 def test_a_token_file_is_read_again_after_a_minute_and_after_a_401(tmp_path, monkeypatch):
     """The client reads the token file again after a minute, and after a response with status 401.
-    It does not repeat the request.
+    The client does not repeat the request.
     """
     (tmp_path / "token").write_text("one\n")
     denied = response(401, {"reason": "Unauthorized", "message": "Unauthorized"})

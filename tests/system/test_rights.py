@@ -44,7 +44,7 @@ SCENARIOS = [
 
 # The result of a pass with all rights. The pass replaces one AppArmor profile, installs a new
 # profile, restores a missing profile, removes an undesired profile, and holds an undesired profile
-# that is in use. It also installs a new seccomp file, and removes a seccomp file that no key
+# that is in use. The pass also installs a new seccomp file, and removes a seccomp file that no key
 # desires.
 EVERYTHING = {
     "status": 0,
@@ -92,9 +92,9 @@ FOUND = {
         "node": ["changed", "fresh", "gone", "lost", "used", "changed: replaced", "new.json"],
     },
     "security writable": NO_APPARMOR,
-    # The agent installs no new profile, because the ledger could not record it. It still removes
-    # and restores recorded profiles, but the ledger keeps the entries of removed profiles. The
-    # report also shows that the agent cannot write the record of confined threads.
+    # The agent installs no new profile, because the ledger could not record it. The agent still
+    # removes and restores recorded profiles, but the ledger keeps the entries of removed profiles.
+    # The report also shows that the agent cannot write the record of confined threads.
     "state writable": {
         "status": 1,
         "problems": ["write_failed"],
@@ -168,7 +168,7 @@ def guest_lines(built, tmp_path_factory):
 def test_the_agent_works_with_exactly_these_rights(guest_lines, scenario):
     """Each scenario of tests/system/guest/rights.py succeeds with the rights of the pod."""
     outcomes = {line["scenario"]: line["error"] for line in guest_lines if "scenario" in line}
-    assert outcomes.get(scenario, "it did not run") is None, outcomes.get(scenario)
+    assert outcomes.get(scenario, "the scenario did not run") is None, outcomes.get(scenario)
 
 
 def test_the_shipped_pod_labels_its_node_with_the_installed_profiles(guest_lines):

@@ -67,7 +67,7 @@ def section(heading):
 
 
 def run(cluster, folder, block):
-    """Run a block as an operator would, and require that it succeeds."""
+    """Run a block as an operator does, and require its success."""
     commands = folder / "bin"
     commands.mkdir(exist_ok=True)
     kubectl = (

@@ -1,6 +1,6 @@
 """Tests of the command `check` with each seccomp profile in Debian's packages.
 
-apt-get downloads the packages once, into ~/.cache/profile-loader.
+The command apt-get downloads the packages once, into ~/.cache/profile-loader.
 """
 
 import json
@@ -46,7 +46,7 @@ EXPECTED = {
         {"not_portable"},
         {"accepted", "errno_rewritten", "expanded_for_arch"},
     ),
-    # This is Docker's default profile.
+    # The file contains Docker's default profile.
     f"{DOCKER}/default.json": (
         {"not_portable"},
         {"accepted", "expanded_for_arch", "expanded_for_kernel"},

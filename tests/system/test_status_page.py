@@ -215,7 +215,9 @@ def test_the_page_passes_an_accessibility_check(measured: dict[str, Any]) -> Non
 
 
 def test_a_browser_shows_a_malicious_name_as_text(wide: Browser) -> None:
-    """A malicious name adds no element, and does not change the title of the page."""
+    """A browser shows a malicious name as text. The name adds no element, and does not change the
+    title of the page.
+    """
     begin = time.monotonic()
     wide.open(serve(board(*odd_profiles())))
     print(f"shown in {time.monotonic() - begin:.1f} s")

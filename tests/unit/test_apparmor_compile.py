@@ -108,8 +108,8 @@ def test_a_result_wakes_the_agent_and_the_next_pass_uses_it(tmp_path):
 
 
 def test_a_failed_start_of_the_parser_is_reported_by_the_next_pass(tmp_path):
-    """If the parser cannot be started, the next pass reports this. Neither the daemon nor a waiting
-    command waits forever.
+    """If the parser cannot be started, the next pass reports this. The daemon and a waiting command
+    do not wait forever.
     """
     woken = threading.Event()
     path = script(tmp_path, "exit 0")

@@ -48,7 +48,7 @@ def test_a_rule_with_an_address_or_a_port_has_a_warning_with_its_line(text):
 
 @pytest.mark.parametrize("text", NO_CONDITIONS)
 def test_a_text_without_addresses_has_no_warning(text):
-    """Comments and paths that look like addresses cause no warning."""
+    """Comments and paths that look like network addresses cause no warning."""
     assert not network_addresses.has_conditions(text)
     assert network_addresses.dropped(text) == ()
 

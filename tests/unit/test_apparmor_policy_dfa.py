@@ -73,8 +73,8 @@ BROKEN = {
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 def test_an_unknown_layout_is_an_error(content):
-    """A state machine with an unknown layout is an error. It is not evaluated, so it causes no
-    warning.
+    """A state machine with an unknown layout is an error. The agent does not evaluate such a
+    machine, so it causes no warning.
     """
     with pytest.raises(DfaError):
         PolicyDfa(content)

@@ -9,8 +9,8 @@ SECONDS = 60.0
 
 
 def test_changes_before_and_after_the_file_was_opened_are_reported(tmp_path):
-    """The watcher reports changes before and after it opened the file. It always reports a first
-    change, because its first read may hide a change.
+    """The watcher reports changes before and after it opened the file. The watcher always reports a
+    first change, because its first read may hide a change.
     """
     os.mkfifo(tmp_path / "revision")
     writer = os.open(tmp_path / "revision", os.O_RDWR)

@@ -177,8 +177,8 @@ def test_the_last_process_of_a_chain_of_forks_is_found(tmp_path):
 
 
 def test_an_endless_chain_of_forks_is_no_proof(tmp_path):
-    """The number of listings is limited, so an endless chain of forks prevents the proof. The uses
-    that were found are reported.
+    """The number of listings is limited, so an endless chain of forks prevents the proof. The agent
+    reports all uses that it has found so far.
     """
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)

@@ -158,7 +158,9 @@ def test_a_rule_that_ends_confinement_causes_a_warning(line, codes):
     ],
 )
 def test_a_variable_in_a_profile_name_is_rejected(line, is_rejected):
-    """Variables in rules and in attachments are accepted."""
+    """A variable in a profile name is rejected. Variables in rules and in attachments are
+    accepted.
+    """
     assert bool(source_checks.variable_names(line)) is is_rejected
 
 
@@ -260,7 +262,9 @@ def test_a_text_with_a_misleading_appearance_is_rejected(content, code, location
     ids=lambda value: value if value.startswith("U+") else "",
 )
 def test_a_character_that_misleads_the_reader_is_rejected_by_name(content, name, hint):
-    """The error contains the name of the character and its replacement."""
+    """A character that misleads the reader is rejected. The error contains the name of the
+    character and its replacement.
+    """
     (finding,) = source_checks.errors(content.encode())
     assert (finding.code, finding.location) == ("text_unsafe", "line 1")
     assert f"the character {name}" in finding.message

@@ -205,13 +205,15 @@ def test_a_wrong_command_line_is_explained(argv, expected):
 
 @pytest.mark.parametrize("argv", [("--oneshot", "--source=dri:/p"), ("check", "dri:/p")])
 def test_an_unknown_scheme_of_a_source_is_a_mistake(argv):
-    """The message suggests the scheme that the user probably meant."""
+    """An unknown scheme of a source is a mistake, and the message suggests the scheme that the user
+    probably meant.
+    """
     (mistake,) = mistakes(*argv)
     assert 'did you mean "dir:/p"?' in mistake
 
 
 def test_the_same_value_twice_is_not_a_mistake():
-    """Repeating a flag with the same value is not an error."""
+    """A repeated flag with the same value is not an error."""
     assert parse(*RUN, "--prune=never", "--prune=never").config.prune == "never"
 
 
@@ -431,7 +433,7 @@ def test_help_fits_the_terminal(command, columns, monkeypatch):
 
 
 def test_the_first_help_fits_one_screen(monkeypatch):
-    """The first help fits one screen. It lists the commands, and refers to the help of each
+    """The first help fits one screen. This help lists the commands, and refers to the help of each
     command.
     """
     monkeypatch.setenv("COLUMNS", "80")

@@ -21,7 +21,7 @@ def run(*argv, stdin=b"", **limits):
 
 
 def test_a_command_reads_its_input_and_its_output_is_returned():
-    """The result contains both output streams and the exit status."""
+    """A command reads its input. The result contains both output streams and the exit status."""
     code = "import sys; d = sys.stdin.read(); print(d.upper()); sys.stderr.write('e'); sys.exit(3)"
     expected = Exited(status=3, stdout=b"ABC\n", stderr=b"e")
     assert expected == run(PYTHON, "-c", code, stdin=b"abc")
@@ -47,7 +47,7 @@ def test_the_cpu_time_of_a_command_is_limited():
 
 
 def test_a_missing_program_is_a_host_error():
-    """The error contains the errno of the failed start."""
+    """If a program is missing, the error contains the errno of the failed start."""
     with pytest.raises(HostError) as error:
         run("/nowhere/parser")
     assert error.value.errno == errno.ENOENT

@@ -70,7 +70,9 @@ def converted(capsys, *words):
     ],
 )
 def test_conditions_are_resolved(tmp_path, capsys, flags, architectures, names):
-    """The output contains no conditions, and standard error lists the resolved conditions."""
+    """The converted profile contains no conditions, and standard error lists the resolved
+    conditions.
+    """
     status, output, notices = converted(capsys, written(tmp_path, PROFILE), *flags)
     tree = json.loads(output)
     assert (status, tree["architectures"]) == (0, architectures)

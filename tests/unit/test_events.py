@@ -17,7 +17,9 @@ PROFILE = f'seccomp profile "a.json" of {SET}'
 
 
 def event_of(after, before=None):
-    """Return the Events for the change of a row. None represents a row that does not exist."""
+    """Return the Events for the change of a row. The value None represents a row that does not
+    exist.
+    """
     first = report(*([before] if before is not None else []))
     return events.transitions(first, report(after))
 

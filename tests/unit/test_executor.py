@@ -344,7 +344,7 @@ class KindWithoutBody(MemoryKind):
     """A fake backend that has lost the body of a profile and must check the source text again."""
 
     result = None
-    """The result of the new inspection. None represents the profile with a new body."""
+    """The result of the new inspection. The value None represents the profile with a new body."""
 
     has_body = False
 

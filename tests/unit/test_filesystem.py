@@ -76,7 +76,9 @@ def test_no_link_below_the_base_is_followed(host, tmp_path):
 
 @pytest.mark.parametrize("name", ["", "/a", "../a", "a/../../b", "a/.."])
 def test_a_name_that_can_leave_the_base_is_rejected(host, name):
-    """Absolute names and names with `..` raise EINVAL."""
+    """A name that can leave the base directory, such as an absolute name or a name with `..`,
+    raises EINVAL.
+    """
     assert errno_of(host.write_file, "/d", name, b"x") == errno.EINVAL
 
 

@@ -105,7 +105,9 @@ class Source:
 
 
 def test_the_last_good_version_is_restored_when_the_node_rejects_its_update():
-    """A rejection by the node has the same effect as a rejection by the parser."""
+    """If the node rejects an update, the last good version is restored, as after a rejection by the
+    parser.
+    """
     for update in (b"a:?", b"!bad"):
         node, source = Node(), Source()
         reconciler = build_reconciler(

@@ -145,8 +145,8 @@ def test_labels_stay_while_a_kind_is_unobservable_and_none_is_added():
     ],
 )
 def test_a_set_stays_ready_while_its_verified_profiles_are_unobservable(present, expected):
-    """A profile set stays ready while its verified profiles are unobservable. It does not become
-    ready with a key that was never verified.
+    """A profile set stays ready while its verified profiles are unobservable. A profile set with a
+    key that was never verified does not become ready.
     """
     unobservable = report(row(state="unobservable"), row("web", kind="apparmor", mode="enforce"))
     computed = labels_of(unobservable, dict.fromkeys(present, "x")).labels

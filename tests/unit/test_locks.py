@@ -2,7 +2,7 @@
 
 pip installs the lock files with --no-deps and --require-hashes. A missing pin would therefore cause
 an import error, perhaps on only one Python version. These tests read the metadata of the installed
-distributions. They detect a missing pin on every supported Python version and machine.
+distributions, and detect a missing pin on every supported Python version and machine.
 """
 
 import functools
@@ -133,7 +133,7 @@ def findings(locked, roots, requirements_of=installed_requirements):
             finding(name, specifier, locked.get(name), environment)
             for name, specifier in requirements
         }
-        found |= {f"{name} is not installed: what it requires is unknown" for name in unknown}
+        found |= {f"{name} is not installed, so its requirements are unknown" for name in unknown}
     return sorted(found - {None})
 
 

@@ -182,9 +182,7 @@ def test_a_ledger_of_a_newer_version_stops_every_change(run, top):
 
 
 def test_status_reports_changed_and_missing_files_without_a_lock(run, top):
-    """The command `status` reports changed and missing files. It takes no lock and writes
-    no file.
-    """
+    """The command `status` reports changed and missing files, takes no lock and writes no file."""
     run()
     status, report = run(command=("status",), source=False)
     assert (status, states(report)) == (0, {"audit.json": ("installed", "installed")})

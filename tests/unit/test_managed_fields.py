@@ -57,7 +57,7 @@ def test_own_labels_and_entries_of_other_managers_are_not_forged(entries):
     ],
 )
 def test_a_repair_keeps_the_labels_of_the_agents_form(fields, left):
-    """A repair releases all forged fields. It keeps the agent's labels and the entries of other
+    """A repair releases all forged fields, and keeps the agent's labels and the entries of other
     managers.
     """
     entries = [entry(fields, manager="kubelet"), entry(fields), entry(FAIR)]

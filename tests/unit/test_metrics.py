@@ -83,8 +83,8 @@ def test_a_pass_is_counted_and_shown():
 
 
 def test_the_series_of_the_sandbox_exists_only_for_a_kind_with_a_parser():
-    """The series for the sandbox exists only for a kind with a parser. Its value is 1 with a
-    sandbox, and 0 without.
+    """The series for the sandbox exists only for a kind with a parser. The value of the series is 1
+    with a sandbox, and 0 without a sandbox.
     """
     metrics = Metrics("1")
     supports = {

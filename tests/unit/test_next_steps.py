@@ -1,7 +1,7 @@
 """Tests that each message has a next step, and that the runbook describes the same step.
 
-The tests read the source of the agent. They follow the parameters, the variables and the functions
-from which the hint of a finding comes, and compare its literal parts with the runbook.
+The tests read the source of the agent. These tests follow the parameters, the variables and the
+functions from which the hint of a finding comes, and compare its literal parts with the runbook.
 """
 
 import ast

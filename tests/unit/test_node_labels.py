@@ -80,7 +80,9 @@ def test_a_foreign_label_with_the_agents_prefix_stays_and_is_reported():
 
 
 def test_a_foreign_label_that_was_removed_is_no_longer_reported():
-    """After a foreign label is removed, it is no longer reported. This needs no request."""
+    """After a foreign label is removed, it is no longer reported. The end of the report needs no
+    request.
+    """
     server = ApiServer({B: "forged"})
     own = own_node(server)
     own.publish(observed(server), {A: "installed"})
@@ -317,8 +319,8 @@ def test_a_rejected_value_removes_the_previous_value():
 
 @pytest.mark.parametrize("count", [1, 2, 3, 40, 200])
 def test_many_rejected_labels_are_found_within_a_few_attempts(count):
-    """An attempt sends a limited number of requests. It sets the labels of all groups that contain
-    no rejected label.
+    """An attempt sends a limited number of requests. The attempt sets the labels of all groups that
+    contain no rejected label.
     """
     server = ApiServer()
     own = own_node(server)

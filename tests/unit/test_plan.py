@@ -1012,8 +1012,8 @@ def test_a_name_that_a_key_with_a_foreign_name_needs_stays():
 
 
 def test_an_incomplete_version_is_held_but_not_restored():
-    """If one name of a rejected key has moved to another key, the version is incomplete. Its other
-    name is held but not restored.
+    """If one name of a rejected key has moved to another key, the version is incomplete. The other
+    name of the version is held but not restored.
     """
     refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
     desired_keys = desired(profile(key("api"), "v2", ("api",)))
@@ -1112,7 +1112,9 @@ def test_profiles_of_a_set_that_was_not_read_are_kept_and_restored(unread):
     [Emptied(profile_set="dir /x", revision=""), Missing(profile_set="dir /x", reason="not found")],
 )
 def test_names_of_a_missing_or_empty_set_can_move_together(unread):
-    """If a ConfigMap is created again under another name, all of its names can move together."""
+    """If a ConfigMap is created again under another name, all of its profile names can move to the
+    new profile set together.
+    """
     sets = [Read(profile_set=ORIGIN, revision="1", source_keys=()), unread]
     desired_keys = desired(profile(content="v2"), sets=sets)
     old = entry(key("old", origin="dir /x"))

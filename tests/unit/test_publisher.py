@@ -69,7 +69,7 @@ class World:
                 return
             self.publisher.step()
             self.node.deliver()
-        raise AssertionError("the publisher always has something to do")
+        raise AssertionError("the publisher never becomes idle")
 
 
 @pytest.fixture
@@ -317,8 +317,8 @@ def test_each_change_is_reported_once(world):
 
 
 def test_events_follow_their_labels_one_at_a_time(world):
-    """The publisher sets the label of a profile before it sends the Event. It sends Events one at a
-    time.
+    """The publisher sets the label of a profile before it sends the Event about the profile. The
+    publisher sends Events one at a time.
     """
     world.publisher.post(
         report(row(action="install", reason="new"), row("b.json", action="install", reason="new"))

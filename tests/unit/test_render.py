@@ -70,8 +70,8 @@ def test_each_directory_has_a_config_map_with_its_prefix(tmp_path):
 
 
 def test_a_large_directory_is_split_into_several_config_maps(tmp_path):
-    """A large directory is split into several ConfigMaps. Each of them is smaller than 1 MiB, and
-    none is empty.
+    """A large directory is split into several ConfigMaps. Each ConfigMap is smaller than 1 MiB, and
+    no ConfigMap is empty.
     """
     for number in range(5):
         (tmp_path / f"{number}.json").write_text("x" * 300_000)

@@ -196,8 +196,8 @@ def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys
 
 
 def test_the_served_report_has_the_fields_of_the_printed_report():
-    """The served report has the fields of the printed report and the numbers of omitted objects. It
-    lists failures first.
+    """The served report has the fields of the printed report and the numbers of omitted objects.
+    The served report lists failures first.
     """
     finding = Finding(code=FindingCode.NOT_JSON, location="b.json", message="m", detail="private")
     rows = (row("a.json"), row("b.json", "rejected", findings=(finding,)))

@@ -207,8 +207,8 @@ def test_the_prefix_of_the_profile_set_overrides_the_prefix_of_the_backend(tmp_p
 
 
 def test_an_installed_file_has_the_canonical_form_and_is_observed(backend, tmp_path):
-    """An installed file has the canonical form. Its observed evidence equals the expected evidence
-    of its version.
+    """An installed file has the canonical form. The observed evidence of the file equals the
+    expected evidence of its version.
     """
     profile = accepted(backend, AUDIT, prefix="p/")
     token = f"bytes:{digest(backend.body(profile))}"

@@ -62,7 +62,7 @@ UNANCHORED = [
             rule("getpid", action="SCMP_ACT_ALLOW"),
             architectures=THREE,
         ),
-        id="runtimes leave out a rule that equals the default",
+        id="runtimes omit a rule that equals the default",
     ),
 ]
 
@@ -490,7 +490,7 @@ def with_capability(key, entry):
     ],
 )
 def test_rules_that_depend_on_capabilities_must_agree_where_a_pod_has_both(rules, codes):
-    """Rules that depend on capabilities must agree if a pod can have both rules. Otherwise their
-    actions may differ.
+    """Rules that depend on capabilities must agree if a pod can have both rules. If no pod can have
+    both rules, their actions may differ.
     """
     assert [error.code for error in check(profile(*rules), format="docker")[1]] == codes

@@ -64,7 +64,7 @@ CASES = [
         {"fails_open"},
     ),
     (
-        "two rules, and libseccomp loses one",
+        "two rules, and libseccomp drops one of the rules",
         allow(
             deny(args=[arg(index=2, op="SCMP_CMP_LE"), arg(index=1, op="SCMP_CMP_LE")]),
             deny(args=[arg(index=1, value=2, op="SCMP_CMP_GE")]),
@@ -155,7 +155,7 @@ CASES = [
         {"bad_value"},
     ),
     (
-        "a condition beside a weaker unconditional rule",
+        "a condition next to a weaker unconditional rule",
         default("SCMP_ACT_ERRNO")
         | {"syscalls": [deny(action="SCMP_ACT_ALLOW"), deny(action="SCMP_ACT_TRAP", args=[arg()])]},
         {"fails_open"},
@@ -222,7 +222,7 @@ CASES = [
     ("a list", [], {"bad_value"}),
     ("nothing", "", {"not_json"}),
     ("a comment", "// x\n" + TEXT, {"not_json"}),
-    ("one comma too many", TEXT[:-1] + ",}", {"not_json"}),
+    ("a superfluous comma", TEXT[:-1] + ",}", {"not_json"}),
     ("text after it", TEXT + "x", {"not_json"}),
     ("YAML", "defaultAction: SCMP_ACT_ALLOW", {"not_json"}),
     ("NaN", '{"defaultAction":NaN}', {"not_json"}),

@@ -260,8 +260,8 @@ def test_a_malicious_name_is_escaped_in_every_place():
 
 
 def test_the_page_is_one_file_without_a_script():
-    """The page contains no script, no event handler and no external resource. Its links lead only
-    to its own parts and to other pages of the server.
+    """The page contains no script, no event handler and no external resource. The links of the page
+    lead only to its own parts and to other pages of the server.
     """
     tags = Structure(page(view())).tags
     assert {tag for tag, _ in tags}.isdisjoint({"script", "link", "img", "iframe", "form", "base"})

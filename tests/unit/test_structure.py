@@ -14,12 +14,12 @@ ROOT = Path(agent.__file__).parent
 MODULES = {str(path.relative_to(ROOT)): path.read_text() for path in sorted(ROOT.rglob("*.py"))}
 TREES = {name: ast.parse(text) for name, text in MODULES.items()}
 ALLOWED_EXCEPTIONS = {
-    "A002",  # a parameter that has the name of an option
-    "ARG002",  # a parameter that belongs to a protocol
-    "BLE001",  # an error of a library or of a thread must not end the agent
-    "S603",  # commands.py is the only module that starts processes
-    "SIM115",  # standard streams stay open
-    "SLF001",  # a library has no public access
+    "A002",  # A parameter that has the name of an option.
+    "ARG002",  # A parameter that belongs to a protocol.
+    "BLE001",  # An error of a library or of a thread must not end the agent.
+    "S603",  # commands.py is the only module that starts processes.
+    "SIM115",  # Standard streams stay open.
+    "SLF001",  # A library has no public access.
 }
 
 SEVERAL_CAUSES = {

@@ -1,9 +1,9 @@
 """Runs a cluster node in the virtual machine: the daemon on a real AppArmor kernel.
 
-The program reports the boot ID in the status of the Node, as a kubelet does. It starts the agent
-with the arguments of the DaemonSet. The program and the test on the host exchange lines of JSON.
-The program executes the commands of the test, and reports each new version of the profile in the
-kernel. All times come from the monotonic clock of the guest.
+The program reports the boot ID in the status of the Node, as a kubelet does. The program starts the
+agent with the arguments of the DaemonSet. The program and the test on the host exchange lines of
+JSON. The program executes the commands of the test, and reports each new version of the profile in
+the kernel. All times come from the monotonic clock of the guest.
 """
 
 import hashlib
@@ -49,8 +49,8 @@ def register(setting):
 
 
 def held(name):
-    """Return the hash and the mode of a loaded profile. The name must not contain `//` (a child
-    profile).
+    """Return the hash and the mode of a loaded profile. The profile must not be a child profile,
+    whose name contains `//`.
     """
     for path in (SECURITY / "policy/profiles").glob(f"{name}.*"):
         try:

@@ -1,4 +1,4 @@
-"""Scenarios that attack the proof of disuse. They run as root in the virtual machine.
+"""Scenarios that attack the proof of disuse. All scenarios run as root in the virtual machine.
 
 Each scenario is a function. `disuse.py` runs all scenarios, and prints one line of JSON for each of
 them: {"scenario": name, "error": null or the reason}.

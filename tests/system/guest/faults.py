@@ -1,5 +1,5 @@
-"""Scenarios in which the daemon meets faults on a real AppArmor kernel. They run as root in the
-virtual machine.
+"""Scenarios in which the daemon meets faults on a real AppArmor kernel. All scenarios run as root
+in the virtual machine.
 
 The program prints one line of JSON for each scenario, and {"note": ...} for measurements. Each
 scenario checks the kernel, the metrics, the probes and the exit status.
@@ -92,14 +92,18 @@ def loaded_profiles_stay_while_securityfs_is_unmounted_or_hidden():
             wait_until_converged()
             assert content("web") == good
         provide(2)
-        until(lambda: content("web") not in (good, None), 30, "an update after it came back")
+        until(
+            lambda: content("web") not in (good, None),
+            30,
+            "an update after the recovery of securityfs",
+        )
         wait_until_converged()
         require_clean_stop(running)
 
 
 def a_start_without_securityfs_installs_nothing_and_recovers():
-    """A daemon that starts without securityfs changes no profile. It loads new profiles after
-    securityfs was mounted.
+    """A daemon that starts without securityfs changes no profile. After securityfs was mounted, the
+    daemon loads new profiles.
     """
     top = SECURITY.parent
     subprocess.run(["umount", "-l", top], check=True)
@@ -217,7 +221,7 @@ def a_jump_of_the_clock_does_not_affect_the_daemon():
                 good = content("web")
                 assert parser(text(1), "-R")[0] == 0
                 seconds = until(lambda good=good: content("web") == good, 30, "repair")
-                print_distribution(f"repair after the clock went by {offset} s", [seconds])
+                print_distribution(f"repair after a jump of the clock by {offset} s", [seconds])
                 number = abs(offset)
                 provide(number)
                 until(lambda good=good: content("web") not in (good, None), 30, "update")
@@ -231,7 +235,7 @@ def a_jump_of_the_clock_does_not_affect_the_daemon():
             until(
                 lambda: metric('profile_loader_passes_total{result="converged"}') > passes,
                 20,
-                "the resync goes by another clock",
+                "the resync does not depend on CLOCK_REALTIME",
             )
             require_clean_stop(running)
         finally:

@@ -96,7 +96,9 @@ def a_foreign_profile_is_not_changed():
 
 
 def a_foreign_profile_of_the_same_content_is_adopted():
-    """A foreign profile with the desired content is adopted. It stays after its key is removed."""
+    """A foreign profile with the desired content is adopted. The profile stays after its key is
+    removed.
+    """
     assert parser(plain("web"), "-a")[0] == 0
     source(web=plain("web"), other=plain("other"))
     report, _ = agent()

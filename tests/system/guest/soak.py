@@ -66,8 +66,8 @@ class Soak(Model):
         self.version = self.changes = self.batches = 0
         self.history, self.samples = [], []
         self.daemon = None
-        self.read = 0  # the size of the part of the log that has been checked
-        self.away = False  # the source directory
+        self.read = 0  # The size of the part of the log that has been checked.
+        self.away = False  # Whether the source directory is deleted.
         self.stop = threading.Event()
         self.unconfined = []
 
@@ -233,7 +233,7 @@ class Soak(Model):
             )
             if status:
                 raise Broken(said)
-        self.say(f"somebody does to {name}: {how}")
+        self.say(f"another program changes {name}: {how}")
 
     def intrude(self):
         """Load a foreign profile under a name that the agent does not use."""

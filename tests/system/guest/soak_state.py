@@ -112,11 +112,11 @@ class Model:
     """The profiles and the processes that the changes of the test should have produced."""
 
     def __init__(self):
-        self.keys = {}  # name -> version or "broken"
-        # name -> the versions that may be loaded; None means that no version is loaded
+        self.keys = {}  # For each name, the current version or "broken".
+        # For each name, the versions that may be loaded; None means that no version is loaded.
         self.could = {}
-        self.foreign = {}  # name -> the hash of the content that must stay loaded
-        self.processes = []  # Running
+        self.foreign = {}  # For each name, the hash of the content that must stay loaded.
+        self.processes = []  # Processes that run under a profile.
 
     def versions(self):
         """Return the loaded version of each profile, or {None} for a version that another program

@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def lab(request):
-    """Yield a control plane. Its node is created when a test needs it."""
+    """Yield a control plane. The node is created when a test needs a node."""
     one = Lab()
     one.__enter__()
     kept = False

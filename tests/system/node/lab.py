@@ -1,8 +1,8 @@
 """Runs the control plane and its node, and provides operations on both for the tests.
 
 A lab has one node at a time. A test requests a node with certain properties. If the existing node
-has these properties and still runs, the lab returns this node. Otherwise the lab creates a new
-node. The tests apply the manifests without changes.
+has these properties and still runs, the lab returns this node. If no such node runs, the lab
+creates a new node. The tests apply the manifests without changes.
 """
 
 import tempfile
@@ -29,7 +29,7 @@ def until(condition, what, seconds=PATIENCE_SECONDS):
 
 
 class Lab:
-    """A running control plane. It has a node after the first call of `want`."""
+    """A running control plane. The control plane has a node after the first call of `want`."""
 
     def __init__(self):
         self.cluster = Cluster()
@@ -44,7 +44,7 @@ class Lab:
             self.cluster.start_scheduler()
             self.cluster.start_controllers("*")
             path = "/api/v1/namespaces/default/serviceaccounts/default"
-            until(lambda: self.get(path), "the account of ordinary pods")
+            until(lambda: self.get(path), "the service account of ordinary pods exists")
         except BaseException:
             self.__exit__()
             raise
@@ -60,7 +60,7 @@ class Lab:
     # --- the node ---------------------------------------------------------------------------------
 
     def want(self, *, append=APPARMOR, taints="", fresh=False):
-        """Return a running node with these properties. It may be the existing node."""
+        """Return a running node with these properties, which may be the existing node."""
         kind = (append, taints)
         if fresh or self.node is None or self.kind != kind or not self.alive():
             self.drop()
@@ -86,7 +86,9 @@ class Lab:
         self.kubectl("delete", "pods", "-A", "--all", "--force", "--grace-period=0", check=False)
         self.kubectl("-n", NAMESPACE, "delete", "configmaps", "-l", PUT, check=False)
         self.kubectl("delete", "events", "-A", "--all", check=False)
-        until(lambda: not self._namespace_ends(), "the end of the namespace that a test deleted")
+        until(
+            lambda: not self._namespace_ends(), "the namespace that a test deleted has disappeared"
+        )
 
     def _namespace_ends(self):
         found = self.get(f"/api/v1/namespaces/{NAMESPACE}")

@@ -1,8 +1,8 @@
 """Runs a virtual machine in QEMU.
 
-Its command server is reachable through a port on the loopback interface. The code that starts a
-machine must also end it. If a guest ends unexpectedly, the next command raises GuestDiedError with
-the end of the guest's console output.
+The command server of the machine is reachable through a port on the loopback interface. The code
+that starts a machine must also end it. If a guest ends unexpectedly, the next command raises
+GuestDiedError with the end of the guest's console output.
 """
 
 import contextlib
@@ -117,8 +117,8 @@ class Machine:
             raise GuestDiedError(f"{log}\n{self.said()[-3000:]}")
 
     def _settle(self):
-        """Raise GuestDiedError if the guest is about to end. Its network ends a little earlier than
-        the guest itself.
+        """Raise GuestDiedError if the guest is about to end. The network of a guest ends a little
+        earlier than the guest itself.
         """
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(pace.scaled(2))

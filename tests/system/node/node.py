@@ -181,8 +181,8 @@ class Node:
     def watched(self, *pids):
         """Read the AppArmor labels of processes continuously, and yield the number of observations.
 
-        The yielded dictionary is filled at the end. Its keys have the form "PID LABEL" or "PID
-        ended".
+        The yielded dictionary is filled at the end. The keys of the dictionary have the form "PID
+        LABEL" or "PID ended".
         """
         seen = {}
         folder = self.run("mktemp -d").strip()
@@ -201,7 +201,7 @@ class Node:
         for line in output.splitlines():
             number, _, one = line.partition(" ")
             seen[one] = int(number)
-        print(f"\nlooks at labels: {seen}")
+        print(f"\nobservations of labels: {seen}")
 
     def loaded(self, name):
         """Return whether an AppArmor profile is loaded."""

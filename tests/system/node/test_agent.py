@@ -37,7 +37,7 @@ def test_no_pod_loses_confinement_whatever_happens_to_the_agent(lab, node):
             (status,) = lab.agents()[0]["status"]["containerStatuses"]
             return status["restartCount"] == 1 and status["ready"]
 
-        until(restarted, "the killed agent is back")
+        until(restarted, "the killed agent runs again")
 
         about = lab.until_agent()["metadata"]
         name = about["name"]

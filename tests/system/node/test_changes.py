@@ -86,7 +86,7 @@ def test_a_broken_update_changes_nothing_for_pods(lab, node):
     assert metrics['profile_loader_problems{code="parser_rejected"}'] == 1
     lab.config_map("broken", {"pl-broken": text("pl-broken", "deny /tmp/** w")})
     refused = 'profile_loader_problems{code="parser_rejected"}'
-    until(lambda: lab.metrics().get(refused, 0.0) == 0.0, "nothing is refused any more")
+    until(lambda: lab.metrics().get(refused, 0.0) == 0.0, "no key is rejected any more")
 
 
 def test_a_removed_profile_stays_until_its_pod_is_gone(lab, node):
@@ -114,8 +114,8 @@ def test_a_removed_profile_stays_until_its_pod_is_gone(lab, node):
     gone = time.monotonic()
     until(lambda: not node.loaded("pl-goes"), "it goes")
     print(
-        f"\na removal: label off after {unlabelled:.1f} s, held for its pod after {held:.1f} s, "
-        f"gone {time.monotonic() - gone:.1f} s after the pod"
+        f"\na removal: label removed after {unlabelled:.1f} s, held for its pod after {held:.1f} s, "
+        f"profile removed {time.monotonic() - gone:.1f} s after the pod"
     )
     assert node.loaded("pl-stays")
 

@@ -1,4 +1,4 @@
-"""Builds the filter of a seccomp profile in the same way as runc and crun, and evaluates it.
+"""Builds the filter of a seccomp profile as runc and crun do, and evaluates the filter.
 
 `libraries` finds every available libseccomp, `runtimes` translates a profile into calls of the
 library, and `bpf` interprets the exported program. `reference` evaluates the rules of the profile

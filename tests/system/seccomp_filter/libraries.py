@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tests.system import kept, releases
 
 FOLDER = kept.CACHE / "libseccomp"
-RELEASES = ("trixie", "sid")  # libseccomp 2.6.0, and the newest version (2.6.1 in November 2026)
+RELEASES = ("trixie", "sid")  # libseccomp 2.6.0, and the newest version (2.6.1 in November 2026).
 # If this list changes, the libraries are downloaded again.
 CHECKSUMS = FOLDER / f"checksums-{hashlib.sha256(repr(RELEASES).encode()).hexdigest()[:12]}"
 

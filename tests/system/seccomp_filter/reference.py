@@ -122,10 +122,10 @@ class Reference:
     def answers(self, architecture: str, number: int, arguments: Sequence[int]) -> Collection[int]:
         """Return the results that the rules permit on an architecture of the filter.
 
-        If a call has a rule without conditions, this rule decides. A rule with conditions decides
-        if all of its conditions are true. The filter cannot read the arguments of an operation of
-        socketcall(2) or ipc(2). If a conditional rule applies to such an operation, every result of
-        the rule is permitted.
+        If a call has an unconditional rule, this rule determines the result. A conditional rule
+        applies if all of its conditions are true. The filter cannot read the arguments of an
+        operation of socketcall(2) or ipc(2). If a conditional rule applies to such an operation,
+        every result of the rule is permitted.
         """
         newest = self.newest.get(architecture)
         if newest is not None and number > newest:
