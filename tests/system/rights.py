@@ -48,7 +48,8 @@ def pod(*components):
 def without_api(pod, *more):
     """Return the pod with its profiles in a mounted directory, so that the pod needs no API server.
 
-    The component mounted-volume does the same. The rights of the pod do not change.
+    The component mounted-volume also mounts the profiles in a directory. The rights of the pod do
+    not change.
     """
     pod = copy.deepcopy(pod)
     (agent,) = pod["containers"]

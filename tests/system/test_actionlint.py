@@ -17,7 +17,9 @@ RELEASE = Path(".github/workflows/release.yaml").read_text()
 
 
 def problems(workflow):
-    """Return the problems that actionlint finds, without those of shellcheck and pyflakes."""
+    """Return the problems that actionlint finds, without the problems from shellcheck and
+    pyflakes.
+    """
     program = go_build.program(MODULE, "actionlint", PACKAGE, usual="half a minute")
     words = [program, "-oneline", "-shellcheck=", "-pyflakes=", "-"]
     done = subprocess.run(words, input=workflow, capture_output=True, text=True, check=False)

@@ -223,8 +223,8 @@ def test_a_ledger_of_a_previous_release_stays_unchanged(daemon):
 
 
 def test_a_source_directory_that_is_created_again_is_read(daemon):
-    """While the source directory is missing, the profiles stay. After it was created again, new
-    content is installed within seconds.
+    """While the source directory is missing, the profiles stay. After the directory was created
+    again, new content is installed within seconds.
     """
     daemon.start("--prune=always")
     settled(daemon, a=1)

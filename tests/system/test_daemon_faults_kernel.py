@@ -1,4 +1,4 @@
-"""Tests of faults at run time of the daemon on a real AppArmor kernel."""
+"""Tests that the running daemon survives faults on a real AppArmor kernel."""
 
 import json
 from pathlib import Path

@@ -21,7 +21,9 @@ LIMIT_SECONDS = 1800
     ],
 )
 def test_a_kill_before_every_side_effect(program, scenario):
-    """The standard tests of these scenarios use only some of the steps."""
+    """The agent is killed before every side effect. The standard tests of these scenarios use only
+    some of the steps.
+    """
     files = {f"guest/{path.name}": path.read_bytes() for path in GUEST.glob("*.py")}
     files["guest/killed.py"] = Path("tests/system/killed.py").read_bytes()
     command = f"python3 guest/{program} {scenario}"

@@ -21,8 +21,8 @@ from tests.system.cluster import NAMESPACE, Cluster, free_port, until
 MODULE = Path(__file__).parent / "operator"
 REPOSITORY = "github.com/prometheus-operator/prometheus-operator"
 STACK = "kube-prometheus-stack"
-# These selectors are the defaults of kube-prometheus-stack (templates/prometheus/prometheus.yaml):
-# the name of its own release as the label, in all namespaces.
+# The default selectors of kube-prometheus-stack (templates/prometheus/prometheus.yaml) select a
+# label with the release name in all namespaces.
 SELECTED = {"matchLabels": {"release": STACK}}
 PROMETHEUS = {
     "apiVersion": "monitoring.coreos.com/v1",
@@ -74,7 +74,7 @@ def monitoring(tool):
 
 @pytest.mark.parametrize("tool", ["kustomize", "helm"])
 def test_the_api_server_accepts_the_objects(cluster, tool):
-    """The objects have only fields that the CRDs have, with valid values."""
+    """The objects contain only fields that the CRDs define, with valid values."""
     words = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-")
     done = cluster.kubectl(*words, stdin=monitoring(tool), check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -83,7 +83,7 @@ def test_the_api_server_accepts_the_objects(cluster, tool):
 
 
 def test_the_api_server_rejects_an_unknown_field(cluster):
-    """The CRDs are effective."""
+    """The API server rejects an unknown field, which shows that the CRDs are effective."""
     (monitor,) = [
         item for item in yaml.safe_load_all(monitoring("kustomize")) if item["kind"] == "PodMonitor"
     ]

@@ -59,8 +59,8 @@ EXPECTED = {
     # requires both conditions.
     f"{RUNC}/seccomp_syscall_test1.json": ({"fails_open"},) * 2,
     f"{RUNC}/seccomp_syscall_test2.json": ({"accepted"},) * 2,
-    # The file describes a hook. If it were installed as a profile, containerd and CRI-O would run
-    # containers without a filter.
+    # The file describes a hook. If the file were installed as a profile, containerd and CRI-O would
+    # run containers without a filter.
     "oci-seccomp-bpf-hook/usr/share/containers/oci/hooks.d/oci-seccomp-bpf-hook.json": (
         {"not_a_profile"},
     )

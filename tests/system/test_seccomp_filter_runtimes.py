@@ -26,7 +26,7 @@ from tests.system.test_runtimes import bundle, configure, contain, run_command
 
 __all__ = ["bundle"]  # an imported fixture
 
-# A sleeping container does not need these calls, so a rule for one of them has no effect on the
+# A sleeping container does not need these calls, so rules for these calls have no effect on the
 # container.
 UNUSED = (
     *("personality", "ptrace", "bind", "connect", "accept", "shmat", "semop", "mount", "chown32"),
@@ -209,7 +209,9 @@ def install(program):
 C = ctypes.CDLL(None, use_errno=True)
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="the call's number is that of x86_64")
+@pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="the number of the call applies to x86_64"
+)
 @pytest.mark.parametrize("seed", range(10))
 def test_the_interpreter_returns_the_results_of_the_kernel(seed):
     """In the interpreter, a program returns the same results as in the kernel."""

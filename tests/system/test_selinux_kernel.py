@@ -70,7 +70,9 @@ def test_selinux_is_disabled_without_it_in_the_kernel():
 
 
 def test_the_mode_is_unknown_until_selinuxfs_is_mounted(selinux):
-    """A container has the directory of selinuxfs, and the directory is empty."""
+    """The mode is unknown while the directory of selinuxfs is empty, as in a container without the
+    mount.
+    """
     assert "selinux" in selinux["modules"]
     unknown = [0, {"selinux": {"mode": "unknown"}}, ["module_unobservable"]]
     assert selinux["not mounted"] == unknown
@@ -84,7 +86,7 @@ def test_the_mode_of_the_kernel_is_reported(selinux, mode):
 
 
 def test_a_read_only_mount_suffices(selinux):
-    """The agent reads the mode through a read-only mount, and nothing can be written there."""
+    """The agent reads the mode through a read-only mount, which prevents every write."""
     assert selinux["written"] == "Read-only file system"
     assert selinux["read-only"] == [0, {"selinux": {"mode": "enforcing"}}, []]
 

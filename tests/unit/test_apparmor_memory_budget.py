@@ -58,8 +58,8 @@ def test_the_parser_may_use_the_memory_that_the_container_has_left(tmp_path, pat
     ],
 )
 def test_an_unknown_usage_leaves_the_minimum(tmp_path, files, expected):
-    """If the usage is unknown, the parser may use the minimum. Without a limit, it may use the
-    maximum.
+    """If the usage is unknown, the parser may use the minimum. Without a limit, the parser may use
+    the maximum.
     """
     assert cgroup(tmp_path, "/", **files).available_bytes() == expected
 

@@ -243,8 +243,8 @@ def test_only_a_warning_about_one_version_can_be_acknowledged(run, value, answer
 
 
 def test_the_shipped_profiles_cause_no_warning_about_their_purpose(run):
-    """The shipped profiles cause no warning about their purpose. For example, one of them denies
-    all calls on purpose.
+    """The shipped profiles cause no warning about their purpose. For example, one shipped profile
+    denies all calls on purpose.
     """
     text = run("check", str(PROFILES), "--kinds=seccomp").stdout
     warnings = re.findall(r"^warning: (\w+): ", text, re.MULTILINE)

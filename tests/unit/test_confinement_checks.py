@@ -27,9 +27,7 @@ def world(tmp_path, tracker):
 
 
 def withdraw_a_used_profile(world):
-    """Remove a profile that is in use from the source, and wait until its grace period has
-    passed.
-    """
+    """Remove the key of a profile that is in use, and wait until the grace period has passed."""
     del world.source.keys["old"]
     world.node.used.add("old")
     world.run_pass()

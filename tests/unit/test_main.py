@@ -324,7 +324,9 @@ def skipped_inputs(capsys):
 
 
 def test_a_check_reports_skipped_files(top, capsys):
-    """The command `check` reports skipped files. If it checked no profile, the exit status is 1."""
+    """The command `check` reports skipped files. If the command checked no profile, the exit status
+    is 1.
+    """
     (top / "source/README.md").write_text("read me")
     (top / "source/more.yaml").write_text("kind: List")
     (top / "README.md").write_text("read me")
@@ -512,8 +514,8 @@ def test_render_does_not_compare_an_incomplete_output(top, capsys):
 
 
 def test_render_prints_one_profile_without_include_rules(top, capsys):
-    """The command `render` prints one profile with expanded includes. If it cannot do this, the
-    exit status is 1. For a missing directory, it is 3.
+    """The command `render` prints one profile with expanded includes. If the profile cannot be
+    rendered, the exit status is 1. If the directory is missing, the exit status is 3.
     """
     (top / "web").write_text("profile web {\n  include if exists <local/web>\n  file,\n}\n")
     (top / "d").mkdir()

@@ -154,7 +154,7 @@ WIDE = 1 << 32
 )
 def test_bounds_with_different_upper_halves_are_rejected(first, second):
     """Two bounds with different upper 32 bits are rejected, because the filter would lack one of
-    them.
+    the bounds.
     """
     body, errors = check(profile(rule("personality", first), rule("personality", second)))
     assert body == b""

@@ -126,7 +126,9 @@ def test_the_new_target_of_a_link_is_watched(watch, tmp_path):
 
 
 def test_two_paths_to_one_directory_are_both_watched(watch, tmp_path):
-    """If two paths lead to one directory, they share a watch until one of them changes."""
+    """If two paths lead to one directory, the paths share a watch until one of the paths
+    changes.
+    """
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     (tmp_path / "a").symlink_to("one")

@@ -1,4 +1,6 @@
-"""Functions that change the only profile of the source, and check the daemon and its processes."""
+"""Helper functions that change the only profile of the source, and check the daemon and its
+processes.
+"""
 
 import contextlib
 import threading
@@ -44,7 +46,7 @@ def provide(number):
 
 
 def text(number):
-    """Return a version of the only profile of the source."""
+    """Return the text of a version of the only profile in the source."""
     return plain("web", f"deny /etc/shadow{number} r,")
 
 
@@ -57,8 +59,8 @@ def wait_until_converged():
 
 
 def require_clean_stop(running):
-    """Stop the daemon with SIGTERM. Require that it ends within two seconds and does not change the
-    policy.
+    """Stop the daemon with SIGTERM. Require that the daemon ends within two seconds and does not
+    change the policy.
     """
     before = {name: content(name) for name in loaded()}
     status, seconds = running.stop()

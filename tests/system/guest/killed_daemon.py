@@ -1,4 +1,4 @@
-"""A daemon that is killed before a named step of its work, and the state that it leaves."""
+"""Starts a daemon that is killed before a named step, and examines the state after the kill."""
 
 import os
 import signal

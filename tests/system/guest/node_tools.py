@@ -1,5 +1,5 @@
-"""Functions of the scenarios: they load profiles, run single passes of the agent, start confined
-processes, and read the state of the kernel.
+"""Helper functions for the scenarios. The functions load profiles, run single passes of the agent,
+start confined processes, and read the state of the kernel.
 """
 
 import ctypes
@@ -23,7 +23,7 @@ SECCOMP = Path("/tmp/seccomp")  # noqa: S108
 # On Linux 6.1 and 7.2, a profile with hats or children stays, because these kernels never release
 # its first version.
 RELEASES_HATS = tuple(map(int, os.uname().release.split(".")[:2])) == (6, 12)
-# A scenario that kills the agent at many steps does so only before every STRIDE-th step.
+# A scenario that kills the agent at many steps selects only every STRIDE-th step.
 STRIDE = int(os.environ.get("STRIDE", "1"))
 PLAIN = "profile {name} {{\n  file,\n  signal,\n  {rule}\n}}\n"
 

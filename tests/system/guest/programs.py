@@ -1,4 +1,4 @@
-"""Programs that run under a profile, or that change between profiles, as Python code.
+"""Python programs that run under a profile, or that change between profiles.
 
 The scenarios of disuse.py and tracker.py start these programs, and examine their processes.
 """

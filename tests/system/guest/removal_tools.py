@@ -1,4 +1,6 @@
-"""Functions that install and remove profiles with the AppArmor backend, and check the results."""
+"""Helper functions that install and remove profiles with the AppArmor backend, and check the
+results.
+"""
 
 import json
 import os
@@ -57,7 +59,9 @@ def until_removed(evidence, seconds=30.0):
 
 
 def require_held(done, *names, pids=None):
-    """Require that no profile was removed, and that the reason fits this kernel."""
+    """Require that no profile was removed, and that the reported reason is possible on this
+    kernel.
+    """
     assert isinstance(done, StillInUse), done
     for use in done.uses.values():
         if SHOWS_PENDING_EXEC or pids is None:
@@ -76,7 +80,7 @@ def held_by_hidden_reference(done, name):
 
 
 def attack(code, *arguments, label="chain"):
-    """Try to remove the profile of a running chain, at random moments."""
+    """Try at random moments to remove the profile of a running chain of processes or threads."""
     unconfined = Path("/tmp/unconfined")  # noqa: S108
     unconfined.unlink(missing_ok=True)
     seed = int(os.environ.get("SEED", "13"))
@@ -98,7 +102,9 @@ def attack(code, *arguments, label="chain"):
 
 
 def pending_exec_is_held_and_the_profile_is_removed(name):
-    """Check that a profile is held for a pending exec. Return whether it is removed afterwards."""
+    """Check that a profile is held for a pending exec. Return whether the profile is removed
+    afterwards.
+    """
     source(**{name: plain(name)}, other=plain("other"))
     agent()
     with program(PENDING, name) as child:

@@ -48,8 +48,8 @@ TRY = (
 
 
 def one_pass_installs_the_shipped_profiles_and_they_confine(bundle):
-    """One pass installs all shipped profiles. In containers, one of them denies writing, and
-    another one denies chmod.
+    """One pass installs all shipped profiles. In containers, one of the profiles denies writing,
+    and another profile denies chmod.
     """
     shutil.copytree(SHIPPED, SOURCE, dirs_exist_ok=True)
     begin = time.monotonic()

@@ -24,7 +24,7 @@ class Broken(AssertionError):  # noqa: N818 - the name is clear
 
 
 def text(name, version):
-    """Return a version of a profile; every third version is in complain mode."""
+    """Return the text of a version of a profile. Every third version is in complain mode."""
     flags = "flags=(complain) " if version % 3 == 0 else ""
     return f"profile {name} {flags}{{\n  file,\n  signal,\n  deny /v{version} r,\n}}\n"
 

@@ -23,7 +23,7 @@ QUIET = ("/dev/null", "/dev/urandom")
 
 
 class Watch:
-    """Counts effects, and either lists them or kills the process before one of them."""
+    """Counts effects, and either lists all effects or kills the process before one effect."""
 
     def __init__(self, mode):
         self.fatal = int(mode.split(":")[1]) if mode.startswith("kill:") else None

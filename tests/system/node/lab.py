@@ -187,7 +187,7 @@ class Lab:
         return f"{namespace}/{name}\n{found.stdout[-3000:]}{found.stderr}"
 
     def delete(self, *names, wait=True):
-        """Delete pods; with `wait`, return after they have disappeared."""
+        """Delete pods. With `wait`, return after the pods have disappeared."""
         self.kubectl(
             "delete",
             "pod",

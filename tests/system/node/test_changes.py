@@ -114,7 +114,7 @@ def test_a_removed_profile_stays_until_its_pod_is_gone(lab, node):
     gone = time.monotonic()
     until(lambda: not node.loaded("pl-goes"), "it goes")
     print(
-        f"\na removal: label removed after {unlabelled:.1f} s, held for its pod after {held:.1f} s, "
+        f"\na removal: label removed after {unlabelled:.1f} s, held for a pod after {held:.1f} s, "
         f"profile removed {time.monotonic() - gone:.1f} s after the pod"
     )
     assert node.loaded("pl-stays")
