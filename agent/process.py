@@ -102,8 +102,8 @@ def receive_signals(
 
     A signal interrupts the main thread while it waits. However, two kinds of signals would have an
     effect only at the end of the wait. These are a signal that arrives right before the wait, and a
-    signal that another thread receives (Python, signal.set_wakeup_fd). The thread prevents this
-    delay.
+    signal that another thread receives (Python, signal.set_wakeup_fd). The thread that this
+    function starts wakes the main thread in both cases.
     """
     received, sender = os.pipe()
     os.set_blocking(sender, False)

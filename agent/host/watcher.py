@@ -306,7 +306,7 @@ def _stop(failed: BaseThread, observer: BaseObserver) -> None:
 
 
 def _release(group: "InotifyWatchGroup") -> None:
-    """Release the watches of a group.
+    """Release all inotify watches of a watch group.
 
     Each attempt may fail with a KeyError for a directory that no longer exists. watchdog then
     forgets this directory, and the next attempt continues.

@@ -4,8 +4,10 @@ One thread serves all connections to one listening address. The following rules 
 client can crash the agent, delay the work on the node or block the probes:
 
 - The server responds to probes at once. A few connections are reserved for the metrics, and a few
-  others for the status page and the JSON report. If none is left, a new request closes the oldest.
-- Connections without a complete request are limited and expire. A new one replaces the oldest.
+  others for the status page and the JSON report. If no such connection is left, a new request
+  closes the oldest connection.
+- Connections without a complete request are limited and expire. A new connection replaces the
+  oldest connection.
 - All connections share the bytes of a page. If a client does not read, its connection is reset, so
   that neither the process nor the kernel keeps bytes for the client.
 - Rendering and sending pages uses at most a quarter of one CPU.

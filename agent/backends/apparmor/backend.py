@@ -159,7 +159,7 @@ class AppArmorBackend:
         return bool(self.access.unsupported_reason()) or self.view.is_unchanged()
 
     def invalidate(self) -> None:
-        """Read the content of every profile at the next observation.
+        """Make the next observation read the content of every profile.
 
         Check results that the next full pass does not use will be removed from memory.
         """

@@ -155,7 +155,7 @@ class PolicyView:
             return False
 
     def invalidate(self) -> None:
-        """Read every name and hash again at the next observation."""
+        """Make the next observation read every name and hash again."""
         self._index = None
         self.files.invalidate()
 

@@ -141,10 +141,10 @@ class Processes:
         """Yield each PID with each label of its process, until /proc lists no new process.
 
         After /proc was listed, and before the scan reads a process, this process may fork and then
-        end or leave its profile. Then only the child runs under the profile, and the child may do
-        the same. Therefore, the scan lists /proc again until every listed process has been read.
-        PIDs usually increase along a chain of forks, so the newest process is read first. PIDs are
-        reused, so the scan compares the start times at its end.
+        end or leave its profile. Then only the child runs under the profile, and the child may also
+        fork and leave the profile. Therefore, the scan lists /proc again until every listed process
+        has been read. PIDs usually increase along a chain of forks, so the newest process is read
+        first. PIDs are reused, so the scan compares the start times at its end.
         """
         seen: dict[str, bytes] = {}
         for _ in range(LISTINGS):

@@ -79,7 +79,7 @@ class ProfileFiles:
         return self._profiles[directory][0] if directory in self._profiles else None
 
     def invalidate(self) -> None:
-        """Forget all names and contents, so that the next observation reads the files again."""
+        """Clear the cache, so that the next observation reads all files again."""
         self._names.clear()
         self._profiles.clear()
 

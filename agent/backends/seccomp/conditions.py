@@ -88,9 +88,9 @@ def _tangled(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
             yield Finding(
                 code=FindingCode.FAILS_OPEN,
                 location=f"{rule.where}.args",
-                message=f"This rule for {name[:60]} compares argument {fork.index} with {fork.op} "
-                f"and argument {last} too, and {other.where} compares argument {fork.index} as "
-                "well: libseccomp confuses such rules, or never finishes the filter.",
+                message=f"This rule for {name[:60]} compares argument {fork.index} with {fork.op}, "
+                f"and also argument {last}. {other.where} compares argument {fork.index} too. "
+                "libseccomp confuses such rules, or never finishes building the filter.",
                 hint="Use SCMP_CMP_EQ or SCMP_CMP_MASKED_EQ for all but the last argument of a "
                 "rule, or use a single rule.",
             )
