@@ -114,11 +114,12 @@ def run(function: Callable[[], _Result], access: Access) -> _Result:
     thread = threading.Thread(target=restricted, daemon=True)
     try:
         thread.start()
-    except RuntimeError as error:
+    except (RuntimeError, KeyError) as error:
         raised = error.__context__
         if raised is not None and raised != handled:
-            # A signal handler raised an exception in Condition.wait, which could then not release
-            # its lock.
+            # A signal handler raised an exception in Thread.start. Condition.wait could then not
+            # release its lock (RuntimeError), or the thread had already removed itself from the
+            # list of starting threads (KeyError).
             raise raised from None
         # The system cannot start another thread.
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from error

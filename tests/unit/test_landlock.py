@@ -209,6 +209,16 @@ class InterruptedThread(threading.Thread):
             raise RuntimeError("release unlocked lock")
 
 
+class StartedThread(threading.Thread):
+    """A thread that has started when a signal handler raises an exception in the caller."""
+
+    def start(self):
+        try:
+            raise InterruptedRunError
+        finally:
+            raise KeyError(self)
+
+
 class RefusedThread(threading.Thread):
     """A thread that the system cannot start."""
 
@@ -217,7 +227,12 @@ class RefusedThread(threading.Thread):
 
 
 @pytest.mark.parametrize(
-    ("thread", "error"), [(InterruptedThread, InterruptedRunError), (RefusedThread, OSError)]
+    ("thread", "error"),
+    [
+        (InterruptedThread, InterruptedRunError),
+        (StartedThread, InterruptedRunError),
+        (RefusedThread, OSError),
+    ],
 )
 def test_an_interrupted_start_does_not_count_as_a_lack_of_threads(monkeypatch, thread, error):
     """If a signal handler raises an exception during the start of a thread, the caller gets this
