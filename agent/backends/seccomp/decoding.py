@@ -29,14 +29,28 @@ def decode(content: bytes, pairs: "wrapped.PairsHook | None" = None) -> tuple[Js
         return (json.loads(text, object_pairs_hook=pairs, parse_constant=_reject_constant),)
     except json.JSONDecodeError as error:
         message = f"This is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
-        hint = "Correct the JSON; `python3 -m json.tool FILE` reports the same location."
-        return _not_json(f"line {error.lineno}", message, wrapped.yaml_hint(text) or hint)
+        return _not_json(f"line {error.lineno}", message, _json_hint(text, error.pos))
     except RecursionError:
         return _not_json(
             "profile", "The JSON is nested too deeply.", "Reduce the depth of the JSON."
         )
     except ValueError as error:
         return _not_json("profile", f"This is not JSON: {error}."[:200], "Correct the JSON.")
+
+
+def _json_hint(text: str, position: int) -> str:
+    """Return the next step for a text that is not JSON from this position on."""
+    rest = text[position:]
+    if not text.strip():
+        return "The file is empty: write a profile, or remove the file."
+    if rest.startswith(("//", "/*", "#")):
+        return "JSON has no comments: remove the comment."
+    if rest[:1] in ("]", "}") and text[:position].rstrip().endswith(","):
+        return "Remove the comma in front of the closing bracket."
+    if text.lstrip().startswith("{{"):
+        return "The text looks like a template. Run the program that expands it first."
+    general = "Correct the JSON; `python3 -m json.tool FILE` reports the same location."
+    return wrapped.yaml_hint(text) or general
 
 
 def _text(content: bytes) -> str | Finding:

@@ -73,9 +73,7 @@ def findings(document: Document, options: Options) -> Iterator[Finding]:
     yield from _flags(document, options)
     yield from _architectures(document, options)
     for rule in document.rules:
-        if not rule.action:
-            yield _bad(f"{rule.where}.action", "The rule has no action.", "Add an action.")
-        else:
+        if rule.action:
             yield from _known_action(rule.action, f"{rule.where}.action")
         yield from _errno(rule)
         yield from _arguments(rule)

@@ -37,6 +37,8 @@ _RULE: Final = frozenset(
 _ARG: Final = frozenset({"index", "value", "valueTwo", "op"})
 _FILTER: Final = frozenset({"arches", "caps", "minKernel"})
 _ARCH_MAP: Final = frozenset({"architecture", "subArchitectures"})
+# The absence of these keys is an error.
+_REQUIRED: Final = frozenset({"defaultAction", "names", "action", "index", "value", "op"})
 _NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,63}")
 
 
@@ -123,6 +125,7 @@ class _Walk:
             )
             return None
         prefix = f"{where}." if where else ""
+        corrected = dict(value)
         for key in value:
             if key in keys or self.is_full:
                 continue
@@ -130,14 +133,19 @@ class _Walk:
             if comment_keys.is_comment(key, keys):
                 self.remarks.append(place)
                 continue
-            self.report(
-                FindingCode.UNKNOWN_FIELD,
-                place,
+            match = syscalls.closest(key, keys)
+            message = (
                 "No seccomp profile has this key. Runtimes ignore it, and the profile would have "
-                "another effect than it states.",
-                syscalls.nearest(key, keys) or "Remove the key.",
+                "another effect than it states."
             )
-        return value
+            if match and match.lower() == key.lower():
+                message = "Programs in Go read this key in spite of its case; others ignore it."
+            hint = syscalls.nearest(key, keys) or "Remove the key."
+            self.report(FindingCode.UNKNOWN_FIELD, place, message, hint)
+            # The rest of the check reads the correct key, so that no message reports it as missing.
+            if match in _REQUIRED:
+                corrected.setdefault(match, value[key])
+        return corrected
 
     def items(self, value: Json, where: str) -> Iterator[tuple[str, Json]]:
         if value is None:
@@ -207,7 +215,7 @@ class _Walk:
             return None
         self.listener(top)
         default = self.text(top.get("defaultAction"), "defaultAction")
-        if not default:
+        if top.get("defaultAction") in (None, ""):
             self.report(
                 FindingCode.FAILS_OPEN,
                 "defaultAction",
@@ -265,6 +273,9 @@ class _Walk:
                 )
             elif (rule := self.object(item, where, _RULE)) is not None:
                 self.text(rule.get("comment"), f"{where}.comment")
+                if rule.get("action") in (None, ""):
+                    message = "The rule has no action."
+                    self.report(FindingCode.BAD_VALUE, f"{where}.action", message, "Add an action.")
                 yield Rule(
                     where=where,
                     names=self.names(rule, where),
@@ -289,7 +300,7 @@ class _Walk:
             else:
                 self.rewritten.append(f"{where}.name")
             entries.append((f"{where}.name", old))
-        if not entries:
+        if not entries and rule.get("names") in (None, []):
             message = "The rule has no names, and runtimes ignore the rule."
             hint = "List the system calls in `names`, or remove the rule."
             self.report(FindingCode.FAILS_OPEN, f"{where}.names", message, hint)

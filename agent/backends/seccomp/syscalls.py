@@ -147,10 +147,16 @@ RECENT: Final = frozenset(
 )
 
 
+def closest(word: str, words: frozenset[str]) -> str:
+    """Return a word that differs only in its case, or else a similar word, or ""."""
+    same = next((item for item in sorted(words) if item.lower() == word.lower()), "")
+    return same or next(iter(difflib.get_close_matches(word[:64], sorted(words), n=1)), "")
+
+
 def nearest(word: str, words: frozenset[str]) -> str:
     """Return `Did you mean X?`, or "" if no word is similar."""
-    matches = difflib.get_close_matches(word[:64], sorted(words), n=1)
-    return f"Did you mean {matches[0]}?" if matches else ""
+    match = closest(word, words)
+    return f"Did you mean {match}?" if match else ""
 
 
 _MOST_NAMES: Final = 12  # The maximum number of names in one message.
