@@ -4,6 +4,7 @@ a file.
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ class SeccompNode:
         host = Host(str(self.root))
         reconciler = build_reconciler(
             [OneSource(snapshot)],
-            backend(host=host, directory="/seccomp", machine="x86_64"),
+            backend(host=host, clock_ns=time.time_ns, directory="/seccomp", machine="x86_64"),
             FileLedger(host, "/state"),
             PlanOptions(prune="always"),
         )
