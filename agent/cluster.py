@@ -132,8 +132,8 @@ class ClusterConnections:
         """Return the pods of this node that reference each profile, or None if the pods are
         unknown.
 
-        While no watch is running, the pods count as unknown. Otherwise, the agent could remove the
-        profile of a new pod that its copy does not contain yet.
+        While no watch is running, the pods count as unknown. If the pods counted as known, the
+        agent could remove the profile of a new pod that its copy does not contain yet.
         """
         pods = self.own_node.pods if self.own_node is not None else None
         if pods is None or not pods.is_live:

@@ -134,8 +134,8 @@ class Inspector:
     def _checked(self, kind: ProfileKind, source_key: model.SourceKey) -> Inspected:
         """Return the result of the backend, or a rejection if the check raises an exception.
 
-        A defect in a check must not affect other keys. Otherwise, anyone who can write a ConfigMap
-        could end the agents on all nodes.
+        A defect in a check must not affect other keys. If an exception ended the agent, anyone who
+        can write a ConfigMap could end the agents on all nodes.
         """
         try:
             return self.backends[kind].inspect(source_key)

@@ -101,9 +101,9 @@ def receive_signals(
     """Start a thread that receives signals and wakes the main thread, which runs the handlers.
 
     A signal interrupts the main thread while it waits. However, two kinds of signals would have an
-    effect only at the end of the wait. These are a signal that arrives right before the wait, and a
-    signal that another thread receives (Python, signal.set_wakeup_fd). The thread that this
-    function starts wakes the main thread in both cases.
+    effect only at the end of the wait. The two kinds are a signal that arrives right before the
+    wait, and a signal that another thread receives (Python, signal.set_wakeup_fd). The thread that
+    this function starts wakes the main thread in both cases.
     """
     received, sender = os.pipe()
     os.set_blocking(sender, False)

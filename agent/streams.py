@@ -43,8 +43,8 @@ def write(text: str) -> None:
 def open_closed() -> None:
     """Open /dev/null for each standard stream that the caller closed.
 
-    Otherwise, the next file that is opened would get the descriptor of the closed stream, and would
-    receive its output.
+    Without this function, the next file that is opened would get the descriptor of the closed
+    stream, and would receive its output.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

@@ -147,8 +147,8 @@ class Version:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """An accepted key. The backend provides its body, which is the bytes to install, when the
-    profile is installed.
+    """An accepted key. When the profile is installed, the backend provides the body, which consists
+    of the bytes to install.
     """
 
     id: KeyId

@@ -85,7 +85,8 @@ def staged_evidence(entry: LedgerEntry, name: str, observed: ObservedProfile) ->
     """Return the evidence of one profile name whose installation did not finish.
 
     If the node does not show the content, the result includes the evidence of the observed profile.
-    In this case, only the agent's record of the profiles that it loaded identifies the profile.
+    Without the content, only the agent's record of the profiles that it loaded identifies the
+    profile.
     """
     version = entry.staged
     if version is None or name not in version.names:

@@ -202,7 +202,7 @@ class ModuleState:
 
     mode: ModuleMode
     finding: Finding | None = None
-    """The reason if the mode is unknown."""
+    """The finding that the mode is unknown; None if the mode is known."""
 
 
 ModuleStates = Mapping[SecurityModule, ModuleState]

@@ -2,9 +2,9 @@
 minute.
 
 The package's own renewal is not used, because it compares wall-clock times and does not support
-every type of credential. Instead, this module reads the whole configuration again each time. A
-separate thread reads the configuration, because a plugin of a kubeconfig can hang. connections.py
-uses the result.
+every type of credential. Instead of the package's renewal, this module reads the whole
+configuration again each time. A separate thread reads the configuration, because a plugin of a
+kubeconfig can hang. connections.py uses the result.
 """
 
 import contextlib

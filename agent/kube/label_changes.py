@@ -13,10 +13,10 @@ def in_parts(
 ) -> list[tuple[Change, ...]]:
     """Return the changes from the observed to the desired labels, in several parts.
 
-    The first part removes outdated labels, including labels whose value has changed. The other
-    parts add labels. Additions are grouped by prefix and value, because the admission policy of
-    another release may reject some prefixes or values. The result omits the additions that the
-    caller excludes.
+    The first part removes outdated labels, including labels whose value has changed. The parts
+    after the first one add labels. Additions are grouped by prefix and value, because the admission
+    policy of another release may reject some prefixes or values. The result omits the additions
+    that the caller excludes.
     """
     removals: list[Change] = [
         (key, None) for key, value in sorted(observed.items()) if desired.get(key) != value

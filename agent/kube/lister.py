@@ -30,8 +30,8 @@ class Bounds(Protocol[Kept]):
     """Limits how much of the listed objects is stored in memory."""
 
     def within(self, objects: Mapping[str, Kept]) -> Mapping[str, Kept]:
-        """Return the objects that are within the limit. For other objects, omit the content or the
-        whole object.
+        """Return the objects that are within the limit. Above the limit, objects lose their content
+        or are omitted.
         """
 
     def has_room(self, objects: Mapping[str, Kept], /) -> bool:

@@ -3,8 +3,8 @@
 The agent changes only its own Node. This Node has the configured name, the boot ID of this kernel,
 and the uid to which the token is bound. All labels are set in one server-side apply, and only if
 they differ from the labels on the Node. The agent never changes a label that another field manager
-owns. A label that the API server rejects does not affect the other labels. In this case, the agent
-still removes the outdated labels and sets all accepted labels.
+owns. A label that the API server rejects does not affect the other labels. After such a rejection,
+the agent still removes the outdated labels and sets all accepted labels.
 """
 
 from collections import deque

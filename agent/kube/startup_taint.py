@@ -18,8 +18,8 @@ from agent.core.vocabulary import (
 from agent.kube.label_changes import JsonPatch
 from agent.kube.responses import Json
 
-# A rejected key does not keep the taint. Otherwise, one rejected key would keep it on new nodes
-# forever.
+# A rejected key does not keep the taint, because a single rejected key would then keep the taint
+# on new nodes forever.
 _SETTLED: Final = ON_NODE | {
     ProfileState.REJECTED,
     ProfileState.REMOVED,

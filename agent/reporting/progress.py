@@ -1,7 +1,7 @@
 """Shows the progress of a command that checks, compiles or installs many profiles.
 
-On a terminal, the module rewrites one line. Otherwise, it writes a line every 10 seconds, so that
-the log of a CI job shows that the command is still running.
+On a terminal, the module rewrites one line. Without a terminal, the module writes a line every 10
+seconds, so that the log of a CI job shows that the command is still running.
 """
 
 import shutil

@@ -52,7 +52,8 @@ class ConfigMapBounds:
     ConfigMaps that have not grown more. In particular, an installed ConfigMap that has not grown
     keeps its place if other ConfigMaps get new keys or larger contents. Nevertheless, installed
     versions can use the whole limit, so that no ConfigMap can grow. For ConfigMaps above the limit,
-    only the names are stored. The number of these names has the same limit.
+    only the names are stored. The number of stored names has the same limit as the number of stored
+    ConfigMaps.
     """
 
     def __init__(

@@ -115,8 +115,8 @@ class DirectorySource:
             path: the directory.
             clock_ns: returns the Unix time in nanoseconds, like the times of files.
             skips_unreadable: whether a read skips the keys that cannot be read, and records them in
-                `unreadable_keys`. Otherwise the whole profile set is unreadable, so that no profile
-                is removed.
+                `unreadable_keys`. If a key is not skipped, the whole profile set is unreadable, so
+                that no profile is removed.
         """
         self.path = path
         self.unreadable_keys: list[tuple[str, str]] = []

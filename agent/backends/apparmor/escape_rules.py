@@ -1,8 +1,8 @@
 """Warns about rules that let a process leave its confinement (apparmor.d(5)).
 
 This module is pure and only reads the text of the profile itself, because included files belong to
-the host. Such a rule never leads to a rejection. The warning therefore also covers targets that
-might match `unconfined`.
+the host. A rule of this kind never leads to the rejection of a profile. The warning therefore also
+covers targets that might match `unconfined`.
 """
 
 import itertools

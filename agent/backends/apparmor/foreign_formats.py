@@ -1,8 +1,8 @@
 """Recognises files in other formats that users store under the name of an AppArmor profile.
 
-For such a file, the parser would only report a syntax error in the first line, which does not show
-the real mistake. No valid AppArmor profile text begins like one of these formats, so this check
-rejects no valid text.
+For a file in another format, the parser would only report a syntax error in the first line, which
+does not show the real mistake. No valid AppArmor profile text begins like one of these formats, so
+this check rejects no valid text.
 """
 
 import re

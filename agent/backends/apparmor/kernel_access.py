@@ -29,7 +29,7 @@ _CAP_MAC_ADMIN: Final = 33  # linux/capability.h
 _FEATURE_BYTES: Final = 1 << 20
 _RUN_AS_ROOT: Final = "Run the agent as root with CAP_MAC_ADMIN, and unconfined by AppArmor."
 _MOUNT: Final = f"Mount the host's securityfs read-write at {SECURITYFS} below the host root."
-# This number of words is larger than struct statfs on every architecture.
+# On every architecture, struct statfs has fewer words than this number.
 _STATFS_WORDS: Final = 64
 
 

@@ -79,8 +79,8 @@ class LoadedObjects:
         If an earlier process ended after a load but before the record of this load, the agent owns
         the loaded profile only under two conditions. The first condition is that the load was the
         only change of policy; each change increments the revision. The second condition is that the
-        kernel shows either the content that the agent intended to load, or no content at all.
-        Otherwise, another program may have loaded the profile.
+        kernel shows either the content that the agent intended to load, or no content at all. If
+        one condition is not met, another program may have loaded the profile.
 
         Args:
             found: the directory of each name.

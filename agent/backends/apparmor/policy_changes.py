@@ -185,8 +185,8 @@ class PolicyChanges:
         return is_readable or self.view.observed_revision == self._revision_before + 1
 
     def _write(self, load: _Load, replaceable: frozenset[str]) -> Failed | None:
-        """Write a policy. If an earlier failed load blocks the write, remove its data and write the
-        policy once more.
+        """Write a policy. If data of an earlier failed load block the write, remove the data and
+        write the policy once more.
         """
         new = load.names - replaceable
         write = self.writer.replace if replaceable else self.writer.load
@@ -325,9 +325,9 @@ class PolicyChanges:
     def _needs_reference_proof(self, loaded: Mapping[str, ObservedProfile]) -> bool:
         """Return whether a removal also needs the proof that nothing references the profiles.
 
-        If the kernel shows pending execs, but no raw data or hashes, the proof is impossible. In
-        this case, the removal depends only on the threads in /proc. The function uses the observed
-        evidence, because no program changed policy during the observation.
+        If the kernel shows pending execs, but no raw data or hashes, the proof is impossible. On
+        such a kernel, the removal depends only on the threads in /proc. The function uses the
+        observed evidence, because no program changed policy during the observation.
         """
         if not self.processes.shows_pending_exec():
             return bool(loaded)

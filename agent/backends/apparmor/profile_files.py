@@ -26,7 +26,7 @@ _EVIDENCE_PREFIXES: Final = {
     "raw_sha1": "raw:sha1",
     "raw_sha256": "raw:sha256",
 }
-_ALL_HASHES: Final = 2  # These are the hash of the profile and the hash of the loaded policy.
+_ALL_HASHES: Final = 2  # The two hashes are those of the profile and of the loaded policy.
 
 
 class ProfileFiles:

@@ -3,11 +3,11 @@ ipc(2).
 
 A filter cannot read the arguments of a multiplexed call, because they are in memory. libseccomp
 therefore also adds each rule for an operation to the multiplexing call, with the number of the
-operation as the first argument (abi_rule_add in syscalls.c). For this additional rule, libseccomp
-drops a condition on the original first argument. Without the dropped condition, a rule that denies
-calls denies more calls than its author intended, and a rule that allows calls allows the whole
-operation. Conditions on other arguments compare arguments of the multiplexing call, which the
-operation does not have.
+operation as the first argument (abi_rule_add in syscalls.c). In the added rule, libseccomp drops a
+condition on the original first argument. Without the dropped condition, a rule that denies calls
+denies more calls than its author intended, and a rule that allows calls allows the whole operation.
+Conditions on other arguments compare arguments of the multiplexing call, which the operation does
+not have.
 
 libseccomp may therefore allow an operation that the profile denies. `closed` adds a rule that
 denies the multiplexing call if only 32-bit programs can use the call. Every other profile with this

@@ -84,8 +84,8 @@ __all__ = ["PlanOptions", "plan", "removal_candidates"]
 def removal_candidates(
     desired: Desired, entries: Mapping[KeyId, LedgerEntry], options: PlanOptions
 ) -> frozenset[str]:
-    """Return the profile names that the plan may remove. The caller then observes whether they are
-    in use.
+    """Return the profile names that the plan may remove. The caller then observes whether these
+    profiles are in use.
     """
     claimed = claimed_names(desired, entries)
     return frozenset(

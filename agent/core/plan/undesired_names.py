@@ -2,7 +2,7 @@
 
 An undesired name is removed only if four conditions are met: this agent installed it, its content
 is unchanged, no key needs it, and no process uses it. All other undesired profile names are held,
-or are released without changing the node. The same rules apply to the names of an unfinished
+or are released without changing the node. The conditions also apply to the names of an unfinished
 installation.
 """
 
