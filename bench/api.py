@@ -106,7 +106,7 @@ def _told(one: "OnNode", key: str, data: dict[str, str]) -> float:
     finally:
         events.close()
         watch.close()
-    raise AssertionError(f"no label for {key}: {one.said()[-3000:]}")
+    raise AssertionError(f"no label for {key}: {one.log_text()[-3000:]}")
 
 
 def verified(runs: int) -> Result:
@@ -355,7 +355,7 @@ def _first(one: "OnNode") -> float:
             if found:
                 return time.monotonic() - begin
             if time.monotonic() - begin > 600:  # noqa: PLR2004 - long enough
-                raise AssertionError(one.said())
+                raise AssertionError(one.log_text())
             time.sleep(0.002)
     finally:
         one.stop(signal.SIGKILL)

@@ -299,7 +299,7 @@ def other_releases():
             tree = folder / suite
             if not (tree / "complete").exists():
                 shutil.rmtree(tree, ignore_errors=True)
-                with kept.announced(f"apparmor of {suite}", "20 s"):
+                with kept.reporting_progress(f"apparmor of {suite}", "20 s"):
                     releases.unpack(PACKAGES, suite, tree)
                 (tree / "complete").touch()
             libraries = f"{tree}/usr/lib/x86_64-linux-gnu"

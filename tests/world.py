@@ -73,7 +73,7 @@ class Node:
     bodies: dict = field(default_factory=dict)
     removed: list = field(default_factory=list)
     # For each name, the content that this agent loaded last.
-    put: dict = field(default_factory=dict)
+    last_loaded: dict = field(default_factory=dict)
     full: bool = False  # Whether the disk is full, so that no entry can be written.
 
     def number(self):
@@ -119,7 +119,7 @@ class Node:
         self.loading = (frozenset(), 0)
         self.number()
 
-    def settle(self):
+    def finish_record(self):
         """Complete the record of a killed agent's load, unless a profile was loaded or removed
         afterwards.
         """
@@ -198,7 +198,7 @@ class MemoryKind:
     def observe(self, names, removal_candidates):
         node = self.node
         node.number()
-        node.settle()
+        node.finish_record()
         facts = {
             name: ObservedProfile(
                 evidence=node.evidence(name),
@@ -241,7 +241,7 @@ class MemoryKind:
         there = [one for one in names if node.readable and node.loaded.get(one) == body]
         node.write({name: body for name in names if name not in there})
         node.created |= {node.objects[name] for name in mine}
-        node.put |= dict.fromkeys(names, body)
+        node.last_loaded |= dict.fromkeys(names, body)
         self.steps()
         node.own |= {name: node.objects[name] for name in mine}
         node.loading = (frozenset(), 0)
@@ -335,7 +335,7 @@ def run_pass(node, snapshots, *, steps=None, observed=None, options=None):
     return executor.execute(actions)
 
 
-def settled(node):
+def final_state(node):
     """Return the part of the state that does not depend on the sequence of passes."""
     return (
         dict(node.loaded),

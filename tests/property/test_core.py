@@ -12,7 +12,7 @@ from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import Emptied, Missing, Read, SourceKey, Unobservable, Unreadable
 from agent.core.ownership import owned_names, recorded_names
-from tests.world import Killed, Node, Steps, run_pass, settled, token
+from tests.world import Killed, Node, Steps, final_state, run_pass, token
 
 NAMES = st.sampled_from(["a", "b", "c"])
 KEYS = st.sampled_from(["one.profile", "two.profile", "three.profile"])
@@ -260,7 +260,7 @@ def test_a_profile_that_this_agent_loaded_is_removed_eventually(history, foreign
     left = {
         name
         for name, content in node.loaded.items()
-        if node.objects[name] in node.created and node.put.get(name) == content
+        if node.objects[name] in node.created and node.last_loaded.get(name) == content
     }
     assert left <= {"other"}
 
@@ -277,7 +277,7 @@ def test_a_profile_that_this_agent_loaded_stays_agent_owned(history, foreign):
         loaded_by_agent = {
             name
             for name, content in node.loaded.items()
-            if node.put.get(name) == content and node.objects[name] in node.created
+            if node.last_loaded.get(name) == content and node.objects[name] in node.created
         }
         assert loaded_by_agent <= owned(node)
 
@@ -439,8 +439,8 @@ def test_an_agent_that_is_killed_at_any_step_reaches_the_same_state(history, for
         run_pass(node, snapshot, steps=Steps(fatal=step))
     run_pass(node, snapshot)
     run_pass(node, snapshot)
-    loaded, entries = settled(node)
-    expected = settled(undisturbed)[1]
+    loaded, entries = final_state(node)
+    expected = final_state(undisturbed)[1]
     for id_, entry in entries.items():
         if entry.provenance == "adopted" and id_ in expected:
             expected[id_] = replace(expected[id_], provenance="adopted")
@@ -482,7 +482,7 @@ def test_a_profile_of_an_unfinished_installation_is_removed_eventually(
     left = {
         name
         for name, content in node.loaded.items()
-        if node.objects[name] in node.created and node.put.get(name) == content
+        if node.objects[name] in node.created and node.last_loaded.get(name) == content
     }
     assert left - adopted <= {"other"}
     assert {name for id_ in node.entries for name in recorded_names(node.entries[id_])} <= {"other"}

@@ -15,7 +15,7 @@ SHORT = 0.6  # the fraction of the time during which a task waited for a CPU
 WIDER = 5
 
 
-def waited():
+def waiting_seconds():
     """Return the number of seconds in which at least one task waited for a CPU.
 
     If the kernel does not report this number, return the number of seconds in which no CPU was
@@ -41,16 +41,16 @@ class Since:
     """A measurement of the waiting time that starts when the object is created."""
 
     def __init__(self):
-        self.begin, self.waited = time.monotonic(), waited()
+        self.begin, self.waited = time.monotonic(), waiting_seconds()
 
     def seconds(self):
         """Return the number of seconds since the start."""
         return time.monotonic() - self.begin
 
-    def short(self):
+    def waiting_fraction(self):
         """Return the fraction of the time during which a task waited for a CPU."""
-        return (waited() - self.waited) / self.seconds()
+        return (waiting_seconds() - self.waited) / self.seconds()
 
     def within(self, seconds):
         """Return the time limit that results from the measurement since the start."""
-        return within(seconds, self.short())
+        return within(seconds, self.waiting_fraction())

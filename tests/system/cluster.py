@@ -201,7 +201,7 @@ class Cluster:
         if process.poll() is not None:
             raise AssertionError(self.log("kube-apiserver")[-3000:])
         with contextlib.suppress(OSError):
-            return self._asked("/readyz", "admin") == "ok"
+            return self._response("/readyz", "admin") == "ok"
         return False
 
     def _bootstrapped(self):
@@ -241,18 +241,18 @@ class Cluster:
         """
         why = ""
 
-        def answered():
+        def has_response():
             nonlocal why
             try:
-                return [json.loads(self._asked(path, token))]
+                return [json.loads(self._response(path, token))]
             except OSError as error:
                 why = str(error)
                 refused = isinstance(error, urllib.error.HTTPError) and error.code < 429
                 return [None] if refused else []
 
-        return until(answered, lambda: f"GET {path}: {why}")[0]
+        return until(has_response, lambda: f"GET {path}: {why}")[0]
 
-    def _asked(self, path, token):
+    def _response(self, path, token):
         request = urllib.request.Request(  # noqa: S310 - https only
             self.url + path, headers={"Authorization": f"Bearer {token}"}
         )

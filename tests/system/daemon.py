@@ -227,13 +227,13 @@ class Daemon:
         """Return the paths of the entries in the ledger."""
         return sorted((self.state / "entries").glob("*.json"))
 
-    def said(self):
+    def log_text(self):
         """Return the whole log."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def lines(self, event):
         """Return all log lines of one event."""
-        lines = [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
+        lines = [json.loads(line) for line in self.log_text().splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == event]
 
     def usage(self):
@@ -259,14 +259,14 @@ class Daemon:
         """
 
         def checked():
-            assert BUG not in self.said(), self.said()[-6000:]
+            assert BUG not in self.log_text(), self.log_text()[-6000:]
             return condition()
 
         def description():
             files = "unreadable"
             with contextlib.suppress(Exception):
                 files = self.files()
-            return f"files {files}, findings {self.findings()}, log:\n{self.said()[-5000:]}"
+            return f"files {files}, findings {self.findings()}, log:\n{self.log_text()[-5000:]}"
 
         return until(checked, description, seconds)
 
@@ -297,7 +297,7 @@ class Client:
             "127.0.0.1", cluster.port, context=context, timeout=300
         )
 
-    def ask(self, method, path, body=None, type_="application/json"):
+    def send(self, method, path, body=None, type_="application/json"):
         """Send a request; return the status and the body of the response."""
         headers = {"Authorization": "Bearer admin", "Content-Type": type_}
         text = json.dumps(body) if body is not None else None
@@ -305,19 +305,19 @@ class Client:
         response = self.connection.getresponse()
         return response.status, json.loads(response.read())
 
-    def done(self, method, path, body=None, type_="application/json"):
+    def send_checked(self, method, path, body=None, type_="application/json"):
         """Send a request, require its success, and return the body of the response."""
-        status, content = self.ask(method, path, body, type_)
+        status, content = self.send(method, path, body, type_)
         assert 200 <= status < 300, f"{method} {path}: {status} {content}"
         return content
 
     def apply(self, path, body):
         """Create or change an object, and become the only owner of its fields."""
-        self.done("PATCH", f"{path}?fieldManager=test&force=true", body, APPLY)
+        self.send_checked("PATCH", f"{path}?fieldManager=test&force=true", body, APPLY)
 
     def merge(self, path, body):
         """Change some fields of an object."""
-        self.done("PATCH", path, body, "application/merge-patch+json")
+        self.send_checked("PATCH", path, body, "application/merge-patch+json")
 
 
 class OnNode(Daemon):
@@ -366,7 +366,7 @@ class OnNode(Daemon):
 
     def node(self):
         """Return the Node object."""
-        return self.client.done("GET", f"/api/v1/nodes/{self.name}")
+        return self.client.send_checked("GET", f"/api/v1/nodes/{self.name}")
 
     def labels(self):
         """Return the agent's labels, with the domain and the namespace removed from their keys."""

@@ -19,7 +19,7 @@ CACHE = kept.CACHE / "controlplane"
 MODULE = Path(__file__).parent / "controlplane"
 # The cache keeps this number of builds of each module, because another checkout may need a
 # different build.
-KEPT = 2
+CACHED_BUILDS = 2
 
 
 def go():
@@ -65,12 +65,12 @@ def program(module, name, package=".", *, flags="", usual="5 to 10 minutes"):
     with kept.locked(CACHE):
         if not (path.exists() and mark.exists() and mark.read_text() == vm.sha256(path)):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with kept.announced(name, f"{usual} on two processors", _progress(path)):
+            with kept.reporting_progress(name, f"{usual} on two processors", _progress(path)):
                 _build(module, package, path, f"-s -w {flags}".strip())
             mark.write_text(vm.sha256(path))
         os.utime(path.parent)
         folders = (CACHE / module.name).iterdir()
-        for old in sorted(folders, key=lambda item: -item.stat().st_mtime)[KEPT:]:
+        for old in sorted(folders, key=lambda item: -item.stat().st_mtime)[CACHED_BUILDS:]:
             shutil.rmtree(old)
     return path
 

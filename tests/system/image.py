@@ -103,7 +103,7 @@ def build():
         folder = CACHE / f"built-{_key(_sources(), base().name)}"
         if not _whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            with kept.announced("image", "about a minute"), _scratch() as scratch:
+            with kept.reporting_progress("image", "about a minute"), _scratch() as scratch:
                 make(scratch, pack=True)
                 scratch.rename(folder)
         os.utime(folder)
@@ -112,12 +112,15 @@ def build():
         return _image(folder)
 
 
-def again():
+def second_build_digests():
     """Return the digests of a second build from the same sources. The digests are cached."""
     digests_file = build().root.parent / "again.json"
     with kept.locked(CACHE):
         if not digests_file.exists():
-            with kept.announced("image, a second time", "about a minute"), _scratch() as scratch:
+            with (
+                kept.reporting_progress("image, a second time", "about a minute"),
+                _scratch() as scratch,
+            ):
                 digests_file.write_text(json.dumps(digests(make(scratch, pack=False).root)))
         return json.loads(digests_file.read_text())
 
@@ -183,7 +186,7 @@ def base():
         # mmdebstrap copies these files from this machine, but the image must not contain them.
         command += ['--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"']
         command += [SUITE, str(path), mirror()]
-        with kept.announced("image: its Debian base", "about a minute"):
+        with kept.reporting_progress("image: its Debian base", "about a minute"):
             subprocess.run(command, check=True, env={**os.environ, "SOURCE_DATE_EPOCH": "0"})
         mark.write_text(vm.sha256(path))
     return path

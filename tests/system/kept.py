@@ -31,7 +31,7 @@ def locked(folder):
 
 
 @contextlib.contextmanager
-def announced(what, usual, progress=lambda: "", *, every=60.0):
+def reporting_progress(what, usual, progress=lambda: "", *, every=60.0):
     """Print what is being built and how long the build usually takes. Then print the progress from
     time to time.
 

@@ -31,7 +31,7 @@ DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 NODE = "node-a"  # the Node with a token in tests/system/cluster.py
 NAME = "changed"
 CHANGES = int(os.environ.get("CHANGES", "20"))
-AWAY = 5  # the number of restores without an API server
+RESTORES = 5  # the number of restores without an API server
 LIMIT_SECONDS = 600
 # The first start is slow, because an emulated guest boots a kernel and compiles every Python module
 # to bytecode.
@@ -54,7 +54,7 @@ def expected(number):
 
 
 @dataclass
-class Seen:
+class Measurements:
     """The measured durations, each from the response to a change, and the observed states."""
 
     kernel: list[float] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Seen:
     kernels: list[list[str]] = field(default_factory=list)
     # the observed states of the labels, in order
     labels: list[dict[str, str]] = field(default_factory=list)
-    held: list[list[str]] = field(default_factory=list)  # the hash and the mode of each version
+    versions: list[list[str]] = field(default_factory=list)  # the hash and the mode of each version
     restored: list[float] = field(default_factory=list)
     away: list[dict[str, str]] = field(default_factory=list)  # the labels after each restore
     started: float = 0.0
@@ -73,7 +73,7 @@ class Seen:
     shipped: dict[str, str] = field(default_factory=dict)
     # The fraction of the time during which a task waited for a CPU, with and without the API
     # server.
-    short: float = 0.0
+    waiting_fractions: float = 0.0
     away_short: float = 0.0
 
 
@@ -162,7 +162,7 @@ class Guest:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.settimeout(FIRST_SECONDS)
         self.lines = connection.makefile()
-        self.told = []  # the reports of the guest that no caller has read yet
+        self.reports = []  # the reports of the guest that no caller has read yet
         self.history = []
 
     def __enter__(self):
@@ -179,17 +179,17 @@ class Guest:
         """Send a request to the guest, and return the response."""
         self.socket.sendall(json.dumps({"do": do, **more}).encode() + b"\n")
         while True:
-            output = self._said()
+            output = self._next_report()
             if wanted in output:
                 return output[wanted]
-            self.told.append(output)
+            self.reports.append(output)
 
     def kernel(self, wanted):
         """Wait until the kernel has loaded a version, and return the time of the load on the
         guest's clock.
         """
         while True:
-            output = self.told.pop(0) if self.told else self._said()
+            output = self.reports.pop(0) if self.reports else self._next_report()
             if output["kernel"] == wanted:
                 return output["at"]
 
@@ -203,7 +203,7 @@ class Guest:
             result.append(time.monotonic() - at)
         return min(result)
 
-    def _said(self):
+    def _next_report(self):
         line = self.lines.readline()
         if not line:
             raise ConnectionError("the guest has ended")
@@ -215,13 +215,13 @@ class Guest:
 
 def drive(guest, api, proxy):
     """Change the ConfigMap several times, and return the measurements."""
-    seen = Seen()
+    seen = Measurements()
     number = CHANGES + 2
     texts = [text(item) for item in range(number)]
     contents = [content for content, _ in guest.ask("compile", "compiled", texts=texts)]
     assert len(set(contents)) == number
     modes = [expected(entry)[f"apparmor.{DOMAIN}/{NAME}"] for entry in range(number)]
-    held = seen.held = [list(one) for one in zip(contents, modes, strict=True)]
+    held = seen.versions = [list(one) for one in zip(contents, modes, strict=True)]
     api.labels, api.history = {}, []
     api.change(0)
     api.watch()
@@ -239,7 +239,7 @@ def drive(guest, api, proxy):
         kernel = guest.kernel(held[version]) + offset
         seen.kernel.append(kernel - answered)
         seen.label.append(reported - answered)
-    seen.short = since.short()
+    seen.waiting_fractions = since.waiting_fraction()
     seen.shipped = {key: value for key, value in api.labels.items() if DOMAIN in key}
     outage(guest, api, proxy, seen)
     guest.ask("end", "ended")
@@ -255,25 +255,25 @@ def outage(guest, api, proxy, seen):
     """
     proxy.refuse()
     since = busy.Since()
-    for _ in range(AWAY):
+    for _ in range(RESTORES):
         status, said = guest.ask("remove", "removed", text=text(CHANGES))
         assert status == 0, said
         gone = guest.kernel(ABSENT)
-        seen.restored.append(guest.kernel(seen.held[CHANGES]) - gone)
+        seen.restored.append(guest.kernel(seen.versions[CHANGES]) - gone)
         seen.away.append(api.now())
-    seen.away_short = since.short()
+    seen.away_short = since.waiting_fraction()
     api.change(CHANGES + 1)
     status, said = guest.ask("restart", "restarted", text=text(CHANGES))
     assert status == 0, said
     gone = guest.kernel(ABSENT)
     # The agent can restore the profile only from the ledger, because it has no other source.
-    seen.started = guest.kernel(seen.held[CHANGES]) - gone
+    seen.started = guest.kernel(seen.versions[CHANGES]) - gone
     seen.away.append(api.now())
     proxy.forward()
     back = time.monotonic()
     api.watch()
     seen.caught_up = api.until(expected(CHANGES + 1)) - back
-    guest.kernel(seen.held[CHANGES + 1])
+    guest.kernel(seen.versions[CHANGES + 1])
 
 
 def arguments(objects):
@@ -350,7 +350,7 @@ def measured():
         assert value is not None, log
     print_distribution("policy in the kernel after the response to the change", value.kernel)
     print_distribution("digest on the label after the response to the change", value.label)
-    print(f"during the test, a task waited for a CPU for {value.short:.0%} of the time")
+    print(f"during the test, a task waited for a CPU for {value.waiting_fractions:.0%} of the time")
     print_distribution("restored without an API server", value.restored)
     print(f"restored by a new agent without an API server: {value.started:.1f} s after the kill")
     print(f"from the API server's return until the label is correct: {value.caught_up:.2f} s")

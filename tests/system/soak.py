@@ -97,7 +97,7 @@ class Soak(SoakModel):
         keys = self.maps[name]
         path = f"/api/v1/namespaces/{self.daemon.name}/configmaps/{name}"
         if keys is None:
-            self.client.done("DELETE", path)
+            self.client.send_checked("DELETE", path)
             return
         data = {
             key: profile(one) if isinstance(one, int) else '{"broken": '
@@ -312,7 +312,7 @@ class Soak(SoakModel):
         name = self.random.choice([*MAPS["web"], *MAPS["db"]])
         pods = f"/api/v1/namespaces/{self.daemon.name}/pods"
         if name in self.pods:
-            self.client.done("DELETE", f"{pods}/{name}", {"gracePeriodSeconds": 0})
+            self.client.send_checked("DELETE", f"{pods}/{name}", {"gracePeriodSeconds": 0})
             del self.pods[name]
             self.released.add(name)
             self._may_go(name)
@@ -322,7 +322,7 @@ class Soak(SoakModel):
         container = {"name": "c", "image": "i", "securityContext": {"seccompProfile": used}}
         spec = {"nodeName": self.daemon.name, "containers": [container]}
         body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
-        self.client.done("POST", pods, body)
+        self.client.send_checked("POST", pods, body)
         self.pods[name] = False
         self.record(f"a pod uses {name}")
 

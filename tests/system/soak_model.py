@@ -64,7 +64,7 @@ class SoakModel:
     def description(self):
         """Return the seed, the history and the end of the log."""
         lines = [f"seed {self.seed}, {self.changes} changes in {self.batches} batches"]
-        return "\n".join([*lines, *self.history[-400:], self.daemon.said()[-4000:]])
+        return "\n".join([*lines, *self.history[-400:], self.daemon.log_text()[-4000:]])
 
     def record(self, text):
         """Add a change to the history."""
@@ -76,7 +76,7 @@ class SoakModel:
 
         def holds():
             nonlocal wrong
-            if BUG in self.daemon.said() or not self.daemon.alive():
+            if BUG in self.daemon.log_text() or not self.daemon.alive():
                 raise InvariantError("the daemon has ended")
             wrong = self._wrong()
             return not wrong
@@ -204,7 +204,9 @@ class SoakModel:
         while not self.stop.wait(0.05):
             generation, disturbed = self.generation, set(self.disturbed)
             before = self._there()
-            labels = client.done("GET", f"/api/v1/nodes/{self.daemon.name}")["metadata"]["labels"]
+            labels = client.send_checked("GET", f"/api/v1/nodes/{self.daemon.name}")["metadata"][
+                "labels"
+            ]
             after = self._there()
             prefix = f"seccomp.{DOMAIN}/"
             named = {key.removeprefix(prefix) for key in labels if key.startswith(prefix)}

@@ -152,24 +152,26 @@ class Agent:
             if entry["regarding"]["name"] == self.name and entry["reason"] == reason
         ]
 
-    def said(self):
+    def log_text(self):
         return self.log.read_text() if self.log.exists() else ""
 
     def lines(self, event):
-        result = [json.loads(line) for line in self.said().splitlines() if line.startswith("{")]
+        result = [json.loads(line) for line in self.log_text().splitlines() if line.startswith("{")]
         return [item for item in result if item["event"] == event]
 
     def until(self, condition, seconds=20.0):
         return until(
             condition,
-            lambda: f"labels {self.labels()}, files {self.files()}, log:\n{self.said()[-4000:]}",
+            lambda: (
+                f"labels {self.labels()}, files {self.files()}, log:\n{self.log_text()[-4000:]}"
+            ),
             seconds,
         )
 
     def until_labels(self, expected, seconds=20.0):
         self.until(lambda: self.labels() == expected, seconds)
 
-    def took(self, condition):
+    def seconds_until(self, condition):
         """Wait until a condition is true, and return the number of seconds that this took."""
         begin = time.monotonic()
         self.until(condition)
@@ -178,8 +180,8 @@ class Agent:
     def soon_labels(self, expected):
         """Wait for the labels of a change. The time limit is longer only if no CPU is idle."""
         since = busy.Since()
-        seconds = self.took(lambda: self.labels() == expected)
-        assert seconds < since.within(SOON_SECONDS), (seconds, since.short())
+        seconds = self.seconds_until(lambda: self.labels() == expected)
+        assert seconds < since.within(SOON_SECONDS), (seconds, since.waiting_fraction())
 
 
 @pytest.fixture
@@ -211,14 +213,17 @@ def test_a_change_reaches_the_node_and_its_label_within_a_second(agent):
     for number in range(5):
         old = path.read_bytes()
         agent.config_map({"a.json": old.decode(), "b.json": profile(2)})
-        seconds["new"].append(agent.took(lambda: agent.labels() == both))
+        seconds["new"].append(agent.seconds_until(lambda: agent.labels() == both))
         agent.config_map({"a.json": profile(10 + number), "b.json": profile(2)})
-        seconds["changed"].append(agent.took(lambda old=old: path.read_bytes() != old))
+        seconds["changed"].append(agent.seconds_until(lambda old=old: path.read_bytes() != old))
         agent.config_map({"a.json": profile(10 + number)})
-        seconds["removed"].append(agent.took(lambda: agent.labels() == READY))
+        seconds["removed"].append(agent.seconds_until(lambda: agent.labels() == READY))
     assert agent.files() == ["a.json", "b.json"]  # The file b.json stays during the grace period.
     medians = {what: round(statistics.median(took), 2) for what, took in seconds.items()}
-    print(f"a key on its label: {medians}, CPUs were short for {since.short():.0%} of the time")
+    print(
+        f"seconds until the labels are correct: {medians}; "
+        f"a task waited for a CPU for {since.waiting_fraction():.0%} of the time"
+    )
     assert max(medians.values()) < since.within(AT_ONCE_SECONDS), seconds
     agent.until(lambda: agent.files() == ["a.json"])
     agent.until(lambda: agent.events("ProfileRemoved"))
@@ -236,7 +241,7 @@ def test_a_configmap_can_be_created_later_deleted_and_emptied(agent):
     agent.until(lambda: len(agent.lines("profile_problem")) >= 2)
     assert (agent.labels(), agent.files()) == (READY, ["a.json"])
     agent.config_map({})
-    agent.until(lambda: "source_emptied" in agent.said())
+    agent.until(lambda: "source_emptied" in agent.log_text())
     assert (agent.labels(), agent.files()) == (READY, ["a.json"])
 
 
@@ -297,7 +302,7 @@ def test_each_configmap_of_a_selector_is_a_separate_set(agent):
     expected = {**READY, "seccomp/b.json": "installed", "set/db": "ready"}
     agent.until_labels(expected)
     agent.cluster.kubectl("-n", agent.name, "delete", "configmap", "db")
-    agent.until(lambda: "source_missing" in agent.said())
+    agent.until(lambda: "source_missing" in agent.log_text())
     assert (agent.labels(), agent.files()) == (expected, ["a.json", "b.json"])
     agent.stop()
     agent.start(source=f"configmaps:{agent.name}?use=profiles")
@@ -337,7 +342,7 @@ def test_a_node_selector_limits_a_set_to_some_nodes(agent):
     agent.cluster.kubectl("label", "node", agent.name, "pool=b", "--overwrite")
     agent.soon_labels(READY)
     agent.config_map({"a.json": profile()}, annotations={chosen: "pool in b"})
-    agent.until(lambda: "source_unreadable" in agent.said())
+    agent.until(lambda: "source_unreadable" in agent.log_text())
     assert (agent.labels(), agent.files()) == (READY, ["a.json"])
     agent.config_map({"a.json": profile()}, annotations={chosen: "pool=b"})
     agent.cluster.kubectl("label", "node", agent.name, "pool=a", "--overwrite")
@@ -361,7 +366,7 @@ def test_a_removed_or_changed_label_is_restored(agent):
     # After two more changes, the agent would detect contention.
     for drift in (f"{key}-", f"{key}=lies", f"{key}-"):
         agent.cluster.kubectl("label", "node", agent.name, drift, "--overwrite")
-        seconds.append(agent.took(lambda: agent.labels() == READY))
+        seconds.append(agent.seconds_until(lambda: agent.labels() == READY))
     assert statistics.median(seconds) < since.within(AT_ONCE_SECONDS), seconds
 
 
@@ -370,7 +375,7 @@ def test_foreign_labels_are_never_changed(agent):
     agent.node({"kept": "yes", f"seccomp.{DOMAIN}/theirs": "installed"})
     agent.config_map({"a.json": profile(), "b.json": profile()})
     agent.start("--removal-grace", "1s", "--prune", "always")
-    agent.until(lambda: "label_foreign" in agent.said())
+    agent.until(lambda: "label_foreign" in agent.log_text())
     both = {**READY, "seccomp/b.json": "installed", "seccomp/theirs": "installed"}
     agent.until_labels(both)
     # Another field manager applies the same value, so the label stays after the agent stops
@@ -384,7 +389,7 @@ def test_foreign_labels_are_never_changed(agent):
         "apply", "--server-side", "--field-manager", "other", "-f", "-", stdin=body
     )
     agent.config_map({"a.json": profile()})
-    agent.until(lambda: "label_pending" in agent.said())
+    agent.until(lambda: "label_pending" in agent.log_text())
     assert (agent.labels(), agent.files()) == (both, ["a.json", "b.json"])
     # The profile stays installed while the label exists.
     agent.cluster.kubectl("label", "node", agent.name, f"seccomp.{DOMAIN}/b.json-")
@@ -402,9 +407,9 @@ def test_a_node_that_is_created_again_is_labelled_with_its_own_token(agent):
     agent.start()
     agent.until_labels(READY)
     agent.cluster.kubectl("delete", "node", agent.name)
-    agent.until(lambda: "there is no Node of this name" in agent.said())
+    agent.until(lambda: "there is no Node of this name" in agent.log_text())
     agent.cluster.node(agent.name, BOOT_ID)
-    agent.until(lambda: "is still bound to the previous Node" in agent.said())
+    agent.until(lambda: "is still bound to the previous Node" in agent.log_text())
     assert agent.labels() == {}
     agent.cluster.kubectl("-n", NAMESPACE, "delete", "pod", f"agent-{agent.name}", "--force")
     agent.stop()
@@ -423,7 +428,7 @@ def test_a_node_of_another_machine_is_not_labelled(agent):
     agent.config_map({"a.json": profile()})
     (agent.root / "proc/sys/kernel/random/boot_id").write_text("another\n")
     agent.start()
-    agent.until(lambda: "node_unknown" in agent.said())
+    agent.until(lambda: "node_unknown" in agent.log_text())
     assert (agent.labels(), agent.files()) == ({}, ["a.json"])
 
 
@@ -485,7 +490,7 @@ def test_a_rejected_configmap_has_no_label_of_the_same_name(agent):
     }
     agent.cluster.apply(refused)
     agent.start("--source", f"configmap:{other}/web")
-    agent.until(lambda: "profile_rejected" in agent.said() or "not_json" in agent.said())
+    agent.until(lambda: "profile_rejected" in agent.log_text() or "not_json" in agent.log_text())
     agent.until_labels(READY)
     accepted = {**refused, "data": {"b.json": profile()}}
     agent.cluster.apply(accepted)
@@ -544,7 +549,7 @@ def test_the_startup_taint_is_removed_once_accepted_profiles_are_installed(agent
         "patch", "node", agent.name, "-p", json.dumps({"spec": {"taints": taints}})
     )
     agent.start("--startup-taint", "example.org/profiles")
-    agent.until(lambda: "source_missing" in agent.said())
+    agent.until(lambda: "source_missing" in agent.log_text())
 
     def keys():
         spec = agent.cluster.get(f"/api/v1/nodes/{agent.name}")["spec"]
@@ -582,7 +587,7 @@ def test_the_startup_taint_stays_for_an_empty_set_that_was_never_installed(agent
     agent.config_map({})
     agent.config_map({}, "second", labels={"use": "second"})
     agent.start("--startup-taint", STARTUP, "--source", f"configmaps:{agent.name}?use=second")
-    agent.until(lambda: agent.said().count("source_emptied") >= 2)
+    agent.until(lambda: agent.log_text().count("source_emptied") >= 2)
     agent.until_labels(NODE_LABELS)
     assert is_tainted(agent)
     agent.config_map({"a.json": profile()})
@@ -609,7 +614,7 @@ def test_an_invalid_node_selector_does_not_keep_the_startup_taint(agent):
     agent.start("--startup-taint", STARTUP, source=f"configmaps:{agent.name}?use=profiles")
     agent.until(lambda: not is_tainted(agent))
     agent.until_labels(READY)
-    assert "source_unreadable" in agent.said()
+    assert "source_unreadable" in agent.log_text()
 
 
 # --- limits, and a store that loses data ----------------------------------------------------------
@@ -635,7 +640,7 @@ def test_many_full_configmaps_are_rejected_separately(agent):
     agent.until_labels({**READY, "seccomp/first.json": "installed", "set/first": "ready"})
     for number in range(32):
         agent.config_map({f"n{number}.json": large()}, f"n{number:02}", labels={"use": "many"})
-    agent.until(lambda: agent.said().count("source_over_limit") >= 15, 120)
+    agent.until(lambda: agent.log_text().count("source_over_limit") >= 15, 120)
     agent.stop()
     agent.start("--source", f"configmaps:{agent.name}?use=many")
     agent.until(lambda: len(agent.lines("pass_finished")) >= 1, 120)
@@ -647,7 +652,7 @@ def test_many_full_configmaps_are_rejected_separately(agent):
     print(f"32 ConfigMaps of 1 MiB: {len(sets)} sets are ready, peak {peak:.0f} MiB")
     assert sets[:2] == ["set/first", "set/n00"]
     assert 14 <= len(sets) <= 19
-    assert "sent no usable response" not in agent.said()
+    assert "sent no usable response" not in agent.log_text()
     assert peak < 128
     for number in range(16):
         agent.cluster.kubectl("-n", agent.name, "delete", "configmap", f"n{number:02}")
@@ -701,7 +706,7 @@ def test_a_profile_that_a_pod_references_is_in_use(agent):
     expected = {**NODE_LABELS, "seccomp/c.json": "installed", "set/web": "ready"}
     agent.until_labels(expected)
     agent.until(lambda: agent.files() == ["b.json", "c.json"])
-    agent.until(lambda: f"{agent.name}/user" in agent.said())
+    agent.until(lambda: f"{agent.name}/user" in agent.log_text())
     agent.cluster.kubectl("-n", agent.name, "delete", "pod", "user", "--force")
     agent.until(lambda: agent.files() == ["c.json"])
 
@@ -765,7 +770,7 @@ def test_an_outage_changes_nothing_and_missing_files_are_restored(agent):
         agent.until_labels(READY)
         proxy.refuse()
         begin = time.monotonic()
-        agent.until(lambda: "source_unreadable" in agent.said(), 30)
+        agent.until(lambda: "source_unreadable" in agent.log_text(), 30)
         (agent.root / "var/lib/kubelet/seccomp/a.json").unlink()
         agent.until(lambda: agent.files() == ["a.json"])
         agent.config_map({"a.json": profile(), "b.json": profile()})
@@ -791,7 +796,7 @@ def test_a_start_without_an_api_server_restores_the_last_good_profiles(agent):
         agent.start()
         agent.until(lambda: agent.files() == ["a.json"])
         proxy.forward()
-        agent.until(lambda: "problem_over" in agent.said(), 75)
+        agent.until(lambda: "problem_over" in agent.log_text(), 75)
         assert agent.labels() == READY
 
 
@@ -806,7 +811,7 @@ def test_a_slow_api_server_delays_no_repair(agent):
         proxy.delay(15.0)
         agent.cluster.kubectl("label", "node", agent.name, f"seccomp.{DOMAIN}/a.json-")
         (agent.root / "var/lib/kubelet/seccomp/a.json").unlink()
-        assert agent.took(lambda: agent.files() == ["a.json"]) < 10.0
+        assert agent.seconds_until(lambda: agent.files() == ["a.json"]) < 10.0
         begun = agent.process
         assert agent.stop() == 0
         assert begun.returncode == 0

@@ -61,7 +61,7 @@ def mounted(daemon):
         subprocess.run(["umount", path], check=True)
 
 
-def settled(daemon, **numbers):
+def wait_until_converged(daemon, **numbers):
     """Wait until the node has exactly these profiles and the daemon reports that it has
     converged.
     """
@@ -91,7 +91,7 @@ def test_a_full_disk_keeps_the_previous_version_until_there_is_space(daemon, mou
     """
     top = mounted(daemon.root / "var")
     daemon.start()
-    settled(daemon, a=1)
+    wait_until_converged(daemon, a=1)
     with pytest.raises(OSError, match="No space left"):
         (top / "filler").write_bytes(b"x" * (1 << 20))
     daemon.provide(a=2, b=3)
@@ -99,7 +99,7 @@ def test_a_full_disk_keeps_the_previous_version_until_there_is_space(daemon, mou
     assert (daemon.files(), daemon.converged(), daemon.ready()) == ({"a.json": 1}, False, True)
     assert not [*top.rglob("*.tmp")]
     (top / "filler").unlink()
-    settled(daemon, a=2, b=3)
+    wait_until_converged(daemon, a=2, b=3)
     assert daemon.findings() == {}
     stopped_cleanly(daemon)
 
@@ -111,13 +111,13 @@ def test_a_read_only_file_system_keeps_the_previous_version(daemon, mounted, whe
     """
     top = mounted(daemon.root / where)
     daemon.start()
-    settled(daemon, a=1)
+    wait_until_converged(daemon, a=1)
     subprocess.run(["mount", "-o", "remount,ro", top], check=True)
     daemon.provide(a=2)
     daemon.until(lambda: daemon.findings() == {"write_failed": 1})
     assert (daemon.files(), daemon.converged(), daemon.ready()) == ({"a.json": 1}, False, True)
     subprocess.run(["mount", "-o", "remount,rw", top], check=True)
-    settled(daemon, a=2)
+    wait_until_converged(daemon, a=2)
     assert daemon.findings() == {}
     stopped_cleanly(daemon)
 
@@ -132,7 +132,7 @@ def test_a_damaged_ledger_entry_removes_nothing(daemon, damage):
     """
     daemon.provide(a=1, b=2)
     daemon.start()
-    settled(daemon, a=1, b=2)
+    wait_until_converged(daemon, a=1, b=2)
     for path in daemon.entries():
         content = path.read_bytes()
         match damage:
@@ -146,7 +146,7 @@ def test_a_damaged_ledger_entry_removes_nothing(daemon, damage):
                 path.unlink()
                 path.mkdir()
     reported = "kind_unobservable" if damage == "a directory" else "ledger_damaged"
-    daemon.until(lambda: f'"code": "{reported}"' in daemon.said())
+    daemon.until(lambda: f'"code": "{reported}"' in daemon.log_text())
     assert daemon.files() == {"a.json": 1, "b.json": 2}
     if damage == "a directory":
         daemon.provide(a=1)
@@ -155,7 +155,7 @@ def test_a_damaged_ledger_entry_removes_nothing(daemon, damage):
         for path in daemon.entries():
             path.rmdir()
         daemon.provide(a=1, b=2)
-    settled(daemon, a=1, b=2)
+    wait_until_converged(daemon, a=1, b=2)
     assert (daemon.findings(), len(daemon.entries())) == ({}, 2)
     stopped_cleanly(daemon)
 
@@ -163,7 +163,7 @@ def test_a_damaged_ledger_entry_removes_nothing(daemon, damage):
 def test_a_ledger_of_a_newer_release_stops_all_changes(daemon):
     """After a downgrade, the daemon changes nothing, and a finding names the newer version."""
     daemon.start()
-    settled(daemon, a=1)
+    wait_until_converged(daemon, a=1)
     assert daemon.stop()[0] == 0
     (path,) = daemon.entries()
     whole = path.read_bytes()
@@ -178,7 +178,7 @@ def test_a_ledger_of_a_newer_release_stops_all_changes(daemon):
     assert daemon.get("/healthz")[0] == 200
     assert path.read_text() == newer
     path.write_bytes(whole)  # a ledger entry that the next release would write
-    settled(daemon, a=2, b=2)
+    wait_until_converged(daemon, a=2, b=2)
     stopped_cleanly(daemon)
 
 
@@ -199,7 +199,7 @@ def test_a_ledger_of_a_previous_release_stays_unchanged(daemon):
     again.
     """
     daemon.start()
-    settled(daemon, a=1)
+    wait_until_converged(daemon, a=1)
     assert daemon.stop()[0] == 0
     (path,) = daemon.entries()
     former = json.loads(path.read_text())
@@ -210,12 +210,12 @@ def test_a_ledger_of_a_previous_release_stays_unchanged(daemon):
     ]  # fmt: skip
     before = [item.stat().st_mtime_ns for item in (path, daemon.seccomp / "a.json")]
     daemon.start()
-    settled(daemon, a=1)
+    wait_until_converged(daemon, a=1)
     assert [entry.stat().st_mtime_ns for entry in (path, daemon.seccomp / "a.json")] == before
     daemon.provide(b=1)  # This command removes the agent-owned file a.json.
     assert daemon.stop()[0] == 0
     daemon.start("--prune=always")
-    settled(daemon, b=1)
+    wait_until_converged(daemon, b=1)
     stopped_cleanly(daemon)
 
 
@@ -227,14 +227,14 @@ def test_a_source_directory_that_is_created_again_is_read(daemon):
     again, new content is installed within seconds.
     """
     daemon.start("--prune=always")
-    settled(daemon, a=1)
+    wait_until_converged(daemon, a=1)
     for number in (2, 3):
         shutil.rmtree(daemon.source)
         daemon.until(lambda: daemon.findings().get("source_missing"))
         assert (daemon.files(), daemon.converged()) == ({"a.json": number - 1}, False)
         daemon.source.mkdir()
         daemon.provide(a=number)
-        settled(daemon, a=number)
+        wait_until_converged(daemon, a=number)
     daemon.provide(a=4)  # The daemon still notices changes of the directory at once.
     daemon.until(lambda: daemon.number() == 4, SECONDS)
     stopped_cleanly(daemon)
@@ -245,7 +245,7 @@ def test_a_failed_watch_is_logged_and_replaced(daemon):
     this and starts a new watch.
     """
     daemon.start()
-    settled(daemon, a=1)
+    wait_until_converged(daemon, a=1)
     sub, away = daemon.source / "sub", daemon.root / "away"
     steps = itertools.cycle([sub.mkdir, lambda: sub.rename(away), sub.mkdir, sub.rmdir, away.rmdir])
 
@@ -258,7 +258,7 @@ def test_a_failed_watch_is_logged_and_replaced(daemon):
     for number in (2, 3):
         daemon.provide(a=number)
         daemon.until(lambda number=number: daemon.number() == number, SECONDS)
-    settled(daemon, a=3)
+    wait_until_converged(daemon, a=3)
     stopped_cleanly(daemon)
 
 
@@ -292,7 +292,7 @@ def test_a_volume_that_changes_a_thousand_times_is_read_consistently(daemon):
     keys = ("a.json", "b.json")
     volume.swap(1, *keys)
     daemon.start()
-    settled(daemon, a=1, b=1)
+    wait_until_converged(daemon, a=1, b=1)
     before, begin = daemon.usage(), time.monotonic()
     for number in range(2, 1002):
         volume.swap(number, *keys)
@@ -300,7 +300,7 @@ def test_a_volume_that_changes_a_thousand_times_is_read_consistently(daemon):
         while time.monotonic() - begin < number * 0.025:
             time.sleep(0.001)
     seconds, end = time.monotonic() - begin, time.monotonic()
-    settled(daemon, a=1001, b=1001)
+    wait_until_converged(daemon, a=1001, b=1001)
     late = time.monotonic() - end
     after = daemon.usage()
     passes = daemon.metric('passes_total{result="converged"}')
@@ -335,12 +335,12 @@ def test_sigterm_at_any_moment_leaves_complete_files(daemon):
         time.sleep(chance.uniform(0.0, 1.6))
         status, seconds = daemon.stop()
         ends.append((status, round(seconds, 2)))
-        assert status in (0, -signal.SIGTERM), (seed, ends, daemon.said()[-3000:])
+        assert status in (0, -signal.SIGTERM), (seed, ends, daemon.log_text()[-3000:])
         assert pace.in_time(seconds, SECONDS), (seed, ends)
         assert set(daemon.files().values()) <= set(range(number + 1)), (seed, ends)
     print(f"ended with {ends}")
     daemon.start()
-    settled(daemon, **{f"k{item}": 12 for item in range(20)})
+    wait_until_converged(daemon, **{f"k{item}": 12 for item in range(20)})
     assert not [*daemon.root.rglob("*.tmp")]
     stopped_cleanly(daemon)
 
@@ -362,7 +362,7 @@ def test_a_signal_right_before_the_main_thread_waits_ends_the_daemon(daemon):
     another thread.
     """
     daemon.start()
-    settled(daemon, a=1)
+    wait_until_converged(daemon, a=1)
     pid = daemon.process.pid
     # The second oldest thread is the HTTP server, which runs as long as the process. The newest
     # thread may serve the last connection, so it may end before the test sends the signal.
@@ -384,7 +384,7 @@ def test_a_signal_while_python_ignores_exceptions_ends_the_daemon(daemon, monkey
     monkeypatch.setenv("SWALLOWED", "import")
     daemon.start(module="tests.system.ended")
     status = daemon.process.wait(pace.scaled(30))
-    events = [json.loads(line)["event"] for line in daemon.said().splitlines()]
+    events = [json.loads(line)["event"] for line in daemon.log_text().splitlines()]
     assert (status, events) == (0, ["agent_stopped"])
 
 
@@ -418,7 +418,7 @@ def test_a_running_parser_ends_with_the_daemon(daemon, monkeypatch, swallowed):
         daemon.until(lambda: parsers(daemon))
         daemon.process.send_signal(signal.SIGTERM)
     assert (daemon.process.wait(pace.scaled(30)), parsers(daemon)) == (0, [])
-    assert "Traceback" not in daemon.said()
+    assert "Traceback" not in daemon.log_text()
 
 
 def test_an_unread_log_does_not_delay_the_end(daemon, monkeypatch):
@@ -457,12 +457,12 @@ def test_a_source_with_many_empty_directories_uses_few_watches(daemon):
     the profiles and continues to poll.
     """
     daemon.start()
-    settled(daemon, a=1)
+    wait_until_converged(daemon, a=1)
     for item in range(200):
         for two in range(100):
             (daemon.source / str(item) / str(two)).mkdir(parents=True)
     daemon.until(lambda: daemon.findings().get("source_unreadable") == 1)
-    assert "too_many_directories" in daemon.said()
+    assert "too_many_directories" in daemon.log_text()
     watches = 0
     for file in Path(f"/proc/{daemon.process.pid}/fdinfo").iterdir():
         # The descriptor was closed during this read.
@@ -473,7 +473,7 @@ def test_a_source_with_many_empty_directories_uses_few_watches(daemon):
     daemon.until(lambda: daemon.number() == 1)
     for entry in range(200):
         shutil.rmtree(daemon.source / str(entry))
-    settled(daemon, a=1)
+    wait_until_converged(daemon, a=1)
     stopped_cleanly(daemon)
 
 
@@ -488,7 +488,7 @@ def test_other_signals_do_not_end_the_daemon(daemon):
     signals.
     """
     daemon.start("--resync=60m")
-    settled(daemon, a=1)
+    wait_until_converged(daemon, a=1)
     for name in IGNORED:
         daemon.process.send_signal(getattr(signal, name))
     daemon.process.send_signal(signal.SIGRTMIN + 1)
@@ -532,13 +532,13 @@ def test_a_second_agent_exits_and_the_first_one_continues(daemon):
     files.
     """
     daemon.start()
-    settled(daemon, a=1)
+    wait_until_converged(daemon, a=1)
     command = [sys.executable, "-m", "agent", *daemon.command("--http-address=off")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     assert (done.returncode, done.stdout) == (4, "")
     assert "another agent is running" in done.stderr
     (daemon.seccomp / "a.json").unlink()
-    settled(daemon, a=1)
+    wait_until_converged(daemon, a=1)
     stopped_cleanly(daemon)
 
 
@@ -555,7 +555,7 @@ def test_a_daemon_that_is_killed_at_any_step_reaches_the_same_state(daemon, monk
     monkeypatch.setenv("KILLED", point)
     monkeypatch.setenv("ARMED", str(armed))
     daemon.start("--prune=always", module="tests.system.killed")
-    settled(daemon, a=1, c=3)
+    wait_until_converged(daemon, a=1, c=3)
     armed.touch()
     daemon.provide(a=2, b=2)
     daemon.until(lambda: not daemon.alive())
@@ -566,7 +566,7 @@ def test_a_daemon_that_is_killed_at_any_step_reaches_the_same_state(daemon, monk
     assert result.get("c.json", 3) == 3
     monkeypatch.delenv("KILLED")
     daemon.start("--prune=always")
-    settled(daemon, a=2, b=2)
+    wait_until_converged(daemon, a=2, b=2)
     assert (daemon.findings(), len(daemon.entries())) == ({}, 2)
     assert not [*daemon.root.rglob("*.tmp")]
     stopped_cleanly(daemon)
@@ -592,14 +592,14 @@ def test_with_64_descriptors_the_daemon_survives_many_connections(daemon):
     serves HTTP requests again.
     """
     daemon.start(limits={resource.RLIMIT_NOFILE: 64})
-    settled(daemon, a=1)
+    wait_until_converged(daemon, a=1)
     with connections(daemon, 100):
         for number in range(2, 8):
             daemon.provide(a=number)
             daemon.until(lambda number=number: daemon.number() == number)
         (daemon.seccomp / "a.json").unlink()
         daemon.until(lambda: daemon.number() == 7)
-    settled(daemon, a=7)
+    wait_until_converged(daemon, a=7)
     assert (daemon.findings(), daemon.usage()["fds"] < 40) == ({}, True)
     stopped_cleanly(daemon)
 
@@ -609,13 +609,13 @@ def test_without_free_descriptors_nothing_is_changed(daemon):
     changes nothing, and recovers later.
     """
     daemon.start(limits={resource.RLIMIT_NOFILE: 28})
-    settled(daemon, a=1)
+    wait_until_converged(daemon, a=1)
     with connections(daemon, 60):
         # The HTTP server keeps the last descriptor free.
         daemon.until(lambda: daemon.usage()["fds"] >= 27)
         daemon.provide(a=2)
-        daemon.until(lambda: "Too many open files" in daemon.said())
+        daemon.until(lambda: "Too many open files" in daemon.log_text())
         assert daemon.files() == {"a.json": 1}
-    settled(daemon, a=2)
+    wait_until_converged(daemon, a=2)
     assert daemon.findings() == {}
     stopped_cleanly(daemon)

@@ -51,7 +51,11 @@ def stopped_cleanly(daemon):
     before = daemon.files(), daemon.labels()
     since = busy.Since()
     status, seconds = daemon.stop()
-    assert (status, seconds < since.within(SECONDS)) == (0, True), (status, seconds, since.short())
+    assert (status, seconds < since.within(SECONDS)) == (0, True), (
+        status,
+        seconds,
+        since.waiting_fraction(),
+    )
     assert (daemon.files(), daemon.labels()) == before
 
 
@@ -62,7 +66,7 @@ def undelayed(daemon, condition):
     since = busy.Since()
     daemon.until(condition)
     seconds = since.seconds()
-    assert seconds < since.within(SECONDS), (seconds, since.short())
+    assert seconds < since.within(SECONDS), (seconds, since.waiting_fraction())
     return seconds
 
 

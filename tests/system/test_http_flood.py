@@ -87,7 +87,7 @@ def test_clients_that_do_not_read_use_no_memory(daemon):
                 if number % 5 == 0:  # A new report causes a new page.
                     provide(daemon, 3000, number, LONG)
                 statuses.append(daemon.get(PROBES[number % 2])[0])
-            assert daemon.alive(), daemon.said()[-2000:]
+            assert daemon.alive(), daemon.log_text()[-2000:]
         after = daemon.usage()
         peaks = [round(usage["peak"] / 1024) for usage in (before, after)]
         print(f"peak {peaks} MiB; {statuses.count(200)} of {len(statuses)} probes; group {group}")

@@ -95,7 +95,7 @@ def test_a_long_build_is_announced_and_reports_its_progress(capsys):
         progress_requested.set()
         return "(3 of 4 parts)"
 
-    with kept.announced("cake", "an hour", progress, every=0.01):
+    with kept.reporting_progress("cake", "an hour", progress, every=0.01):
         assert capsys.readouterr().out.startswith("cake: the build usually takes an hour\n")
         progress_requested.wait()
     *reports, end = re.sub(r"\d+ s", "N s", capsys.readouterr().out).splitlines()

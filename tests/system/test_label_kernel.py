@@ -4,7 +4,7 @@ import pytest
 
 from tests.system import busy
 from tests.system.cluster import NAMESPACE
-from tests.system.label_kernel import ABSENT, AWAY, CHANGES, DOMAIN, expected, measured
+from tests.system.label_kernel import ABSENT, CHANGES, DOMAIN, RESTORES, expected, measured
 
 SECONDS = 1.0
 
@@ -24,7 +24,7 @@ def test_a_changed_profile_is_in_the_kernel_and_on_the_label_within_a_second(see
     the Node.
     """
     assert len(seen.label) == len(seen.kernel) == CHANGES
-    most = busy.within(SECONDS, seen.short)  # An emulated guest needs its own CPU.
+    most = busy.within(SECONDS, seen.waiting_fractions)  # An emulated guest needs its own CPU.
     assert median(seen.kernel) < most, sorted(seen.kernel)
     assert median(seen.label) < most, sorted(seen.label)
 
@@ -46,8 +46,8 @@ def test_the_kernel_changes_from_each_version_to_the_next(seen):
     """No observed state of the kernel mixes two versions. Without an API server, the agent restores
     the last version.
     """
-    away = [ABSENT, seen.held[CHANGES]] * (AWAY + 1)
-    assert seen.kernels == [*seen.held[: CHANGES + 1], *away, seen.held[CHANGES + 1]]
+    away = [ABSENT, seen.versions[CHANGES]] * (RESTORES + 1)
+    assert seen.kernels == [*seen.versions[: CHANGES + 1], *away, seen.versions[CHANGES + 1]]
 
 
 def test_the_profiles_of_the_manifests_are_installed(seen):
@@ -65,5 +65,5 @@ def test_without_an_api_server_a_removed_profile_is_restored(seen):
     A change during the outage is installed as soon as the API server responds.
     """
     assert median(seen.restored) < busy.within(SECONDS, seen.away_short), sorted(seen.restored)
-    assert seen.away == [expected(CHANGES)] * (AWAY + 1)
+    assert seen.away == [expected(CHANGES)] * (RESTORES + 1)
     assert seen.caught_up < 60.0

@@ -93,7 +93,7 @@ class Agent:
         """Return the peak of the agent's resident memory in bytes. Fail if the agent is not
         running.
         """
-        assert self.process.poll() is None, self.said()
+        assert self.process.poll() is None, self.log_text()
         with Path(f"/proc/{self.process.pid}/status").open() as status:
             line = next(line for line in status if line.startswith("VmHWM"))
         return int(line.split()[1]) << 10
@@ -105,7 +105,7 @@ class Agent:
             self.process = None
         self.end.close()
 
-    def said(self):
+    def log_text(self):
         return self.log.read_text()[-3000:]
 
     def has_file(self, name, call="chmod"):
@@ -123,10 +123,10 @@ class Agent:
 
     def until(self, condition, seconds=60.0):
         def checked():
-            assert self.process.poll() is None, f"the agent ended: {self.said()}"
+            assert self.process.poll() is None, f"the agent ended: {self.log_text()}"
             return condition()
 
-        return pace.until(checked, self.said, seconds, interval=0.2)
+        return pace.until(checked, self.log_text, seconds, interval=0.2)
 
     def until_reported(self, code):
         """Wait until the newest lines of the log contain the code of a finding."""

@@ -183,14 +183,16 @@ class Prometheus:
         """Repeat a query until its result has these values."""
 
         def is_expected():
-            assert self.process.poll() is None, self.said()
+            assert self.process.poll() is None, self.log_text()
             with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
                 return list(self.query(expression).values()) == expected
             return False
 
-        until(is_expected, lambda: f"{expression} is {expected}: {self.said()}", PATIENCE_SECONDS)
+        until(
+            is_expected, lambda: f"{expression} is {expected}: {self.log_text()}", PATIENCE_SECONDS
+        )
 
-    def said(self):
+    def log_text(self):
         self.log.seek(0)
         return self.log.read().decode()[-2000:]
 

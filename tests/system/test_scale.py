@@ -152,7 +152,7 @@ def test_a_change_costs_one_watch_event_one_patch_and_one_event_per_node(cluster
             agent.start()
         until(lambda: labelled(cluster, label) == AGENTS, lambda: labelled(cluster, label), 300)
         print(f"scale: {AGENTS} agents started and labelled in {time.monotonic() - begin:.1f} s")
-        settle(agents, Counter())
+        wait_until_idle(agents, Counter())
         seconds = []
         for number in (1, 2, 3):
             before = requests(agents)
@@ -160,7 +160,7 @@ def test_a_change_costs_one_watch_event_one_patch_and_one_event_per_node(cluster
             label = change(cluster, number)
             until(lambda label=label: labelled(cluster, label) == AGENTS, "every label", 120)
             seconds.append(round(time.monotonic() - begin, 2))
-            settle(agents, before)
+            wait_until_idle(agents, before)
             after = requests(agents) - before
             print(f"scale: change {number}: {dict(after)}")
             # One patch removes the previous label and sets the new label. Each profile name causes
@@ -182,7 +182,7 @@ def requests(agents):
     return total
 
 
-def settle(agents, before):
+def wait_until_idle(agents, before):
     """Wait until all agents have sent a patch and an Event, and have then sent no request for a
     second.
 

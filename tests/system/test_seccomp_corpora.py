@@ -17,7 +17,7 @@ from agent.host.filesystem import Host
 from tests.system import kept
 from tests.system.seccomp_filter import generator
 from tests.system.seccomp_filter.runtimes import for_pod
-from tests.system.seccomp_filter.search import Outcome, judge
+from tests.system.seccomp_filter.search import Outcome, compare_filters
 
 PROFILES = Path("profiles")
 SHIPPED = (
@@ -104,7 +104,7 @@ def test_each_accepted_profile_is_compiled_correctly(tree, path):
     every = set(re.findall("CAP_[A-Z_]+", body.decode()))
     for capabilities in (set(), {"CAP_AUDIT_WRITE"}, every - {"CAP_AUDIT_WRITE"}, every):
         profile = json.dumps(for_pod(json.loads(body), capabilities))
-        verdict = judge(profile, "0", "x86_64")
+        verdict = compare_filters(profile, "0", "x86_64")
         assert verdict.outcome is Outcome.RIGHT, verdict
 
 
@@ -122,7 +122,7 @@ def test_the_command_in_the_hint_converts_each_profile_with_capabilities(tree, p
     assert not result.has_errors, result.findings
     kind = SeccompBackend(host=Host("/nowhere"), clock_ns=time.time_ns, machine="x86_64")
     assert kind.check(result.text.encode())[0].decode() == result.text
-    verdict = judge(result.text, "0", "x86_64")
+    verdict = compare_filters(result.text, "0", "x86_64")
     assert verdict.outcome is Outcome.RIGHT, verdict
 
 
@@ -135,7 +135,7 @@ def test_each_shipped_profile_is_compiled_correctly(key):
         kind = SeccompBackend(host=Host("/nowhere"), clock_ns=time.time_ns, machine=machine)
         body, findings = kind.check((PROFILES / key).read_bytes())
         assert body, findings
-        verdict = judge(body.decode(), "0", machine)
+        verdict = compare_filters(body.decode(), "0", machine)
         assert verdict.outcome is Outcome.RIGHT, verdict
 
 

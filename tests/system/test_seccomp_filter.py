@@ -21,7 +21,7 @@ from agent.backends.seccomp.backend import SeccompBackend
 from agent.host.filesystem import Host
 from tests.system.seccomp_filter import generator, libraries, reference
 from tests.system.seccomp_filter.runtimes import for_pod
-from tests.system.seccomp_filter.search import Outcome, judge, judge_all
+from tests.system.seccomp_filter.search import Outcome, compare_all, compare_filters
 
 X86_64, X86, X32 = (f"SCMP_ARCH_{name}" for name in ("X86_64", "X86", "X32"))
 
@@ -119,9 +119,9 @@ UNBUILDABLE = profile(
 )
 
 
-def judged(body):
+def outcome_of(body):
     """Return the outcome of one profile."""
-    return judge(body, "0", "x86_64")
+    return compare_filters(body, "0", "x86_64")
 
 
 @pytest.mark.parametrize("name", PROBLEMATIC)
@@ -129,7 +129,7 @@ def test_the_harness_detects_a_filter_that_fails_open(name):
     """The harness detects that the unchanged form of each problematic profile allows a
     denied call.
     """
-    verdict = judged(json.dumps(PROBLEMATIC[name]))
+    verdict = outcome_of(json.dumps(PROBLEMATIC[name]))
     assert verdict.outcome is Outcome.FAILS_OPEN, verdict
 
 
@@ -141,7 +141,7 @@ def test_a_problematic_profile_is_rejected_or_completed(name):
     kind = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64")
     body, findings = kind.check(json.dumps(PROBLEMATIC[name]).encode())
     if body:
-        assert judged(body.decode()).outcome is Outcome.RIGHT
+        assert outcome_of(body.decode()).outcome is Outcome.RIGHT
     else:
         assert {one.code for one in findings if one.severity == "error"} == {"fails_open"}
 
@@ -154,14 +154,14 @@ def test_the_hint_for_opposite_comparisons_corrects_the_profile(document):
     kind = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64")
     body, findings = kind.check(json.dumps(document).encode())
     assert body, findings
-    assert judged(body.decode()).outcome is Outcome.RIGHT
+    assert outcome_of(body.decode()).outcome is Outcome.RIGHT
 
 
 def test_contradicting_rules_have_no_filter():
     """No version of libseccomp builds a filter from rules that the agent rejects as
     contradicting.
     """
-    verdict = judged(json.dumps(UNBUILDABLE))
+    verdict = outcome_of(json.dumps(UNBUILDABLE))
     assert verdict.outcome is Outcome.REJECTED, verdict
 
 
@@ -249,7 +249,7 @@ def test_profiles_that_depend_on_capabilities_are_compiled_correctly_for_every_p
             bodies += [(json.dumps(for_pod(json.loads(body), pod)), str(seed)) for pod in pods]
     wrong = [
         (body, verdict)
-        for (body, _), verdict in zip(bodies, judge_all(bodies, "x86_64"), strict=True)
+        for (body, _), verdict in zip(bodies, compare_all(bodies, "x86_64"), strict=True)
         if verdict.outcome is not Outcome.RIGHT
     ]
     assert wrong == []

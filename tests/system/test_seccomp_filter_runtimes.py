@@ -80,7 +80,7 @@ def family(runtime):
     return Runtime.RUNC_1_1 if version.startswith("1.1.") else Runtime.RUNC_1_2
 
 
-def drawn(seed, default):
+def random_profile(seed, default):
     """Return a profile with random rules for unused calls. The default action is not relevant."""
     draw = random.Random(seed)  # noqa: S311 - the same every time
     profile = generator.profile(draw)
@@ -104,7 +104,8 @@ def test_the_built_filter_equals_the_installed_filter(runtime, seed, default, bu
     library = libraries.installed()
     kind = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64")
     bodies = (
-        kind.check(json.dumps(drawn(f"{seed}/{draw}", default)).encode())[0] for draw in range(100)
+        kind.check(json.dumps(random_profile(f"{seed}/{draw}", default)).encode())[0]
+        for draw in range(100)
     )
     profile = json.loads(next(body for body in bodies if body))
     with sleeping(runtime, bundle, profile) as process:

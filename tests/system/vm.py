@@ -144,7 +144,7 @@ def tree(release=STANDARD):
     with kept.locked(TREES):
         if not (path.exists() and mark.exists() and mark.read_text() == sha256(path)):
             with (
-                kept.announced(f"virtual machine: root tree of {release}", "10 s to 60 s"),
+                kept.reporting_progress(f"virtual machine: root tree of {release}", "10 s to 60 s"),
                 tempfile.TemporaryDirectory(dir=TREES) as folder,
             ):
                 made = _make(Path(folder), release)

@@ -62,7 +62,7 @@ class World:
     def is_due(self):
         return self.publisher.seconds_until_due() == 0
 
-    def settle(self):
+    def run_until_idle(self):
         """Run the steps of the publisher's thread without waiting."""
         for _ in range(100):
             if not self.is_due():
@@ -88,7 +88,7 @@ def world(clock):
 def publish(world, *rows, **more):
     """Post a report, and run the steps that are due."""
     world.publisher.post(report(*rows, **more))
-    world.settle()
+    world.run_until_idle()
 
 
 def test_the_labels_of_a_report_are_set_on_the_node(world):
@@ -109,7 +109,7 @@ def test_before_the_first_report_no_request_is_sent(world):
     world.server.set_label(A, "installed", "profile-loader")
     world.node.deliver()
     world.publisher.notify()
-    world.settle()
+    world.run_until_idle()
     assert (world.server.requests(), world.server.labels) == ([], {A: "installed"})
 
 
@@ -187,7 +187,7 @@ def test_a_report_during_a_request_does_not_remove_pending_labels(world):
     world.server.during = overtake
     world.publisher.step()
     assert world.publisher.labels_on_node() == {A, READY}
-    world.settle()
+    world.run_until_idle()
     assert (world.publisher.labels_on_node(), world.server.labels) == (frozenset(), {})
 
 
@@ -240,7 +240,7 @@ def test_a_label_that_another_client_removed_is_restored(world):
     world.node.deliver()
     world.server.requests()
     world.publisher.notify()
-    world.settle()
+    world.run_until_idle()
     assert world.server.labels == {A: "installed", READY: "ready"}
     assert world.server.requests() == ["APPLY"]
 
@@ -265,7 +265,7 @@ def test_another_node_with_the_same_name_is_reported_and_not_labelled(clock):
     world.node.deliver()
     world.publisher.post(report(row(action="install", reason="new")))
     for _ in range(10):
-        world.settle()
+        world.run_until_idle()
         clock.now += LONGEST_SECONDS
     assert world.codes() == ["node_unknown"]
     assert (world.server.labels, world.server.events) == ({}, [])
@@ -325,7 +325,7 @@ def test_events_follow_their_labels_one_at_a_time(world):
     )
     world.publisher.step()
     assert world.server.requests() == ["GET", "APPLY", "POST"]
-    world.settle()
+    world.run_until_idle()
     assert [event["reason"] for event in world.server.events] == ["ProfileLoaded", "ProfileLoaded"]
     assert len({event["metadata"]["name"] for event in world.server.events}) == 2
     assert world.dropped == 0
@@ -349,13 +349,13 @@ def test_an_event_that_could_not_be_sent_waits_and_causes_no_finding(world, cloc
     many = [row(f"{index}.json", "rejected", findings=BAD) for index in range(20)]
     world.publisher.post(report(row(), *many))
     world.server.during = lambda: _fail_posts(world, error)
-    world.settle()
+    world.run_until_idle()
     assert world.server.requests() == ["APPLY", "POST"]
     assert (world.codes(), world.dropped) == ([], 0)
     world.server.during = lambda: None
     world.server.errors = []
     clock.now += LONGEST_SECONDS
-    world.settle()
+    world.run_until_idle()
     assert (len(world.server.events), world.dropped) == (20, 0)
 
 
@@ -371,19 +371,19 @@ def test_an_event_whose_response_was_lost_is_sent_again_unchanged(world, clock):
     world.server.requests()
     world.publisher.post(report(row("bad.json", "rejected", findings=BAD)))
     world.server.lost = [DOWN]
-    world.settle()
+    world.run_until_idle()
     clock.now += 100.0
     world.server.errors = [StatusError(409, "AlreadyExists", "the name exists")]
-    world.settle()
+    world.run_until_idle()
     assert world.server.requests() == ["POST", "POST"]
     assert (len(world.server.events), world.dropped) == (1, 0)
     assert world.publisher.seconds_until_due() is None
     clock.now += 100.0
     world.server.lost = [DOWN]
     world.publisher.post(report(row("worse.json", "rejected", findings=BAD)))
-    world.settle()
+    world.run_until_idle()
     clock.now += 100.0
-    world.settle()
+    world.run_until_idle()
     first, *repeated = world.server.events[1:]
     assert repeated == [first]
 
@@ -394,7 +394,7 @@ def test_events_are_sent_while_labels_are_rejected(world, clock):
     world.server.requests()
     world.server.errors = [StatusError(403, "Forbidden", "the policy denies it")] * 2
     world.publisher.post(report(row(), row("b.json"), row("bad.json", "rejected", findings=BAD)))
-    world.settle()
+    world.run_until_idle()
     assert world.server.requests() == ["APPLY", "APPLY", "POST"]
     assert world.codes() == ["node_unreachable"]
 
@@ -411,15 +411,15 @@ def test_labels_that_another_client_keeps_removing_are_restored_with_growing_del
             world.server.drop_label(A)
             world.node.deliver()
             world.publisher.notify()
-        world.settle()
+        world.run_until_idle()
         applied += world.server.requests()
         clock.now += 1.0
     assert label_contention.CONTENTION_RESTORES < len(applied) < 25
     assert world.codes() == ["label_fought"]
     clock.now += label_contention.WINDOW_SECONDS
-    world.settle()
+    world.run_until_idle()
     world.publisher.notify()
-    world.settle()
+    world.run_until_idle()
     assert (world.server.labels, world.codes()) == ({A: "installed", READY: "ready"}, [])
 
 
@@ -440,7 +440,7 @@ def test_the_number_of_waiting_events_is_limited(world, monkeypatch):
     world.publisher.post(
         report(*[row(f"{n}.json", action="install", reason="new") for n in range(5)])
     )
-    world.settle()
+    world.run_until_idle()
     assert (len(world.server.events), world.dropped) == (3, 2)
 
 
@@ -482,7 +482,7 @@ def test_rejected_labels_are_sent_again_with_growing_delays(world, clock):
         world.server.requests()
         begin = clock.now
         clock.now += world.publisher.seconds_until_due() + 0.001
-        world.settle()
+        world.run_until_idle()
         delays.append(clock.now - begin)
         assert world.server.requests()
     assert delays == sorted(delays[:9]) + delays[9:]
@@ -493,6 +493,6 @@ def test_rejected_labels_are_sent_again_with_growing_delays(world, clock):
     assert world.codes() == ["label_refused"]
     world.server.policy = lambda before, after: ""
     clock.now += world.publisher.seconds_until_due() + 0.001
-    world.settle()
+    world.run_until_idle()
     assert world.server.labels == {A: "installed", B: "installed", READY: "ready"}
     assert (world.codes(), world.publisher.seconds_until_due()) == ([], None)

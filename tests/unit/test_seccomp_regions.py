@@ -18,7 +18,7 @@ def condition(op, value, value_two=0, index=0):
     return Condition(index=index, op=f"SCMP_CMP_{op}", value=value, value_two=value_two)
 
 
-def holds(one, word):
+def are_met(one, word):
     return {
         "SCMP_CMP_NE": word != one.value,
         "SCMP_CMP_LT": word < one.value,
@@ -30,7 +30,7 @@ def holds(one, word):
     }[one.op]
 
 
-def drawn(draw, count):
+def random_conditions(draw, count):
     found = []
     for _ in range(count):
         op = draw.choice(OPERATORS)
@@ -47,7 +47,7 @@ def fulfilling(conditions):
     return {
         pair
         for pair in itertools.product(range(SMALL), repeat=2)
-        if all(holds(one, pair[one.index]) for one in conditions)
+        if all(are_met(one, pair[one.index]) for one in conditions)
     }
 
 
@@ -57,7 +57,7 @@ def test_conditions_are_compatible_exactly_if_some_arguments_meet_them(seed):
     arguments exist.
     """
     draw = random.Random(seed)  # noqa: S311 - the same every time
-    conditions = drawn(draw, draw.randint(1, 5))
+    conditions = random_conditions(draw, draw.randint(1, 5))
     found = regions.example(conditions, SMALL - 1)
     expected = fulfilling(conditions)
     assert (found is not None) == bool(expected)
@@ -69,7 +69,10 @@ def test_conditions_are_compatible_exactly_if_some_arguments_meet_them(seed):
 def test_implication_is_inclusion(seed):
     """Condition A implies condition B exactly if all arguments that meet A also meet B."""
     draw = random.Random(f"implies/{seed}")  # noqa: S311 - the same every time
-    first, second = drawn(draw, draw.randint(0, 3)), drawn(draw, draw.randint(0, 2))
+    first, second = (
+        random_conditions(draw, draw.randint(0, 3)),
+        random_conditions(draw, draw.randint(0, 2)),
+    )
     assert regions.implies(first, second, SMALL - 1) == (fulfilling(first) <= fulfilling(second))
 
 
@@ -79,8 +82,8 @@ def test_outside_is_difference(seed):
     exist.
     """
     draw = random.Random(f"outside/{seed}")  # noqa: S311 - the same every time
-    first = drawn(draw, draw.randint(0, 2))
-    others = [drawn(draw, draw.randint(1, 2)) for _ in range(draw.randint(0, 4))]
+    first = random_conditions(draw, draw.randint(0, 2))
+    others = [random_conditions(draw, draw.randint(1, 2)) for _ in range(draw.randint(0, 4))]
     expected = fulfilling(first).difference(*map(fulfilling, others))
     assert regions.outside(first, others, SMALL - 1) == bool(expected)
 

@@ -48,7 +48,7 @@ def register(setting):
         assert answer.status == 200, answer.status
 
 
-def held(name):
+def loaded_version(name):
     """Return the hash and the mode of a loaded profile. The profile must not be a child profile,
     whose name contains `//`.
     """
@@ -79,7 +79,7 @@ def compiled(text):
     return [content, seconds]
 
 
-class Line:
+class TestConnection:
     """The connection to the test on the host. All threads may use the connection."""
 
     def __init__(self, address):
@@ -88,11 +88,11 @@ class Line:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.lock = threading.Lock()
 
-    def say(self, **content):
+    def send(self, **content):
         with self.lock:
             self.socket.sendall(json.dumps(content).encode() + b"\n")
 
-    def heard(self):
+    def receive(self):
         with self.socket.makefile() as lines:
             for line in lines:
                 yield json.loads(line)
@@ -108,10 +108,10 @@ def watch(name, line):
     poll.register(fd, select.POLLIN)
     last = None
     while True:
-        now = held(name)
+        now = loaded_version(name)
         at = time.monotonic()  # The kernel has loaded this version at the latest at this time.
         if now != last:
-            line.say(kernel=now, at=at)
+            line.send(kernel=now, at=at)
             last = now
         poll.poll()
         os.read(fd, 64)
@@ -141,29 +141,29 @@ class Agent:
 
 def serve(agent, line):
     """Execute the commands of the test until the command `end` arrives."""
-    for asked in line.heard():
+    for asked in line.receive():
         match asked["do"]:
             case "clock":
-                line.say(clock=time.monotonic())
+                line.send(clock=time.monotonic())
             case "compile":
-                line.say(compiled=[compiled(text) for text in asked["texts"]])
+                line.send(compiled=[compiled(text) for text in asked["texts"]])
             case "remove":
                 status, said = parser(asked["text"], "-R")
-                line.say(removed=[status, said])
+                line.send(removed=[status, said])
             case "restart":  # The profile is removed before the new agent process starts.
                 agent.kill()
                 status, said = parser(asked["text"], "-R")
                 agent.start()
-                line.say(restarted=[status, said])
+                line.send(restarted=[status, said])
             case "end":
-                line.say(ended=True)
+                line.send(ended=True)
                 return
 
 
 def main():
     setting = json.loads(Path("setting.json").read_text())
     register(setting)
-    line = Line((setting["host"], setting["port"]))
+    line = TestConnection((setting["host"], setting["port"]))
     agent = Agent(setting)
     threading.Thread(target=watch, args=(setting["profile"], line), daemon=True).start()
     try:

@@ -37,7 +37,7 @@ from node_tools import (
 LOG = Path("/tmp/daemon.log")  # noqa: S108 - no other user in the guest
 # The measurements in the documents come from a run with 50 repairs.
 REPAIRS = int(os.environ.get("REPAIRS", "10"))
-LOOK_SECONDS = 10.0  # The agent observes confined processes at this interval.
+OBSERVE_SECONDS = 10.0  # The agent observes confined processes at this interval.
 HTTP = "127.0.0.1:9808"
 SOURCE = node_tools.SOURCE
 

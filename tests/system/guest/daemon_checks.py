@@ -69,7 +69,7 @@ def require_clean_stop(running):
 
 
 @contextlib.contextmanager
-def watched(name):
+def recorded_labels(name):
     """Run a process under a profile, and record every label that it has."""
     stop, seen = threading.Event(), set()
     with Confined(name) as process:

@@ -94,7 +94,7 @@ def a_pending_exec_keeps_its_profile():
     for code in (PENDING, FORKED_PENDING, THREAD_PENDING):
         evidence = installed(text("pend"))
         with program(code, "pend") as child:
-            pid = int(child.said) if child.said.isdigit() else child.pid
+            pid = int(child.first_line) if child.first_line.isdigit() else child.pid
             for _ in range(2):
                 require_held(removed(evidence), "pend", pids={pid})
             continue_program(child)
@@ -133,7 +133,7 @@ def a_pending_exec_of_a_learning_profile_keeps_its_profile():
         "child.wait()\n"
     )
     with program(start, label="learn") as child:
-        label = label_of(child.said)
+        label = label_of(child.first_line)
         assert label == f"{learning} (complain)", label
         require_held(removed(evidence), "learn")
     with program(PENDING, learning) as child:
@@ -183,7 +183,7 @@ def an_unfinished_exec_keeps_its_profile():
     evidence = installed(text("web"))
     installed(text("other", f"  ptrace,\n  {program_file} px -> web,\n"))
     with program(UNFINISHED, str(program_file), label="other") as child:
-        pid = int(child.said)
+        pid = int(child.first_line)
         assert current(pid) == "other (enforce)"
         for _ in range(2):
             held_by_hidden_reference(removed(evidence), "web")
@@ -204,7 +204,7 @@ def a_profile_of_stored_credentials_stays():
     evidence = installed(text("web", rules))
     installed(text("other", rules))
     with program(STORED_CREDENTIALS, "web", "other", str(secret)) as child:
-        assert (current(child.pid), int(child.said)) == ("other (enforce)", -errno.EACCES)
+        assert (current(child.pid), int(child.first_line)) == ("other (enforce)", -errno.EACCES)
         for _ in range(2):
             held_by_hidden_reference(removed(evidence), "web")
             continue_program(child)
@@ -228,7 +228,7 @@ def a_held_profile_enforces_the_same_and_stays_agent_owned():
     )
     for name in ("strict", "strict//HAT", "second"):
         with program(attempt, label=name) as child:
-            assert child.said == "denied", name
+            assert child.first_line == "denied", name
     seen = kind().observe(sorted(evidence), []).profiles
     assert all(evidence[name] & seen[name].evidence for name in evidence), (evidence, seen)
     assert {fact.mode for fact in seen.values()} == {"enforce"}
@@ -256,11 +256,11 @@ def an_open_file_of_a_confined_process_causes_no_wrong_removal():
     evidence = installed(text("file"))
     code = "f = open('/tmp/kept', 'w'); print(f.fileno(), flush=True); import time; time.sleep(600)"
     with program(code, label="file") as child:
-        fd = os.open(f"/proc/{child.pid}/fd/{child.said}", os.O_RDONLY)
+        fd = os.open(f"/proc/{child.pid}/fd/{child.first_line}", os.O_RDONLY)
         os.close(fd)  # Only this process has the file open now.
         import ctypes
 
-        kept = ctypes.CDLL(None).syscall(438, os.pidfd_open(child.pid), int(child.said), 0)
+        kept = ctypes.CDLL(None).syscall(438, os.pidfd_open(child.pid), int(child.first_line), 0)
         assert kept > 0
     done = removed(evidence)
     assert isinstance(done, StillInUse), done

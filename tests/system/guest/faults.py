@@ -19,16 +19,16 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import daemon  # noqa: E402 - found by the line above
-from daemon import LOG, LOOK_SECONDS, SOURCE, Daemon, print_distribution, until  # noqa: E402
+from daemon import LOG, OBSERVE_SECONDS, SOURCE, Daemon, print_distribution, until  # noqa: E402
 from daemon_checks import (  # noqa: E402
     finding,
     metric,
     probe,
     provide,
+    recorded_labels,
     require_clean_stop,
     text,
     wait_until_converged,
-    watched,
 )
 from killed_daemon import (  # noqa: E402
     ARMED,
@@ -182,7 +182,7 @@ def a_repair_does_not_wait_for_a_hanging_parser():
         wait_until_converged()
         good = content("web")
         with Confined("web") as process:
-            pause(2 * LOOK_SECONDS)  # By now, the daemon has recorded the confined processes.
+            pause(2 * OBSERVE_SECONDS)  # By now, the daemon has recorded the confined processes.
             MODE.write_text("hanging")
             (SOURCE / "slow.profile").write_text(plain("slow"))
             until(hanging, 30, "the parser hangs")
@@ -257,7 +257,7 @@ def a_daemon_killed_before_a_named_step_reaches_the_same_state():
         source(web=text(1), old=plain("old"))
         with Killed(point, "--prune=always") as running:
             wait_until_converged()
-            with watched("web") as seen:
+            with recorded_labels("web") as seen:
                 ARMED.touch()
                 source_changed()
                 until(lambda running=running: running.process.poll() is not None, 60, point)
@@ -331,7 +331,7 @@ def a_process_stays_confined_through_upgrades_and_downgrades():
     new = {"PYTHONPATH": str(other)}
     with Daemon() as running:
         wait_until_converged()
-        with watched("web") as seen:
+        with recorded_labels("web") as seen:
             running.stop()
             provide("up")
             before = content("web")
@@ -356,7 +356,7 @@ def a_process_that_began_after_the_last_pass_is_also_reported():
     with Daemon() as running:
         wait_until_converged()
         with Confined("web") as process:
-            pause(2 * LOOK_SECONDS)
+            pause(2 * OBSERVE_SECONDS)
             assert parser(text(1), "-R")[0] == 0
             until(lambda: metric(lost) == 1, 30, "the daemon reports the fault")
             assert f"pid {process.pid}" in LOG.read_text()

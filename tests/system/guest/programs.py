@@ -200,8 +200,8 @@ def program(code, *arguments, label=""):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
-        child.said = child.stdout.readline().strip()
-        assert child.said, "the program did not start"
+        child.first_line = child.stdout.readline().strip()
+        assert child.first_line, "the program did not start"
         yield child
     finally:
         # All processes of a chain are in one session. The signal is repeated, because any of the

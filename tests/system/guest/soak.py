@@ -101,7 +101,7 @@ class Soak(Model):
     def _end(self, number):
         self.daemon.stop(number)
 
-    def say(self, said):
+    def record(self, said):
         """Add a change to the history."""
         self.changes += 1
         self.history.append(f"{self.batches}: {said}")
@@ -156,7 +156,7 @@ class Soak(Model):
         name = name or self._free(NAMES)
         if name is not None:
             self._new(name)
-            self.say(f"{name} is {self.keys[name]}")
+            self.record(f"{name} is {self.keys[name]}")
 
     def spoil(self):
         """Make the text of a key invalid."""
@@ -164,7 +164,7 @@ class Soak(Model):
         if name is not None:
             self.keys[name] = "broken"
             self._write(name)
-            self.say(f"{name} is broken")
+            self.record(f"{name} is broken")
 
     def withdraw(self):
         """Remove a key."""
@@ -176,7 +176,7 @@ class Soak(Model):
         self._may_go(name)
         if not self.away:
             (SOURCE / f"{name}.profile").unlink()
-        self.say(f"{name} is withdrawn")
+        self.record(f"{name} is withdrawn")
 
     def _may_go(self, name):
         if not any(one.name == name and one.confined() for one in self.processes):
@@ -191,7 +191,7 @@ class Soak(Model):
             SOURCE.rename(old)
             shutil.rmtree(old)
             self.away = True
-            self.say("the source is deleted")
+            self.record("the source is deleted")
 
     def _back(self):
         new = SOURCE.with_name("source.new")
@@ -202,7 +202,7 @@ class Soak(Model):
             said = text(name, version) if isinstance(version, int) else "profile { nonsense\n"
             (new / f"{name}.profile").write_text(said)
         new.rename(SOURCE)
-        self.say("the source is created again")
+        self.record("the source is created again")
 
     def edit(self):
         """Remove or replace an agent-owned profile, as another program would."""
@@ -233,7 +233,7 @@ class Soak(Model):
             )
             if status:
                 raise Broken(said)
-        self.say(f"another program changes {name}: {how}")
+        self.record(f"another program changes {name}: {how}")
 
     def intrude(self):
         """Load a foreign profile under a name that the agent does not use."""
@@ -253,7 +253,7 @@ class Soak(Model):
             raise Broken(said)
         self.foreign[name] = hashed(name)
         self.touched.add(name)
-        self.say(f"a foreign profile {name}")
+        self.record(f"a foreign profile {name}")
 
     def confine(self):
         """Start a process under an agent-owned profile, or end such a process."""
@@ -261,14 +261,14 @@ class Soak(Model):
             one = self.processes.pop(self.chance.randrange(len(self.processes)))
             one.end()
             self._may_go(one.name)
-            self.say(f"process {one.pid} below {one.name} ends")
+            self.record(f"process {one.pid} below {one.name} ends")
             return
         name = self._free(sorted((self.steady & loaded().keys()) - self.foreign.keys()))
         if name is None:
             return
         self.touched.add(name)
         self.processes.append(Running(name))
-        self.say(f"process {self.processes[-1].pid} below {name}")
+        self.record(f"process {self.processes[-1].pid} below {name}")
 
     def restart(self):
         """End the daemon, and start it again at the end of the batch."""
@@ -276,7 +276,7 @@ class Soak(Model):
         status, seconds = self.daemon.stop(number)
         if number == signal.SIGTERM and (status, pace.in_time(seconds, 2.0)) != (0, True):
             raise Broken(f"SIGTERM ended it with {status} after {seconds:.1f} s")
-        self.say(f"the daemon is ended with {number.name}")
+        self.record(f"the daemon is ended with {number.name}")
 
     def reboot(self):
         """Simulate a reboot: no processes, no loaded profiles, a new boot ID and the same disk."""
@@ -300,7 +300,7 @@ class Soak(Model):
         BOOT.write_text(f"{uuid.UUID(int=self.chance.getrandbits(128))}\n")
         target = "/proc/sys/kernel/random/boot_id"
         subprocess.run(["mount", "--bind", BOOT, target], check=True)
-        self.say("reboot")
+        self.record("reboot")
 
     # --- invariants -------------------------------------------------------------------------------
 

@@ -11,12 +11,12 @@ import subprocess
 import time
 from pathlib import Path
 
-from daemon import LOOK_SECONDS, metric, ready
+from daemon import OBSERVE_SECONDS, metric, ready
 from node_tools import SECURITY, Confined, content, loaded
 
 from agent.backends.apparmor import compiled_policy
 
-KNOWN_SECONDS = 2 * LOOK_SECONDS  # After this time, the agent has recorded each new process.
+KNOWN_SECONDS = 2 * OBSERVE_SECONDS  # After this time, the agent has recorded each new process.
 
 
 class Broken(AssertionError):  # noqa: N818 - the name is clear

@@ -38,7 +38,7 @@ def lab(request):
         if request.config.getoption("--keep"):
             # With `--keep`, the remaining cluster has a standard node with the agent, whichever
             # test ran last.
-            one.want()
+            one.ensure_node()
             one.install()
             kept = True
     finally:
@@ -62,7 +62,7 @@ def lab(request):
 @pytest.fixture
 def node(lab):
     """Return a node with AppArmor and the installed manifests/base."""
-    one = lab.want()
+    one = lab.ensure_node()
     lab.install()
     return one
 
@@ -80,10 +80,10 @@ def pytest_pyfunc_call(pyfuncitem):
         if machine is None or machine.process.poll() is None or Node.deaths >= STARTS - 1:
             raise
         Node.deaths += 1
-        print(f"node: died in {pyfuncitem.name}:\n{machine.said()[-3000:]}")
+        print(f"node: died in {pyfuncitem.name}:\n{machine.console_output()[-3000:]}")
         again = dict(pyfuncitem.funcargs)
         if "node" in again:
-            again["node"] = lab.want()
+            again["node"] = lab.ensure_node()
             lab.install()
         names = pyfuncitem._fixtureinfo.argnames
         pyfuncitem.obj(**{name: again[name] for name in names})
@@ -96,5 +96,5 @@ def pytest_runtest_makereport(item, call):
     report = yield
     lab = getattr(item, "funcargs", {}).get("lab")
     if report.failed and lab is not None:
-        print(f"\nlogs and states: {lab.keep(item.name)}")
+        print(f"\nlogs and states: {lab.save_state(item.name)}")
     return report

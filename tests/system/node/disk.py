@@ -84,7 +84,7 @@ def prepared():
         mark = folder / "node.sha256"
         if not (mark.exists() and mark.read_text() == vm.sha256(found.path)):
             shutil.rmtree(folder, ignore_errors=True)
-            with kept.announced("node: disk", "2 to 5 minutes"), _scratch() as scratch:
+            with kept.reporting_progress("node: disk", "2 to 5 minutes"), _scratch() as scratch:
                 _make(scratch, packages, agent)
                 scratch.rename(folder)
         os.utime(folder)
@@ -101,7 +101,7 @@ def tree():
     mark = path.with_suffix(".sha256")
     if path.exists() and mark.exists() and mark.read_text() == vm.sha256(path):
         return path
-    with kept.announced("node: Debian packages", "about a minute"), _scratch() as scratch:
+    with kept.reporting_progress("node: Debian packages", "about a minute"), _scratch() as scratch:
         root = scratch / "root"
         root.mkdir()
         _unpack(scratch, root)

@@ -19,7 +19,7 @@ DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 AGENT = "app.kubernetes.io/name=profile-loader"
 # This selector matches the profile ConfigMaps that tests created, but not the ConfigMaps of the
 # base.
-PUT = "profile-loader.io/profiles,app.kubernetes.io/part-of!=profile-loader"
+TEST_PROFILES = "profile-loader.io/profiles,app.kubernetes.io/part-of!=profile-loader"
 PATIENCE_SECONDS = 300.0  # This limit is ten times the duration on an idle machine with two cores.
 
 
@@ -29,7 +29,7 @@ def until(condition, what, seconds=PATIENCE_SECONDS):
 
 
 class Lab:
-    """A running control plane. The control plane has a node after the first call of `want`."""
+    """A running control plane, which has a node after the first call of `ensure_node`."""
 
     def __init__(self):
         self.cluster = Cluster()
@@ -59,7 +59,7 @@ class Lab:
 
     # --- the node ---------------------------------------------------------------------------------
 
-    def want(self, *, append=APPARMOR, taints="", fresh=False):
+    def ensure_node(self, *, append=APPARMOR, taints="", fresh=False):
         """Return a running node with these properties, which may be the existing node."""
         kind = (append, taints)
         if fresh or self.node is None or self.kind != kind or not self.alive():
@@ -84,7 +84,7 @@ class Lab:
         self.node = None
         self.kubectl("delete", "node", NAME, "--ignore-not-found")
         self.kubectl("delete", "pods", "-A", "--all", "--force", "--grace-period=0", check=False)
-        self.kubectl("-n", NAMESPACE, "delete", "configmaps", "-l", PUT, check=False)
+        self.kubectl("-n", NAMESPACE, "delete", "configmaps", "-l", TEST_PROFILES, check=False)
         self.kubectl("delete", "events", "-A", "--all", check=False)
         until(
             lambda: not self._namespace_ends(), "the namespace that a test deleted has disappeared"
@@ -239,7 +239,7 @@ class Lab:
 
     # --- after a failure --------------------------------------------------------------------------
 
-    def keep(self, what):
+    def save_state(self, what):
         """Save the logs and the states of all pods in a folder, and return the folder."""
         self.kept = self.kept or Path(tempfile.mkdtemp(prefix="profile-loader-node-"))
         folder = self.kept / what
@@ -257,7 +257,7 @@ class Lab:
         for name in self.cluster.running:
             (folder / f"{name}.log").write_text(self.cluster.log(name))
         if self.node is not None and self.node.machine is not None:
-            (folder / "console").write_text(self.node.machine.said())
+            (folder / "console").write_text(self.node.machine.console_output())
             if self.alive():
                 self._keep_from_node(folder)
         return folder

@@ -87,18 +87,18 @@ class Machine:
     def reboot(self):
         """Reboot the guest with its current disk, and wait until it responds again."""
         before = self.run("cat /proc/sys/kernel/random/boot_id")
-        self._told("set-action", reboot="reset")
+        self._qmp("set-action", reboot="reset")
         with contextlib.suppress(GuestDiedError, OSError):
             self.run(
                 "sync; echo 1 > /proc/sys/kernel/sysrq; "
                 "(sleep 0.2; echo b > /proc/sysrq-trigger) > /dev/null 2>&1 &"
             )
         until(lambda: self._boot() not in (None, before), "the reboot", BOOT_SECONDS)
-        self._told("set-action", reboot="shutdown")
+        self._qmp("set-action", reboot="shutdown")
 
     def wait(self):
         """Wait until the command server responds."""
-        until(lambda: self._boot() is not None, lambda: self.said()[-2000:], BOOT_SECONDS)
+        until(lambda: self._boot() is not None, lambda: self.console_output()[-2000:], BOOT_SECONDS)
 
     def _boot(self):
         try:
@@ -106,7 +106,7 @@ class Machine:
         except (OSError, CommandFailedError):
             return None
 
-    def said(self):
+    def console_output(self):
         """Return the output on the guest's console."""
         return self.console.read_text("utf-8", "replace") if self.console.exists() else ""
 
@@ -114,7 +114,7 @@ class Machine:
         """Raise GuestDiedError if the guest has ended."""
         if self.process is None or self.process.poll() is not None:
             log = (self.folder / "qemu.log").read_text()
-            raise GuestDiedError(f"{log}\n{self.said()[-3000:]}")
+            raise GuestDiedError(f"{log}\n{self.console_output()[-3000:]}")
 
     def _settle(self):
         """Raise GuestDiedError if the guest is about to end. The network of a guest ends a little
@@ -152,7 +152,7 @@ class Machine:
             raise CommandFailedError(f"{script}\nended with {status.strip()}:\n{text[-3000:]}")
         return text
 
-    def _told(self, command, **arguments):
+    def _qmp(self, command, **arguments):
         """Send a command to the emulator over QMP (docs/interop/qmp-spec.txt of QEMU)."""
         with socket.socket(socket.AF_UNIX) as line:
             line.settimeout(pace.scaled(5))

@@ -18,7 +18,7 @@ from tests.system.node.machine import APPARMOR, CommandFailedError, GuestDiedErr
 
 NAME = "node-a"  # the Node name that the cluster's tokens contain
 STARTS = 3
-LOOKS = 20  # A test must observe an unchanged label at least this often.
+MIN_OBSERVATIONS = 20  # A test must observe an unchanged label at least this often.
 READY_SECONDS = 300.0
 KUBELET = 10250
 METRICS = 9808
@@ -178,7 +178,7 @@ class Node:
             return ""
 
     @contextlib.contextmanager
-    def watched(self, *pids):
+    def recorded_labels(self, *pids):
         """Read the AppArmor labels of processes continuously, and yield the number of observations.
 
         The yielded dictionary is filled at the end. The keys of the dictionary have the form "PID

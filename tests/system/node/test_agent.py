@@ -7,7 +7,7 @@ import json
 from tests.system.cluster import NAMESPACE
 from tests.system.node import disk
 from tests.system.node.lab import BASE, DOMAIN, until
-from tests.system.node.node import LOOKS, NAME
+from tests.system.node.node import MIN_OBSERVATIONS, NAME
 from tests.system.node.pods import enforced, pod, text
 
 
@@ -21,7 +21,7 @@ def test_no_pod_loses_confinement_whatever_happens_to_the_agent(lab, node):
     for name in names:
         lab.until_running(name)
     pids = [node.pid(name) for name in names]
-    with node.watched(*pids) as seen:
+    with node.recorded_labels(*pids) as seen:
         before = lab.until_agent()
 
         lab.kubectl(
@@ -58,7 +58,7 @@ def test_no_pod_loses_confinement_whatever_happens_to_the_agent(lab, node):
         lab.kubectl("apply", "-k", BASE)
         lab.until_agent()
     assert set(seen) == {f"{pid} pl-stay (enforce)" for pid in pids}
-    assert min(seen.values()) >= LOOKS
+    assert min(seen.values()) >= MIN_OBSERVATIONS
     assert [node.pid(name) for name in names] == pids
     for name in names:
         assert "Permission denied" in node.execute(name, "touch /tmp/x")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.system.guest import pace
 from tests.system.node.lab import until
-from tests.system.node.node import LOOKS
+from tests.system.node.node import MIN_OBSERVATIONS
 from tests.system.node.pods import SLEEP, enforced, pod, refusing_mkdir, text
 
 LABEL_SECONDS = 15.0  # the time from the removal of a key to the removal of its label
@@ -32,13 +32,13 @@ def test_an_update_applies_to_running_pods(lab, node):
     assert "Operation not supported" in node.execute("filtered", "mkdir /tmp/d")
     writer, filtered = node.pid("writer"), node.pid("filtered")
 
-    with node.watched(writer) as seen:
+    with node.recorded_labels(writer) as seen:
         lab.config_map("update", {"pl-update": text("pl-update", "deny /tmp/** w")})
         lab.config_map("update-2", {"update.json": refusing_mkdir(1)})
         until(lambda: node.log("writer").endswith("could not\n"), "the new rule holds")
         until(lambda: node.errno("update.json") == 1, "the new file")
     assert set(seen) == {f"{writer} pl-update (enforce)"}
-    assert min(seen.values()) >= LOOKS
+    assert min(seen.values()) >= MIN_OBSERVATIONS
     assert node.pid("writer") == writer
 
     assert "Operation not supported" in node.execute("filtered", "mkdir /tmp/d")
@@ -66,13 +66,13 @@ def test_a_broken_update_changes_nothing_for_pods(lab, node):
         notes = [note for reason, note in lab.events() if reason == "ProfileRejected"]
         return [note for note in notes if '"pl-broken"' in note]
 
-    with node.watched(old) as seen:
+    with node.recorded_labels(old) as seen:
         lab.config_map("broken", {"pl-broken": "profile pl-broken { fil, }"})
         (note,) = until(rejections, "the Event")
         lab.cluster.apply(pod("new", apparmor="pl-broken", selector=enforced("pl-broken")))
         lab.until_running("new")
     assert set(seen) == {f"{old} pl-broken (enforce)"}
-    assert min(seen.values()) >= LOOKS
+    assert min(seen.values()) >= MIN_OBSERVATIONS
     assert node.pid("old") == old
     assert node.attribute(node.pid("new")) == "pl-broken (enforce)"
     for name in ("old", "new"):
@@ -100,7 +100,7 @@ def test_a_removed_profile_stays_until_its_pod_is_gone(lab, node):
     lab.until_running("user")
     user = node.pid("user")
     begin = time.monotonic()
-    with node.watched(user) as seen:
+    with node.recorded_labels(user) as seen:
         lab.config_map("removed", {"pl-stays": text("pl-stays")})
         until(lambda: not enforced("pl-goes").items() <= lab.labels().items(), "the label goes")
         unlabelled = time.monotonic() - begin
@@ -110,7 +110,7 @@ def test_a_removed_profile_stays_until_its_pod_is_gone(lab, node):
         assert node.loaded("pl-goes")
         lab.delete("user")
     assert set(seen) - {f"{user} ended"} == {f"{user} pl-goes (enforce)"}
-    assert seen[f"{user} pl-goes (enforce)"] >= LOOKS
+    assert seen[f"{user} pl-goes (enforce)"] >= MIN_OBSERVATIONS
     gone = time.monotonic()
     until(lambda: not node.loaded("pl-goes"), "it goes")
     print(

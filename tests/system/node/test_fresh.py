@@ -26,7 +26,7 @@ def test_a_new_node_runs_no_ordinary_pod_before_its_profiles_are_installed(lab, 
     lab.config_map("fresh", {"pl-fresh": text("pl-fresh")})
     lab.cluster.apply(pod("ordinary", apparmor="pl-fresh"))
     try:
-        node = lab.want(taints=f"{TAINT}=:NoSchedule")
+        node = lab.ensure_node(taints=f"{TAINT}=:NoSchedule")
         # The Node is Ready, but the agent needs some seconds to install the profiles.
         assert (tainted(lab), lab.pod("ordinary")["spec"].get("nodeName")) == (True, None)
         until(lambda: lab.pod("ordinary")["spec"].get("nodeName"), "ordinary is scheduled")
@@ -50,7 +50,7 @@ def test_a_node_without_apparmor_supports_only_seccomp(lab):
     """The labels show which kinds the node supports. A pod with an AppArmor profile stays pending,
     and a pod with a seccomp profile runs.
     """
-    node = lab.want(append="apparmor=0")
+    node = lab.ensure_node(append="apparmor=0")
     lab.config_map("off", {"pl-off": text("pl-off")})
     lab.config_map("off-2", {"off.json": refusing_mkdir(95)})
     lab.install()

@@ -35,7 +35,7 @@ def unloaded(node, name):
     return int(node.run(UNLOADED.replace("NAME", name), seconds=30))
 
 
-def seen(lab, name):
+def provide_and_wait(lab, name):
     """Add a profile to a ConfigMap, and wait for the label of the profile.
 
     The pass that sets the label also records the confined processes. Between passes, the agent
@@ -60,8 +60,8 @@ def test_an_unloaded_profile_is_restored_and_the_unconfined_pod_is_reported(lab,
     lab.cluster.apply(pod("victim", apparmor="pl-out", selector=enforced("pl-out")))
     lab.until_running("victim")
     pid = node.pid("victim")
-    seen(lab, "pl-out")
-    with node.watched(pid) as looks:
+    provide_and_wait(lab, "pl-out")
+    with node.recorded_labels(pid) as looks:
         milliseconds = unloaded(node, "pl-out")
     print(f"\nan unloaded profile: back after {milliseconds} ms")
     # On an idle machine, the restoration in an emulated guest takes hundreds of milliseconds.
@@ -131,7 +131,7 @@ def test_prometheus_alerts_on_a_rejected_update_and_lost_confinement(lab, node, 
         lab.config_map("pl-seen", {"pl-seen": text("pl-seen")})
         until_alerts(prometheus)
 
-        seen(lab, "pl-seen")
+        provide_and_wait(lab, "pl-seen")
         unloaded(node, "pl-seen")
         until_alerts(
             prometheus,

@@ -130,7 +130,7 @@ def _worst(found: Iterable[Difference]) -> Difference | None:
     return first
 
 
-def judge(body: str, seed: str, machine: str) -> Verdict:
+def compare_filters(body: str, seed: str, machine: str) -> Verdict:
     """Build the filters of a written profile, and compare the filters with the rules of the
     profile.
     """
@@ -151,7 +151,7 @@ def judge(body: str, seed: str, machine: str) -> Verdict:
     return verdict
 
 
-def judge_all(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Verdict]:
+def compare_all(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Verdict]:
     """Judge (body, seed) pairs in a child process. After each crash, start another child
     process.
     """
@@ -191,7 +191,7 @@ def _judge_in_child(bodies: Sequence[tuple[str, str]], machine: str, writer: int
     try:
         for body, seed in bodies:
             signal.setitimer(signal.ITIMER_VIRTUAL, _SECONDS)
-            verdict = judge(body, seed, machine)
+            verdict = compare_filters(body, seed, machine)
             line = json.dumps([verdict.outcome.name, verdict.text]) + "\n"
             os.write(writer, line.encode())
         status = 0
@@ -237,11 +237,11 @@ def search(count: int, seed: int, machine: str, *, rejected: bool) -> Result:
             if rejected and key != "several reasons" and (form := written(content, machine)):
                 refused.append((form, f"{seed}/{index}/calls"))
                 reasons.append(key)
-        for (body, _), verdict in zip(accepted, judge_all(accepted, machine), strict=True):
+        for (body, _), verdict in zip(accepted, compare_all(accepted, machine), strict=True):
             result.accepted[verdict.outcome] += 1
             if verdict.outcome is not Outcome.RIGHT:
                 result.wrong.append((body, verdict))
-        for key, verdict in zip(reasons, judge_all(refused, machine), strict=True):
+        for key, verdict in zip(reasons, compare_all(refused, machine), strict=True):
             result.needlessly[key] += verdict.outcome is Outcome.RIGHT
     return result
 
