@@ -1,12 +1,10 @@
 """Runs the scenarios that attack the proof of disuse and the confinement tracker, on one kernel."""
 
-import json
 import re
 from pathlib import Path
 
-from tests.system import vm
+from tests.system import guest_programs, vm
 
-GUEST = Path("tests/system/guest")
 INSPECTION = Path("tests/inspection.py")
 LIMIT_SECONDS = 1800
 PROGRAMS = {"disuse": "a|an|the", "tracker": "a|an|every"}
@@ -14,7 +12,9 @@ SCENARIOS = [
     name
     for program, words in PROGRAMS.items()
     for name in re.findall(
-        rf"^def ((?:{words})_\w+)\(", (GUEST / f"{program}.py").read_text(), re.MULTILINE
+        rf"^def ((?:{words})_\w+)\(",
+        (guest_programs.GUEST / f"{program}.py").read_text(),
+        re.MULTILINE,
     )
 ]
 WITHOUT_RAW_DATA = "disuse_is_not_proven_without_raw_data"
@@ -24,12 +24,9 @@ def outcomes(release, command, append=""):
     """Run a command in a guest, and return the error of each scenario. The error of a successful
     scenario is None.
     """
-    files = {f"guest/{one.name}": one.read_bytes() for one in (*GUEST.glob("*.py"), INSPECTION)}
+    files = {**guest_programs.files(), f"guest/{INSPECTION.name}": INSPECTION.read_bytes()}
     result = vm.run(files, command, timeout_seconds=LIMIT_SECONDS, release=release, append=append)
-    lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
-    for line in lines:
-        print(line.get("note") or f"{line['scenario']}: {line['seconds']} s")
-    found = {line["scenario"]: line["error"] for line in lines if "scenario" in line}
+    found = guest_programs.outcomes(result)
     assert found, result.output
     return found
 

@@ -15,48 +15,17 @@ import pytest
 
 from tests.system import busy
 from tests.system.cluster import NAMESPACE, Cluster, free_port, until
+from tests.system.daemon import BOOT_ID, DOMAIN, RIGHTS
 from tests.system.guest import pace
 from tests.system.proxy import Proxy
 
-DOMAIN = "profile-loader.node-restriction.kubernetes.io"
 AT_ONCE_SECONDS, SOON_SECONDS = 1.0, 2.0
-BOOT_ID = "11111111-2222-3333-4444-555555555555"
 
 
 def profile(errno=1):
     """Return a seccomp profile that denies mkdir with a given errno."""
     rule = {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno}
     return json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
-
-
-RIGHTS = [
-    {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRole",
-        "metadata": {"name": "agent"},
-        "rules": [
-            {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "watch", "patch"]},
-            {"apiGroups": [""], "resources": ["configmaps"], "verbs": ["get", "list", "watch"]},
-            {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
-            {
-                "apiGroups": ["events.k8s.io"],
-                "resources": ["events"],
-                "verbs": ["create", "patch"],
-            },
-        ],
-    },
-    {
-        "apiVersion": "rbac.authorization.k8s.io/v1",
-        "kind": "ClusterRoleBinding",
-        "metadata": {"name": "agent"},
-        "roleRef": {
-            "apiGroup": "rbac.authorization.k8s.io",
-            "kind": "ClusterRole",
-            "name": "agent",
-        },
-        "subjects": [{"kind": "ServiceAccount", "name": "profile-loader", "namespace": NAMESPACE}],
-    },
-]
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,9 @@
 """Tests of the daemon on a real AppArmor kernel."""
 
-import json
-from pathlib import Path
-
 import pytest
 
-from tests.system import vm
+from tests.system import guest_programs, vm
 
-GUEST = Path("tests/system/guest")
 LIMIT_SECONDS = 900
 SCENARIOS = [
     "outside_changes_are_repaired_within_a_second",
@@ -25,12 +21,10 @@ SCENARIOS = [
 @pytest.fixture(scope="module")
 def outcomes():
     """Return the error of each scenario, from one run of the guest."""
-    files = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
-    result = vm.run(files, "python3 guest/daemon.py", timeout_seconds=LIMIT_SECONDS)
-    lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
-    for line in lines:
-        print(line.get("note") or f"{line['scenario']}: {line['seconds']} s")
-    return {line["scenario"]: line["error"] for line in lines if "scenario" in line}
+    result = vm.run(
+        guest_programs.files(), "python3 guest/daemon.py", timeout_seconds=LIMIT_SECONDS
+    )
+    return guest_programs.outcomes(result)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -1,13 +1,11 @@
 """Tests that the running daemon survives faults on a real AppArmor kernel."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from tests.system import vm
+from tests.system import guest_programs, vm
 
-GUEST = Path("tests/system/guest")
 LIMIT_SECONDS = 1500
 # The daemon is killed before some of the steps. test_kills.py contains the complete test.
 COMMAND = "STRIDE=3 python3 guest/faults.py"
@@ -28,13 +26,10 @@ SCENARIOS = [
 @pytest.fixture(scope="module")
 def outcomes():
     """Return the error of each scenario, from one run of the guest."""
-    files = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
+    files = guest_programs.files()
     files["guest/killed.py"] = Path("tests/system/killed.py").read_bytes()
     result = vm.run(files, COMMAND, timeout_seconds=LIMIT_SECONDS)
-    lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
-    for line in lines:
-        print(line.get("note") or f"{line['scenario']}: {line['seconds']} s")
-    return {line["scenario"]: line["error"] for line in lines if "scenario" in line}
+    return guest_programs.outcomes(result)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

@@ -1,13 +1,9 @@
 """Tests of the ownership of profiles on kernels that show hashes, raw data, both or neither."""
 
-import json
-from pathlib import Path
-
 import pytest
 
-from tests.system import vm
+from tests.system import guest_programs, vm
 
-GUEST = Path("tests/system/guest")
 LIMIT_SECONDS = 1800  # The longest run took 400 s on two cores with ten competing processes.
 KERNELS = {
     "apparmor.hash_policy=1 apparmor.export_binary=1": "content",
@@ -30,24 +26,16 @@ SCENARIOS = [
 ]
 
 
-def guest():
-    """Return the files that the guest needs."""
-    return {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
-
-
 @pytest.fixture(scope="module", params=KERNELS, ids=SHOWN)
 def outcomes(request):
     """Return the error of each scenario on one kernel, from one run of the guest."""
     result = vm.run(
-        guest(),
+        guest_programs.files(),
         f"python3 guest/hidden.py {KERNELS[request.param]}",
         timeout_seconds=LIMIT_SECONDS,
         append=request.param,
     )
-    lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
-    for line in lines:
-        print(line.get("note") or f"{line['scenario']}: {line['seconds']} s")
-    return {line["scenario"]: line["error"] for line in lines if "scenario" in line}
+    return guest_programs.outcomes(result)
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -62,7 +50,7 @@ def test_a_profile_that_the_host_loads_at_the_next_boot_is_foreign(tmp_path):
     """
     for boot in ("before", "after"):
         result = vm.run(
-            guest(),
+            guest_programs.files(),
             f"python3 guest/hidden.py {boot}",
             timeout_seconds=LIMIT_SECONDS,
             keep=tmp_path,

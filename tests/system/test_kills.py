@@ -1,14 +1,12 @@
 """Tests that kill the agent before every side effect on a real AppArmor kernel."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from tests.system import vm
+from tests.system import guest_programs, vm
 
 pytestmark = pytest.mark.search
-GUEST = Path("tests/system/guest")
 LIMIT_SECONDS = 1800
 
 
@@ -24,12 +22,8 @@ def test_a_kill_before_every_side_effect(program, scenario):
     """The agent is killed before every side effect. The standard tests of these scenarios use only
     some of the steps.
     """
-    files = {f"guest/{path.name}": path.read_bytes() for path in GUEST.glob("*.py")}
+    files = guest_programs.files()
     files["guest/killed.py"] = Path("tests/system/killed.py").read_bytes()
     command = f"python3 guest/{program} {scenario}"
     result = vm.run(files, command, timeout_seconds=LIMIT_SECONDS)
-    lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
-    for line in lines:
-        print(line.get("note") or f"{line['scenario']}: {line['seconds']} s")
-    errors = {line["scenario"]: line["error"] for line in lines if "scenario" in line}
-    assert errors == {scenario: None}
+    assert guest_programs.outcomes(result) == {scenario: None}

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system import vm
+from tests.system import guest_programs, vm
 
-GUEST = Path("tests/system/guest")
 LIMIT_SECONDS = 900
 BUDGET_SECONDS = 300
 # The agent is killed before every third side effect. test_kills.py contains the complete test.
@@ -16,7 +15,7 @@ COMMAND = "STRIDE=3 python3 guest/scenarios.py"
 
 def files():
     """Return the files of the guest by path."""
-    contents = {f"guest/{path.name}": path.read_bytes() for path in GUEST.glob("*.py")}
+    contents = guest_programs.files()
     for path in Path("profiles").rglob("*"):
         if path.is_file():
             contents[str(path)] = path.read_bytes()
@@ -27,12 +26,9 @@ def files():
 def outcomes():
     """Return the error of each scenario, or None, from one run of the guest."""
     result = vm.run(files(), COMMAND, timeout_seconds=LIMIT_SECONDS)
-    lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
-    for line in lines:
-        print(line.get("note") or f"{line['scenario']}: {line['seconds']} s")
     if result.seconds > BUDGET_SECONDS:
         print(f"the guest took {result.seconds:.0f} s; its budget is {BUDGET_SECONDS} s")
-    return {line["scenario"]: line["error"] for line in lines if "scenario" in line}
+    return guest_programs.outcomes(result)
 
 
 SCENARIOS = [
