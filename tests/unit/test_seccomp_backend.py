@@ -475,6 +475,17 @@ def test_a_link_in_place_of_an_agent_owned_file_is_not_removed(backend, tmp_path
     assert (tmp_path / "seccomp/a.json").is_symlink()
 
 
+def test_a_file_that_cannot_be_read_is_not_removed():
+    """A read of /proc/self/mem always fails with EIO."""
+    backend = SeccompBackend(
+        host=Host("/proc"), clock_ns=time.time_ns, directory="/self", machine="x86_64"
+    )
+    result = backend.remove(["mem"], {}, require_unused=False)
+    assert isinstance(result, Failed)
+    assert result.finding.code == "remove_failed"
+    assert 'The profile "mem" was not removed: the file cannot be read (' in result.finding.message
+
+
 def test_every_context_is_accepted(backend):
     """A stored version is valid in every context, because the canonical form depends only on the
     machine.
