@@ -121,9 +121,7 @@ class Controller:
         self.wake_queue.put(WakeReason.REQUEST)
 
     def wait_for_sources(self) -> None:
-        """Wait a short time for the sources, so that the first pass knows which profiles they
-        provide.
-        """
+        """Wait a short time for the sources, so that the first pass can read their profiles."""
         end = self.heartbeat.beat() + STARTUP_SECONDS
         while not self.cluster.has_answered() and self.heartbeat.beat() < end:
             self.wake_queue.wait(end - self.heartbeat.beat())

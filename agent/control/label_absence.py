@@ -22,7 +22,7 @@ class LabelAbsence:
     """
 
     def __init__(self, *, domain: str, labels_on_node: Callable[[], frozenset[str] | None]) -> None:
-        """Create an object that knows of no absent label yet.
+        """Create an object in which no label is absent yet.
 
         Args:
             domain: the domain of the agent's labels.

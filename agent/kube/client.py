@@ -30,8 +30,8 @@ from agent.kube.responses import RESPONSE_BYTES, Event, Json
 CONNECT_SECONDS: Final = 5.0
 READ_SECONDS: Final = 10.0  # The longest time between two parts of a response.
 RESPONSE_SECONDS: Final = 60.0  # The longest time between the request and the end of the response.
-# The time limit of a whole watch. The reflector asks the server to end each watch after at most 360
-# s.
+# The time limit of a whole watch. The reflector requests that the server ends each watch after at
+# most 360 s.
 WATCH_SECONDS: Final = 600.0
 # The name of the field manager must never change. With a different name, server-side apply would
 # leave the labels of the previous field manager on the Node.

@@ -269,5 +269,5 @@ def _retry_timer(longest_seconds: float, clock: Callable[[], float]) -> RetryTim
 
 
 def _retry_after(error: KubeError) -> float:
-    """Return how many seconds the API server wants the client to wait."""
+    """Return how many seconds the client must wait, according to the API server."""
     return error.retry_after if isinstance(error, StatusError) else 0.0

@@ -13,10 +13,10 @@ them.
 
 A profile text is rejected only if the parser itself used too much CPU time or memory, or produced
 too much output, in a run with the longest slice and with all of the memory that the parser may use.
-If a run ended at its wall-clock limit, by a signal or because the container ran out of memory, it
-proves nothing about the profile text: another process, such as the kernel's OOM killer, may have
-ended the parser. After a run that proves nothing about the text, the daemon compiles the text again
-later, and a command reports that the text has no result.
+If a run ended at its wall-clock limit, by a signal or because the container ran out of memory, the
+run proves nothing about the profile text. Another process, such as the kernel's OOM killer, may
+have ended the parser. After a run that proves nothing about the text, the daemon compiles the text
+again later, and a command reports that the text has no result.
 """
 
 import math

@@ -1,5 +1,5 @@
-"""Stores on disk which threads run under which profiles, so that the agent still knows this after a
-restart.
+"""Stores on disk which threads run under which profiles, so that a restart of the agent preserves
+this information.
 
 A record is valid only for one boot, because the kernel assigns PIDs and directory numbers again
 after the next boot. The record is written without fsync, because it is useless after a machine

@@ -14,7 +14,7 @@ from agent.backends.apparmor.thread_reader import Thread
 
 @dataclass(slots=True, kw_only=True)
 class ConfinementState:
-    """The threads and profiles that the tracker knows."""
+    """The threads and the profiles that the tracker has recorded."""
 
     directories: Mapping[str, str] = field(default_factory=dict)
     """Maps the name of a profile to the directory in which the kernel shows the profile."""

@@ -1,7 +1,7 @@
 """Warns about accepted profiles that allow risky system calls or prevent programs from running.
 
-`meaning` decides which system calls a profile allows, and `start` knows which calls a runtime needs
-to start a container.
+`meaning` determines which system calls a profile allows, and `start` lists the calls that a runtime
+needs to start a container.
 """
 
 from collections.abc import Iterator

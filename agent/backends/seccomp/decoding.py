@@ -1,6 +1,6 @@
 """Decodes the bytes of a seccomp profile, which must be unambiguous UTF-8 JSON.
 
-This module does not know the fields of a profile; `syntax` checks them.
+This module does not check the fields of a profile, which is the task of `syntax`.
 """
 
 import json
