@@ -212,8 +212,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
         examples=("profile-loader status", "profile-loader status --output json"),
         statuses={
             0: "Every profile in the ledger is installed and unchanged, and none was rejected.",
-            1: "A profile is missing, changed, rejected or failed, or the node or the ledger "
-            "cannot be read.",
+            1: "A profile is missing, was changed, rejected or not installed, or the node or the "
+            "ledger cannot be read.",
         },
     ),
     "restore": Command(

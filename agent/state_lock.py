@@ -66,7 +66,7 @@ def lock(config: Config) -> Iterator[bool]:
         if not is_locked:
             holder = f"another agent is running on {place} and holds its lock"
             streams.warn(
-                [f"{holder}. Nothing was changed. Wait for it, or pass another --state-dir."]
+                [f"{holder}. Nothing was changed. Wait for its end, or pass another --state-dir."]
             )
         for directory in app.ledger(config).make_private() if is_locked else ():
             streams.warn([f"other users could write to {directory}; the agent changed its mode"])

@@ -78,7 +78,7 @@ _LATER_RIGHTS: Final[Mapping[int, Handled]] = {
     5: Handled(files=1 << 15, network=0, scoped=0),  # IOCTL_DEV: ioctl(2) on devices.
     6: Handled(files=0, network=0, scoped=0b11),  # Abstract UNIX sockets and signals.
 }
-"""For each ABI version, the access that it can deny and earlier versions could not."""
+"""Maps each ABI version to the access that this version can deny, but earlier versions cannot."""
 _AUDIT_ABI: Final = 7
 """The first ABI version that records denials in the audit log."""
 

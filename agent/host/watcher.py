@@ -75,8 +75,8 @@ class _ActiveWatch:
 class _BoundedInotify(InotifyFD):
     """An inotify instance that watches at most WATCH_LIMIT directories.
 
-    watchdog ignores a directory that cannot be watched, and reports no error. `is_full` shows that
-    this has happened.
+    watchdog ignores a directory that cannot be watched, and reports no error. `is_full` shows
+    whether a directory was ignored.
     """
 
     def __init__(self) -> None:

@@ -148,7 +148,9 @@ RECENT: Final = frozenset(
 
 
 def closest(word: str, words: frozenset[str]) -> str:
-    """Return a word that differs only in its case, or else a similar word, or ""."""
+    """Return the known word that differs only in case, or otherwise a similar word; empty if there
+    is none.
+    """
     same = next((item for item in sorted(words) if item.lower() == word.lower()), "")
     return same or next(iter(difflib.get_close_matches(word[:64], sorted(words), n=1)), "")
 

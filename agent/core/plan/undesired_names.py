@@ -165,8 +165,8 @@ class UndesiredNamePlanner:
         return None if is_agent_owned else Reason.FOREIGN
 
     def _is_stale(self, owner: LedgerEntry, name: str, observed: ObservedProfile) -> bool:
-        """Return whether an entry releases a name, because its key is not desired and the node has
-        other content.
+        """Return whether a ledger entry releases a profile name because the key of the entry is not
+        desired and the node has other content.
         """
         return (
             self.context.is_undesired_or_duplicate(owner.id)
