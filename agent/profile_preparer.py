@@ -112,5 +112,6 @@ def _damaged(id_: KeyId) -> Finding:
         location=str(id_),
         message="The last good version is incomplete in the state directory, so it cannot be "
         "restored.",
-        hint="Make its source readable; the next pass then installs the profile from the source.",
+        hint="Make the source of the profile readable; the next pass then installs the profile "
+        "again.",
     )

@@ -173,7 +173,7 @@ class Provenance(StrEnum):
     """This agent installed the profile."""
 
     ADOPTED = "adopted"
-    """Another program installed the same content; the agent only tracks it."""
+    """Another program installed the same content, and the agent only tracks the profile."""
 
 
 class OutcomeResult(StrEnum):

@@ -329,7 +329,7 @@ class HttpServer:
     # --- pages ------------------------------------------------------------------------------------
 
     def _serve_pages(self, ready: set[int]) -> None:
-        """Render and send pages, and delay the next pages if this exceeded the CPU share."""
+        """Render and send pages, and delay the next pages if this work exceeded the CPU share."""
         begin = time.thread_time()
         for connection in [*self._stages["metrics"], *self._stages["page"]]:
             if connection.request is not None or connection.socket.fileno() in ready:

@@ -211,7 +211,7 @@ def _is_quotable(word: str, source: str, quotable: QuotableWords) -> bool:
     character = _CHARACTER.fullmatch(word)
     if character is not None:
         return int(character[1], 16) in quotable.source
-    # A part of a longer word in the profile text does not count.
+    # A match inside a longer word of the profile text does not count.
     before = r"(?<!\w)" if word[0].isalnum() else ""
     after = r"(?!\w)" if word[-1].isalnum() else ""
     return word in source and re.search(f"{before}{re.escape(word)}{after}", source) is not None

@@ -162,7 +162,8 @@ class Processes:
         raise UnprovenError("processes start faster than they can be read")
 
     def _process(self, pid: str) -> frozenset[str]:
-        """Return the labels of a process. The scan lists its threads until no new thread appears.
+        """Return the labels of a process. The scan lists the threads of the process until no new
+        thread appears.
 
         After a thread has ended, the leader is read again, because a thread that calls execve(2)
         takes over the leader's ID and start time.
