@@ -57,6 +57,7 @@ def test_an_error_after_many_warnings_is_reported():
         code=FindingCode.NOT_JSON,
         location="0",
         message="More problems were found; only the first 50 are shown.",
+        hint="Correct these problems first, and check the profile again.",
     )
     assert limit_findings([*warnings, error]) == (*warnings[: MAX_FINDINGS - 1], error, more)
     assert limit_findings([error, *warnings]) == (
@@ -66,6 +67,7 @@ def test_an_error_after_many_warnings_is_reported():
             code=FindingCode.COMPLAIN_MODE,
             location=str(MAX_FINDINGS - 2),
             message="More problems were found; only the first 50 are shown.",
+            hint="Correct these problems first, and check the profile again.",
         ),
     )
 
