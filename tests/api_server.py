@@ -85,16 +85,16 @@ class ApiServer:
         self._begin("APPLY", path)
         if self.node is None:
             raise StatusError(403, "Forbidden", "nodes is forbidden: cannot create")
-        wanted = body["metadata"]["labels"]
+        expected = body["metadata"]["labels"]
         if body["metadata"].get("uid") not in (None, self.node["metadata"]["uid"]):
             raise StatusError(409, "Conflict", "Precondition failed: UID")
         before = (dict(self.labels), copy.deepcopy(self.owners))
-        for key, value in wanted.items():
+        for key, value in expected.items():
             shared = self.owners.get(key, set()) if self.labels.get(key) == value else set()
             self.owners[key] = shared | {FIELD_MANAGER}
             self.labels[key] = value
         for key in [key for key, owners in self.owners.items() if FIELD_MANAGER in owners]:
-            if key not in wanted:
+            if key not in expected:
                 self.owners[key] -= {FIELD_MANAGER}
                 if not self.owners[key]:
                     del self.owners[key], self.labels[key]

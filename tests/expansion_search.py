@@ -88,8 +88,8 @@ def generated(random_):
 def compiled(command, base, text):
     """Return the compiled policy of a text, or None if the parser rejects the text."""
     argv = [*command, "-Q", "-K", "-S", "-O", "no-expr-simplify", "--base", str(base)]
-    done = subprocess.run(argv, input=text.encode(), capture_output=True, check=False, cwd="/")
-    return None if done.returncode else done.stdout
+    result = subprocess.run(argv, input=text.encode(), capture_output=True, check=False, cwd="/")
+    return None if result.returncode else result.stdout
 
 
 def search(random_, commands, root, number):

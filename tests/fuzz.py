@@ -183,13 +183,13 @@ def before_the_parser(manifest):
 
 def shipped():
     """Return the contents of the shipped seccomp profiles and of the shipped AppArmor profiles."""
-    found = {"seccomp": [], "apparmor": []}
+    result = {"seccomp": [], "apparmor": []}
     for path in sorted(SHIPPED.rglob("*")):
         if path.is_file():
             kind = classify.classify(path.name, path.read_bytes())
             if kind:
-                found[kind].append(path.read_bytes())
-    return found["seccomp"], found["apparmor"]
+                result[kind].append(path.read_bytes())
+    return result["seccomp"], result["apparmor"]
 
 
 def fed(name, function, content, where):
@@ -228,7 +228,7 @@ def main():
         ]
         blobs = [kind.body(profile) for profile in inspected(kind, *shipped_profiles)]
         seeds = {"policy": blobs, "text": profiles, "parser": profiles, "manifest": [MANIFEST]}
-        done = dict.fromkeys(functions, 0)
+        result = dict.fromkeys(functions, 0)
         for number in range(chosen.texts + chosen.parsed):
             name = TURNS[number % len(TURNS)] if number < chosen.texts else "parser"
             make = mutated
@@ -237,11 +237,11 @@ def main():
             content = make(random_, seeds.get(name, filters))
             if fed(name, functions[name], content, f"seed {chosen.seed}, input {number}"):
                 return 1
-            done[name] += 1
+            result[name] += 1
             if not pace.in_time(time.monotonic() - begin, chosen.budget):
-                print(f"the budget of {chosen.budget} s is exceeded: {done}", file=sys.stderr)
+                print(f"the budget of {chosen.budget} s is exceeded: {result}", file=sys.stderr)
                 return 1
-    print(f"no uncaught exception in {time.monotonic() - begin:.0f} s: {done}")
+    print(f"no uncaught exception in {time.monotonic() - begin:.0f} s: {result}")
     return 0
 
 

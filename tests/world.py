@@ -238,7 +238,7 @@ class MemoryKind:
             if node.loaded.get(name, body) != body:
                 node.touched.append((name, node.objects[name], node.loaded[name]))
         # A kernel that stores the bytes of profiles skips a profile with equal bytes.
-        there = [one for one in names if node.readable and node.loaded.get(one) == body]
+        there = [item for item in names if node.readable and node.loaded.get(item) == body]
         node.write({name: body for name in names if name not in there})
         node.created |= {node.objects[name] for name in mine}
         node.last_loaded |= dict.fromkeys(names, body)

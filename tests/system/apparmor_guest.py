@@ -44,9 +44,9 @@ def inspect(text, **options):
 
 
 def accepted(text, **options):
-    found = inspect(text, **options)
-    assert isinstance(found, Profile), found
-    return found
+    result = inspect(text, **options)
+    assert isinstance(result, Profile), result
+    return result
 
 
 def put(text, replaceable=(), agent=None):
@@ -54,9 +54,9 @@ def put(text, replaceable=(), agent=None):
 
 
 def installed(text, replaceable=(), agent=None):
-    found = put(text, replaceable, agent)
-    assert isinstance(found, Installed), found
-    return found
+    result = put(text, replaceable, agent)
+    assert isinstance(result, Installed), result
+    return result
 
 
 def removed(names, evidence, *, require_unused=True):
@@ -64,9 +64,9 @@ def removed(names, evidence, *, require_unused=True):
 
 
 def look(*names, removal_candidates=()):
-    found = kind().observe(names, removal_candidates)
-    assert isinstance(found, Observation), found
-    return found
+    result = kind().observe(names, removal_candidates)
+    assert isinstance(result, Observation), result
+    return result
 
 
 def code(failed):
@@ -113,22 +113,22 @@ def text(name, rules="", flags=""):
 @case
 def a_new_profile_is_loaded_and_verified_by_the_kernels_hashes():
     profile = accepted(text("new"))
-    done = install(kind(), profile)
-    assert isinstance(done, Installed), done
+    result = install(kind(), profile)
+    assert isinstance(result, Installed), result
     fact = look("new").profiles["new"]
     # The kernel's hashes of the whole policy and of the single profile are the hashes that the
     # agent predicted.
     assert fact.evidence <= profile.version.evidence["new"], fact
     assert {token.split(":")[0] for token in fact.evidence} == {"raw", "own"}
-    assert (fact.mode, done.modes) == ("enforce", {"new": "enforce"})
+    assert (fact.mode, result.modes) == ("enforce", {"new": "enforce"})
 
 
 @case
 def several_profiles_hats_and_children_in_one_key_are_each_verified():
     source = text("many1", "  ^HAT { file, }\n  profile kid /bin/ls flags=(complain) { file, }\n")
     profile = accepted(source + text("many2"))
-    done = install(kind(), profile)
-    assert isinstance(done, Installed), done
+    result = install(kind(), profile)
+    assert isinstance(result, Installed), result
     assert profile.version.names == ("many1", "many1//HAT", "many1//kid", "many2")
     facts = look(*profile.version.names).profiles
     assert {name: fact.mode for name, fact in facts.items()} == {
@@ -143,9 +143,9 @@ def several_profiles_hats_and_children_in_one_key_are_each_verified():
 
 @case
 def the_parser_runs_in_a_sandbox_on_this_kernel():
-    found = kind().sandbox()
-    assert found is not None
-    assert found.finding is None, found
+    result = kind().sandbox()
+    assert result is not None
+    assert result.finding is None, result
     secret = Path("/root/secret")
     secret.write_text("xylophone rest\n")
     reading, writing = os.pipe()
@@ -205,46 +205,46 @@ def a_changed_profile_is_replaced_under_the_running_process():
 @case
 def a_profile_that_is_added_to_an_installed_key_is_loaded():
     installed(text("grow"))
-    done = installed(text("grow", "  ^H { file, }\n") + text("grow2"), replaceable=["grow"])
-    assert sorted(done.evidence) == ["grow", "grow//H", "grow2"]
+    result = installed(text("grow", "  ^H { file, }\n") + text("grow2"), replaceable=["grow"])
+    assert sorted(result.evidence) == ["grow", "grow//H", "grow2"]
 
 
 @case
 def a_replacement_by_another_program_is_noticed():
-    done = installed(text("drift"))
+    result = installed(text("drift"))
     parser(text("drift", "  deny /y w,\n"), "-r")
-    assert not look("drift").profiles["drift"].evidence & done.evidence["drift"]
+    assert not look("drift").profiles["drift"].evidence & result.evidence["drift"]
 
 
 @case
 def complain_mode_set_by_another_program_is_noticed():
-    done = installed(text("mode"))
+    result = installed(text("mode"))
     parser(text("mode"), "-r", "-C")
     fact = look("mode").profiles["mode"]
     assert fact.mode == "complain"
-    assert not fact.evidence & done.evidence["mode"]
+    assert not fact.evidence & result.evidence["mode"]
 
 
 @case
 def an_unused_profile_is_removed_and_an_absent_one_counts_as_removed():
-    done = installed(text("gone") + text("gone2"))
+    result = installed(text("gone") + text("gone2"))
     names = ["gone", "gone2"]
-    assert removed(names, done.evidence) == Removed()
+    assert removed(names, result.evidence) == Removed()
     assert look(*names).profiles == {}
-    assert removed(names, done.evidence) == Removed()
+    assert removed(names, result.evidence) == Removed()
 
 
 @case
 def content_of_another_program_is_never_removed():
-    done = installed(text("other"))
+    result = installed(text("other"))
     parser(text("other", "  deny /y w,\n"), "-r")
-    assert code(removed(["other"], done.evidence)) == "foreign_name"
+    assert code(removed(["other"], result.evidence)) == "foreign_name"
     assert "other" in look("other").profiles
 
 
 @case
 def a_child_that_another_program_added_prevents_the_removal_of_its_parent():
-    done = installed(text("host"))
+    result = installed(text("host"))
     parser(text("host2", "  profile kid { file, }\n"), "-r")
     blob = subprocess.run(
         ["apparmor_parser", "-QKS"],
@@ -257,7 +257,7 @@ def a_child_that_another_program_added_prevents_the_removal_of_its_parent():
     evidence = {"host": facts["host"].evidence}
     assert code(removed(["host"], evidence)) == "foreign_name"
     assert set(look("host", "host//kid").profiles) == {"host", "host//kid"}
-    assert done.evidence["host"]
+    assert result.evidence["host"]
 
 
 @case
@@ -274,37 +274,37 @@ def a_dropped_hat_is_removed_alone():
 
 @case
 def a_profile_in_use_is_not_removed():
-    done = installed(text("used"))
+    result = installed(text("used"))
     with confined("used") as child:
-        assert removed(["used"], done.evidence) == StillInUse(
+        assert removed(["used"], result.evidence) == StillInUse(
             uses={"used": InUse(pids=(child.pid,))}
         )
         assert "used" in look("used").profiles
-    assert removed(["used"], done.evidence) == Removed()
+    assert removed(["used"], result.evidence) == Removed()
 
 
 @case
 def a_parent_is_in_use_through_its_child():
-    done = installed(text("par", "  profile kid { file, signal, change_profile, }\n"))
+    result = installed(text("par", "  profile kid { file, signal, change_profile, }\n"))
     with confined("par//kid") as child:
         seen = look("par", "par//kid", removal_candidates=["par", "par//kid"])
         assert seen.uses == {"par": InUse(pids=(child.pid,)), "par//kid": InUse(pids=(child.pid,))}
-        assert isinstance(removed(["par", "par//kid"], done.evidence), StillInUse)
+        assert isinstance(removed(["par", "par//kid"], result.evidence), StillInUse)
 
 
 @case
 def a_stacked_profile_is_in_use():
-    done = installed(text("stack1"))
+    result = installed(text("stack1"))
     installed(text("stack2"))
     with confined("stack1//&stack2") as child:
         label = Path(f"/proc/{child.pid}/attr/current").read_text()
         assert "//&" in label, label
-        assert isinstance(removed(["stack1"], done.evidence), StillInUse)
+        assert isinstance(removed(["stack1"], result.evidence), StillInUse)
 
 
 @case
 def a_profile_is_in_use_through_a_single_thread():
-    done = installed(text("thread"))
+    result = installed(text("thread"))
     ready, end = threading.Event(), threading.Event()
 
     def run():
@@ -319,7 +319,7 @@ def a_profile_is_in_use_through_a_single_thread():
         assert ready.wait(10)
         assert Path("/proc/self/attr/current").read_text().strip() == "unconfined"
         uses = {"thread": InUse(pids=(os.getpid(),))}
-        assert removed(["thread"], done.evidence) == StillInUse(uses=uses)
+        assert removed(["thread"], result.evidence) == StillInUse(uses=uses)
     finally:
         end.set()
         one.join()
@@ -353,12 +353,12 @@ def is_stopped(name, number):
 def the_kernel_denies_stop_signals_to_the_profiles_with_a_warning():
     for rules, can_be_stopped in SIGNAL_RULES.items():
         source = f"profile stop {{\n  file,\n  capability,\n  change_profile,\n  {rules}\n}}\n"
-        found = accepted(source)
-        is_warned = any(finding.code == "stop_impossible" for finding in found.findings)
-        assert is_warned != can_be_stopped, (rules, found.findings)
+        result = accepted(source)
+        is_warned = any(finding.code == "stop_impossible" for finding in result.findings)
+        assert is_warned != can_be_stopped, (rules, result.findings)
         stopped = []
         for number in (signal.SIGTERM, signal.SIGKILL):
-            assert isinstance(install(kind(), found, ["stop"]), Installed)
+            assert isinstance(install(kind(), result, ["stop"]), Installed)
             stopped.append(is_stopped("stop", number))
         assert all(stopped) == can_be_stopped, (rules, stopped)
 
@@ -382,10 +382,10 @@ def inspecting_and_observing_do_not_change_the_revision():
 def a_second_inspection_starts_no_parser():
     accepted(text("cached"))
     agent = kind()
-    found = agent.inspect(
+    result = agent.inspect(
         SourceKey(profile_set="dir test", key="key", content=text("cached").encode())
     )
-    assert isinstance(found, Profile), found
+    assert isinstance(result, Profile), result
 
 
 @case
@@ -399,10 +399,10 @@ def what_is_compiled_mediates_as_the_parser_itself_would():
 
 @case
 def names_that_jam_the_kernel_are_rejected():
-    for name, wanted in (("n" * 201, "name_unsafe"), ('"a//b"', "name_unsafe")):
-        found = inspect(text(name))
-        assert isinstance(found, Rejection), found
-        assert [one.code for one in found.findings] == [wanted], found
+    for name, expected in (("n" * 201, "name_unsafe"), ('"a//b"', "name_unsafe")):
+        result = inspect(text(name))
+        assert isinstance(result, Rejection), result
+        assert [item.code for item in result.findings] == [expected], result
 
 
 def jam():
@@ -419,8 +419,8 @@ def a_jammed_kernel_recovers_by_an_identical_replacement_of_an_agent_owned_profi
     number = revision()
     jam()
     assert parser(text("witness"), "-a").returncode != 0, "the kernel is not jammed"
-    done = install(agent, accepted(text("after")))
-    assert isinstance(done, Installed), done
+    result = install(agent, accepted(text("after")))
+    assert isinstance(result, Installed), result
     assert revision() == number + 2
     assert "after" in look("after").profiles
 
@@ -453,8 +453,8 @@ def a_policy_that_the_kernel_rejects_is_reported_with_its_reason():
 
 @case
 def a_profile_in_unconfined_mode_is_rejected():
-    found = inspect(text("loose", flags="flags=(unconfined)"))
-    assert [one.code for one in found.findings] == ["unconfined_refused"], found
+    result = inspect(text("loose", flags="flags=(unconfined)"))
+    assert [item.code for item in result.findings] == ["unconfined_refused"], result
 
 
 @case
@@ -467,10 +467,10 @@ def without_the_right_to_load_nothing_is_observed():
         "print(type(found).__name__, found.finding.code)"
     )
     dropped = ["setpriv", "--bounding-set=-mac_admin", "--inh-caps=-mac_admin"]
-    done = subprocess.run(
+    result = subprocess.run(
         [*dropped, sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
-    assert done.stdout.strip() == "Unobservable kind_unobservable", done
+    assert result.stdout.strip() == "Unobservable kind_unobservable", result
 
 
 @case
@@ -483,13 +483,13 @@ def in_another_pid_namespace_no_profile_is_proven_unused():
         "uses = apparmor_backend(Host('/')).observe(['nsuse'], ['nsuse']).uses;"
         "print(type(uses['nsuse']).__name__)"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", script],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.stdout.strip() == "UnknownUse", done
+    assert result.stdout.strip() == "UnknownUse", result
 
 
 def main():

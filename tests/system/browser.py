@@ -105,12 +105,12 @@ class Browser:
 
     def evaluate(self, script: str) -> Any:
         """Return the value of an expression or of its promise, as JSON can express it."""
-        done = self.call(
+        result = self.call(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
         )
-        if "exceptionDetails" in done:
-            raise RuntimeError(str(done["exceptionDetails"]))
-        return done["result"].get("value")
+        if "exceptionDetails" in result:
+            raise RuntimeError(str(result["exceptionDetails"]))
+        return result["result"].get("value")
 
     def picture(self) -> bytes:
         """Return the visible part of the page as a PNG file."""

@@ -91,28 +91,28 @@ def profile(called):
 def record():
     """Return the names of the calls that were recorded in the virtual machine."""
     output = subprocess.run(["ldd", STRACE], capture_output=True, text=True, check=True).stdout
-    libraries = [one for one in re.findall(r"=> (\S+)", output) if "libc.so" not in one]
+    libraries = [item for item in re.findall(r"=> (\S+)", output) if "libc.so" not in item]
     built = image.build()
     command = [
         "install -m 0755 tools/strace /usr/bin/strace",
-        *(f"install -m 0755 tools/{Path(one).name} {one}" for one in libraries),
+        *(f"install -m 0755 tools/{Path(item).name} {item}" for item in libraries),
         "export TRACE='strace -f -qq -s 0'",
-        rights_run.START.strip() + "".join(f" '{one}'" for one in TRACED),
+        rights_run.START.strip() + "".join(f" '{item}'" for item in TRACED),
     ]
     with rights_run.prepared() as cluster, tempfile.TemporaryDirectory() as folder:
         files = rights_run.files(built.config, cluster, 9)
         # This filter allows every call.
         files["own/agent.json"] = b'{"defaultAction": "SCMP_ACT_LOG"}'
-        for one in (STRACE, *libraries):
-            files[f"tools/{Path(one).name}"] = Path(one).read_bytes()
+        for item in (STRACE, *libraries):
+            files[f"tools/{Path(item).name}"] = Path(item).read_bytes()
         drive = rights_run.drive(built.root, Path(folder) / "image")
-        done = vm.run(
+        result = vm.run(
             files, "\n".join(command), timeout_seconds=LIMIT_SECONDS, drives=[drive], network=True
         )
-    lines = [json.loads(one) for one in done.output.splitlines() if one.startswith("{")]
-    failed = [one for one in lines if one.get("error")]
+    lines = [json.loads(item) for item in result.output.splitlines() if item.startswith("{")]
+    failed = [item for item in lines if item.get("error")]
     assert not failed, failed
-    return next(one["calls"] for one in lines if "calls" in one)
+    return next(item["calls"] for item in lines if "calls" in item)
 
 
 if __name__ == "__main__":

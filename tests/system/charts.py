@@ -37,13 +37,13 @@ def run(name, *words, kubeconfig=None, check=True):
         environ = {"PATH": os.environ["PATH"], "HOME": home}
         if kubeconfig is not None:
             environ["KUBECONFIG"] = str(kubeconfig)
-        done = subprocess.run(
+        result = subprocess.run(
             [program(name), *map(str, words)],
             capture_output=True, text=True, check=False, env=environ, timeout=600,
         )  # fmt: skip
     if check:
-        assert done.returncode == 0, f"{name} {words}: {done.stdout}{done.stderr}"
-    return done
+        assert result.returncode == 0, f"{name} {words}: {result.stdout}{result.stderr}"
+    return result
 
 
 def without_version(folder):

@@ -205,8 +205,8 @@ class Cluster:
         return False
 
     def _bootstrapped(self):
-        done = self.get("/apis/rbac.authorization.k8s.io/v1/clusterroles/system:node")
-        return done is not None
+        result = self.get("/apis/rbac.authorization.k8s.io/v1/clusterroles/system:node")
+        return result is not None
 
     def _certificates(self):
         f = self.folder
@@ -283,7 +283,7 @@ class Cluster:
         """Run kubectl and return its output. If `check` is false, return the result of the process
         instead.
         """
-        done = subprocess.run(
+        result = subprocess.run(
             [
                 *self.program("kubectl"),
                 "--kubeconfig", str(self.folder / f"{user}.kubeconfig"),
@@ -294,9 +294,9 @@ class Cluster:
             env={"PATH": os.environ["PATH"], "HOME": str(self.folder)},
         )  # fmt: skip
         if not check:
-            return done
-        assert done.returncode == 0, f"kubectl {' '.join(map(str, words))}: {done.stderr}"
-        return done.stdout
+            return result
+        assert result.returncode == 0, f"kubectl {' '.join(map(str, words))}: {result.stderr}"
+        return result.stdout
 
     def apply(self, *objects):
         """Create or change objects."""

@@ -26,9 +26,9 @@ def outcomes(release, command, append=""):
     """
     files = {**guest_programs.files(), f"guest/{INSPECTION.name}": INSPECTION.read_bytes()}
     result = vm.run(files, command, timeout_seconds=LIMIT_SECONDS, release=release, append=append)
-    found = guest_programs.outcomes(result)
-    assert found, result.output
-    return found
+    actual = guest_programs.outcomes(result)
+    assert actual, result.output
+    return actual
 
 
 def every_scenario(release):

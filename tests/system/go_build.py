@@ -26,7 +26,7 @@ def go():
     """Return the go command of this machine if it is new enough. If the machine has no such
     command, return the go command of the virtual environment.
     """
-    wanted = next(
+    expected = next(
         line.split()[1] for line in (MODULE / "go.mod").read_text().splitlines() if "go 1" in line
     )
     # pip installs the go command of requirements-go.lock next to the Python interpreter.
@@ -36,9 +36,9 @@ def go():
         output = subprocess.run(
             [path, "env", "GOVERSION"], capture_output=True, text=True, check=True
         )
-        if _number(output.stdout.strip().removeprefix("go")) >= _number(wanted):
+        if _number(output.stdout.strip().removeprefix("go")) >= _number(expected):
             return path
-    raise AssertionError(f"go {wanted} or newer is needed to build the programs of the tests")
+    raise AssertionError(f"go {expected} or newer is needed to build the programs of the tests")
 
 
 def _number(version):
@@ -90,8 +90,8 @@ def _build(module, package, path, flags):
     words = ["-v", "-trimpath", "-ldflags", flags, "-o", f"{path}.new", package]
     environ = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false"}
     with log.open("wb") as output:
-        done = subprocess.run(
+        result = subprocess.run(
             [go(), "build", *words], cwd=module, env=environ, stderr=output, check=False
         )
-    assert done.returncode == 0, f"go build: {log.read_text()[-3000:]}"
+    assert result.returncode == 0, f"go build: {log.read_text()[-3000:]}"
     Path(f"{path}.new").rename(path)

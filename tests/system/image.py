@@ -147,9 +147,9 @@ def make(folder, *, pack):
     ]  # fmt: skip
 
     def run(*words):
-        done = subprocess.run([*buildah, *words], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-        return done.stdout.strip()
+        result = subprocess.run([*buildah, *words], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{words}\n{result.stdout[-2000:]}{result.stderr[-2000:]}"
+        return result.stdout.strip()
 
     made = run("from", "scratch")
     run("add", "-q", made, str(base()), "/")
@@ -182,7 +182,7 @@ def base():
     if not (path.exists() and mark.exists() and mark.read_text() == vm.sha256(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         command = ["mmdebstrap", "-q", "--variant=minbase"]
-        command += [f"--dpkgopt={one}" for one in SLIM]
+        command += [f"--dpkgopt={item}" for item in SLIM]
         # mmdebstrap copies these files from this machine, but the image must not contain them.
         command += ['--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"']
         command += [SUITE, str(path), mirror()]
@@ -226,7 +226,7 @@ def wheels():
 
 def digests(root):
     """Return the mode, the owner and the content digest of each file in a tree, by path."""
-    found = {}
+    result = {}
     for path in sorted(root.rglob("*")):
         status = path.lstat()
         content = ""
@@ -235,8 +235,8 @@ def digests(root):
         elif path.is_file():
             content = vm.sha256(path)
         name = str(path.relative_to(root))
-        found[name] = [oct(status.st_mode), status.st_uid, status.st_gid, content]
-    return found
+        result[name] = [oct(status.st_mode), status.st_uid, status.st_gid, content]
+    return result
 
 
 def _image(folder):
@@ -247,9 +247,9 @@ def _image(folder):
 def _whole(folder):
     """Return whether a cached image is complete and unchanged."""
     try:
-        found = json.loads((folder / "digests.json").read_text())
+        result = json.loads((folder / "digests.json").read_text())
         packed = (folder / "image.sha256").read_text()
-        return found == digests(folder / "root") and packed == vm.sha256(folder / "image.tar")
+        return result == digests(folder / "root") and packed == vm.sha256(folder / "image.tar")
     except (OSError, ValueError):
         return False
 
@@ -265,11 +265,11 @@ def _sources():
     """Return one digest for all files of the project that the image contains."""
     package = _package()
     paths = [Path(name) for name in INPUTS]
-    found = [(str(path), vm.sha256(path)) for path in paths]
+    result = [(str(path), vm.sha256(path)) for path in paths]
     for path in sorted(package.rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
-            found.append((str(path.relative_to(package)), vm.sha256(path)))  # noqa: PERF401 - clearer
-    return _key(RECIPE, NAME, REVISION, found)
+            result.append((str(path.relative_to(package)), vm.sha256(path)))  # noqa: PERF401 - clearer
+    return _key(RECIPE, NAME, REVISION, result)
 
 
 @contextmanager

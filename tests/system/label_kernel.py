@@ -256,18 +256,18 @@ def outage(guest, api, proxy, seen):
     proxy.refuse()
     since = busy.Since()
     for _ in range(RESTORES):
-        status, said = guest.ask("remove", "removed", text=text(CHANGES))
-        assert status == 0, said
-        gone = guest.kernel(ABSENT)
-        seen.restored.append(guest.kernel(seen.versions[CHANGES]) - gone)
+        status, output = guest.ask("remove", "removed", text=text(CHANGES))
+        assert status == 0, output
+        start = guest.kernel(ABSENT)
+        seen.restored.append(guest.kernel(seen.versions[CHANGES]) - start)
         seen.away.append(api.now())
     seen.away_short = since.waiting_fraction()
     api.change(CHANGES + 1)
-    status, said = guest.ask("restart", "restarted", text=text(CHANGES))
-    assert status == 0, said
-    gone = guest.kernel(ABSENT)
+    status, output = guest.ask("restart", "restarted", text=text(CHANGES))
+    assert status == 0, output
+    start = guest.kernel(ABSENT)
     # The agent can restore the profile only from the ledger, because it has no other source.
-    seen.started = guest.kernel(seen.versions[CHANGES]) - gone
+    seen.started = guest.kernel(seen.versions[CHANGES]) - start
     seen.away.append(api.now())
     proxy.forward()
     back = time.monotonic()

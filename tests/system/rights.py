@@ -54,7 +54,7 @@ def without_api(pod, *more):
     pod = copy.deepcopy(pod)
     (agent,) = pod["containers"]
     agent["args"] = ["--source=dir:/profiles", *more]
-    agent["env"] = [one for one in agent["env"] if "NODE_NAME" not in one["name"]]
+    agent["env"] = [item for item in agent["env"] if "NODE_NAME" not in item["name"]]
     agent["volumeMounts"].append({"name": "profiles", "mountPath": "/profiles", "readOnly": True})
     pod["volumes"].append({"name": "profiles", "projected": {}})
     return pod
@@ -70,11 +70,11 @@ def in_cluster(pod, token, environ):
     """
     pod = copy.deepcopy(pod)
     (agent,) = pod["containers"]
-    known = [one for one in agent["env"] if "value" in one]
+    known = [item for item in agent["env"] if "value" in item]
     given = [{"name": name, "value": value} for name, value in environ.items()]
-    assert {one["name"] for one in agent["env"]} <= {one["name"] for one in [*known, *given]}
+    assert {item["name"] for item in agent["env"]} <= {item["name"] for item in [*known, *given]}
     # The variables in `environ` come first, because other variables reference them.
-    agent["env"] = given + [one for one in known if one["name"] not in environ]
+    agent["env"] = given + [item for item in known if item["name"] not in environ]
     place = "/var/run/secrets/kubernetes.io/serviceaccount"
     agent["volumeMounts"].append({"name": "token", "mountPath": place, "readOnly": True})
     pod["volumes"].append({"name": "token", "hostPath": {"path": token}})
@@ -108,11 +108,13 @@ def config(pod, container, image, places):
     apparmor = context.get("appArmorProfile", {"type": "RuntimeDefault"})
     if not privileged and apparmor["type"] != "Unconfined":
         process["apparmorProfile"] = apparmor.get("localhostProfile", "cri-containerd.apparmor.d")
-    volumes = {one["name"]: one for one in pod.get("volumes", ())}
+    volumes = {item["name"]: item for item in pod.get("volumes", ())}
     mounts, create = _system(privileged=privileged), []
-    for one in sorted(container.get("volumeMounts", ()), key=lambda it: it["mountPath"].count("/")):
-        volume = volumes[one["name"]]
-        mounts.append(_mount(one, volume, places))
+    for item in sorted(
+        container.get("volumeMounts", ()), key=lambda it: it["mountPath"].count("/")
+    ):
+        volume = volumes[item["name"]]
+        mounts.append(_mount(item, volume, places))
         if volume.get("hostPath", {}).get("type") == "DirectoryOrCreate":
             create.append(volume["hostPath"]["path"])
     kinds = ["mount", "uts", "ipc", "cgroup"] + ["pid"] * (not pod.get("hostPID", False))
@@ -176,7 +178,7 @@ def _capabilities(wanted, *, privileged):
         names += words("other")
     elif "ALL" in wanted.get("drop", ()):
         names = []
-    return [f"CAP_{one}" for one in [*names, *wanted.get("add", ())]]
+    return [f"CAP_{item}" for item in [*names, *wanted.get("add", ())]]
 
 
 def expanded(container):

@@ -41,8 +41,8 @@ def read_only(name):
 
     def change(pod):
         (agent,) = pod["containers"]
-        (found,) = [one for one in agent["volumeMounts"] if one["name"] == name]
-        found["readOnly"] = True
+        (result,) = [item for item in agent["volumeMounts"] if item["name"] == name]
+        result["readOnly"] = True
 
     return change
 
@@ -66,20 +66,20 @@ WITHOUT = {
 
 def bundles(config, port):
     """Return the configuration of each container that runs in the guest, by name."""
-    found = {}
+    result = {}
 
     def add(name, pod, change=lambda pod: None):
         pod = copy.deepcopy(pod)
         change(pod)
         (agent,) = pod["containers"]
-        found[name] = rights.config(pod, agent, config, PLACES)
+        result[name] = rights.config(pod, agent, config, PLACES)
 
     base, own = rights.pod(), rights.pod("own-seccomp")
     add("base-oneshot", rights.without_api(base, *ONCE))
     add("base-daemon", rights.without_api(base, *DAEMON))
     add("privileged-daemon", rights.without_api(rights.pod("privileged"), *DAEMON))
     (init,) = own["initContainers"]
-    found["own-seccomp-init"] = rights.config(own, init, config, PLACES)
+    result["own-seccomp-init"] = rights.config(own, init, config, PLACES)
     add("own-seccomp-daemon", rights.without_api(own, *DAEMON))
     environ = {
         "PROFILE_LOADER_NODE_NAME": "node",
@@ -91,34 +91,34 @@ def bundles(config, port):
     add("own-seccomp-cluster", rights.in_cluster(own, TOKEN, environ))
     for name, change in WITHOUT.items():
         add(f"without {name}", rights.without_api(base, *ONCE), change)
-    return found
+    return result
 
 
 def files(config, cluster, many):
     """Return the files of the guest by path. `many` is the expected number of labels on its
     Node.
     """
-    found = {f"guest/{one.name}": one.read_bytes() for one in GUEST.glob("*.py")}
-    for one in Path("profiles").rglob("*"):
-        if one.is_file():
-            found[str(one)] = one.read_bytes()
+    result = {f"guest/{item.name}": item.read_bytes() for item in GUEST.glob("*.py")}
+    for item in Path("profiles").rglob("*"):
+        if item.is_file():
+            result[str(item)] = item.read_bytes()
     for name, bundle in bundles(config, cluster.port).items():
-        found[f"bundles/{name}.json"] = json.dumps(bundle).encode()
-    found["own/agent.json"] = (rights.ROOT / "components/own-seccomp/agent.json").read_bytes()
+        result[f"bundles/{name}.json"] = json.dumps(bundle).encode()
+    result["own/agent.json"] = (rights.ROOT / "components/own-seccomp/agent.json").read_bytes()
     # The guest has the same Debian release as this machine.
-    found["runc"] = Path("/usr/sbin/runc").read_bytes()
-    found["libseccomp.so.2"] = Path("/usr/lib/x86_64-linux-gnu/libseccomp.so.2").read_bytes()
-    found["token/token"] = cluster.agent_token("node").encode()
-    found["token/ca.crt"] = cluster.ca.read_bytes()
-    found["token/namespace"] = b"profile-loader"
+    result["runc"] = Path("/usr/sbin/runc").read_bytes()
+    result["libseccomp.so.2"] = Path("/usr/lib/x86_64-linux-gnu/libseccomp.so.2").read_bytes()
+    result["token/token"] = cluster.agent_token("node").encode()
+    result["token/ca.crt"] = cluster.ca.read_bytes()
+    result["token/namespace"] = b"profile-loader"
     api = {
         "url": f"https://{vm.HOST}:{cluster.port}",
         "info": dict.fromkeys(NODE_INFO, "x"),
         "domain": labels.DOMAIN,
         "labels": many,
     }
-    found["api.json"] = json.dumps(api).encode()
-    return found
+    result["api.json"] = json.dumps(api).encode()
+    return result
 
 
 def drive(root, path):

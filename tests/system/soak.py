@@ -75,9 +75,9 @@ class Soak(SoakModel):
             self.random.choice(heavy)()
             patience = 90.0
         for _ in range(self.random.randint(4, 44)):
-            self.random.choices([one for one, _ in CHANGES], [weight for _, weight in CHANGES])[0](
-                self
-            )
+            self.random.choices([item for item, _ in CHANGES], [weight for _, weight in CHANGES])[
+                0
+            ](self)
         for name, keys in self.maps.items():
             if keys:
                 self._mark(name)
@@ -100,8 +100,8 @@ class Soak(SoakModel):
             self.client.send_checked("DELETE", path)
             return
         data = {
-            key: profile(one) if isinstance(one, int) else '{"broken": '
-            for key, one in keys.items()
+            key: profile(item) if isinstance(item, int) else '{"broken": '
+            for key, item in keys.items()
         }
         self.daemon.config_map(data, name, labels={"use": "profiles"})
 
@@ -147,7 +147,7 @@ class Soak(SoakModel):
     def withdraw(self):
         """Remove a key."""
         name = self._map()
-        key = self._free([one for one in self.maps[name] if one in MAPS[name]])
+        key = self._free([item for item in self.maps[name] if item in MAPS[name]])
         if key is None or len(self.maps[name]) < 3:
             return
         del self.maps[name][key]
@@ -206,13 +206,13 @@ class Soak(SoakModel):
             return
         # The agent now removes the profiles of earlier keys that the ConfigMap no longer contains.
         keys = [*MAPS[name], *MOVERS]
-        wanted = [key for key in MAPS[name] if self.random.random() < 0.6] or MAPS[name][:2]
+        expected = [key for key in MAPS[name] if self.random.random() < 0.6] or MAPS[name][:2]
         self.maps[name] = {}
-        for key in wanted:
+        for key in expected:
             self.maps[name][key] = self._new()
             self.possible.setdefault(key, {None}).add(self.maps[name][key])
         for key in keys:
-            if key not in wanted:
+            if key not in expected:
                 self._may_go(key)
         self._mark(name)
         self.record(f"{name} is back with {self.maps[name]}")
@@ -298,7 +298,7 @@ class Soak(SoakModel):
         recent = [at for at in self.relabelled if now - at < TRUCE_SECONDS]
         # The last client that sets a label owns it. If the agent removed the profile now, the label
         # would stay.
-        there = {one for one, versions in self.possible.items() if None not in versions}
+        there = {item for item, versions in self.possible.items() if None not in versions}
         name = self._free(sorted(self.steady & there - self.foreign.keys()))
         if name is not None and len(recent) < RELABELS:
             self.touched.add(name)

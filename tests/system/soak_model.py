@@ -94,18 +94,18 @@ class SoakModel:
         desired = {}
         for keys in self.maps.values():
             desired.update(keys or {})
-        wanted = {}
+        expected = {}
         for name in {*self.possible, *desired}:
             if name in self.foreign:
                 continue
             one = desired.get(name)
             if isinstance(one, int):
-                wanted[name] = {one}
+                expected[name] = {one}
             elif one == "broken" or name in self.pods or self._unread(name):
-                wanted[name] = self.possible.get(name, {None})
+                expected[name] = self.possible.get(name, {None})
             else:
-                wanted[name] = {None}
-        return wanted, desired
+                expected[name] = {None}
+        return expected, desired
 
     def _unread(self, name):
         """Return whether the ConfigMap that provided a name was emptied or deleted."""
@@ -121,7 +121,7 @@ class SoakModel:
     def _versions(self, key):
         """Return the versions of a key in all ConfigMaps, except for invalid versions."""
         versions = [(keys or {}).get(key) for keys in self.maps.values()]
-        return {one for one in versions if isinstance(one, int)}
+        return {item for item in versions if isinstance(item, int)}
 
     def _sign(self, name):
         path = self.daemon.seccomp / name
@@ -134,13 +134,13 @@ class SoakModel:
             if self._sign(name) != sign:
                 raise InvariantError(f"the foreign file {name} was touched")
         files = self.daemon.files()
-        wanted, desired = self._wanted()
+        expected, desired = self._wanted()
         ours = {name: number for name, number in files.items() if name not in self.foreign}
-        for name, versions in wanted.items():
+        for name, versions in expected.items():
             if ours.get(name) not in versions:
                 return f"{name} is {ours.get(name)}, expected: {versions}"
-        if not ours.keys() <= wanted.keys():
-            return f"unexpected files: {ours.keys() - wanted.keys()}"
+        if not ours.keys() <= expected.keys():
+            return f"unexpected files: {ours.keys() - expected.keys()}"
         return self._labels_wrong(ours, desired) or self._report_wrong(desired)
 
     def _labels_wrong(self, ours, desired):
@@ -150,10 +150,10 @@ class SoakModel:
         must = {name for name in ours if name in desired}
         may = {name for name in ours if self._unread(name)}
         prefix = f"seccomp.{DOMAIN}/"
-        found = {key.removeprefix(prefix) for key in labels if key.startswith(prefix)} - {"theirs"}
-        if not must <= found <= must | may:
-            return f"labels of {found}; required {must}, allowed {may}"
-        values = {labels[prefix + name] for name in found}
+        result = {key.removeprefix(prefix) for key in labels if key.startswith(prefix)} - {"theirs"}
+        if not must <= result <= must | may:
+            return f"labels of {result}; required {must}, allowed {may}"
+        values = {labels[prefix + name] for name in result}
         if values - {"installed"}:
             return f"values {values}"
         for map_, keys in self.maps.items():
@@ -226,12 +226,12 @@ class SoakModel:
         first and its last batches.
         """
         pid = self.daemon.process.pid
-        own = [usage for one, usage in self.samples if one == pid][WARM:]
+        own = [usage for item, usage in self.samples if item == pid][WARM:]
         size = max(1, len(own) // 4)
         first, last = own[:size], own[-size:]
 
         def middle(part, what):
-            return statistics.median(one[what] for one in part) if part else 0
+            return statistics.median(item[what] for item in part) if part else 0
 
         return {
             "settled": len(own),

@@ -22,9 +22,9 @@ def problems(workflow):
     """
     program = go_build.program(MODULE, "actionlint", PACKAGE, usual="half a minute")
     words = [program, "-oneline", "-shellcheck=", "-pyflakes=", "-"]
-    done = subprocess.run(words, input=workflow, capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 1), done.stderr
-    return done.stdout.splitlines()
+    result = subprocess.run(words, input=workflow, capture_output=True, text=True, check=False)
+    assert result.returncode in (0, 1), result.stderr
+    return result.stdout.splitlines()
 
 
 def example():

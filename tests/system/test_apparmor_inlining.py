@@ -108,8 +108,8 @@ class Compiler:
         """Return the exit status and the compiled policy of a text."""
         command = [*apparmor_releases.command(self.release), "-Q", "-K", "-S"]
         command += ["-O", "no-expr-simplify", "--base", base, "--kernel-features", self.features]
-        done = subprocess.run(command, input=text, capture_output=True, check=False)
-        return done.returncode, done.stdout
+        result = subprocess.run(command, input=text, capture_output=True, check=False)
+        return result.returncode, result.stdout
 
     def expanded(self, text):
         """Return the expanded form of a text, which has no include rules."""

@@ -62,5 +62,5 @@ def test_only_enforced_profiles_that_a_pod_can_use_have_the_warning(
     """
     options = apparmor_releases.backend_options(release, tmp_path)
     result = apparmor_releases.inspect(tmp_path, options, text)
-    found = [each.location for each in result.findings if each.code == "stop_impossible"]
-    assert found == locations
+    actual = [each.location for each in result.findings if each.code == "stop_impossible"]
+    assert actual == locations

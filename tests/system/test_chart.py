@@ -87,9 +87,9 @@ def test_every_object_of_the_chart_has_the_recommended_labels(path):
     expected = {**kustomize.LABELS, "app.kubernetes.io/managed-by": "Helm"}
     items = [item for item in yaml.safe_load_all(charts.template(*words)) if item is not None]
     for item in items:
-        found = item["metadata"]["labels"]
-        assert expected.items() <= found.items(), (item["kind"], item["metadata"]["name"])
-        assert found["helm.sh/chart"] == f"profile-loader-{image.VERSION}"
+        result = item["metadata"]["labels"]
+        assert expected.items() <= result.items(), (item["kind"], item["metadata"]["name"])
+        assert result["helm.sh/chart"] == f"profile-loader-{image.VERSION}"
     (daemon,) = [item for item in items if item["kind"] == "DaemonSet"]
     assert expected.items() <= daemon["spec"]["template"]["metadata"]["labels"].items()
 
@@ -157,8 +157,12 @@ def test_no_value_removes_the_admission_policy():
 @pytest.mark.parametrize("name", ["policy.enabled", "admissionPolicy.create", "rbac.create"])
 def test_an_unknown_value_is_rejected(name):
     """If a user sets a value that this chart does not have, helm reports an error."""
-    done = charts.run("helm", "template", "x", charts.CHART, "--set", f"{name}=false", check=False)
-    assert (done.returncode, "additional properties" in done.stderr.lower()) == (1, True), done
+    result = charts.run(
+        "helm", "template", "x", charts.CHART, "--set", f"{name}=false", check=False
+    )
+    assert (result.returncode, "additional properties" in result.stderr.lower()) == (1, True), (
+        result
+    )
 
 
 def test_an_older_kubernetes_is_rejected():
@@ -166,5 +170,7 @@ def test_an_older_kubernetes_is_rejected():
     tokens.
     """
     words = ("template", "x", charts.CHART, "--kube-version", "1.29.9")
-    done = charts.run("helm", *words, check=False)
-    assert (done.returncode, "kubeVersion: >=1.30.0-0" in done.stderr) == (1, True), done.stderr
+    result = charts.run("helm", *words, check=False)
+    assert (result.returncode, "kubeVersion: >=1.30.0-0" in result.stderr) == (1, True), (
+        result.stderr
+    )

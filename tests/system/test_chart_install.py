@@ -111,9 +111,9 @@ class Observer:
     def _run(self):
         while not self.done.wait(0.1):
             self.reads += 1
-            found = profile_labels(self.cluster)
-            if found != PROFILES:
-                self.different.append(found)
+            result = profile_labels(self.cluster)
+            if result != PROFILES:
+                self.different.append(result)
 
     def __enter__(self):
         self.thread.start()
@@ -243,9 +243,9 @@ def test_a_failed_policy_leaves_no_rights(cluster, chart):
     token = cluster.kubectl("-n", "default", "create", "token", "limited").strip()
     cluster.write_kubeconfig("limited", token)
     words = ("install", charts.RELEASE, chart, *WAIT)
-    done = helm(cluster, *words, user="limited", check=False)
-    assert done.returncode != 0
-    assert "validatingadmissionpolicies" in done.stderr
+    result = helm(cluster, *words, user="limited", check=False)
+    assert result.returncode != 0
+    assert "validatingadmissionpolicies" in result.stderr
     assert cluster.get(BINDING) is None
     path = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/profile-loader"
     assert cluster.get(path) is None

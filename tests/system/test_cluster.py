@@ -500,9 +500,9 @@ def test_unlabel_does_not_create_a_missing_node(agent):
         sys.executable, "-m", "agent", "unlabel",
         "--node-name", "misspelt", "--kubeconfig", str(agent.kubeconfig),
     ]  # fmt: skip
-    done = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (3, "")
-    assert 'nodes "misspelt" not found' in done.stderr
+    result = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (3, "")
+    assert 'nodes "misspelt" not found' in result.stderr
     assert "misspelt" not in agent.cluster.kubectl("get", "nodes", "-o", "name")
 
 
@@ -690,8 +690,8 @@ def test_oneshot_sets_labels_and_leaves_a_removal_to_a_later_run(agent):
     assert agent.once("--prune", "always").returncode == 0
     assert agent.labels() == {**READY, "seccomp/b.json": "installed"}
     agent.config_map({"a.json": profile()})
-    done = agent.once("--prune", "always")
-    assert (done.returncode, agent.labels(), agent.files()) == (0, READY, ["a.json", "b.json"])
+    result = agent.once("--prune", "always")
+    assert (result.returncode, agent.labels(), agent.files()) == (0, READY, ["a.json", "b.json"])
     assert agent.once("--prune", "always").returncode == 0
     assert (agent.labels(), agent.files()) == (READY, ["a.json"])
 
@@ -707,9 +707,9 @@ def test_oneshot_without_an_api_server_restores_profiles(agent):
     config = json.loads(agent.kubeconfig.read_text())
     config["clusters"][0]["cluster"]["server"] = f"https://127.0.0.1:{free_port()}"
     agent.kubeconfig.write_text(json.dumps(config))
-    done = agent.once()
-    report = json.loads(done.stdout)
-    assert (done.returncode, agent.files()) == (3, ["a.json"])
+    result = agent.once()
+    report = json.loads(result.stdout)
+    assert (result.returncode, agent.files()) == (3, ["a.json"])
     assert [problem["code"] for problem in report["problems"]] == [
         "source_unreadable",
         "node_unreachable",
@@ -796,9 +796,11 @@ def test_a_forbidden_configmap_is_reported_and_removes_nothing(agent):
     agent.kubeconfig = agent.cluster.write_kubeconfig(
         f"{agent.name}-weak", agent.cluster.agent_token(agent.name, account="weak", pod="weak")
     )
-    done = agent.once()
-    reported = {problem["code"]: problem["what"] for problem in json.loads(done.stdout)["problems"]}
-    assert (done.returncode, agent.files(), agent.labels()) == (3, ["a.json"], READY)
+    result = agent.once()
+    reported = {
+        problem["code"]: problem["what"] for problem in json.loads(result.stdout)["problems"]
+    }
+    assert (result.returncode, agent.files(), agent.labels()) == (3, ["a.json"], READY)
     assert sorted(reported) == ["node_unreachable", "source_unreadable"]
     assert "the API server denied the read request: 403 Forbidden" in reported["source_unreadable"]
 
@@ -863,10 +865,12 @@ def test_the_agent_reports_a_missing_configuration(agent):
     """Outside a pod and without a kubeconfig, the agent prints one line without a traceback, and
     exits with status 2.
     """
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "agent", "--source", "configmap:a/b", "--oneshot"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("profile-loader: this process does not run in a pod of a cluster")
-    assert len(done.stderr.splitlines()) == 1
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(
+        "profile-loader: this process does not run in a pod of a cluster"
+    )
+    assert len(result.stderr.splitlines()) == 1

@@ -244,8 +244,8 @@ def test_the_api_server_accepts_every_pair(combined):
             items.append(item)
     with Cluster() as cluster:
         words = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-")
-        done = cluster.kubectl(*words, stdin=yaml.safe_dump_all(items), check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+        result = cluster.kubectl(*words, stdin=yaml.safe_dump_all(items), check=False)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 LEFT_OUT = ("microk8s", "privileged", "settings")

@@ -65,11 +65,11 @@ def wait_until_converged(daemon, **numbers):
     """Wait until the node has exactly these profiles and the daemon reports that it has
     converged.
     """
-    wanted = {f"{name}.json": number for name, number in numbers.items()}
+    expected = {f"{name}.json": number for name, number in numbers.items()}
 
     def done():
         reported = daemon.converged() and "label_pending" not in daemon.findings()
-        return daemon.files() == wanted and reported and daemon.ready()
+        return daemon.files() == expected and reported and daemon.ready()
 
     daemon.until(done)
 
@@ -534,9 +534,9 @@ def test_a_second_agent_exits_and_the_first_one_continues(daemon):
     daemon.start()
     wait_until_converged(daemon, a=1)
     command = [sys.executable, "-m", "agent", *daemon.command("--http-address=off")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
-    assert (done.returncode, done.stdout) == (4, "")
-    assert "another agent is running" in done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert (result.returncode, result.stdout) == (4, "")
+    assert "another agent is running" in result.stderr
     (daemon.seccomp / "a.json").unlink()
     wait_until_converged(daemon, a=1)
     stopped_cleanly(daemon)

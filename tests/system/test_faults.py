@@ -26,13 +26,13 @@ def mount(tmp_path):
 
 
 def oneshot(root, source):
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "agent", "--oneshot", "--kinds=seccomp", "--output=json",
          f"--host-root={root}", f"--source={source}"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode in (0, 1, 3), done.stderr
-    return done.returncode, json.loads(done.stdout)
+    assert result.returncode in (0, 1, 3), result.stderr
+    return result.returncode, json.loads(result.stdout)
 
 
 def source(tmp_path, count=1):
@@ -44,8 +44,8 @@ def source(tmp_path, count=1):
 
 
 def codes(report):
-    return sorted({one["code"] for row in report["profiles"] for one in row["problems"]
-                   if one["severity"] == "error"})  # fmt: skip
+    return sorted({item["code"] for row in report["profiles"] for item in row["problems"]
+                   if item["severity"] == "error"})  # fmt: skip
 
 
 def test_a_full_disk_fails_the_installation_and_leaves_no_partial_file(tmp_path, mount):
@@ -55,11 +55,11 @@ def test_a_full_disk_fails_the_installation_and_leaves_no_partial_file(tmp_path,
     root = tmp_path / "root"
     mount(root, "-t", "tmpfs", "-o", "size=4k,nr_inodes=100", "tmpfs")
     status, report = oneshot(root, source(tmp_path, 3))
-    files = [one for one in root.rglob("*") if one.is_file() and one.name != "lock"]
+    files = [item for item in root.rglob("*") if item.is_file() and item.name != "lock"]
     assert (status, codes(report)) == (1, ["write_failed"])
-    assert [one for one in files if one.suffix == ".tmp"] == []
-    for one in files:
-        json.loads(one.read_text())
+    assert [item for item in files if item.suffix == ".tmp"] == []
+    for item in files:
+        json.loads(item.read_text())
 
 
 def test_a_read_only_disk_keeps_the_previous_file(tmp_path, mount):

@@ -45,8 +45,8 @@ def parts(root):
         if name.endswith(".pyc"):
             part = bytecode
         elif inner and packages.startswith("opt/"):
-            found = {"kubernetes": client, "agent": own}
-            part = found.get(inner.split("/")[0], others)
+            result = {"kubernetes": client, "agent": own}
+            part = result.get(inner.split("/")[0], others)
         elif name.startswith(("usr/lib/python3", "usr/bin/python3", "opt/")):
             part = python
         elif name.startswith(("etc/apparmor", "usr/sbin/apparmor", "usr/lib/apparmor")):
@@ -91,8 +91,8 @@ def test_the_image_is_configured_as_documented(built):
 
 def test_the_image_checks_the_shipped_profiles_with_its_own_parser(built):
     """The parser in the image accepts all shipped profiles with the abstractions in the image."""
-    done = built.run("check", "-v", "/mnt/profiles", "--output", "json", mounts=[PROFILES])
-    rows = {one["key"]: one["state"] for one in json.loads(done.stdout)["profiles"]}
+    result = built.run("check", "-v", "/mnt/profiles", "--output", "json", mounts=[PROFILES])
+    rows = {item["key"]: item["state"] for item in json.loads(result.stdout)["profiles"]}
     assert rows == {
         "k8s-apparmor-example-deny-write.profile": "accepted",
         "prevent-chmod": "accepted",
@@ -100,24 +100,26 @@ def test_the_image_checks_the_shipped_profiles_with_its_own_parser(built):
         "profiles/fine-grained.json": "accepted",
         "profiles/violation.json": "accepted",
     }
-    assert "AppArmor profiles were compiled against" in done.stderr
+    assert "AppArmor profiles were compiled against" in result.stderr
 
 
 def test_one_pass_installs_the_shipped_profiles_with_the_rights_of_the_pod(built, tmp_path):
     """One pass installs the shipped profiles in a temporary host root, with CAP_MAC_ADMIN as the
     only capability.
     """
-    done = built.run(
+    result = built.run(
         "--oneshot", "--source", "/mnt/profiles", "--host-root", "/mnt/host",
         "--allow-unsupported", "--output", "json", mounts=[PROFILES, (tmp_path, "host")],
     )  # fmt: skip
-    rows = {one["name"]: one["state"] for one in json.loads(done.stdout)["profiles"]}
-    wanted = {"prevent-chmod", "profiles/audit.json", "profiles/fine-grained.json"}
-    wanted.add("profiles/violation.json")
-    assert {name for name, state in rows.items() if state == "installed"} == wanted
+    rows = {item["name"]: item["state"] for item in json.loads(result.stdout)["profiles"]}
+    expected = {"prevent-chmod", "profiles/audit.json", "profiles/fine-grained.json"}
+    expected.add("profiles/violation.json")
+    assert {name for name, state in rows.items() if state == "installed"} == expected
     assert set(rows.values()) == {"installed", "unsupported"}
     folder = tmp_path / "var/lib/kubelet/seccomp"
-    assert {str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file()} == wanted
+    assert {
+        str(item.relative_to(folder)) for item in folder.rglob("*") if item.is_file()
+    } == expected
 
 
 def test_every_module_has_bytecode_that_is_used_unchecked(built):
@@ -146,13 +148,13 @@ def test_every_module_of_the_agent_is_imported_from_bytecode(built):
         "for one in pkgutil.walk_packages(agent.__path__, 'agent.'):\n"
         "    if one.name != 'agent.__main__': importlib.import_module(one.name)\n" + PEAK
     )
-    done = built.execute(PYTHON, "-I", "-v", "-c", code)
+    result = built.execute(PYTHON, "-I", "-v", "-c", code)
     # `python -v` prints bytecode paths in quotes, and source paths without quotes
     # (importlib/_bootstrap_external).
-    came = re.findall(r"^# code object from (.+)$", done.stderr, re.MULTILINE)
-    assert [one for one in came if one.endswith(".py")] == []
+    came = re.findall(r"^# code object from (.+)$", result.stderr, re.MULTILINE)
+    assert [item for item in came if item.endswith(".py")] == []
     assert f"'{SITE}/agent/core/plan/__pycache__/__init__.cpython-313.pyc'" in came
-    peak = int(done.stdout) / 1024
+    peak = int(result.stdout) / 1024
     print(f"image: {peak:.0f} MiB with all modules imported")
     assert peak < 64, "docs/image.md"
 
@@ -163,11 +165,11 @@ def test_one_pass_needs_less_memory_than_the_pod_requests(built, tmp_path):
         "import sys; from agent.__main__ import main\n"
         "status = main(sys.argv[1:])\n" + PEAK + "\nsys.exit(status)"
     )
-    done = built.execute(
+    result = built.execute(
         PYTHON, "-I", "-c", code, "--oneshot", "--source", "/mnt/profiles", "--host-root",
         "/mnt/host", "--allow-unsupported", mounts=[PROFILES, (tmp_path, "host")],
     )  # fmt: skip
-    peak = int(done.stdout.splitlines()[-1]) / 1024
+    peak = int(result.stdout.splitlines()[-1]) / 1024
     print(f"image: {peak:.0f} MiB for one pass")
     assert peak < 48, "docs/image.md"
 
@@ -178,31 +180,31 @@ def test_the_image_contains_no_build_or_download_tool(built):
     """
     tools = {"pip", "pip3", "uv", "gcc", "cc", "c++", "ld", "as", "make", "curl", "wget", "git"}
     folders = ("usr/bin", "usr/sbin", "usr/local/bin", "opt/profile-loader/bin")
-    commands = {one.name for folder in folders for one in (built.root / folder).iterdir()}
+    commands = {item.name for folder in folders for item in (built.root / folder).iterdir()}
     assert commands & tools == set()
-    assert {one.name for one in (built.root / "opt/profile-loader/bin").iterdir()} == {
+    assert {item.name for item in (built.root / "opt/profile-loader/bin").iterdir()} == {
         "profile-loader", "python", "python3", "python3.13",
     }  # fmt: skip
     modules = ("pip", "setuptools", "hatchling", "ensurepip")
     tops = [built.root / "opt/profile-loader/lib", *(built.root / "usr/lib").glob("python3*")]
-    assert [one for top in tops for name in modules for one in top.rglob(name)] == []
+    assert [item for top in tops for name in modules for item in top.rglob(name)] == []
 
 
 def test_no_file_of_the_image_is_writable_for_other_users(built):
     """Other users can write only to sticky directories, to devices, and to Debian's directory for
     the group mail.
     """
-    found = {}
+    result = {}
     for path in built.root.rglob("*"):
         mode = path.lstat().st_mode
         if mode & (stat.S_IWOTH | stat.S_IWGRP) and (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-            found[str(path.relative_to(built.root))] = oct(stat.S_IMODE(mode))
-    assert found == {
+            result[str(path.relative_to(built.root))] = oct(stat.S_IMODE(mode))
+    assert result == {
         "tmp": "0o1777", "var/tmp": "0o1777", "run/lock": "0o1777", "var/mail": "0o2775",
     }  # fmt: skip
-    agents = [one.lstat() for one in (built.root / "opt/profile-loader").rglob("*")]
-    assert {(one.st_uid, one.st_gid) for one in agents} == {(0, 0)}
-    assert [one for one in agents if one.st_mode & (stat.S_ISUID | stat.S_ISGID)] == []
+    agents = [item.lstat() for item in (built.root / "opt/profile-loader").rglob("*")]
+    assert {(item.st_uid, item.st_gid) for item in agents} == {(0, 0)}
+    assert [item for item in agents if item.st_mode & (stat.S_ISUID | stat.S_ISGID)] == []
 
 
 def test_the_image_contains_no_leftovers_of_the_build(built):
@@ -211,7 +213,7 @@ def test_the_image_contains_no_leftovers_of_the_build(built):
     """
     for name in ("var/lib/apt/lists", "var/log", "var/cache/apt", "mnt", "media", "root/.cache"):
         place = built.root / name
-        assert [str(one) for one in (place.rglob("*") if place.exists() else ())] == [], name
+        assert [str(item) for item in (place.rglob("*") if place.exists() else ())] == [], name
     for name in ("src", "build", "wheels", "bytecode", "sbom"):
         assert not (built.root / name).exists(), name
     assert (built.root / "etc/resolv.conf").read_text() == ""
@@ -235,9 +237,9 @@ def test_the_archive_contains_the_built_image(built, tmp_path):
         config = json.load(tar.extractfile(manifest["Config"]))
         layers = []
         for name in manifest["Layers"]:
-            found = tar.getmember(name)
+            result = tar.getmember(name)
             # A layer that occurs twice is stored as a link.
-            file = tar.extractfile(found)
+            file = tar.extractfile(result)
             layers.append("sha256:" + hashlib.file_digest(file, "sha256").hexdigest())
     assert manifest["RepoTags"] == [image.NAME]
     assert layers == config["rootfs"]["diff_ids"]
@@ -259,25 +261,27 @@ def test_the_sbom_is_complete(built):
     )  # fmt: skip
 
     records = (built.root / "var/lib/dpkg/status").read_text().strip().split("\n\n")
-    parsed = [HeaderParser().parsestr(one) for one in records]
+    parsed = [HeaderParser().parsestr(item) for item in records]
     debian = {
-        (f"deb/debian/{one['Package']}", one["Version"])
-        for one in parsed
-        if one["Status"] == "install ok installed"
+        (f"deb/debian/{item['Package']}", item["Version"])
+        for item in parsed
+        if item["Status"] == "install ok installed"
     }
     site = built.root / SITE[1:]
-    found = [HeaderParser().parsestr(one.read_text()) for one in site.glob("*.dist-info/METADATA")]
+    result = [
+        HeaderParser().parsestr(item.read_text()) for item in site.glob("*.dist-info/METADATA")
+    ]
     python = {
-        ("pypi/" + re.sub(r"[-_.]+", "-", one["Name"]).lower(), one["Version"])
-        for one in found
-        if one["Name"] != "profile-loader"
+        ("pypi/" + re.sub(r"[-_.]+", "-", item["Name"]).lower(), item["Version"])
+        for item in result
+        if item["Name"] != "profile-loader"
     }
     listed = [
-        (one["purl"].removeprefix("pkg:").partition("@")[0].replace("%2B", "+"), one["version"])
-        for one in document["components"]
+        (item["purl"].removeprefix("pkg:").partition("@")[0].replace("%2B", "+"), item["version"])
+        for item in document["components"]
     ]
     assert sorted(listed) == sorted(debian | python)
-    references = [one["bom-ref"] for one in document["components"]]
+    references = [item["bom-ref"] for item in document["components"]]
     assert len(set(references)) == len(references)
     locked = re.findall(
         r"^([a-z0-9-]+)==(\S+)", Path("requirements.lock").read_text(), re.MULTILINE
@@ -303,8 +307,8 @@ def test_only_the_asynchronous_client_is_removed_from_a_package(built):
             if name.endswith((".py", ".so")) and not (site / name).exists():
                 missing.add("/".join(name.split("/")[:2]))
     assert missing == {"kubernetes/aio"}
-    sources = [one.read_text() for one in (site / "agent").rglob("*.py")]
-    assert not any("kubernetes.aio" in one for one in sources)
+    sources = [item.read_text() for item in (site / "agent").rglob("*.py")]
+    assert not any("kubernetes.aio" in item for item in sources)
 
 
 def test_the_size_of_the_image_is_as_documented(built):
@@ -319,8 +323,8 @@ def test_the_size_of_the_image_is_as_documented(built):
     )
     assert [name for name, _ in documented] == list(measured), table
     for name, size in documented:
-        wanted = measured[name] / 1e6
-        assert abs(float(size) - wanted) <= max(wanted / 10, 0.5), f"{name}: {wanted:.1f}"
+        expected = measured[name] / 1e6
+        assert abs(float(size) - expected) <= max(expected / 10, 0.5), f"{name}: {expected:.1f}"
 
 
 def test_every_file_that_the_containerfile_copies_is_in_the_build_context():

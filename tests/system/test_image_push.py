@@ -86,11 +86,11 @@ class Machine:
             "HOME": str(self.folder),
             "CONTAINERS_REGISTRIES_CONF": str(self.folder / "registries.conf"),
         }
-        done = subprocess.run(
+        result = subprocess.run(
             command, cwd=self.tree, env=environ, capture_output=True, text=True, check=False
         )
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-        return done.stdout.strip()
+        assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
+        return result.stdout.strip()
 
     def commit(self, content):
         """Create an image with one file under the name that the page uses, and return the
@@ -104,8 +104,8 @@ class Machine:
 
 def blocks():
     """Return the shell blocks of the page that do not build or run the image."""
-    found = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    return [block for block in found if not block.startswith("podman ")]
+    result = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    return [block for block in result if not block.startswith("podman ")]
 
 
 @pytest.fixture(scope="module")

@@ -43,8 +43,8 @@ def at_once(script, *arguments):
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(2)
     ]
-    outputs = [one.communicate()[0] for one in both]
-    assert [one.returncode for one in both] == [0, 0], outputs
+    outputs = [item.communicate()[0] for item in both]
+    assert [item.returncode for item in both] == [0, 0], outputs
     return outputs
 
 
@@ -53,21 +53,21 @@ def test_two_processes_build_a_control_plane_once(tmp_path):
     first process.
     """
     outputs = at_once(BUILD, tmp_path / "kept", tiny(tmp_path))
-    (path,) = {one.splitlines()[-1] for one in outputs}
+    (path,) = {item.splitlines()[-1] for item in outputs}
     subprocess.run([path], check=True)
-    assert sum("the build usually takes" in one for one in outputs) == 1, outputs
+    assert sum("the build usually takes" in item for item in outputs) == 1, outputs
 
 
 def test_the_number_of_cached_builds_is_limited(tmp_path):
     """The cache keeps two builds, because another checkout may use the second build. Older builds
     are deleted.
     """
-    found = []
+    actual = []
     for number in range(3):
         command = [sys.executable, "-c", BUILD, tmp_path / "kept", tiny(tmp_path, number)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found.append(Path(done.stdout.splitlines()[-1]).exists())
-    assert found == [True] * 3
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        actual.append(Path(result.stdout.splitlines()[-1]).exists())
+    assert actual == [True] * 3
     assert len([*(tmp_path / "kept/tiny").iterdir()]) == 2
 
 

@@ -39,7 +39,7 @@ def test_mode_and_digest_change_together(seen):
     """No change removes the labels, or combines the mode of one version with the digest of another
     version.
     """
-    assert seen.labels == [expected(one) for one in range(CHANGES + 2)]
+    assert seen.labels == [expected(item) for item in range(CHANGES + 2)]
 
 
 def test_the_kernel_changes_from_each_version_to_the_next(seen):

@@ -171,11 +171,11 @@ def test_hundreds_of_thousands_of_keys_do_not_exceed_the_memory_limit(cluster, a
     """With seven ConfigMaps of 100,000 keys, the agent starts and installs newer profiles."""
     config_map(cluster, "web", {"web.json": seccomp()})
     for number in range(7):
-        config_map(cluster, f"a{number}", {f"k{one:06}": "" for one in range(100_000)})
+        config_map(cluster, f"a{number}", {f"k{item:06}": "" for item in range(100_000)})
     # This name also sorts before the later names, because creation times are in whole seconds.
     config_map(cluster, "a-late", {"late.json": seccomp()})
     for number in range(12):
-        config_map(cluster, f"b{number}", {f"k{one:04}.json": "" for one in range(4900)})
+        config_map(cluster, f"b{number}", {f"k{item:04}.json": "" for item in range(4900)})
     peaks = []
     for call in ("chmod", "mount"):
         config_map(cluster, "web", {"web.json": seccomp(call)}, method="PUT")
@@ -264,7 +264,7 @@ def test_many_compiled_profiles_do_not_exceed_the_memory_limit(cluster, agent):
     features(agent)
     config_map(cluster, "web", {"web.json": seccomp()})
     text = {
-        f"k{key:02}.profile": "\n".join(f"profile p{key:02}{one:03} {{}}" for one in range(1000))
+        f"k{key:02}.profile": "\n".join(f"profile p{key:02}{item:03} {{}}" for item in range(1000))
         for key in range(55)
     }
     config_map(cluster, "a", text)
@@ -288,7 +288,7 @@ def test_deleted_config_maps_do_not_fill_the_memory(cluster, agent):
     agent.start()
     agent.until(lambda: is_kept(agent))
     for number in range(4):
-        keys = {f"r{number}-{one:04}.json": seccomp() for one in range(4900)}
+        keys = {f"r{number}-{item:04}.json": seccomp() for item in range(4900)}
         config_map(cluster, f"round-{number}", keys)
         expected = min(1 + (number + 1) * (KEYS - 1), LEDGER_ENTRIES)
         agent.until(lambda expected=expected: agent.entries() >= expected, 240)
@@ -340,7 +340,7 @@ def full_config_maps(version):
     texts = {
         f"t{version}-{number:03}.profile": (
             f"profile t{version}-{number:03} {{\n"
-            + "".join(f"  /{one:02}{number}/**/*{one}*/** rw,\n" for one in range(12))
+            + "".join(f"  /{item:02}{number}/**/*{item}*/** rw,\n" for item in range(12))
             + "}\n"
             + "#" * 12_000
         )
@@ -363,7 +363,7 @@ def test_all_limits_together_do_not_exceed_the_memory_limit(cluster, agent):
 
     def measured():
         peaks.append((agent.peak(), usage_peak(agent)))
-        print("peaks in MiB (agent, group):", [(one >> 20, all_ >> 20) for one, all_ in peaks])
+        print("peaks in MiB (agent, group):", [(item >> 20, all_ >> 20) for item, all_ in peaks])
 
     agent.start("--kinds", "apparmor,seccomp")
     agent.until(lambda: is_kept(agent))
@@ -371,7 +371,7 @@ def test_all_limits_together_do_not_exceed_the_memory_limit(cluster, agent):
     for version in range(2):
         for number, data in enumerate(full_config_maps(version)):
             config_map(cluster, f"full-{version}-{number:02}", data)
-        config_map(cluster, f"over-{version}", {f"o{one}.json": "{" for one in range(4900)})
+        config_map(cluster, f"over-{version}", {f"o{item}.json": "{" for item in range(4900)})
         agent.until(lambda version=version: agent.entries() >= 1 + (version + 1) * 2500, 240)
         measured()
         if version == 0:
@@ -391,7 +391,7 @@ def test_all_limits_together_do_not_exceed_the_memory_limit(cluster, agent):
         agent.stop()
         agent.start("--kinds", "apparmor,seccomp")
     # The parser also needs a part of the memory.
-    assert max(one for one, _ in peaks) < manifest_limit() - MIN_PARSER_BYTES
+    assert max(item for item, _ in peaks) < manifest_limit() - MIN_PARSER_BYTES
 
 
 def usage_peak(agent):

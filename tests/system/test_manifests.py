@@ -44,9 +44,9 @@ def parsed(objects):
 @every_selection
 def test_the_agent_accepts_the_arguments_of_the_manifests(components):
     """The agent accepts all options in the manifests."""
-    found = parsed(kustomize.objects(*components))
-    assert not isinstance(found, cli.Usage), found.text
-    assert (found.config.node_name, found.config.label_domain) == ("node", labels.DOMAIN)
+    result = parsed(kustomize.objects(*components))
+    assert not isinstance(result, cli.Usage), result.text
+    assert (result.config.node_name, result.config.label_domain) == ("node", labels.DOMAIN)
 
 
 @every_selection
@@ -66,7 +66,7 @@ def test_the_label_domain_comes_from_one_place(tmp_path, components):
     policy = ("ValidatingAdmissionPolicy", "profile-loader")
 
     def variables(objects):
-        return {one["name"]: one["expression"] for one in objects[policy]["spec"]["variables"]}
+        return {item["name"]: item["expression"] for item in objects[policy]["spec"]["variables"]}
 
     changed = {"labelDomain": "'new.example.org'", "formerDomains": f"'{labels.DOMAIN}'"}
     assert variables(after) == {**variables(before), **changed}
@@ -90,7 +90,7 @@ def test_a_command_in_the_agents_container_uses_the_agents_directories(component
     agent = parsed(objects).config
     status = cli.parse(["status"], environment(objects), lambda path: None).config
     asked = ("host_root", "state_dir", "seccomp_dir", "kinds", "label_domain")
-    assert [getattr(status, one) for one in asked] == [getattr(agent, one) for one in asked]
+    assert [getattr(status, item) for item in asked] == [getattr(agent, item) for item in asked]
 
 
 # The seccomp directory of each distribution whose kubelet does not use the default directory.
@@ -106,33 +106,33 @@ def test_the_agent_writes_only_to_mounted_host_directories(components):
     objects = kustomize.objects(*components)
     config = parsed(objects).config
     (agent,) = kustomize.pod(objects)["containers"]
-    volumes = {one["name"]: one for one in kustomize.pod(objects)["volumes"]}
-    mounted = {one["mountPath"]: volumes[one["name"]] for one in agent["volumeMounts"]}
+    volumes = {item["name"]: item for item in kustomize.pod(objects)["volumes"]}
+    mounted = {item["mountPath"]: volumes[item["name"]] for item in agent["volumeMounts"]}
     others = {
         mount["name"]
-        for one in kustomize.pod(objects).get("initContainers", ())
-        for mount in one["volumeMounts"]
+        for item in kustomize.pod(objects).get("initContainers", ())
+        for mount in item["volumeMounts"]
     }
-    assert {one["name"] for one in agent["volumeMounts"]} | others == set(volumes)
-    wanted = {config.state_dir, config.seccomp_dir}
+    assert {item["name"] for item in agent["volumeMounts"]} | others == set(volumes)
+    expected = {config.state_dir, config.seccomp_dir}
     if "apparmor" in config.kinds:
-        wanted.add("/sys/kernel/security")
-    read_only = {one["mountPath"] for one in agent["volumeMounts"] if one.get("readOnly")}
+        expected.add("/sys/kernel/security")
+    read_only = {item["mountPath"] for item in agent["volumeMounts"] if item.get("readOnly")}
     hosts = {
-        path: one["hostPath"]["path"]
-        for path, one in mounted.items()
-        if "hostPath" in one and path not in read_only
+        path: item["hostPath"]["path"]
+        for path, item in mounted.items()
+        if "hostPath" in item and path not in read_only
     }
     other_directories = {name: {config.seccomp_dir: path} for name, path in KUBELETS.items()}
     changed = [other_directories.get(name, {}) for name in components]
-    assert hosts == dict(ChainMap(*changed, {path: path for path in wanted}))
+    assert hosts == dict(ChainMap(*changed, {path: path for path in expected}))
 
 
 @every_selection
 def test_an_agent_with_a_mounted_volume_may_not_read_configmaps(components):
     """The Role for ConfigMaps exists only if the agent reads its profiles from the API server."""
     objects = kustomize.objects(*components)
-    asks = all(one.startswith("configmap") for one in parsed(objects).config.source)
+    asks = all(item.startswith("configmap") for item in parsed(objects).config.source)
     rights = {
         ("Role", "profile-loader") in objects,
         ("RoleBinding", "profile-loader") in objects,
@@ -143,7 +143,7 @@ def test_an_agent_with_a_mounted_volume_may_not_read_configmaps(components):
 def test_the_mounted_volume_contains_the_shipped_profiles():
     """The mounted volume and the ConfigMaps contain the same profile names."""
     objects = kustomize.objects("mounted-volume")
-    (volume,) = [one for one in kustomize.pod(objects)["volumes"] if one["name"] == "profiles"]
+    (volume,) = [item for item in kustomize.pod(objects)["volumes"] if item["name"] == "profiles"]
     paths = []
     for source in volume["projected"]["sources"]:
         config_map = objects["ConfigMap", source["configMap"]["name"]]
@@ -151,8 +151,8 @@ def test_the_mounted_volume_contains_the_shipped_profiles():
         if items is None:
             paths += list(config_map["data"])
         else:
-            assert {one["key"] for one in items} == set(config_map["data"])
-            paths += [one["path"] for one in items]
+            assert {item["key"] for item in items} == set(config_map["data"])
+            paths += [item["path"] for item in items]
     shipped = {
         str(path.relative_to(PROFILES))
         for path in PROFILES.rglob("*")
@@ -171,13 +171,13 @@ def test_the_committed_configmaps_contain_the_shipped_profiles():
 
 def references(spec):
     """Yield the kind and the name of each profile that a pod references."""
-    for one in (spec, *spec["containers"]):
+    for item in (spec, *spec["containers"]):
         for kind in ("appArmorProfile", "seccompProfile"):
-            found = one.get("securityContext", {}).get(kind, {})
-            if found.get("type") == "Localhost":
+            result = item.get("securityContext", {}).get(kind, {})
+            if result.get("type") == "Localhost":
                 yield (
                     {"appArmorProfile": "apparmor"}.get(kind, "seccomp"),
-                    found["localhostProfile"],
+                    result["localhostProfile"],
                 )
 
 

@@ -39,12 +39,12 @@ def cluster(request):
 
 def applied(cluster, *components, root=ROOT):
     """Apply the base with components as a user would, and return the standard error of kubectl."""
-    done = cluster.kubectl(
+    result = cluster.kubectl(
         "apply", "--server-side", "--force-conflicts", "--validate=strict", "-f", "-",
         stdin=kustomize.text(*components, root=root), check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    assert result.returncode == 0, result.stderr
+    return result.stderr
 
 
 def api(cluster, token, folder):
@@ -272,14 +272,14 @@ def test_the_largest_number_of_labels_is_allowed(cluster, agent, name):
     body = json.dumps({"metadata": {"labels": foreign}})
     cluster.kubectl("patch", "node", "own", "--type=merge", "-p", body)
     own = node_labels.NodeLabeler(agent, NodeOptions(name="own"), lambda: "boot of own")
-    wanted = {
+    expected = {
         f"seccomp.{DOMAIN}/{name.format(number)}": "installed" for number in range(core.MAX_LIMIT)
     }
     try:
-        answer = own.publish(own.read(), wanted)
-        assert (own.own_labels(answer), own.refused) == (wanted, frozenset())
+        answer = own.publish(own.read(), expected)
+        assert (own.own_labels(answer), own.refused) == (expected, frozenset())
         own.publish(answer, {})
-        own.publish(own.read(), wanted)
+        own.publish(own.read(), expected)
         own.remove_labels()
         assert not [key for key in cluster.labels("own") if DOMAIN in key]
     finally:
@@ -293,10 +293,10 @@ def narrowed(cluster, old, new):
     """
     content = kustomize.text()
     assert old in content
-    done = cluster.kubectl(
+    result = cluster.kubectl(
         "apply", "--server-side", "--force-conflicts", "-f", "-", stdin=content.replace(old, new)
     )
-    assert done
+    assert result
 
 
 OLDER_POLICIES = {
@@ -330,9 +330,9 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
 
     try:
         until(is_refused, "the policy")
-        wanted = {OWN: "installed", f"seccomp.{DOMAIN}/new": "installed", key: value}
-        answer = own.publish(own.read(), wanted)
-        assert own.own_labels(answer) == {item: wanted[item] for item in wanted if item != key}
+        expected = {OWN: "installed", f"seccomp.{DOMAIN}/new": "installed", key: value}
+        answer = own.publish(own.read(), expected)
+        assert own.own_labels(answer) == {item: expected[item] for item in expected if item != key}
         assert [(finding.code, key in finding.message) for finding in own.findings()] == [
             ("label_refused", True)
         ]
@@ -340,7 +340,7 @@ def test_under_the_policy_of_another_release_every_other_label_is_correct(cluste
         applied(cluster)
     until(lambda: not denial(lambda: labels(agent, "own", labels={key: value})), "the policy")
     own.retry_refused()
-    assert own.own_labels(own.publish(own.read(), wanted)) == wanted
+    assert own.own_labels(own.publish(own.read(), expected)) == expected
     assert own.findings() == ()
     own.remove_labels()
 
@@ -505,8 +505,8 @@ def test_the_component_pod_aware_grants_only_pods(cluster, agent):
                 for resource in rule["resources"]
             }
 
-        wanted = {**GRANTED["kube-system"], **ANYBODY, "/pods": {"list", "watch"}}
-        until(lambda: listed() == wanted, listed)
+        expected = {**GRANTED["kube-system"], **ANYBODY, "/pods": {"list", "watch"}}
+        until(lambda: listed() == expected, listed)
         query = [("fieldSelector", "spec.nodeName=own"), ("resourceVersion", "0")]
         assert agent.get("/api/v1/pods", query)["kind"] == "PodList"
     finally:
@@ -540,8 +540,8 @@ def test_impersonation_is_denied(cluster, agent):
     """The agent cannot use impersonation to replace the claims of its token."""
     cluster.write_kubeconfig("impersonator", cluster.agent_token("own"))
     arguments = ("get", "--raw", "/api/v1/nodes/own", "--as", "system:admin")
-    done = cluster.kubectl(*arguments, user="impersonator", check=False)
-    assert (done.returncode, "cannot impersonate" in done.stderr) == (1, True)
+    result = cluster.kubectl(*arguments, user="impersonator", check=False)
+    assert (result.returncode, "cannot impersonate" in result.stderr) == (1, True)
 
 
 def test_the_necessary_permissions_are_granted(agent):
@@ -678,11 +678,11 @@ def violations(cluster, level, pod):
         },
     )
     whole = {"apiVersion": "v1", "kind": "Pod", **pod}
-    done = cluster.kubectl(
+    result = cluster.kubectl(
         "-n", name, "create", "--dry-run=server", "-f", "-", stdin=whole, check=False
     )
-    if done.returncode == 0:
+    if result.returncode == 0:
         return []
-    assert "violates PodSecurity" in done.stderr, done.stderr
-    reported = done.stderr.split('latest": ', 1)[1]
+    assert "violates PodSecurity" in result.stderr, result.stderr
+    reported = result.stderr.split('latest": ', 1)[1]
     return [word.split(" (", 1)[0] for word in reported.strip().split("), ") if " (" in word]

@@ -23,11 +23,11 @@ RENDER = ["render", "profiles", "--name", "web", "--namespace", "profile-loader"
 
 def run(folder, *command, **environ):
     """Run a command in a folder, and return its exit status and its output."""
-    done = subprocess.run(
+    result = subprocess.run(
         command, cwd=folder, env={**os.environ, **environ}, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
     )  # fmt: skip
-    return done.returncode, done.stdout
+    return result.returncode, result.stdout
 
 
 def commit(folder):

@@ -31,10 +31,10 @@ PATIENCE_SECONDS = 60.0
 
 def promtool(*words, stdin=None, cwd=None):
     """Run promtool, and return its exit status and its output."""
-    done = subprocess.run(
+    result = subprocess.run(
         ["promtool", *words], input=stdin, cwd=cwd, capture_output=True, check=False
     )
-    return done.returncode, (done.stdout + done.stderr).decode()
+    return result.returncode, (result.stdout + result.stderr).decode()
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ class Prometheus:
             f"{self.url}/api/v1/query?{words}", timeout=50
         ) as response:
             series = json.load(response)["data"]["result"]
-        return {tuple(sorted(one["metric"].items())): float(one["value"][1]) for one in series}
+        return {tuple(sorted(item["metric"].items())): float(item["value"][1]) for item in series}
 
     def until(self, expression, expected):
         """Repeat a query until its result has these values."""

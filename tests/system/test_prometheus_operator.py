@@ -20,10 +20,10 @@ REPOSITORY = "github.com/prometheus-operator/prometheus-operator"
 def definitions():
     """Return the CRDs in the Go module of the operator."""
     words = ["mod", "download", "-json", REPOSITORY]
-    done = subprocess.run(
+    result = subprocess.run(
         [go_build.go(), *words], cwd=MODULE, capture_output=True, text=True, check=True
     )
-    folder = Path(json.loads(done.stdout)["Dir"]) / "example/prometheus-operator-crd"
+    folder = Path(json.loads(result.stdout)["Dir"]) / "example/prometheus-operator-crd"
     return sorted(folder.glob("*.yaml"))
 
 
@@ -53,9 +53,9 @@ def monitoring(tool):
 def test_the_api_server_accepts_the_objects(cluster, tool):
     """The objects contain only fields that the CRDs define, with valid values."""
     words = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-")
-    done = cluster.kubectl(*words, stdin=monitoring(tool), check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    created = {line.partition("/")[0] for line in done.stdout.splitlines()}
+    result = cluster.kubectl(*words, stdin=monitoring(tool), check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    created = {line.partition("/")[0] for line in result.stdout.splitlines()}
     assert {"podmonitor.monitoring.coreos.com", "prometheusrule.monitoring.coreos.com"} <= created
 
 
@@ -66,9 +66,9 @@ def test_the_api_server_rejects_an_unknown_field(cluster):
     ]
     monitor["spec"]["podMetricsEndpoints"][0]["ports"] = "metrics"
     words = ("apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-")
-    done = cluster.kubectl(*words, stdin=monitor, check=False)
-    assert done.returncode != 0
-    assert "ports" in done.stderr
+    result = cluster.kubectl(*words, stdin=monitor, check=False)
+    assert result.returncode != 0
+    assert "ports" in result.stderr
 
 
 @pytest.mark.parametrize("tool", ["kustomize", "helm"])

@@ -826,8 +826,8 @@ def test_a_list_follows_when_dropped_content_has_room_again(tmp_path, monkeypatc
     the content of this object.
     """
     monkeypatch.setattr(reflector_module, "ROOM_SECONDS", 0.0)
-    gone = {"type": "DELETED", "object": config_map("a")}
-    with ScriptedServer(page("a", "b", "c"), response(200, gone), page("b", "c"), None) as server:
+    start = {"type": "DELETED", "object": config_map("a")}
+    with ScriptedServer(page("a", "b", "c"), response(200, start), page("b", "c"), None) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url))
         with WatchedConfigMaps(api, bounds=TwoObjects()) as watched:
             until(lambda: len(server.paths) == 4, lambda: server.paths)

@@ -148,10 +148,10 @@ def guest_lines(built, tmp_path_factory):
     """Return the lines that the guest printed in one run."""
     place = tmp_path_factory.mktemp("drive") / "image"
     with rights_run.prepared() as cluster:
-        found = rights_run.files(built.config, cluster, len(LABELS))
+        actual = rights_run.files(built.config, cluster, len(LABELS))
         drives = [rights_run.drive(built.root, place)]
         result = vm.run(
-            found, rights_run.START, timeout_seconds=LIMIT_SECONDS, drives=drives, network=True
+            actual, rights_run.START, timeout_seconds=LIMIT_SECONDS, drives=drives, network=True
         )
     lines = [json.loads(line) for line in result.output.splitlines() if line.startswith("{")]
     assert lines, result.output
@@ -185,9 +185,9 @@ def test_without_a_right_only_the_functions_that_need_it_fail(guest_lines, right
     profiles.
     """
     (line,) = [line for line in guest_lines if line.get("without") == f"without {right}"]
-    found = line["found"]
-    wanted = EVERYTHING | FOUND[right]
-    assert {name: found.get(name) for name in wanted} == wanted, found
+    result = line["found"]
+    expected = EVERYTHING | FOUND[right]
+    assert {name: result.get(name) for name in expected} == expected, result
 
 
 @pytest.fixture

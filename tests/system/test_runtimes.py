@@ -73,7 +73,7 @@ def contain(runtime, bundle, seccomp, script):
     configure(bundle, seccomp, ["sh", "-c", script] if isinstance(script, str) else script)
     name = f"profile-loader-{uuid.uuid4().hex[:8]}"
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             run_command(runtime, name),
             cwd=bundle,
             capture_output=True,
@@ -83,7 +83,7 @@ def contain(runtime, bundle, seccomp, script):
         )
     finally:
         subprocess.run([runtime, "delete", "--force", name], capture_output=True, check=False)
-    return done.returncode, done.stdout + done.stderr
+    return result.returncode, result.stdout + result.stderr
 
 
 pytestmark = pytest.mark.parametrize("runtime", ["runc", "crun"])
@@ -111,7 +111,7 @@ def test_the_documented_text_prevents_chmod(runtime, bundle, text):
     names = ["chmod", "fchmodat", "chmodat"]
     rules = [{"names": names, "action": "SCMP_ACT_ERRNO"}]
     if text == "name":
-        rules = [{"name": one, "action": "SCMP_ACT_ERRNO"} for one in names]
+        rules = [{"name": item, "action": "SCMP_ACT_ERRNO"} for item in names]
     content = json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules}).encode()
     kind = SeccompBackend(host=Host("/nowhere"), clock_ns=time.time_ns, machine=platform.machine())
     profile = kind.inspect(SourceKey(profile_set="dir x", key="prevent-chmod", content=content))

@@ -196,7 +196,7 @@ def wait_until_idle(agents, before):
         if now != last[0]:
             last[:] = [now, time.monotonic()]
         sent = now - before
-        done = min(sent["PATCH"], sent["POST"]) >= AGENTS
-        return done and time.monotonic() - last[1] > 1.0
+        result = min(sent["PATCH"], sent["POST"]) >= AGENTS
+        return result and time.monotonic() - last[1] > 1.0
 
     until(quiet, lambda: json.dumps(requests(agents)), 60)

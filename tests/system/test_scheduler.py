@@ -42,9 +42,9 @@ def scheduled(cluster, name):
     """Return the Node of a pod, or the scheduler's message if the pod is not scheduled."""
     pod = cluster.get(f"/api/v1/namespaces/default/pods/{name}")
     messages = [
-        one["message"]
-        for one in pod.get("status", {}).get("conditions", [])
-        if one["type"] == "PodScheduled" and one["status"] == "False"
+        item["message"]
+        for item in pod.get("status", {}).get("conditions", [])
+        if item["type"] == "PodScheduled" and item["status"] == "False"
     ]
     return pod["spec"].get("nodeName", ""), "".join(messages)
 
@@ -60,8 +60,8 @@ def agent(cluster, name, folder):
         "--source", f"configmaps:{NAMESPACE}?profile-loader.io/profiles=true",
         "--node-name", name, "--kubeconfig", str(kubeconfig), "--host-root", str(folder),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_a_pod_waits_for_a_node_with_its_profile(cluster, tmp_path):

@@ -80,10 +80,10 @@ def outcome(path, form):
     kind = SeccompBackend(
         host=Host("/nowhere"), clock_ns=time.time_ns, format=form, machine="x86_64", kernel="6.1"
     )
-    found = kind.inspect(SourceKey(profile_set="dir x", key=path.name, content=path.read_bytes()))
-    findings = found.findings
-    codes = {one.code for one in findings if one.severity == "error"}
-    return codes or {"accepted"} | {one.code for one in findings if one.severity == "notice"}
+    result = kind.inspect(SourceKey(profile_set="dir x", key=path.name, content=path.read_bytes()))
+    findings = result.findings
+    codes = {item.code for item in findings if item.severity == "error"}
+    return codes or {"accepted"} | {item.code for item in findings if item.severity == "notice"}
 
 
 @pytest.mark.parametrize("path", EXPECTED)
@@ -141,10 +141,10 @@ def test_each_shipped_profile_is_compiled_correctly(key):
 
 def test_every_profile_of_the_packages_is_in_the_table(tree):
     """The table contains all seccomp files of these packages."""
-    found = {
-        str(one.relative_to(tree))
+    result = {
+        str(item.relative_to(tree))
         for package in PACKAGES
-        for one in (tree / package).rglob("*.json")
-        if "seccomp" in str(one)
+        for item in (tree / package).rglob("*.json")
+        if "seccomp" in str(item)
     }
-    assert found == set(EXPECTED)
+    assert result == set(EXPECTED)

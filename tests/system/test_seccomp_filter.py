@@ -143,7 +143,7 @@ def test_a_problematic_profile_is_rejected_or_completed(name):
     if body:
         assert outcome_of(body.decode()).outcome is Outcome.RIGHT
     else:
-        assert {one.code for one in findings if one.severity == "error"} == {"fails_open"}
+        assert {item.code for item in findings if item.severity == "error"} == {"fails_open"}
 
 
 @pytest.mark.parametrize("document", REWRITTEN)
@@ -174,15 +174,15 @@ def test_the_tables_of_calls_equal_the_tables_of_libseccomp(library, machine):
     for abi in resolve.abis(machine):
         if not library.token(abi):
             continue  # An older libseccomp does not know the architecture.
-        found = set(reference.numbers_by_name(library, abi))
+        result = set(reference.numbers_by_name(library, abi))
         known = {name for name in syscalls.KNOWN if library.resolves(name) != -1}
         anchors = {name for name in syscalls.of(abi) if name not in syscalls.RECENT}
         # The call arm_sync_file_range has the same number.
-        assert anchors <= found | {"sync_file_range2"}
-        assert abi == X32 or anchor.ANCHOR in found
-        removed = (found & known) - syscalls.of(abi)
+        assert anchors <= result | {"sync_file_range2"}
+        assert abi == X32 or anchor.ANCHOR in result
+        removed = (result & known) - syscalls.of(abi)
         assert removed <= REMOVED
-        assert found >= multiplex.NAMES & syscalls.of(abi)
+        assert result >= multiplex.NAMES & syscalls.of(abi)
 
 
 # Linux has removed these calls, so the table system-calls 7.2 does not contain them.
@@ -196,27 +196,27 @@ REMOVED = {
 
 def test_every_version_is_compared():
     """The libseccomp versions of Debian 12, 13 and unstable are available for the comparisons."""
-    found = {library.version for library in libraries.every()}
-    assert found >= {"2.5.4", "2.6.0"}
-    assert len(found) > 2
+    result = {library.version for library in libraries.every()}
+    assert result >= {"2.5.4", "2.6.0"}
+    assert len(result) > 2
 
 
 def search(machine, seed, count):
     """Run a search in a separate process, and return the number of accepted profiles."""
     words = ["--count", str(count), "--seed", str(seed), "--machine", machine]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-B", "-m", "tests.system.seccomp_filter.search", *words],
         capture_output=True,
         text=True,
         check=False,
     )
-    print(f"{machine}, seed {seed}\n{done.stdout}", flush=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = re.search(
-        r"^generated (\d+)\naccepted (\d+)\n  right: (\d+)$", done.stdout, re.MULTILINE
+    print(f"{machine}, seed {seed}\n{result.stdout}", flush=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    actual = re.search(
+        r"^generated (\d+)\naccepted (\d+)\n  right: (\d+)$", result.stdout, re.MULTILINE
     )
-    assert found is not None, done.stdout
-    generated, accepted, right = map(int, found.groups())
+    assert actual is not None, result.stdout
+    generated, accepted, right = map(int, actual.groups())
     assert (generated, right) == (count, accepted)
     return accepted
 
@@ -239,10 +239,10 @@ def test_profiles_that_depend_on_capabilities_are_compiled_correctly_for_every_p
     for seed in range(300):
         draw = random.Random(f"capabilities/{seed}")  # noqa: S311 - the same every time
         drawn = generator.profile(draw)
-        for one in drawn["syscalls"]:
+        for item in drawn["syscalls"]:
             if draw.random() < 0.4:
                 key = draw.choice(("includes", "excludes"))
-                one[key] = {"caps": [draw.choice(CAPABILITIES)]}
+                item[key] = {"caps": [draw.choice(CAPABILITIES)]}
         body, _ = kind.check(json.dumps(drawn).encode())
         if body:
             pods = ((), CAPABILITIES[:1], CAPABILITIES[1:], CAPABILITIES)

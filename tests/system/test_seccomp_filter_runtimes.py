@@ -198,7 +198,7 @@ def kernel_answers(program, vectors):
 def install(program):
     """Install the filter in this process with prctl(2), after PR_SET_NO_NEW_PRIVS."""
     instructions = ctypes.create_string_buffer(
-        b"".join(struct.pack("<HBBI", *one) for one in program)
+        b"".join(struct.pack("<HBBI", *item) for item in program)
     )
     header = ctypes.create_string_buffer(
         struct.pack("<H6xQ", len(program), ctypes.addressof(instructions))
@@ -226,7 +226,8 @@ def test_the_interpreter_returns_the_results_of_the_kernel(seed):
     rule = {"names": [UNIMPLEMENTED], "action": "SCMP_ACT_ERRNO", "errnoRet": REFUSED}
     profile = {
         "defaultAction": "SCMP_ACT_ALLOW",
-        "syscalls": [rule | {"args": [one]} for one in conditions] + [rule | {"args": conditions}],
+        "syscalls": [rule | {"args": [item]} for item in conditions]
+        + [rule | {"args": conditions}],
     }
     library = libraries.installed()
     program = export(library, profile, "SCMP_ARCH_X86_64", binary_tree=False)
@@ -235,8 +236,8 @@ def test_the_interpreter_returns_the_results_of_the_kernel(seed):
     architecture = KERNEL_NUMBERS["SCMP_ARCH_X86_64"]
     refused = 0x00050000 | REFUSED
     expected = [
-        REFUSED if interpreter.evaluate(architecture, ITS_NUMBER, one) == refused else errno.ENOSYS
-        for one in vectors
+        REFUSED if interpreter.evaluate(architecture, ITS_NUMBER, item) == refused else errno.ENOSYS
+        for item in vectors
     ]
     assert kernel_answers(program, vectors) == expected
     assert len(vectors) > 5

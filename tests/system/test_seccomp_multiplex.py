@@ -51,14 +51,14 @@ def test_the_table_lists_the_calls_that_lose_their_conditions(tmp_path, abi):
     """The table contains exactly the calls for which libseccomp drops the conditions on socketcall
     or ipc.
     """
-    found = {"socketcall": set(), "ipc": set()}
+    result = {"socketcall": set(), "ipc": set()}
     for name in sorted(syscalls.KNOWN - {"socketcall", "ipc"}):
         code = filter_code(tmp_path / "pfc", abi, name)
         for through in re.findall(r'syscall "(socketcall|ipc)"', code):
-            found[through].add(name)
-    wanted = (
+            result[through].add(name)
+    expected = (
         {"socketcall": set(multiplex.SOCKETCALL), "ipc": set(multiplex.IPC)}
         if f"SCMP_ARCH_{abi}" in multiplex.ABIS
         else {"socketcall": set(), "ipc": set()}
     )
-    assert found == wanted
+    assert result == expected

@@ -44,12 +44,12 @@ def starts(runtime, folder, denied, *, no_new_privs):
     path.write_text(json.dumps(config))
     name = f"profile-loader-{uuid.uuid4().hex[:8]}"
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             run_command(runtime, name), cwd=folder, capture_output=True, timeout=600, check=False
         )
     finally:
         subprocess.run([runtime, "delete", "--force", name], capture_output=True, check=False)
-    return done.returncode == 42
+    return result.returncode == 42
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the lists were measured on x86_64")

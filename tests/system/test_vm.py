@@ -16,16 +16,16 @@ cat {KERNEL}/profiles /sys/module/apparmor/parameters/enabled
 python3 -c 'import agent.core.plan, msgspec, structlog, yaml, system_calls'
 exit 7
 """
-    done = vm.run({}, script, timeout_seconds=LIMIT_SECONDS)
-    assert (done.status, done.output.strip()) == (7, "sane (enforce)\nY"), done
+    result = vm.run({}, script, timeout_seconds=LIMIT_SECONDS)
+    assert (result.status, result.output.strip()) == (7, "sane (enforce)\nY"), result
 
 
 def test_a_guest_can_be_a_node_without_apparmor():
     """With apparmor=0 on the kernel command line, a guest has no interface to load profiles."""
-    done = vm.run(
+    result = vm.run(
         {}, f"test ! -e {KERNEL}/.load", timeout_seconds=LIMIT_SECONDS, append="apparmor=0"
     )
-    assert done.status == 0, done
+    assert result.status == 0, result
 
 
 def test_a_kept_disk_survives_a_reboot_and_loaded_policy_does_not(tmp_path):
@@ -36,5 +36,5 @@ echo kept > /var/lib/kept
 """
     assert vm.run({}, first, timeout_seconds=LIMIT_SECONDS, keep=tmp_path).status == 0
     second = f"cat /var/lib/kept {KERNEL}/profiles"
-    done = vm.run({}, second, timeout_seconds=LIMIT_SECONDS, keep=tmp_path)
-    assert (done.status, done.output.strip()) == (0, "kept"), done
+    result = vm.run({}, second, timeout_seconds=LIMIT_SECONDS, keep=tmp_path)
+    assert (result.status, result.output.strip()) == (0, "kept"), result

@@ -174,10 +174,10 @@ def _other_release(folder, release):
         "-o", f"Dir::Cache::srcpkgcache={folder / 'srcpkgcache.bin'}",
         "-o", "APT::Sandbox::User=root",
     ]  # fmt: skip
-    done = subprocess.run(
+    result = subprocess.run(
         ["apt-get", "-q", *options, "update"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, f"apt-get: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    assert result.returncode == 0, f"apt-get: {result.stdout[-2000:]}{result.stderr[-2000:]}"
     return options
 
 
@@ -197,8 +197,10 @@ def _make(folder, release):
         apt += ["-o", option]
     if release != STANDARD:
         apt += _other_release(folder, release)
-    done = subprocess.run([*apt, "install", *PACKAGES], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"apt-get: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    result = subprocess.run(
+        [*apt, "install", *PACKAGES], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, f"apt-get: {result.stdout[-2000:]}{result.stderr[-2000:]}"
     root.mkdir()
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / "usr" / name).mkdir(parents=True)
@@ -233,13 +235,13 @@ def libraries(*, network=False, release=STANDARD):
     With `network`, the directory contains all libraries of the agent, including the API client.
     """
     lock = Path("requirements.lock").read_text()
-    wanted, keep = [], False
+    expected, keep = [], False
     for line in lock.splitlines():
         if line and not line.startswith((" ", "#")):
             keep = network or line.split("==")[0] in LIBRARIES
         if keep:
-            wanted.append(line)
-    text = "\n".join(wanted) + "\n"
+            expected.append(line)
+    text = "\n".join(expected) + "\n"
     key = f"{RECIPE} {RELEASES[release]} {_compiles(release)} {text}"
     path = INSTALLED / hashlib.sha256(key.encode()).hexdigest()[:16]
     with kept.locked(INSTALLED):

@@ -71,10 +71,10 @@ def test_a_load_is_repeated_until_it_is_the_only_change(host, disturbed):
     A repeated load keeps the object.
     """
     host.disturbed = disturbed
-    done = apparmor_backend(host).install(PROFILE, BODY, replaceable=())
+    result = apparmor_backend(host).install(PROFILE, BODY, replaceable=())
     path = f"{kernel_access.ROOT}/policy/profiles/{DIRECTORY}"
     evidence = frozenset({f"object:b-o-o-t:{path}:{disturbed + 1}"})
-    assert done == Installed(evidence={"web": evidence}, modes={"web": "enforce"})
+    assert result == Installed(evidence={"web": evidence}, modes={"web": "enforce"})
     assert host.writes == [".load"] + [".replace"] * disturbed
     assert observed(host) == ObservedProfile(
         evidence=evidence, mode="enforce", is_agent_object=True, is_readable=False

@@ -262,8 +262,8 @@ def test_each_include_rule_has_its_position():
     lines.
     """
     text = 'abi\n <abi/3.0>\n,\n#include if exists \n  <a>\nprofile "x" { }\n'
-    found = include_rules.rules(text)
-    assert [(text[rule.start : rule.end], str(rule)) for rule in found] == [
+    result = include_rules.rules(text)
+    assert [(text[rule.start : rule.end], str(rule)) for rule in result] == [
         ("abi\n <abi/3.0>\n,", "abi <abi/3.0>"),
         ("#include if exists \n  <a>", "include if exists <a>"),
         ("{", "profile { "),

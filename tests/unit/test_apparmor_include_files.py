@@ -38,8 +38,8 @@ def test_a_directory_has_its_profiles_in_the_order_of_the_parser(top):
     subdirectories, hidden files and files of package managers.
     """
     (top / "tunables/home.d/link").symlink_to("a")
-    found = files(top).find("tunables/home.d")
-    assert [file.name for file in found] == [
+    result = files(top).find("tunables/home.d")
+    assert [file.name for file in result] == [
         "tunables/home.d/link",
         "tunables/home.d/b",
         "tunables/home.d/a",

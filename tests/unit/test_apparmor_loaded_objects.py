@@ -40,9 +40,9 @@ def test_a_loaded_object_is_also_agent_owned_for_the_next_process(host):
     own_objects = objects(host)
     own_objects.record({"web": "web.1", "web//HAT": "web.1/profiles/HAT.2"})
     own_objects.record({"other": "other.3"})
-    found = {"web": "web.4", "web//HAT": "web.1/profiles/HAT.2", "other": "other.3", "x": "web.1"}
+    result = {"web": "web.4", "web//HAT": "web.1/profiles/HAT.2", "other": "other.3", "x": "web.1"}
     expected = frozenset({"web//HAT", "other"})
-    assert (own_objects.own(found, 9, PROFILES), objects(host).own(found, 9, PROFILES)) == (
+    assert (own_objects.own(result, 9, PROFILES), objects(host).own(result, 9, PROFILES)) == (
         expected,
         expected,
     )
@@ -66,10 +66,10 @@ def test_an_interrupted_load_counts_if_it_was_the_only_change_of_policy(host, re
     other change of the policy happened.
     """
     objects(host).begin(EXPECTED, 6)
-    found = {"web": "web.1"}
-    assert objects(host).own(found, revision, PROFILES) == own
+    result = {"web": "web.1"}
+    assert objects(host).own(result, revision, PROFILES) == own
     # Later changes of the policy do not change the result.
-    assert objects(host).own(found, 99, PROFILES) == own
+    assert objects(host).own(result, 99, PROFILES) == own
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,11 @@ def test_a_damaged_line_is_ignored(host, damage):
     own_objects.record({"a": "a.1"})
     with record(host).open("ab") as file:
         file.write(damage)
-    found = {"a": "a.1", "b": "b.2"}
+    result = {"a": "a.1", "b": "b.2"}
     restarted = objects(host)
-    assert restarted.own(found, 1, PROFILES) == frozenset({"a"})
+    assert restarted.own(result, 1, PROFILES) == frozenset({"a"})
     restarted.record({"b": "b.2"})
-    assert objects(host).own(found, 1, PROFILES) == frozenset({"a", "b"})
+    assert objects(host).own(result, 1, PROFILES) == frozenset({"a", "b"})
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"nonsense"])

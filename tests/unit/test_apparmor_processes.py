@@ -69,10 +69,10 @@ class Changing(Host):
         self.listed = []
 
     def names(self, path):
-        found = super().names(path)
+        result = super().names(path)
         self.listed.append(path)
         self.after.get(path, lambda: None)()
-        return found
+        return result
 
 
 @pytest.mark.parametrize(

@@ -253,10 +253,10 @@ def test_oneshot_can_only_be_passed_as_a_flag():
     """The option oneshot can only be passed as a flag. For a key or a variable, the message
     contains this flag.
     """
-    found = mistakes(
+    result = mistakes(
         "--source=/p", "--config=f", file={"oneshot": True}, environ={"PROFILE_LOADER_ARCH": "x"}
     )
-    assert found == [
+    assert result == [
         (
             "the environment variable PROFILE_LOADER_ARCH has no effect. Unset it, and pass the "
             "flag --arch instead."

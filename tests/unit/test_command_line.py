@@ -52,9 +52,9 @@ def words(text):
 
 def test_a_single_run_prints_the_table_and_logs_nothing(run):
     """A single run prints the table with every finding, and logs no finding."""
-    done = run(*ONESHOT)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[:2] == [
+    result = run(*ONESHOT)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[:2] == [
         "KIND     PROFILE     STATE      WHY",
         "seccomp  audit.json  installed  new",
     ]
@@ -64,19 +64,19 @@ def test_verbose_shows_changes_sources_and_acknowledged_warnings(run):
     """With --verbose, the log contains the actions, and the table contains the digests for
     acknowledgements.
     """
-    done = run(*ONESHOT, "-v", "--log-format=json")
-    events = [json.loads(line)["event"] for line in done.stderr.splitlines()]
+    result = run(*ONESHOT, "-v", "--log-format=json")
+    events = [json.loads(line)["event"] for line in result.stderr.splitlines()]
     assert events == ["profile_installed", "pass_finished"]
-    assert 'audit.json: key "audit.json" of dir ' in done.stdout
-    assert "sha256 73300c7ea05b" in done.stdout
-    assert "acknowledged warning: not_enforcing: audit.json" in done.stdout
+    assert 'audit.json: key "audit.json" of dir ' in result.stdout
+    assert "sha256 73300c7ea05b" in result.stdout
+    assert "acknowledged warning: not_enforcing: audit.json" in result.stdout
 
 
 def test_a_log_level_adds_the_findings_to_the_log(run, tmp_path):
     """With --log-level, the log also contains the findings."""
     (tmp_path / "source/bad.json").write_text(BAD)
-    done = run(*ONESHOT, "--log-level=error", "--log-format=json")
-    assert [json.loads(line)["key"] for line in done.stderr.splitlines()] == ["bad.json"]
+    result = run(*ONESHOT, "--log-level=error", "--log-format=json")
+    assert [json.loads(line)["key"] for line in result.stderr.splitlines()] == ["bad.json"]
 
 
 @pytest.mark.parametrize(
@@ -84,21 +84,21 @@ def test_a_log_level_adds_the_findings_to_the_log(run, tmp_path):
 )
 def test_quiet_prints_only_errors(run, tmp_path, command):
     """With --quiet, the command prints only errors."""
-    done = run(*command, "--quiet")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    result = run(*command, "--quiet")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     (tmp_path / "source/bad.json").write_text(BAD)
-    done = run(*command, "-q")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error: bad_value: bad.json at defaultAction\n")
-    assert "warning" not in done.stderr
+    result = run(*command, "-q")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: bad_value: bad.json at defaultAction\n")
+    assert "warning" not in result.stderr
 
 
 def test_quiet_and_verbose_exclude_each_other(run):
     """The options --quiet and --verbose exclude each other, and the error message contains both."""
-    done = run("check", "source", "-q", "-v")
-    assert done.returncode == 2
+    result = run("check", "source", "-q", "-v")
+    assert result.returncode == 2
     assert (
-        "--verbose and --quiet cannot be combined. Pass only one of the two flags." in done.stderr
+        "--verbose and --quiet cannot be combined. Pass only one of the two flags." in result.stderr
     )
 
 
@@ -135,13 +135,13 @@ def test_a_dry_run_with_pending_changes_is_not_converged(run):
     is passed.
     """
     for more, status in (((), 0), (("--detailed-exitcode",), 5)):
-        done = run(*ONESHOT, "--dry-run", "--output=json", *more)
-        document = json.loads(done.stdout)
-        assert (done.returncode, document["exit_status"]) == (status, status)
+        result = run(*ONESHOT, "--dry-run", "--output=json", *more)
+        document = json.loads(result.stdout)
+        assert (result.returncode, document["exit_status"]) == (status, status)
         assert document["converged"] is False
     run(*ONESHOT)
-    done = run(*ONESHOT, "--dry-run", "--detailed-exitcode", "--output=json")
-    assert (done.returncode, json.loads(done.stdout)["converged"]) == (0, True)
+    result = run(*ONESHOT, "--dry-run", "--detailed-exitcode", "--output=json")
+    assert (result.returncode, json.loads(result.stdout)["converged"]) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -177,8 +177,8 @@ def test_the_detailed_status_needs_a_dry_run(run):
     """The option --detailed-exitcode is rejected without --dry-run, because only a dry run leaves
     changes pending.
     """
-    done = run(*ONESHOT, "--detailed-exitcode")
-    assert (done.returncode, "--detailed-exitcode needs --dry-run" in done.stderr) == (2, True)
+    result = run(*ONESHOT, "--detailed-exitcode")
+    assert (result.returncode, "--detailed-exitcode needs --dry-run" in result.stderr) == (2, True)
 
 
 # --- states and reasons ---------------------------------------------------------------------------
@@ -214,9 +214,9 @@ def test_an_acknowledged_warning_is_only_in_the_json_report(run, tmp_path):
     row = json.loads(run("check", "own.json", "--output=json").stdout)["profiles"][0]
     assert "not_enforcing" in run("check", "own.json").stdout
     flag = f"--acknowledge-warning=not_enforcing@{row['digests']['source'][:12]}"
-    done = run("check", "own.json", flag)
-    assert "not_enforcing" not in done.stdout
-    assert "1 acknowledged warning is hidden; -v shows more." in done.stdout
+    result = run("check", "own.json", flag)
+    assert "not_enforcing" not in result.stdout
+    assert "1 acknowledged warning is hidden; -v shows more." in result.stdout
     document = json.loads(run("check", "own.json", flag, "--output=json").stdout)
     states = {item["code"]: item["acknowledged"] for item in document["profiles"][0]["problems"]}
     assert (states["not_enforcing"], states["dangerous_syscalls"]) == (True, False)
@@ -238,8 +238,8 @@ def test_an_acknowledged_warning_is_only_in_the_json_report(run, tmp_path):
 )
 def test_only_a_warning_about_one_version_can_be_acknowledged(run, value, answer):
     """Errors, escape rules and all versions of a profile together cannot be acknowledged."""
-    done = run("check", "source", "--acknowledge-warning", value)
-    assert (done.returncode, answer in done.stderr) == (2, True)
+    result = run("check", "source", "--acknowledge-warning", value)
+    assert (result.returncode, answer in result.stderr) == (2, True)
 
 
 def test_the_shipped_profiles_cause_no_warning_about_their_purpose(run):
@@ -287,9 +287,9 @@ def test_a_wrong_input_of_a_run_is_explained(run, tmp_path, arguments, status, a
     and no text of a library.
     """
     wrong_inputs(tmp_path)
-    done = run(*ONESHOT, *arguments)
-    text = words(done.stdout + done.stderr)
-    assert (done.returncode, answer in text) == (status, True), text
+    result = run(*ONESHOT, *arguments)
+    text = words(result.stdout + result.stderr)
+    assert (result.returncode, answer in text) == (status, True), text
     assert "unicode string" not in text
     assert "emptied:" not in text.replace("source_emptied:", "")
 
@@ -317,9 +317,9 @@ def test_a_wrong_input_of_a_check_is_explained(run, tmp_path, arguments, status,
     step.
     """
     wrong_inputs(tmp_path)
-    done = run("check", *arguments)
-    text = words(done.stdout + done.stderr)
-    assert (done.returncode, answer in text) == (status, True), text
+    result = run("check", *arguments)
+    text = words(result.stdout + result.stderr)
+    assert (result.returncode, answer in text) == (status, True), text
     assert "boot a kernel" not in text
 
 
@@ -363,9 +363,9 @@ def test_an_unreadable_file_does_not_prevent_the_check_of_other_files(run, tmp_p
     (tmp_path / "source/secret.json").write_text(AUDIT)
     (tmp_path / "source/secret.json").chmod(0)
     for paths in (("source",), ("source/secret.json", "source/audit.json")):
-        done = run("check", *paths, prefix=AS_RESTRICTED_ROOT)
-        text = words(done.stdout)
-        assert (done.returncode, "audit.json accepted" in text) == (3, True), text
+        result = run("check", *paths, prefix=AS_RESTRICTED_ROOT)
+        text = words(result.stdout)
+        assert (result.returncode, "audit.json accepted" in text) == (3, True), text
         assert "source/secret.json: Permission denied" in text
 
 
@@ -377,18 +377,18 @@ def test_an_unreadable_file_does_not_prevent_the_check_of_other_files(run, tmp_p
 def test_another_user_cannot_use_the_state_of_root(run, command):
     """If another user runs the command, it stops before it reads or changes the state of root."""
     run(*ONESHOT)
-    done = run(*command, prefix=AS_USER)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "cannot use the state directory" in done.stderr
-    assert "Run the command as root" in done.stderr
+    result = run(*command, prefix=AS_USER)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "cannot use the state directory" in result.stderr
+    assert "Run the command as root" in result.stderr
 
 
 def test_an_error_about_a_used_port_is_explained(run):
     """The error about a port that is in use contains the command that shows the other process."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        done = run(*ONESHOT[1:], f"--http-address=127.0.0.1:{port}")
-    assert (done.returncode, done.stderr) == (
+        result = run(*ONESHOT[1:], f"--http-address=127.0.0.1:{port}")
+    assert (result.returncode, result.stderr) == (
         2,
         (
             f"profile-loader: --http-address 127.0.0.1:{port}: another process uses this port. "
@@ -401,10 +401,10 @@ def test_an_error_about_a_used_port_is_explained(run):
 def test_a_certificate_without_key_is_explained(run, tmp_path):
     """The error about a certificate without a key contains the option for the key."""
     (tmp_path / "cert.pem").write_text("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")
-    done = run(*ONESHOT[1:], "--https-address=127.0.0.1:0", "--tls-cert=cert.pem")
+    result = run(*ONESHOT[1:], "--https-address=127.0.0.1:0", "--tls-cert=cert.pem")
     assert (
-        done.returncode,
-        "Pass the file that contains the private key as --tls-key" in done.stderr,
+        result.returncode,
+        "Pass the file that contains the private key as --tls-key" in result.stderr,
     ) == (2, True)
 
 
@@ -440,9 +440,9 @@ def test_an_unreachable_api_server_is_an_error_of_a_single_run(run, tmp_path):
     3.
     """
     (tmp_path / "kubeconfig").write_text(KUBECONFIG)
-    done = run(*ONESHOT, "--kubeconfig=kubeconfig", "--node-name=a")
-    text = words(done.stdout)
-    assert done.returncode == 3
+    result = run(*ONESHOT, "--kubeconfig=kubeconfig", "--node-name=a")
+    text = words(result.stdout)
+    assert result.returncode == 3
     assert "audit.json installed new error: node_unreachable: node a" in text
     assert "Check the address of the API server, and the network." in text
 
@@ -454,10 +454,10 @@ def test_an_unknown_node_is_explained(run, tmp_path, command):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
         (tmp_path / "kubeconfig").write_text(KUBECONFIG.replace("http://127.0.0.1:1", address))
-        done = run(*command, "--kubeconfig=kubeconfig", "--node-name=misspelt")
+        result = run(*command, "--kubeconfig=kubeconfig", "--node-name=misspelt")
         server.shutdown()
-    text = words(done.stdout + done.stderr)
-    assert done.returncode == 3
+    text = words(result.stdout + result.stderr)
+    assert result.returncode == 3
     assert "error: node_unreachable: node misspelt" in text
     assert "Compare --node-name with the names that `kubectl get nodes` prints." in text
     assert "RBAC" not in text
@@ -511,8 +511,8 @@ def test_the_help_is_readable_at_50_columns(run, command):
 
 def test_the_table_is_readable_at_50_columns(run):
     """The table and its notes fit a terminal with 50 columns."""
-    done = run(*ONESHOT, columns=50)
-    assert [line for line in done.stdout.splitlines() if len(line) > 50] == []
+    result = run(*ONESHOT, columns=50)
+    assert [line for line in result.stdout.splitlines() if len(line) > 50] == []
 
 
 # --- status ---------------------------------------------------------------------------------------
@@ -526,16 +526,16 @@ def test_status_shows_the_rejections_of_the_last_pass(run, tmp_path):
     """
     (tmp_path / "source/bad.json").write_text(BAD)
     assert run(*ONESHOT).returncode == 1
-    done = run(*STATUS)
-    assert done.returncode == 1
-    assert done.stdout.splitlines()[:3] == [
+    result = run(*STATUS)
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[:3] == [
         "KIND     PROFILE     STATE      WHY",
         "seccomp  audit.json  installed",
         "seccomp  bad.json    rejected   bad_value",
     ]
-    assert "error: bad_value: bad.json at defaultAction" in done.stdout
-    assert re.search(r"come from the pass at \d{4}-\d\d-\d\d .* UTC\.", done.stdout)
-    assert "see the agent's log (kubectl logs, or journalctl)" in done.stdout
+    assert "error: bad_value: bad.json at defaultAction" in result.stdout
+    assert re.search(r"come from the pass at \d{4}-\d\d-\d\d .* UTC\.", result.stdout)
+    assert "see the agent's log (kubectl logs, or journalctl)" in result.stdout
 
 
 def test_status_shows_a_rejected_update_as_outdated(run, tmp_path):
@@ -573,11 +573,11 @@ def test_status_lists_the_inputs_that_the_last_pass_skipped(run, tmp_path):
     """The table and the JSON report contain the inputs that are not read as profiles."""
     (tmp_path / "source/web.yaml").write_text("{}")
     assert run(*ONESHOT).returncode == 0
-    done = run(*STATUS)
-    assert done.returncode == 0
-    assert "notice: input_skipped" in done.stdout
-    assert "web.yaml" in done.stdout
-    assert re.search(r"Skipped inputs come from the pass at \d{4}-\d\d-\d\d", done.stdout)
+    result = run(*STATUS)
+    assert result.returncode == 0
+    assert "notice: input_skipped" in result.stdout
+    assert "web.yaml" in result.stdout
+    assert re.search(r"Skipped inputs come from the pass at \d{4}-\d\d-\d\d", result.stdout)
     document = json.loads(run(*STATUS, "--output=json").stdout)
     assert [(item["left_out"], item["left_out_inputs"]) for item in document["sets"]] == [
         (1, [{"reason": "name", "count": 1, "names": ["web.yaml"]}])

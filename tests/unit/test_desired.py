@@ -133,7 +133,7 @@ def test_two_versions_of_a_generated_configmap_get_their_own_hint():
             for origin, content in zip(origins, (b"x", b"y"), strict=True)
         )
     )
-    hints = {finding.hint for one in desired.rejections.values() for finding in one.findings}
+    hints = {finding.hint for item in desired.rejections.values() for finding in item.findings}
     assert len(hints) == 1
     assert "delete the older ConfigMap" in hints.pop()
 
@@ -153,5 +153,5 @@ def test_other_conflicts_get_the_hint_to_rename():
                 for origin, content in zip(origins, (b"x", b"y"), strict=True)
             )
         )
-        hints = {finding.hint for one in desired.rejections.values() for finding in one.findings}
+        hints = {finding.hint for item in desired.rejections.values() for finding in item.findings}
         assert hints == {"Rename one of the profiles, or make their content equal."}

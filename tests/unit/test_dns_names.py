@@ -30,5 +30,5 @@ def test_each_type_of_name_has_its_own_rule(text, is_label, is_subdomain, is_qua
     """A namespace is a DNS label, a Node name is a DNS subdomain, and a taint is a qualified
     name.
     """
-    found = (is_dns_label(text), is_dns_subdomain(text), is_qualified_name(text))
-    assert found == (is_label, is_subdomain, is_qualified)
+    result = (is_dns_label(text), is_dns_subdomain(text), is_qualified_name(text))
+    assert result == (is_label, is_subdomain, is_qualified)

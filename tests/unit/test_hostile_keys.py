@@ -27,8 +27,8 @@ MEBIBYTES = 64
 def checked(name, seconds=SECONDS):
     """Return the result of checking one key in a separate process."""
     command = [sys.executable, "-m", "tests.unit.hostile", name]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=600)
-    reported = json.loads(done.stdout)
+    result = subprocess.run(command, capture_output=True, check=True, timeout=600)
+    reported = json.loads(result.stdout)
     assert (reported["seconds"] < seconds, reported["memory"] < MEBIBYTES) == (True, True), reported
     return reported["problems"]
 

@@ -73,7 +73,7 @@ def test_each_path_has_its_page(server):
     """Each path has its page. The format of the metrics depends on the Accept header, and the
     status page has two paths.
     """
-    found = {
+    result = {
         path: ask(server, path, Accept="any")[:2]
         for path in (
             "/metrics",
@@ -85,7 +85,7 @@ def test_each_path_has_its_page(server):
             "/report.json",
         )
     }
-    assert found == {
+    assert result == {
         "/metrics": (200, "accept any\n"),
         "/healthz": (200, "ok\n"),
         "/readyz": (200, "ok\n"),

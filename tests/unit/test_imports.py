@@ -28,5 +28,5 @@ def test_commands_without_a_cluster_import_no_client(tmp_path, command):
     if words[0] != "check":
         words += [f"--host-root={tmp_path}"]
     argv = [sys.executable, "-c", RUN, " ".join(HEAVY), *words, "--kinds=seccomp"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == []
+    result = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout.splitlines()[-1]) == []

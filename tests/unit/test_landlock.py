@@ -91,12 +91,12 @@ def test_a_restricted_thread_cannot_write(files):
 @needs_landlock
 def test_other_threads_are_not_restricted(files):
     """While a restricted thread runs and afterwards, other threads can open every file."""
-    access, inside, done = Access(read=[]), threading.Event(), threading.Event()
+    access, inside, result = Access(read=[]), threading.Event(), threading.Event()
     permitted = []
 
     def restricted():
         inside.set()
-        done.wait()
+        result.wait()
         return opened(files / "secret")
 
     thread = threading.Thread(target=lambda: permitted.append(landlock.run(restricted, access)))
@@ -104,7 +104,7 @@ def test_other_threads_are_not_restricted(files):
     inside.wait()
     assert opened(files / "secret")
     assert opened(files / "new", os.O_WRONLY | os.O_CREAT)
-    done.set()
+    result.set()
     thread.join()
     assert permitted == [False]
     assert opened(files / "secret")
@@ -130,8 +130,8 @@ def run(command, sandbox, *, cpu_seconds=30):
     )
     argv = [SHELL, "-c", command]
     with commands.started(argv, stdin=b"", limits=limits, sandbox=sandbox) as running:
-        done = running.result()
-    return done.status, done.stdout.decode(), done.stderr.decode()
+        result = running.result()
+    return result.status, result.stdout.decode(), result.stderr.decode()
 
 
 @needs_landlock
@@ -285,8 +285,8 @@ def test_an_error_of_the_function_is_raised_in_the_calling_thread(files):
 )
 def test_each_version_denies_all_of_its_rights(version, files, network, scoped):
     """For each Landlock version up to 6, the sandbox denies all rights in linux/landlock.h."""
-    found = landlock.handled(version)
-    assert found == ((1 << files) - 1, (1 << network) - 1, (1 << scoped) - 1)
+    result = landlock.handled(version)
+    assert result == ((1 << files) - 1, (1 << network) - 1, (1 << scoped) - 1)
 
 
 def seccomp(number, code):
@@ -314,10 +314,10 @@ libc = ctypes.CDLL(None)
 assert libc.prctl(38, 1, 0, 0, 0) == 0
 assert libc.prctl(22, 2, ctypes.byref(filter_), 0, 0) == 0
 """
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", f"{setup}{script}"], capture_output=True, text=True, check=True
     )
-    return done.stdout
+    return result.stdout
 
 
 def missing_under(number, code):

@@ -77,7 +77,7 @@ def test_oneshot_reports_skipped_inputs(tmp_path, capsys):
     words = ["--oneshot", "--kinds=seccomp", "--output=json", f"--source={tmp_path}/source"]
     words += [f"--seccomp-dir={tmp_path}/seccomp", f"--state-dir={tmp_path}/state"]
     assert main(words) == 0
-    (notice,) = [one for one in problems(capsys) if one["code"] == "input_skipped"]
+    (notice,) = [item for item in problems(capsys) if item["code"] == "input_skipped"]
     assert notice["what"] == (
         "1 key was skipped because of its name: README.md. "
         "1 key was skipped because of --kinds: web.profile."

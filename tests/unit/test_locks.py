@@ -46,15 +46,15 @@ class Pin:
 
 def pins(text):
     """Return the pins of a lock file by name."""
-    found = {}
+    result = {}
     for match in PIN.finditer(text):
         marker = match["marker"]
-        found[match["name"]] = Pin(
+        result[match["name"]] = Pin(
             version=Version(match["version"]),
             marker=Marker(marker) if marker else None,
             has_hashes=bool(match["hashes"]),
         )
-    return found
+    return result
 
 
 def environments():
@@ -91,7 +91,7 @@ def needed(roots, environment, requirements_of):
     The requirements of a distribution are unknown if it is not installed here.
     """
     todo = [(Requirement(root), {""}) for root in roots]
-    found, unknown, followed = set(), set(), set()
+    result, unknown, followed = set(), set(), set()
     while todo:
         requirement, extras = todo.pop()
         if requirement.marker and not any(
@@ -99,7 +99,7 @@ def needed(roots, environment, requirements_of):
         ):
             continue
         name = canonicalize_name(requirement.name)
-        found.add((name, requirement.specifier))
+        result.add((name, requirement.specifier))
         step = (name, frozenset(requirement.extras))
         if step in followed:
             continue
@@ -108,8 +108,8 @@ def needed(roots, environment, requirements_of):
         if further is None:
             unknown.add(name)
             continue
-        todo += [(one, requirement.extras or {""}) for one in further]
-    return found, unknown
+        todo += [(item, requirement.extras or {""}) for item in further]
+    return result, unknown
 
 
 def finding(name, specifier, pin, environment):
@@ -126,15 +126,15 @@ def finding(name, specifier, pin, environment):
 
 def findings(locked, roots, requirements_of=installed_requirements):
     """Return the problems that prevent an installation of a lock file without a resolver."""
-    found = set()
+    result = set()
     for environment in environments():
         requirements, unknown = needed(roots, environment, requirements_of)
-        found |= {
+        result |= {
             finding(name, specifier, locked.get(name), environment)
             for name, specifier in requirements
         }
-        found |= {f"{name} is not installed, so its requirements are unknown" for name in unknown}
-    return sorted(found - {None})
+        result |= {f"{name} is not installed, so its requirements are unknown" for name in unknown}
+    return sorted(result - {None})
 
 
 @pytest.mark.parametrize("name", ROOTS)
@@ -149,10 +149,10 @@ def test_a_lock_without_one_of_its_pins_is_incomplete(name):
     locked = pins(Path(name).read_text())
     assert len(locked) > 20
     lacking = {
-        pin: findings({one: locked[one] for one in locked.keys() - {pin}}, ROOTS[name])
+        pin: findings({item: locked[item] for item in locked.keys() - {pin}}, ROOTS[name])
         for pin in locked
     }
-    assert [pin for pin, found in lacking.items() if not any(pin in text for text in found)] == []
+    assert [pin for pin, result in lacking.items() if not any(pin in text for text in result)] == []
 
 
 def test_every_line_of_a_lock_can_be_parsed():
@@ -214,12 +214,12 @@ def test_a_requirement_is_checked_in_every_environment(requirements, expected):
 def test_extras_have_their_own_requirements():
     """An extra in a requirement adds the optional dependencies of the distribution."""
     requirements = {"alpha": ["delta; extra == 'more'"]}
-    found = findings(pins(LOCK), ["alpha[more]"], requirer(requirements))
-    assert len(found) == len(PYTHON_VERSIONS) * len(MACHINES)
+    result = findings(pins(LOCK), ["alpha[more]"], requirer(requirements))
+    assert len(result) == len(PYTHON_VERSIONS) * len(MACHINES)
 
 
 def test_a_version_must_satisfy_its_requirement():
     """A pin with an unsuitable version is a problem on every Python version and machine."""
-    found = findings(pins(LOCK), ["alpha<1"], requirer({}))
-    assert len(found) == len(PYTHON_VERSIONS) * len(MACHINES)
-    assert found[0].startswith("alpha==1.0 does not satisfy alpha<1")
+    result = findings(pins(LOCK), ["alpha<1"], requirer({}))
+    assert len(result) == len(PYTHON_VERSIONS) * len(MACHINES)
+    assert result[0].startswith("alpha==1.0 does not satisfy alpha<1")

@@ -320,7 +320,7 @@ def test_checked_files_are_checked_under_their_base_names(top, capsys, monkeypat
 def skipped_inputs(capsys):
     """Return the messages about skipped inputs in the JSON output, by profile set or path."""
     problems = json.loads(capsys.readouterr().out)["problems"]
-    return {one["where"]: one["what"] for one in problems if one["code"] == "input_skipped"}
+    return {item["where"]: item["what"] for item in problems if item["code"] == "input_skipped"}
 
 
 def test_a_check_reports_skipped_files(top, capsys):
@@ -420,11 +420,11 @@ def test_an_unreadable_certificate_is_reported_with_its_option(top, more):
     node is unchanged.
     """
     serve = ["--http-address=off", "--https-address=127.0.0.1:0", "--tls-cert=/no/cert", *more]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "agent", f"--host-root={top}/root", "--source=/p", *serve],
         capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (
+    assert (result.returncode, result.stderr) == (
         2,
         (
             "profile-loader: --tls-cert /no/cert: No such file or directory. Pass the path of a "
@@ -571,10 +571,10 @@ COMMAND = [sys.executable, "-m", "agent", "check", "--kinds=seccomp"]
 def test_unwritable_output_is_reported(top):
     """If standard output is on a full device, the exit status is 1."""
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
+        result = subprocess.run(
             [*COMMAND, f"{top}/source"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
-    assert (done.returncode, done.stderr) == (
+    assert (result.returncode, result.stderr) == (
         1,
         "profile-loader: standard output cannot be written: No space left on device\n",
     )
@@ -584,10 +584,10 @@ def test_closed_streams_do_not_change_the_exit_status(top):
     """If standard output and standard error are closed, the exit status does not change."""
     for closed in (">&-", "2>&-", ">&- 2>&- <&-"):
         command = f'"$@" {closed}'
-        done = subprocess.run(
+        result = subprocess.run(
             ["sh", "-c", command, "sh", *COMMAND, f"{top}/source"], check=False, capture_output=True
         )
-        assert (done.returncode, done.stderr) == (0, b"")
+        assert (result.returncode, result.stderr) == (0, b"")
 
 
 def test_a_configuration_file_without_an_end_is_a_usage_error(top, capsys):

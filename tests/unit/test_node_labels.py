@@ -254,10 +254,10 @@ def test_a_rejected_label_does_not_affect_the_others():
     own = own_node(server)
     before = own.publish(observed(server), {key(1): "installed", key(2): "installed"})
     server.policy = denies(READY)
-    wanted = {key(2): "installed", key(3): "installed", READY: "ready"}
-    answer = own.publish(before, wanted)
+    expected = {key(2): "installed", key(3): "installed", READY: "ready"}
+    answer = own.publish(before, expected)
     assert server.labels == {key(2): "installed", key(3): "installed"}
-    assert own.allowed_labels(answer, wanted) == server.labels == answer.labels
+    assert own.allowed_labels(answer, expected) == server.labels == answer.labels
     assert own.findings() == (
         Finding(
             code=FindingCode.LABEL_REFUSED,
@@ -276,18 +276,18 @@ def test_rejected_labels_are_not_sent_again_with_every_change():
     server = ApiServer()
     own = own_node(server)
     server.policy = denies(READY)
-    wanted = {key(1): "installed", READY: "ready"}
-    answer = own.publish(observed(server), wanted)
+    expected = {key(1): "installed", READY: "ready"}
+    answer = own.publish(observed(server), expected)
     server.requests()
-    assert own.publish(answer, wanted) is answer
+    assert own.publish(answer, expected) is answer
     assert server.requests() == []
-    wanted[key(2)] = "installed"
-    own.publish(answer, wanted)
+    expected[key(2)] = "installed"
+    own.publish(answer, expected)
     assert server.requests() == ["APPLY"]
     server.policy = denies()
     own.retry_refused()
-    answer = own.publish(observed(server), wanted)
-    assert (server.labels, own.findings()) == (wanted, ())
+    answer = own.publish(observed(server), expected)
+    assert (server.labels, own.findings()) == (expected, ())
 
 
 def test_a_label_whose_removal_is_rejected_stays_and_the_others_are_removed():
@@ -326,12 +326,12 @@ def test_many_rejected_labels_are_found_within_a_few_attempts(count):
     own = own_node(server)
     refused = {key(number): "installed" for number in range(0, 200, 200 // count)}
     fine = {key(number): "installed" for number in range(200)}.keys() - refused.keys()
-    wanted = dict.fromkeys([*refused, *fine], "installed") | {READY: "ready"}
+    expected = dict.fromkeys([*refused, *fine], "installed") | {READY: "ready"}
     server.policy = denies(*refused)
     meta = observed(server)
     for _ in range(20):
         own.retry_refused()
-        meta = own.publish(meta, wanted)
+        meta = own.publish(meta, expected)
         assert READY in server.labels
         assert len(server.requests()) <= 2 + 1 + node_labels.REFUSAL_REQUESTS
         if server.labels.keys() == fine | {READY}:

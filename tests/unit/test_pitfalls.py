@@ -35,10 +35,10 @@ def test_a_reader_never_gets_a_partial_profile(tmp_path):
     host = Host(tmp_path)
     versions = [b"{}" * 8, b'{"a": 1}' * 8000]
     host.write_file("/d", "a.json", versions[0])
-    done, contents = threading.Event(), set()
+    result, contents = threading.Event(), set()
 
     def read():
-        while not done.is_set():
+        while not result.is_set():
             contents.add((tmp_path / "d/a.json").read_bytes())
 
     reader = threading.Thread(target=read)
@@ -47,7 +47,7 @@ def test_a_reader_never_gets_a_partial_profile(tmp_path):
         for number in range(300):
             host.write_file("/d", "a.json", versions[number % 2])
     finally:
-        done.set()
+        result.set()
         reader.join()
     assert contents <= set(versions)
 

@@ -46,7 +46,7 @@ def test_a_repair_fight_is_reported_and_repaired_with_growing_delays(world):
     assert not world.calls_for_pass(WakeReason.KERNEL)
     assert world.sleep() == 1.0
     fight(world, 10.0)
-    fought = [one.location for one in world.report.findings if one.code == "drift_fought"]
+    fought = [item.location for item in world.report.findings if item.code == "drift_fought"]
     assert fought == ["web"]
     assert fight(world, 600.0) < 10 * FIGHT_REPAIRS
     for _ in range(2):
@@ -66,7 +66,7 @@ def test_a_repair_fight_is_not_reported_after_its_end(tmp_path):
         world.run_pass()
     world.sleep()
     world.run_pass()
-    assert [one.code for one in world.report.findings] == ["drift_fought"]
+    assert [item.code for item in world.report.findings] == ["drift_fought"]
     world.sleep()
     assert world.clock.now == began + FIGHT_SECONDS
     world.sink.received.clear()

@@ -167,11 +167,11 @@ def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys
     """
     held = diagnostics.referenced_by_pods("web", ("secret/pod-a", "secret/pod-b", "c/c", "d/d"))
     rows = (row("web", "held", kind="apparmor", reason="in_use", desired=False, findings=(held,)),)
-    found = Report(profiles=rows, profile_sets=(), kind_support={})
+    result = Report(profiles=rows, profile_sets=(), kind_support={})
     store = status_store(Metrics("1"))
-    store.on_report(found, 1.0, passed=True)
-    before = replace(found, profiles=(row("web", kind="apparmor"),))
-    notes = [one.note for one in events.transitions(before, found)]
+    store.on_report(result, 1.0, passed=True)
+    before = replace(result, profiles=(row("web", kind="apparmor"),))
+    notes = [item.note for item in events.transitions(before, result)]
     public = [
         b"".join(store.status()).decode(),
         store.json().decode(),
@@ -186,10 +186,10 @@ def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys
         True,
     ]
     logs.configure("json", "info")
-    logs.log(found)
+    logs.log(result)
     private = [
-        table.table(found, width=80),
-        json_report.document(found, exit_status=0),
+        table.table(result, width=80),
+        json_report.document(result, exit_status=0),
         capsys.readouterr().err,
     ]
     assert ["Pods: secret/pod-a, secret/pod-b, c/c, ..." in text for text in private] == [True] * 3
@@ -328,15 +328,15 @@ def test_the_log_has_a_line_for_each_change_and_finding_and_a_summary(capsys):
     """The log contains one JSON object for each change and each finding, and a summary."""
     logs.configure("json", "debug")
     logs.log(REPORT)
-    found = lines(capsys)
-    assert [(line["event"], line["level"]) for line in found] == [
+    result = lines(capsys)
+    assert [(line["event"], line["level"]) for line in result] == [
         ("profile_installed", "info"),
         ("profile_problem", "error"),
         ("kind_not_enabled", "warning"),
         ("profile_problem", "error"),
         ("pass_finished", "info"),
     ]
-    assert found[1]["code"] == "parser_rejected"
+    assert result[1]["code"] == "parser_rejected"
 
 
 @pytest.mark.usefixtures("root")

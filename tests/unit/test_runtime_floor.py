@@ -124,12 +124,12 @@ def test_an_ignored_name_in_an_allow_list_refers_to_the_floor():
     refers to the floor.
     """
     tree = allowing("read", "fchmodat2", "mseal")
-    warnings = [one for one in check(tree)[1] if one.code == "syscall_ignored"]
-    assert [one.message for one in warnings] == [
+    warnings = [item for item in check(tree)[1] if item.code == "syscall_ignored"]
+    assert [item.message for item in warnings] == [
         "libseccomp 2.5.4 does not know fchmodat2, mseal, and runtimes with it ignore these names."
     ]
     assert "--runtime-floor libseccomp=2.5.6" in warnings[0].hint
-    codes = {one.code for one in check(tree, "libseccomp=2.5.6")[1]}
+    codes = {item.code for item in check(tree, "libseccomp=2.5.6")[1]}
     assert "syscall_ignored" not in codes
 
 
@@ -139,7 +139,7 @@ def test_the_hint_about_a_newer_variant_refers_to_the_floor():
     """
     tree = denying("fchmodat")
     hints = {
-        floor: [one.hint for one in check(tree, floor)[1] if one.code == "newer_call_allowed"]
+        floor: [item.hint for item in check(tree, floor)[1] if item.code == "newer_call_allowed"]
         for floor in ("", "libseccomp=2.5.5")
     }
     assert "--runtime-floor libseccomp=2.5.5" in hints[""][0]

@@ -62,14 +62,14 @@ def check(tree, *, machine="x86_64", form="oci", kernel="6.1", **options):
 def errors(tree, **options):
     body, findings = check(tree, **options)
     assert body == b""
-    assert {one.severity for one in findings} == {"error"}
+    assert {item.severity for item in findings} == {"error"}
     return findings
 
 
 def codes(tree, **options):
     body, findings = check(tree, **options)
     assert body, findings
-    return {one.code for one in findings}
+    return {item.code for item in findings}
 
 
 ENOSYS = {"action": "SCMP_ACT_ERRNO", "errnoRet": 38}
@@ -157,7 +157,7 @@ def test_a_condition_on_the_kernel_is_resolved_for_the_node(form, kernel, count)
     body, findings = check(tree, form=form, kernel=kernel)
     assert len(json.loads(body)["syscalls"]) == count
     assert "includes" not in body.decode()
-    assert "expanded_for_kernel" in {one.code for one in findings}
+    assert "expanded_for_kernel" in {item.code for item in findings}
 
 
 def test_an_excluded_kernel_is_resolved_too():
@@ -173,7 +173,7 @@ def test_names_of_error_numbers_are_rewritten():
     body, findings = check(profile(swapon, defaultErrno="ENOSYS"))
     assert json.loads(body)["defaultErrnoRet"] == 38
     assert json.loads(body)["syscalls"][1]["errnoRet"] == 95
-    assert "errno_rewritten" in {one.code for one in findings}
+    assert "errno_rewritten" in {item.code for item in findings}
 
 
 @pytest.mark.parametrize("key", ["$schema", "_comment", "//", "description", "Comment", "#"])
@@ -182,7 +182,7 @@ def test_comment_keys_are_removed_with_one_notice(key):
     tree = profile(rule("personality", args=[(0, "EQ", 8)]) | {key: "why"})
     tree["syscalls"][1]["args"][0][key] = "why"
     body, findings = check(tree | {key: "why"})
-    notices = [one for one in findings if one.code == "comments_removed"]
+    notices = [item for item in findings if item.code == "comments_removed"]
     assert (bool(body), len(notices), b"why" in body) == (True, 1, False)
 
 
@@ -191,7 +191,7 @@ def test_a_disabled_or_misspelt_field_is_not_a_comment(key):
     """A disabled or misspelt field is rejected and does not count as a comment, because the author
     may have meant the field.
     """
-    assert [one.code for one in errors(profile() | {key: []})] == ["unknown_field"]
+    assert [item.code for item in errors(profile() | {key: []})] == ["unknown_field"]
 
 
 def test_a_comment_next_to_a_condition_on_a_socket_is_removed():
@@ -201,7 +201,7 @@ def test_a_comment_next_to_a_condition_on_a_socket_is_removed():
     tree = profile(rule("socket", args=[(0, "EQ", 1)])) | {"$schema": "x", "_comment": "y"}
     tree["syscalls"][1]["args"][0]["comment"] = "AF_UNIX"
     body, findings = check(tree)
-    notices = {one.code for one in findings if one.severity == "notice"}
+    notices = {item.code for item in findings if item.severity == "notice"}
     assert notices == {"comments_removed", "rule_added"}
     assert json.loads(body)["syscalls"][2] == rule("socket", args=[(0, "EQ", 1)])
 
@@ -297,7 +297,7 @@ def test_a_condition_that_32_bit_programs_could_evade_is_completed(more, errno, 
     """
     body, findings = check(profile(rule(call, args=[(0, "EQ", 1)]), **more))
     assert json.loads(body)["syscalls"][0] == rule(through, action="SCMP_ACT_ERRNO", errnoRet=errno)
-    (notice,) = [one for one in findings if one.code == "rule_added"]
+    (notice,) = [item for item in findings if item.code == "rule_added"]
     assert f"the condition on {call} for calls through {through}(2)" in notice.message
     assert check(body)[0] == body
 
@@ -314,7 +314,7 @@ def test_a_condition_that_native_programs_evade_is_rejected(more, machine):
     library may need socketcall.
     """
     tree = profile(rule("socket", args=[(0, "EQ", 1)]), **more)
-    assert {one.code for one in errors(tree, machine=machine)} == {"fails_open"}
+    assert {item.code for item in errors(tree, machine=machine)} == {"fails_open"}
 
 
 def test_no_rule_is_added_where_the_author_allows_the_multiplexing_call():
@@ -376,8 +376,8 @@ def test_start_warnings_follow_the_measured_lists(missing, code):
     container.
     """
     allowed = rule(*(name for name in USUAL if name not in missing))
-    found = codes(profile() | {"syscalls": [allowed, rule("clone3", **ENOSYS)]})
-    assert {one for one in found if one.startswith("start_")} == ({code} if code else set())
+    result = codes(profile() | {"syscalls": [allowed, rule("clone3", **ENOSYS)]})
+    assert {item for item in result if item.startswith("start_")} == ({code} if code else set())
 
 
 @pytest.mark.parametrize(
@@ -413,8 +413,8 @@ def test_a_denied_call_that_a_runtime_needs_causes_a_warning(name, code):
     """A denied call that a runtime needs causes a warning, even if the default action
     allows calls.
     """
-    found = {one for one in codes(denying(name)) if one.startswith("start_")}
-    assert found == ({code} if code else set())
+    result = {item for item in codes(denying(name)) if item.startswith("start_")}
+    assert result == ({code} if code else set())
 
 
 def without_clone(*rules):
@@ -439,8 +439,8 @@ def test_a_profile_is_compared_with_the_default_of_containerd(rules, names):
     profile denies for the same arguments.
     """
     _, findings = check(without_clone(*rules))
-    messages = [one.message for one in findings if one.code == "dangerous_syscalls"]
-    assert [one.partition(": ")[2] for one in messages] == ([f"{names}."] if names else [])
+    messages = [item.message for item in findings if item.code == "dangerous_syscalls"]
+    assert [item.partition(": ")[2] for item in messages] == ([f"{names}."] if names else [])
 
 
 @pytest.mark.parametrize(
@@ -468,5 +468,5 @@ def test_the_flags_of_clone_are_another_argument_on_s390x(flags):
     tree = profile(rule("clone", args=[(0, "MASKED_EQ", flags)]), architectures=None)
     tree["syscalls"][0] = rule(*(name for name in USUAL if name != "clone"))
     _, findings = check(tree, machine="s390x")
-    messages = [one.message for one in findings if one.code == "condition_surprising"]
-    assert ["second argument" in one for one in messages] == [True]
+    messages = [item.message for item in findings if item.code == "condition_surprising"]
+    assert ["second argument" in item for item in messages] == [True]

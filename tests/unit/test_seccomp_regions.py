@@ -31,15 +31,15 @@ def are_met(one, word):
 
 
 def random_conditions(draw, count):
-    found = []
+    result = []
     for _ in range(count):
         op = draw.choice(OPERATORS)
         value = draw.randrange(SMALL)
         value_two = draw.randrange(SMALL)
         if op == "MASKED_EQ" and draw.random() < 0.8:
             value_two &= value
-        found.append(condition(op, value, value_two, draw.choice((0, 0, 1))))
-    return found
+        result.append(condition(op, value, value_two, draw.choice((0, 0, 1))))
+    return result
 
 
 def fulfilling(conditions):
@@ -47,7 +47,7 @@ def fulfilling(conditions):
     return {
         pair
         for pair in itertools.product(range(SMALL), repeat=2)
-        if all(are_met(one, pair[one.index]) for one in conditions)
+        if all(are_met(item, pair[item.index]) for item in conditions)
     }
 
 
@@ -58,11 +58,11 @@ def test_conditions_are_compatible_exactly_if_some_arguments_meet_them(seed):
     """
     draw = random.Random(seed)  # noqa: S311 - the same every time
     conditions = random_conditions(draw, draw.randint(1, 5))
-    found = regions.example(conditions, SMALL - 1)
+    result = regions.example(conditions, SMALL - 1)
     expected = fulfilling(conditions)
-    assert (found is not None) == bool(expected)
-    if found is not None:
-        assert (found.get(0, 0), found.get(1, 0)) in expected
+    assert (result is not None) == bool(expected)
+    if result is not None:
+        assert (result.get(0, 0), result.get(1, 0)) in expected
 
 
 @pytest.mark.parametrize("seed", range(300))

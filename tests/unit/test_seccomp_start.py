@@ -30,9 +30,9 @@ def warning(allowed, floor=""):
     )
     body, findings = backend.check(json.dumps(tree).encode())
     assert body, findings
-    found = [one for one in findings if one.code.startswith("start_")]
-    assert len(found) <= 1
-    return (found[0].code, found[0].message, found[0].hint) if found else None
+    result = [one for one in findings if one.code.startswith("start_")]
+    assert len(result) <= 1
+    return (result[0].code, result[0].message, result[0].hint) if result else None
 
 
 def test_a_profile_with_every_needed_call_has_no_warning():
@@ -70,9 +70,9 @@ def test_a_call_that_a_runtime_replaces_is_not_needed_alone(missing, needed):
     """A runtime can replace openat2 by other calls. A profile without openat2 has a warning only if
     these other calls are missing.
     """
-    found = warning((EVERY | PROGRAM) - missing)
-    assert (found is None) == (needed is None)
-    assert needed is None or needed in found[1]
+    result = warning((EVERY | PROGRAM) - missing)
+    assert (result is None) == (needed is None)
+    assert needed is None or needed in result[1]
 
 
 def test_a_profile_that_only_suits_no_new_privs_is_limited():

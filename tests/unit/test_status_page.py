@@ -267,7 +267,7 @@ def test_the_page_is_one_file_without_a_script():
     assert {tag for tag, _ in tags}.isdisjoint({"script", "link", "img", "iframe", "form", "base"})
     names = {name for _, attributes in tags for name in attributes}
     assert {name for name in names if name.startswith("on") or name in ("src", "style")} == set()
-    links = [one["href"] for tag, one in tags if tag == "a"]
+    links = [item["href"] for tag, item in tags if tag == "a"]
     assert {link for link in links if link[0] != "#"} == {"metrics", "report.json"}
     assert "url(" not in STYLE
     assert "@import" not in STYLE
@@ -281,12 +281,12 @@ def test_a_screen_reader_can_read_the_page():
     names = [tag for tag, _ in tags]
     assert ("html", {"lang": "en"}) in tags
     assert "<title>profile-loader on node-1</title>" in page(view())
-    assert [one for one in names if re.fullmatch("h[1-6]", one)] == ["h1", *["h2"] * 5]
+    assert [item for item in names if re.fullmatch("h[1-6]", item)] == ["h1", *["h2"] * 5]
     assert names.count("main") == 1
     assert names.count("caption") == names.count("table") == 5
-    assert {one.get("scope") for tag, one in tags if tag == "th"} == {"row", "col"}
-    roles = {tag: {one.get("role") for name, one in tags if name == tag} for tag in set(names)}
-    assert {tag: found for tag, found in roles.items() if found != {None}} == {
+    assert {item.get("scope") for tag, item in tags if tag == "th"} == {"row", "col"}
+    roles = {tag: {item.get("role") for name, item in tags if name == tag} for tag in set(names)}
+    assert {tag: result for tag, result in roles.items() if result != {None}} == {
         "table": {"table"},
         "thead": {"rowgroup"},
         "tbody": {"rowgroup"},
@@ -294,7 +294,7 @@ def test_a_screen_reader_can_read_the_page():
         "th": {"columnheader", "rowheader"},
         "td": {"cell"},
     }
-    viewport = next(one for tag, one in tags if one.get("name") == "viewport")
+    viewport = next(item for tag, item in tags if item.get("name") == "viewport")
     # This text may be larger than the other texts.
     assert viewport["content"] == "width=device-width,initial-scale=1"
 
@@ -342,13 +342,13 @@ def test_the_size_of_the_page_is_limited_and_failures_precede_other_rows():
     finding = Finding(
         code=FindingCode.NOT_JSON, location="b.json", message="<" * 400, hint="&" * 400
     )
-    rows = [row(f"good-{one}-{'&' * 150}.json") for one in range(10_000)]
-    rows += [row(f"bad-{one}.json", "rejected", findings=(finding,) * 20) for one in range(500)]
+    rows = [row(f"good-{item}-{'&' * 150}.json") for item in range(10_000)]
+    rows += [row(f"bad-{item}.json", "rejected", findings=(finding,) * 20) for item in range(500)]
     sets = tuple(
-        ProfileSetStatus(profile_set=f"{one}{'<' * 200}", state="read", keys=1)
-        for one in range(10_000)
+        ProfileSetStatus(profile_set=f"{item}{'<' * 200}", state="read", keys=1)
+        for item in range(10_000)
     )
-    labels = {f"{one}.example.org/{'&' * 60}": "installed" for one in range(10_000)}
+    labels = {f"{item}.example.org/{'&' * 60}": "installed" for item in range(10_000)}
     report = Report(profiles=tuple(rows), profile_sets=sets, kind_support={})
     text = page(view(report=report, labels=labels))
     assert 3_000_000 < len(text.encode()) < MAX_BYTES < 4 << 20
@@ -359,6 +359,6 @@ def test_the_size_of_the_page_is_limited_and_failures_precede_other_rows():
 
 def test_a_page_with_3000_profiles_is_complete():
     """The page contains all rows of 3,000 profiles with ordinary names."""
-    rows = tuple(row(f"profiles/audit-{one}.json", reason="unchanged") for one in range(3000))
+    rows = tuple(row(f"profiles/audit-{item}.json", reason="unchanged") for item in range(3000))
     text = page(view(report=Report(profiles=rows, profile_sets=(), kind_support={})))
     assert ("profiles/audit-2999.json" in text, "not shown here" in text) == (True, False)

@@ -101,14 +101,14 @@ def calls() -> dict[str, list[ast.Call]]:
         for alias in node.names
         if alias.asname is not None
     }
-    found: dict[str, list[ast.Call]] = defaultdict(list)
+    result: dict[str, list[ast.Call]] = defaultdict(list)
     for _, call in nodes(ast.Call):
         name = called_name(call.func)
-        found[aliases.get(name, name)].append(call)
+        result[aliases.get(name, name)].append(call)
         if name == "partial":
             rest = ast.Call(func=call.args[0], args=call.args[1:], keywords=call.keywords)
-            found[called_name(call.args[0])].append(rest)
-    return found
+            result[called_name(call.args[0])].append(rest)
+    return result
 
 
 def passes(call: ast.Call, parameter: Parameter) -> bool:

@@ -75,10 +75,10 @@ def test_each_path_of_the_release_workflow_exists():
 @pytest.mark.parametrize("command", commands(RELEASE.read_text()))
 def test_each_step_is_valid_shell(command):
     """The shell can parse each command of the release workflow."""
-    done = subprocess.run(
+    result = subprocess.run(
         ["bash", "-n"], input=command, text=True, capture_output=True, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_the_commands_of_the_user_workflow_have_known_options():
@@ -155,6 +155,6 @@ def test_the_release_notes_are_the_section_of_the_version(tmp_path, version, sta
     shutil.copy(SCRIPT, tmp_path / SCRIPT)
     (tmp_path / "CHANGELOG.md").write_text(CHANGELOG)
     command = ["sh", str(tmp_path / SCRIPT), version]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (status, output)
-    assert bool(done.stderr) == bool(status)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (status, output)
+    assert bool(result.stderr) == bool(status)

@@ -71,11 +71,11 @@ def compiled(text):
     aa_calc_profile_hash).
     """
     begin = time.monotonic()
-    done = subprocess.run(
+    result = subprocess.run(
         ["/sbin/apparmor_parser", "-QKS"], input=text.encode(), capture_output=True, check=True
     )
     seconds = time.monotonic() - begin
-    content = hashlib.sha1(done.stdout[12:]).hexdigest()  # noqa: S324 - the hash of Linux 6.1
+    content = hashlib.sha1(result.stdout[12:]).hexdigest()  # noqa: S324 - the hash of Linux 6.1
     return [content, seconds]
 
 
@@ -148,13 +148,13 @@ def serve(agent, line):
             case "compile":
                 line.send(compiled=[compiled(text) for text in asked["texts"]])
             case "remove":
-                status, said = parser(asked["text"], "-R")
-                line.send(removed=[status, said])
+                status, output = parser(asked["text"], "-R")
+                line.send(removed=[status, output])
             case "restart":  # The profile is removed before the new agent process starts.
                 agent.kill()
-                status, said = parser(asked["text"], "-R")
+                status, output = parser(asked["text"], "-R")
                 agent.start()
-                line.send(restarted=[status, said])
+                line.send(restarted=[status, output])
             case "end":
                 line.send(ended=True)
                 return

@@ -51,7 +51,9 @@ class Daemon:
         self.more, self.environ = more, {**environ, "PYTHONFAULTHANDLER": "1"}
 
     def __enter__(self):
-        grace = [] if any("--removal-grace" in one for one in self.more) else ["--removal-grace=1s"]
+        grace = (
+            [] if any("--removal-grace" in item for item in self.more) else ["--removal-grace=1s"]
+        )
         command = [
             sys.executable, "-m", "agent", f"--source=dir:{SOURCE}", f"--state-dir={STATE}",
             f"--seccomp-dir={SECCOMP}", "--log-format=json", f"--http-address={HTTP}",
@@ -117,7 +119,7 @@ def ready():
 def print_distribution(name, seconds):
     """Print the distribution of some measured durations."""
     ordered = sorted(seconds)
-    ms = [round(one * 1000) for one in ordered]
+    ms = [round(item * 1000) for item in ordered]
     print(
         json.dumps(
             {
@@ -160,8 +162,8 @@ def outside_changes_are_repaired_within_a_second():
         for what, change in outside.items():
             seconds = []
             for name in names:
-                status, said = change(name)
-                assert status == 0, said
+                status, output = change(name)
+                assert status == 0, output
                 seconds.append(until(partial(is_restored, what, name, good[name]), 30, what))
                 assert content(name) == good[name]
             print_distribution(f"repair after {what}", seconds)
@@ -173,10 +175,10 @@ def a_deleted_or_changed_seccomp_file_is_restored_within_seconds():
     """If another program deletes or changes a seccomp file, the daemon restores its content."""
     files = [SECCOMP / f"s{number}.json" for number in range(REPAIRS)]
     source()
-    for one in files:
-        (SOURCE / one.name).write_text('{"defaultAction": "SCMP_ACT_LOG"}')
+    for item in files:
+        (SOURCE / item.name).write_text('{"defaultAction": "SCMP_ACT_LOG"}')
     with Daemon():
-        until(lambda: ready() and all(one.exists() for one in files), 120, "the first pass")
+        until(lambda: ready() and all(item.exists() for item in files), 120, "the first pass")
         good = files[0].read_bytes()
         outside = {
             "deleted": Path.unlink,
@@ -308,11 +310,11 @@ def a_second_daemon_does_not_start():
     source(web=plain("web"))
     with Daemon() as first:
         until(lambda: ready() and "web" in loaded())
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "agent", f"--source=dir:{SOURCE}", f"--state-dir={STATE}"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
-        assert (done.returncode, "another agent" in done.stderr) == (4, True), done
+        assert (result.returncode, "another agent" in result.stderr) == (4, True), result
         assert first.process.poll() is None
 
 

@@ -68,9 +68,9 @@ def an_unused_profile_is_removed_at_once():
     )
     for evidence in (single, many):
         begin = time.monotonic()
-        done = removed(evidence)
+        result = removed(evidence)
         print(json.dumps({"note": f"removal: {1000 * (time.monotonic() - begin):.0f} ms"}))
-        assert done == Removed(), done
+        assert result == Removed(), result
     assert loaded() == {}
 
 
@@ -82,8 +82,8 @@ def a_profile_with_hats_and_children_is_removed_where_its_disuse_can_be_proven()
         text("many1", "  ^HAT { file, signal, deny /x w, }\n  profile kid { file, deny /yy w, }\n")
     )
     for _ in range(2):
-        done = removed(evidence)
-        assert (done == Removed()) == RELEASES_HATS, done
+        result = removed(evidence)
+        assert (result == Removed()) == RELEASES_HATS, result
     assert RELEASES_HATS or set(evidence) <= loaded().keys()
 
 
@@ -244,8 +244,8 @@ def a_dropped_hat_is_removed_and_one_with_a_pending_exec_stays():
     installed(text("hatted", "  ^A { file, }\n"), replaceable=["hatted", "hatted//A"])
     with program(PENDING, "hatted//C") as child:
         require_held(removed(first, ["hatted//C"]), "hatted//C", pids={child.pid})
-    done = removed(first, ["hatted//B", "hatted//C"])
-    assert (done == Removed()) == RELEASES_HATS, done
+    result = removed(first, ["hatted//B", "hatted//C"])
+    assert (result == Removed()) == RELEASES_HATS, result
     assert {"hatted", "hatted//A"} <= set(loaded())
 
 
@@ -262,8 +262,8 @@ def an_open_file_of_a_confined_process_causes_no_wrong_removal():
 
         kept = ctypes.CDLL(None).syscall(438, os.pidfd_open(child.pid), int(child.first_line), 0)
         assert kept > 0
-    done = removed(evidence)
-    assert isinstance(done, StillInUse), done
+    result = removed(evidence)
+    assert isinstance(result, StillInUse), result
     os.close(kept)
     until_removed(evidence)
 
@@ -345,10 +345,10 @@ def disuse_is_not_proven_without_raw_data():
     execs.
     """
     evidence = installed(text("bare"))
-    done = removed(evidence)
-    assert (done == Removed()) == SHOWS_PENDING_EXEC, done
+    result = removed(evidence)
+    assert (result == Removed()) == SHOWS_PENDING_EXEC, result
     if not SHOWS_PENDING_EXEC:
-        assert isinstance(done.uses["bare"], UnknownUse), done
+        assert isinstance(result.uses["bare"], UnknownUse), result
         assert "bare" in loaded()
 
 

@@ -201,12 +201,12 @@ def a_repair_does_not_wait_for_a_hanging_parser():
 
 def hanging():
     """Return the PIDs of hanging parsers."""
-    found = []
-    for one in Path("/proc").glob("[0-9]*/cmdline"):
+    result = []
+    for item in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if one.read_bytes() == b"sleep\x00600\x00":
-                found.append(int(one.parent.name))
-    return found
+            if item.read_bytes() == b"sleep\x00600\x00":
+                result.append(int(item.parent.name))
+    return result
 
 
 def a_jump_of_the_clock_does_not_affect_the_daemon():
@@ -316,9 +316,9 @@ def a_process_stays_confined_through_upgrades_and_downgrades():
     shutil.rmtree(other, ignore_errors=True)
     libraries = Path(os.environ["PYTHONPATH"])
     other.mkdir()
-    for one in libraries.iterdir():
-        if one.name != "agent" and not one.name.startswith("profile_loader-"):
-            (other / one.name).symlink_to(one)
+    for item in libraries.iterdir():
+        if item.name != "agent" and not item.name.startswith("profile_loader-"):
+            (other / item.name).symlink_to(item)
     shutil.copytree(libraries / "agent", other / "agent")
     about = other / "profile_loader-99.0.0.dist-info"
     about.mkdir()

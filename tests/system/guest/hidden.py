@@ -38,13 +38,13 @@ def family_text(name, rule=""):
 
 def actions(report):
     """Return the action and the reason for each profile, by name."""
-    return {one["name"]: (one["action"], one["why"]) for one in report["profiles"]}
+    return {item["name"]: (item["action"], item["why"]) for item in report["profiles"]}
 
 
 def codes(report):
     """Return the codes of all findings, including the findings about the node."""
-    found = [finding["code"] for finding in report["problems"]]
-    return found + [one["code"] for row in report["profiles"] for one in row["problems"]]
+    result = [finding["code"] for finding in report["problems"]]
+    return result + [item["code"] for row in report["profiles"] for item in row["problems"]]
 
 
 def load_the_same_bytes(name):
@@ -198,8 +198,8 @@ def the_status_command_changes_no_file(shows):
     record = STATE / "objects.jsonl"
     line = {"loading": {"web": []}, "revision": int(revision()) - 1}
     record.write_text(record.read_text() + json.dumps(line) + "\n")
-    report, said = agent(command="status", mode="list")
-    assert "effect" not in said, said
+    report, output = agent(command="status", mode="list")
+    assert "effect" not in output, output
     assert codes(report).count(CODE) == (shows == "nothing"), codes(report)
     assert rows(report) == {"web": ("installed", "installed")}, rows(report)
     load = parser(plain("web"), "-R")[0], load_the_same_bytes("web")

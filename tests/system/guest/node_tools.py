@@ -47,13 +47,13 @@ def revision():
 
 def parser(text, *arguments):
     """Run the host's apparmor_parser on a text, as an administrator would."""
-    done = subprocess.run(
+    result = subprocess.run(
         ["/sbin/apparmor_parser", "-K", *arguments],
         input=text.encode(),
         capture_output=True,
         check=False,
     )
-    return done.returncode, done.stderr.decode("utf-8", "replace")
+    return result.returncode, result.stderr.decode("utf-8", "replace")
 
 
 def content(name):
@@ -79,16 +79,16 @@ class Confined:
         self.name, self.thread, self.hat = name, thread, hat
 
     def __enter__(self):
-        ready, told = os.pipe()
+        ready, output = os.pipe()
         wait, go = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
             os.close(go)
             try:
-                self.child(told, wait)
+                self.child(output, wait)
             finally:
                 os._exit(0)
-        os.close(told)
+        os.close(output)
         os.close(wait)
         self.go = go
         answer = os.read(ready, 200)
@@ -143,25 +143,27 @@ def agent(*arguments, mode="", status=0, command="run"):
         _, ended = os.waitpid(pid, 0)
         out.seek(0)
         err.seek(0)
-        told, said = out.read().decode(), err.read().decode("utf-8", "replace")
+        told, output = out.read().decode(), err.read().decode("utf-8", "replace")
     if status is not None:
-        assert os.waitstatus_to_exitcode(ended) == status, (ended, told[-3000:], said[-3000:])
-    return (json.loads(told) if told.strip() else {}), said
+        assert os.waitstatus_to_exitcode(ended) == status, (ended, told[-3000:], output[-3000:])
+    return (json.loads(told) if told.strip() else {}), output
 
 
 def rows(report):
     """Return the state and the reason of each row, by profile name. A row without a name has its
     key as the name.
     """
-    return {one["name"] or one["key"]: (one["state"], one["why"]) for one in report["profiles"]}
+    return {
+        item["name"] or item["key"]: (item["state"], item["why"]) for item in report["profiles"]
+    }
 
 
 def codes(report):
     """Return the codes of findings, by key."""
     return {
-        one["key"]: [finding["code"] for finding in one["problems"]]
-        for one in report["profiles"]
-        if one["problems"]
+        item["key"]: [finding["code"] for finding in item["problems"]]
+        for item in report["profiles"]
+        if item["problems"]
     }
 
 

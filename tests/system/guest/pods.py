@@ -78,10 +78,10 @@ class Container:
 
     def run(self):
         """Run the container until it ends, and return its exit status and its output."""
-        done = subprocess.run(
+        result = subprocess.run(
             self.command, capture_output=True, text=True, timeout=3000, check=False
         )
-        return done.returncode, done.stdout, done.stderr
+        return result.returncode, result.stdout, result.stderr
 
     def __enter__(self):
         self.log = self.folder / "log"
@@ -148,8 +148,8 @@ def clean():
 
 def audited():
     """Return the last denials by seccomp and AppArmor in the kernel log."""
-    done = subprocess.run(["busybox", "dmesg"], capture_output=True, text=True, check=False)
-    lines = [line for line in done.stdout.splitlines() if "audit" in line]
+    result = subprocess.run(["busybox", "dmesg"], capture_output=True, text=True, check=False)
+    lines = [line for line in result.stdout.splitlines() if "audit" in line]
     return "\n".join(lines[-5:])
 
 
@@ -164,7 +164,7 @@ FILTER = re.compile(r"(seccomp\(SECCOMP_SET_MODE|prctl\(PR_SET_SECCOMP, SECCOMP_
 
 def calls():
     """Return the calls of the agent, and the calls of runc after it loaded the filter."""
-    found = set()
+    result = set()
     for path in CALLS.iterdir():
         if "/bin/profile-loader" not in path.read_text(errors="replace"):
             continue
@@ -182,9 +182,9 @@ def calls():
                 if FILTER.match(text) and "NULL" not in text:
                     inside.add(pid)
                 elif pid in inside:
-                    found.add(name[1])
+                    result.add(name[1])
                     made = re.search(r" = (\d+)$", text)
                     if name[1] in ("clone", "clone3", "vfork", "fork") and made:
                         children.add(made[1])
                         inside.add(made[1])
-    return sorted(found)
+    return sorted(result)

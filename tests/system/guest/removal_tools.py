@@ -38,11 +38,11 @@ def installed(source_text, replaceable=()):
     """Install a key, and return the evidence of the installed profiles."""
     agent_kind = kind()
     blob = SourceKey(profile_set="dir test", key="key", content=source_text.encode())
-    (found,) = inspected(agent_kind, blob)
-    assert isinstance(found, Profile), found
-    done = install(agent_kind, found, replaceable)
-    assert isinstance(done, Installed), done
-    return done.evidence
+    (actual,) = inspected(agent_kind, blob)
+    assert isinstance(actual, Profile), actual
+    result = install(agent_kind, actual, replaceable)
+    assert isinstance(result, Installed), result
+    return result.evidence
 
 
 def removed(evidence, names=None):
@@ -53,8 +53,8 @@ def removed(evidence, names=None):
 def until_removed(evidence, seconds=30.0):
     """Repeat the removal until all profiles are removed."""
     limit = pace.Limit(seconds)
-    while (done := removed(evidence)) != Removed():
-        assert not limit.expired(), (done, str(limit))
+    while (result := removed(evidence)) != Removed():
+        assert not limit.expired(), (result, str(limit))
     assert not loaded().keys() & evidence.keys(), loaded()
 
 
@@ -90,9 +90,9 @@ def attack(code, *arguments, label="chain"):
     with program(code, *(arguments or ("current",)), label=label):
         for _ in range(CHAINS):
             time.sleep(moments.random() / 20)
-            done = removed(evidence)
-            assert isinstance(done, StillInUse), (done, seed)
-            answers.append(type(done.uses["chain"]).__name__)
+            result = removed(evidence)
+            assert isinstance(result, StillInUse), (result, seed)
+            answers.append(type(result.uses["chain"]).__name__)
             assert "chain" in loaded()
             assert not unconfined.exists()
     counted = {name: answers.count(name) for name in sorted(set(answers))}
@@ -112,7 +112,7 @@ def pending_exec_is_held_and_the_profile_is_removed(name):
         report, _ = agent()
         why = "in_use" if SHOWS_PENDING_EXEC else "use_unknown"
         assert rows(report)[name][0] == "held", (why, rows(report))
-        codes = [one["code"] for one in report["profiles"] for one in one["problems"]]
+        codes = [item["code"] for item in report["profiles"] for item in item["problems"]]
         assert why in codes, report
         with daemon.Daemon("--resync=3s"):
             daemon.until(lambda: daemon.ready() and daemon.metric(PASSES) >= 3, 120)

@@ -53,9 +53,9 @@ def one_pass_installs_the_shipped_profiles_and_they_confine(bundle):
     """
     shutil.copytree(SHIPPED, SOURCE, dirs_exist_ok=True)
     begin = time.monotonic()
-    status, told, said = Container(f"{bundle}-oneshot").run()
+    status, told, output = Container(f"{bundle}-oneshot").run()
     note(f"{bundle}: one pass takes {time.monotonic() - begin:.1f} s")
-    assert status == 0, (status, told, said)
+    assert status == 0, (status, told, output)
     assert json.loads(told)["support"]["apparmor"]["sandboxed"] is True, told
     states = {one["name"]: one["state"] for one in json.loads(told)["profiles"]}
     assert set(states.values()) == {"installed"}, states
@@ -71,10 +71,10 @@ def one_pass_installs_the_shipped_profiles_and_they_confine(bundle):
 
     free = Container("base-oneshot", lambda config: shell(config, confined=False)).run()
     assert free[:2] == (0, "unconfined\nSeccomp:\t0\nwritten\nchanged\n"), free
-    status, told, said = Container("base-oneshot", lambda one: shell(one, confined=True)).run()
-    assert told == "k8s-apparmor-example-deny-write (enforce)\nSeccomp:\t2\n", (told, said)
-    assert "touch: cannot touch '/tmp/x': Permission denied" in said, said
-    assert "chmod: changing permissions of '/dev/shm': Operation not permitted" in said, said
+    status, told, output = Container("base-oneshot", lambda one: shell(one, confined=True)).run()
+    assert told == "k8s-apparmor-example-deny-write (enforce)\nSeccomp:\t2\n", (told, output)
+    assert "touch: cannot touch '/tmp/x': Permission denied" in output, output
+    assert "chmod: changing permissions of '/dev/shm': Operation not permitted" in output, output
 
 
 def strictly(config):
@@ -145,11 +145,11 @@ def the_init_container_installs_the_agents_own_profile():
     """On a new node, the init container installs the seccomp file of the agent before the agent
     starts.
     """
-    status, told, said = Container("own-seccomp-init").run()
-    assert status == 0, (told, said)
+    status, told, output = Container("own-seccomp-init").run()
+    assert status == 0, (told, output)
     installed = json.loads((SECCOMP / "profile-loader/agent.json").read_text())
-    wanted = json.loads(Path("own/agent.json").read_text())
-    assert installed["defaultAction"] == wanted["defaultAction"]
+    expected = json.loads(Path("own/agent.json").read_text())
+    assert installed["defaultAction"] == expected["defaultAction"]
 
 
 def the_shipped_pod_labels_its_node():
@@ -222,8 +222,8 @@ def install_before():
     loaded.
     """
     source(BEFORE)
-    status, told, said = Container("base-oneshot").run()
-    assert status == 0, (told, said)
+    status, told, output = Container("base-oneshot").run()
+    assert status == 0, (told, output)
 
 
 def keep_state():
@@ -252,21 +252,21 @@ def without(bundle):
     prepare_row()
     first = content("changed")
     with Confined("used"):
-        status, told, said = Container(bundle).run()
+        status, told, output = Container(bundle).run()
         node = sorted(policy())
         node += ["changed: replaced"] * (content("changed") != first)
-        node += sorted(one.name for one in SECCOMP.glob("*.json"))
-    found = {"status": status, "node": node, "rows": {}}
+        node += sorted(item.name for item in SECCOMP.glob("*.json"))
+    result = {"status": status, "node": node, "rows": {}}
     try:
         report = json.loads(told)
     except ValueError:
-        return {**found, "problems": [], "said": (told + said)[-600:]}
-    for one in report["profiles"]:
-        codes = {p["code"] for p in one["problems"] if p["severity"] == "error"}
-        words = [one["state"], *sorted(codes)]
-        found["rows"][one["name"] or one["key"]] = " ".join(words)
-    found["problems"] = sorted({one["code"] for one in report["problems"]})
-    return found
+        return {**result, "problems": [], "said": (told + output)[-600:]}
+    for item in report["profiles"]:
+        codes = {p["code"] for p in item["problems"] if p["severity"] == "error"}
+        words = [item["state"], *sorted(codes)]
+        result["rows"][item["name"] or item["key"]] = " ".join(words)
+    result["problems"] = sorted({item["code"] for item in report["problems"]})
+    return result
 
 
 # --- everything ----------------------------------------------------------------------------------
@@ -287,9 +287,9 @@ def main():
     """Run all scenarios or only the named scenarios. Then run passes that each lack one right."""
     node()
     CALLS.mkdir()
-    wanted = sys.argv[1:]
+    expected = sys.argv[1:]
     for name, scenario in SCENARIOS.items():
-        if wanted and name not in wanted:
+        if expected and name not in expected:
             continue
         begin, error = time.monotonic(), None
         try:
@@ -301,19 +301,19 @@ def main():
         print(json.dumps({"scenario": name, "error": error, "seconds": seconds}), flush=True)
     if TRACE:
         print(json.dumps({"calls": calls()}), flush=True)
-    bundles = sorted(one.stem for one in BUNDLES.glob("without *.json"))
-    bundles = [one for one in bundles if one in wanted or not wanted]
+    bundles = sorted(item.stem for item in BUNDLES.glob("without *.json"))
+    bundles = [item for item in bundles if item in expected or not expected]
     if bundles:
         clean()
         keep_state()
     for bundle in bundles:
         begin = time.monotonic()
         try:
-            found = without(bundle)
+            result = without(bundle)
         except Exception:  # noqa: BLE001 - told to the test outside
-            found = {"error": traceback.format_exc()}
+            result = {"error": traceback.format_exc()}
         seconds = round(time.monotonic() - begin, 1)
-        print(json.dumps({"without": bundle, "found": found, "seconds": seconds}), flush=True)
+        print(json.dumps({"without": bundle, "found": result, "seconds": seconds}), flush=True)
 
 
 if __name__ == "__main__":

@@ -51,12 +51,14 @@ def shipped_profiles_are_loaded_and_confine():
         "print(open('/proc/thread-self/attr/current').read().strip())\n"
         "try:\n    open('/tmp/denied', 'w')\nexcept PermissionError:\n    print('denied')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
     assert before.returncode == 0
-    assert done.stdout.split("\n")[:2] == [
+    assert result.stdout.split("\n")[:2] == [
         "k8s-apparmor-example-deny-write (enforce)",
         "denied",
-    ], done
+    ], result
     assert all(one["state"] == "installed" for one in report["profiles"]), rows(report)
 
 
@@ -220,10 +222,10 @@ def a_pass_without_changes_has_no_effect():
     (SOURCE / "audit.json").write_text('{"defaultAction": "SCMP_ACT_LOG"}')
     agent()
     before = revision()
-    report, said = agent(mode="list")
+    report, output = agent(mode="list")
     effects = [
         line
-        for line in said.splitlines()
+        for line in output.splitlines()
         if line.startswith("effect ") and not line.endswith(" 'lock'")
     ]
     assert effects == [], effects
@@ -277,8 +279,8 @@ def an_agent_killed_at_any_step_reaches_the_same_state():
         report, _ = agent("--prune=always", mode=f"kill:{step}", status=None)
         killed = not report
         agent("--prune=always")
-        found = _end()
-        assert found == expected, (step, expected, found)
+        result = _end()
+        assert result == expected, (step, expected, result)
         if not killed:
             break
         step += STRIDE

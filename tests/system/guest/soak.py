@@ -92,8 +92,8 @@ class Soak(Model):
         finally:
             self.stop.set()
             watcher.join()
-            for one in self.processes:
-                one.end()
+            for item in self.processes:
+                item.end()
 
     def _start(self):
         self.daemon = Daemon(*OPTIONS).__enter__()
@@ -113,9 +113,9 @@ class Soak(Model):
         if not calm and self.chance.random() < 0.2:
             self.chance.choice([self.restart, self.reboot])()
         for _ in range(self.chance.randint(3, 12)):
-            self.chance.choices([one for one, _ in CHANGES], [weight for _, weight in CHANGES])[0](
-                self
-            )
+            self.chance.choices([item for item, _ in CHANGES], [weight for _, weight in CHANGES])[
+                0
+            ](self)
         if self.away:
             self._back()
         self._mark()
@@ -130,12 +130,14 @@ class Soak(Model):
         if self.away:
             return
         version = self.keys[name]
-        said = text(name, version) if isinstance(version, int) else f"profile {name} {{ nonsense\n"
+        output = (
+            text(name, version) if isinstance(version, int) else f"profile {name} {{ nonsense\n"
+        )
         path = SOURCE / f"{name}.profile"
         if self.chance.random() < 0.3:
-            path.write_text(said)  # The test changes the file in place, as some editors do.
+            path.write_text(output)  # The test changes the file in place, as some editors do.
             return
-        (SOURCE / ".new").write_text(said)
+        (SOURCE / ".new").write_text(output)
         (SOURCE / ".new").rename(path)
 
     def _new(self, name):
@@ -168,7 +170,7 @@ class Soak(Model):
 
     def withdraw(self):
         """Remove a key."""
-        name = self._free([one for one in self.keys if one != MARK])
+        name = self._free([item for item in self.keys if item != MARK])
         if name is None:
             return
         del self.keys[name]
@@ -179,7 +181,7 @@ class Soak(Model):
         self.record(f"{name} is withdrawn")
 
     def _may_go(self, name):
-        if not any(one.name == name and one.confined() for one in self.processes):
+        if not any(item.name == name and item.confined() for item in self.processes):
             self.could.setdefault(name, {None}).add(None)
 
     def vanish(self):
@@ -199,8 +201,8 @@ class Soak(Model):
         new.mkdir()
         self.away = False
         for name, version in self.keys.items():
-            said = text(name, version) if isinstance(version, int) else "profile { nonsense\n"
-            (new / f"{name}.profile").write_text(said)
+            output = text(name, version) if isinstance(version, int) else "profile { nonsense\n"
+            (new / f"{name}.profile").write_text(output)
         new.rename(SOURCE)
         self.record("the source is created again")
 
@@ -209,10 +211,10 @@ class Soak(Model):
         now = time.monotonic()
         name = self._free(
             [
-                one
-                for one in sorted(self.steady - self.foreign.keys())
-                if None not in self.could.get(one, {None})
-                and len([at for at in self.edits.get(one, ()) if now - at < FIGHT_SECONDS])
+                item
+                for item in sorted(self.steady - self.foreign.keys())
+                if None not in self.could.get(item, {None})
+                and len([at for at in self.edits.get(item, ()) if now - at < FIGHT_SECONDS])
                 < FIGHT_EDITS
             ]
         )
@@ -222,17 +224,17 @@ class Soak(Model):
         self.touched.add(name)
         how = self.chance.choice(["remove", "replace", "complain"])
         if how == "remove":
-            for one in self.processes:
-                one.lose(name)
+            for item in self.processes:
+                item.lose(name)
             with (SECURITY / ".remove").open("wb", buffering=0) as file:
                 file.write(name.encode())
         else:
             flags = ["-C", "-r"] if how == "complain" else ["-r"]
-            status, said = parser(
+            status, output = parser(
                 f"profile {name} {{\n  file,\n  signal,\n  deny /etc/x r,\n}}\n", *flags
             )
             if status:
-                raise Broken(said)
+                raise Broken(output)
         self.record(f"another program changes {name}: {how}")
 
     def intrude(self):
@@ -248,9 +250,9 @@ class Soak(Model):
         name = self._free(names)
         if name is None or len(self.foreign) > 2:
             return
-        status, said = parser(f"profile {name} {{\n  file,\n  deny /etc/y r,\n}}\n", "-a")
+        status, output = parser(f"profile {name} {{\n  file,\n  deny /etc/y r,\n}}\n", "-a")
         if status:
-            raise Broken(said)
+            raise Broken(output)
         self.foreign[name] = hashed(name)
         self.touched.add(name)
         self.record(f"a foreign profile {name}")
@@ -281,8 +283,8 @@ class Soak(Model):
     def reboot(self):
         """Simulate a reboot: no processes, no loaded profiles, a new boot ID and the same disk."""
         self.daemon.stop(signal.SIGKILL)
-        for one in self.processes:
-            one.end()
+        for item in self.processes:
+            item.end()
         self.processes.clear()
         for name in sorted(loaded(), key=len):
             with contextlib.suppress(OSError), (SECURITY / ".remove").open("wb", 0) as file:
@@ -322,21 +324,21 @@ class Soak(Model):
         except AssertionError as error:
             raise Broken(f"batch {self.batches}: {wrong}\n{error}") from error
         self._removals()
-        found = self.versions()
+        result = self.versions()
         self.steady = set(self.keys)
-        used = {one.name for one in self.processes if one.confined()}
+        used = {item.name for item in self.processes if item.confined()}
         for name in self.could:
             if name in self.foreign:
                 self.could[name] = {None}
             elif name in self.keys or name not in used:
-                self.could[name] = found.get(name, {None})
+                self.could[name] = result.get(name, {None})
 
     def _removals(self):
         """Check in the log that no profile was removed while it was desired or in use."""
-        said = LOG.read_bytes()
-        start = self.read if self.read <= len(said) else 0  # Each daemon writes its own log.
-        self.read = len(said)
-        for line in said[start:].splitlines():
+        output = LOG.read_bytes()
+        start = self.read if self.read <= len(output) else 0  # Each daemon writes its own log.
+        self.read = len(output)
+        for line in output[start:].splitlines():
             if b'"profile_removed"' not in line:
                 continue
             name = json.loads(line)["name"]
@@ -346,19 +348,19 @@ class Soak(Model):
     def _watch(self):
         """Check continuously that only this test, and never the agent, unconfines processes."""
         while not self.stop.wait(0.02):
-            for one in list(self.processes):
-                label = one.label()
-                if label and one.wrong(label):
-                    self.unconfined.append((self.batches, one.pid, one.name, label))
+            for item in list(self.processes):
+                label = item.label()
+                if label and item.wrong(label):
+                    self.unconfined.append((self.batches, item.pid, item.name, label))
 
     def counted(self):
         """Return the number of changes, and the growth of the last daemon process."""
         pid = self.daemon.process.pid
-        own = [one for of, one in self.samples if of == pid][WARM:]
+        own = [item for of, item in self.samples if of == pid][WARM:]
         size = max(1, len(own) // 4)
         parts = own[:size], own[-size:]
         growth = {
-            what: [statistics.median(one[what] for one in part) if part else 0 for part in parts]
+            what: [statistics.median(item[what] for item in part) if part else 0 for part in parts]
             for what in ("rss", "threads", "fds")
         }
         return {"changes": self.changes, "batches": self.batches, "settled": len(own), **growth}

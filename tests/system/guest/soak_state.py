@@ -34,19 +34,19 @@ def evidence(name, version):
     """Return the hashes that the kernel may show for a version."""
     command = ["/sbin/apparmor_parser", "-QKS"]
     source = text(name, version).encode()
-    done = subprocess.run(command, input=source, capture_output=True, check=True)
-    (profile,) = compiled_policy.read(done.stdout)
+    result = subprocess.run(command, input=source, capture_output=True, check=True)
+    (profile,) = compiled_policy.read(result.stdout)
     return {token.rpartition(":")[2] for token in profile.evidence if token.startswith("own:")}
 
 
 def hashes():
     """Return the kernel's hash of each loaded profile. Profiles may change during the read."""
-    found = {}
+    result = {}
     for place in (SECURITY / "policy/profiles").iterdir():
         with contextlib.suppress(OSError, StopIteration):
             hash_ = next(place.glob("sha*")).read_text().strip()
-            found[(place / "name").read_text().strip()] = hash_
-    return found
+            result[(place / "name").read_text().strip()] = hash_
+    return result
 
 
 def hashed(name):
@@ -122,13 +122,13 @@ class Model:
         """Return the loaded version of each profile, or {None} for a version that another program
         loaded.
         """
-        found = {}
+        result = {}
         for name, hash_ in hashes().items():
             if name not in self.foreign:
                 may = {*self.could.get(name, ()), self.keys.get(name)}
-                known = [one for one in may if isinstance(one, int)]
-                found[name] = {one for one in known if hash_ in evidence(name, one)} or {None}
-        return found
+                known = [item for item in may if isinstance(item, int)]
+                result[name] = {item for item in known if hash_ in evidence(name, item)} or {None}
+        return result
 
     def difference(self):
         """Return the differences from the model. The agent may still remove a difference."""
@@ -136,12 +136,12 @@ class Model:
         for name, hash_ in self.foreign.items():
             if name not in modes or hashed(name) != hash_:
                 raise Broken(f"the foreign profile {name} was touched")
-        found = self.versions()
-        used = {one.name for one in self.processes if one.confined()}
+        result = self.versions()
+        used = {item.name for item in self.processes if item.confined()}
         # A process that lost its confinement still has a reference to the removed profile.
-        held = {one.name for one in self.processes if not one.ended}
-        for name in {*self.could, *self.keys, *found} - self.foreign.keys():
-            seen = found.get(name, {None}) if name in modes else {None}
+        held = {item.name for item in self.processes if not item.ended}
+        for name in {*self.could, *self.keys, *result} - self.foreign.keys():
+            seen = result.get(name, {None}) if name in modes else {None}
             desired = self.keys.get(name)
             if isinstance(desired, int):
                 may = {desired}
@@ -164,11 +164,11 @@ class Model:
 
     def _metrics_difference(self):
         good = "broken" not in self.keys.values() and not self.keys.keys() & self.foreign.keys()
-        lost = [one for one in self.processes if one.lost]
+        lost = [item for item in self.processes if item.lost]
         counted = metric("profile_loader_confinement_lost_processes")
         if (metric("profile_loader_converged") == 1) != (good and not counted):
             return f"converged is {metric('profile_loader_converged')}, lost are {counted}"
-        known = len([one for one in lost if one.known])
+        known = len([item for item in lost if item.known])
         if not known <= counted <= len(lost):
             return f"{counted} lost confinement, and not {known} to {len(lost)}"
         return ""

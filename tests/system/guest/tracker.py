@@ -54,11 +54,11 @@ def tracker():
 
 def pids(made):
     """Return the reported PIDs by profile name."""
-    found = {}
+    result = {}
     for finding in made.findings():
         words = finding.message.partition("pid ")[2].partition(".")[0].replace(",", " ").split()
-        found[finding.location] = {int(word) for word in words if word.isdigit()}
-    return found
+        result[finding.location] = {int(word) for word in words if word.isdigit()}
+    return result
 
 
 def unload(name):

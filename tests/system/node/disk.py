@@ -80,9 +80,9 @@ def prepared():
     with kept.locked(CACHE):
         packages = tree()
         folder = CACHE / f"disk-{_key(vm.sha256(packages), vm.sha256(agent), _here(), _kubelet())}"
-        found = Disk(path=folder / "node.img", kernel=folder / "vmlinuz")
+        result = Disk(path=folder / "node.img", kernel=folder / "vmlinuz")
         mark = folder / "node.sha256"
-        if not (mark.exists() and mark.read_text() == vm.sha256(found.path)):
+        if not (mark.exists() and mark.read_text() == vm.sha256(result.path)):
             shutil.rmtree(folder, ignore_errors=True)
             with kept.reporting_progress("node: disk", "2 to 5 minutes"), _scratch() as scratch:
                 _make(scratch, packages, agent)
@@ -90,7 +90,7 @@ def prepared():
         os.utime(folder)
         for old in sorted(CACHE.glob("disk-*"), key=lambda one: -one.stat().st_mtime)[KEPT:]:
             shutil.rmtree(old)
-        return found
+        return result
 
 
 def tree():
@@ -126,8 +126,10 @@ def _unpack(folder, root):
     command = ["apt-get", "-q", "-y", "--no-install-recommends", "--download-only", "install"]
     for option in options:
         command += ["-o", option]
-    done = subprocess.run([*command, *PACKAGES, *NOT], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"apt-get: {done.stdout[-2000:]}{done.stderr[-2000:]}"
+    result = subprocess.run(
+        [*command, *PACKAGES, *NOT], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, f"apt-get: {result.stdout[-2000:]}{result.stderr[-2000:]}"
     for name in ("bin", "sbin", "lib", "lib64"):
         (root / "usr" / name).mkdir(parents=True)
         (root / name).symlink_to(f"usr/{name}")
@@ -211,13 +213,13 @@ def _import(root):
     """
     (root / "images/config.toml").write_text(CONFIG)
     script = IMPORT.format(root=shlex.quote(str(root)))
-    done = subprocess.run(
+    result = subprocess.run(
         ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private",
          "bash", "-c", script],
         capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
         timeout=IMPORT_SECONDS,
     )  # fmt: skip
-    assert done.returncode == 0, f"{done.stdout[-3000:]}{done.stderr[-3000:]}"
+    assert result.returncode == 0, f"{result.stdout[-3000:]}{result.stderr[-3000:]}"
 
 
 def _kubelet():
@@ -226,13 +228,13 @@ def _kubelet():
 
 def _here():
     """Return one digest for the files that this package copies to the disk."""
-    found = [
+    result = [
         (str(path.relative_to(ROOT)), path.stat().st_mode, vm.sha256(path))
         for path in sorted(ROOT.rglob("*"))
         if path.is_file()
     ]
     sources = [UNIT, Path(__file__), Path(images.__file__), *sorted(images.ECHO_SOURCE.iterdir())]
-    return _key(found, *(vm.sha256(path) for path in sources))
+    return _key(result, *(vm.sha256(path) for path in sources))
 
 
 @contextlib.contextmanager

@@ -44,13 +44,13 @@ def pack(path, name, files, config):
             else:
                 entry.mode, entry.size = 0o755, len(content)
                 tar.addfile(entry, io.BytesIO(content))
-    told = {
+    output = {
         "architecture": "amd64",
         "os": "linux",
         "config": {"Env": ["PATH=/bin"], **config},
         "rootfs": {"type": "layers", "diff_ids": [_digest(layer.getvalue())]},
     }
-    image = json.dumps(told).encode()
+    image = json.dumps(output).encode()
     manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
     with tarfile.open(path, "w") as tar:
         _add(tar, "config.json", image)
@@ -64,9 +64,9 @@ def upgrade(archive, path, name):
     containerd finds the layers by their digests, because the original image was already imported.
     """
     with tarfile.open(archive) as source:
-        (told,) = json.load(source.extractfile("manifest.json"))
-        config = json.load(source.extractfile(told["Config"]))
-        sizes = [source.getmember(layer).size for layer in told["Layers"]]
+        (output,) = json.load(source.extractfile("manifest.json"))
+        config = json.load(source.extractfile(output["Config"]))
+        sizes = [source.getmember(layer).size for layer in output["Layers"]]
     config["config"].setdefault("Labels", {})["upgrade"] = "2"
     content = json.dumps(config).encode()
     kind = "application/vnd.oci.image."
@@ -92,9 +92,11 @@ def upgrade(archive, path, name):
 
 def write(folder, busybox):
     """Write the archives of the workload images. `busybox` is the content of the program."""
-    said = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        ["busybox", "--list"], capture_output=True, text=True, check=True
+    ).stdout
     shell = {"bin/busybox": busybox} | {
-        f"bin/{one}": "busybox" for one in said.split() if one != "busybox"
+        f"bin/{item}": "busybox" for item in output.split() if item != "busybox"
     }
     pack(folder / "busybox.tar", BUSYBOX, shell, {"Cmd": ["sh"]})
     pack(folder / "pause.tar", PAUSE, shell, {"Entrypoint": ["/bin/sleep", "2147483647"]})

@@ -91,8 +91,8 @@ class Lab:
         )
 
     def _namespace_ends(self):
-        found = self.get(f"/api/v1/namespaces/{NAMESPACE}")
-        return found is not None and "deletionTimestamp" in found["metadata"]
+        result = self.get(f"/api/v1/namespaces/{NAMESPACE}")
+        return result is not None and "deletionTimestamp" in result["metadata"]
 
     def install(self, path=BASE):
         """Apply manifests, and wait until the DaemonSet's pod has the new template and is ready."""
@@ -117,19 +117,19 @@ class Lab:
 
     def labels(self):
         """Return the agent's labels on the Node."""
-        found = self.get(f"/api/v1/nodes/{NAME}") or {"metadata": {}}
+        result = self.get(f"/api/v1/nodes/{NAME}") or {"metadata": {}}
         return {
             key: value
-            for key, value in found["metadata"].get("labels", {}).items()
+            for key, value in result["metadata"].get("labels", {}).items()
             if key.partition("/")[0].endswith(DOMAIN)
         }
 
     def events(self):
         """Return (reason, note) for each Event of the agent about the Node, oldest first."""
-        found = self.get("/apis/events.k8s.io/v1/namespaces/default/events") or {"items": []}
+        result = self.get("/apis/events.k8s.io/v1/namespaces/default/events") or {"items": []}
         ours = [
             one
-            for one in found["items"]
+            for one in result["items"]
             if one["regarding"].get("kind") == "Node"
             and one.get("reportingController") == "profile-loader.io/agent"
         ]
@@ -165,8 +165,8 @@ class Lab:
         """Wait until a pod is ready, and return it."""
 
         def ready():
-            found = self.pod(name, namespace)
-            return found if found and is_ready(found) else None
+            result = self.pod(name, namespace)
+            return result if result and is_ready(result) else None
 
         return until(ready, lambda: self._story(name, namespace), seconds)
 
@@ -175,16 +175,16 @@ class Lab:
 
         def waiting():
             for status in (self.pod(name) or {}).get("status", {}).get("containerStatuses", []):
-                found = status["state"].get("waiting", {})
-                if found.get("reason") == reason:
-                    return found.get("message", "")
+                result = status["state"].get("waiting", {})
+                if result.get("reason") == reason:
+                    return result.get("message", "")
             return None
 
         return until(waiting, lambda: self._story(name, "default"), seconds)
 
     def _story(self, name, namespace):
-        found = self.kubectl("-n", namespace, "describe", "pod", name, check=False)
-        return f"{namespace}/{name}\n{found.stdout[-3000:]}{found.stderr}"
+        result = self.kubectl("-n", namespace, "describe", "pod", name, check=False)
+        return f"{namespace}/{name}\n{result.stdout[-3000:]}{result.stderr}"
 
     def delete(self, *names, wait=True):
         """Delete pods. With `wait`, return after the pods have disappeared."""
@@ -209,12 +209,12 @@ class Lab:
 
         def ready():
             path = f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets/profile-loader"
-            found = self.get(path)
-            status = (found or {}).get("status", {})
+            result = self.get(path)
+            status = (result or {}).get("status", {})
             pods = self.agents()
             if (
-                found
-                and status.get("observedGeneration") == found["metadata"]["generation"]
+                result
+                and status.get("observedGeneration") == result["metadata"]["generation"]
                 and status.get("updatedNumberScheduled") == status.get("numberReady") == 1
                 and len(pods) == 1
                 and is_ready(pods[0])
@@ -227,7 +227,7 @@ class Lab:
 
     def _agents_story(self):
         return "\n".join(
-            self._story(one["metadata"]["name"], NAMESPACE) for one in self.agents()
+            self._story(item["metadata"]["name"], NAMESPACE) for item in self.agents()
         ) or self.kubectl("-n", NAMESPACE, "describe", "daemonset", "profile-loader")
 
     def metrics(self):
@@ -235,7 +235,9 @@ class Lab:
         address = self.until_agent()["status"]["podIP"]
         page = self.node.run(f"busybox wget -q -O - http://{address}:9808/metrics")
         lines = [line for line in page.splitlines() if line and not line.startswith("#")]
-        return {series: float(value) for series, _, value in (one.rpartition(" ") for one in lines)}
+        return {
+            series: float(value) for series, _, value in (item.rpartition(" ") for item in lines)
+        }
 
     # --- after a failure --------------------------------------------------------------------------
 
@@ -252,8 +254,8 @@ class Lab:
             "events": ("get", "events", "-A", "--sort-by=.metadata.creationTimestamp"),
             "configmaps.yaml": ("-n", NAMESPACE, "get", "configmaps", "-o", "yaml"),
         }.items():
-            done = self.kubectl(*words, check=False)
-            (folder / name).write_text(done.stdout + done.stderr)
+            result = self.kubectl(*words, check=False)
+            (folder / name).write_text(result.stdout + result.stderr)
         for name in self.cluster.running:
             (folder / f"{name}.log").write_text(self.cluster.log(name))
         if self.node is not None and self.node.machine is not None:
@@ -280,5 +282,5 @@ class Lab:
 def is_ready(pod):
     """Return whether a pod is ready and is not being deleted."""
     conditions = pod.get("status", {}).get("conditions", [])
-    statuses = {one["type"]: one["status"] for one in conditions}
+    statuses = {item["type"]: item["status"] for item in conditions}
     return statuses.get("Ready") == "True" and "deletionTimestamp" not in pod["metadata"]

@@ -130,10 +130,10 @@ class Node:
 
         def ready():
             self.machine.check()
-            found = self.cluster.get(f"/api/v1/nodes/{NAME}") or {}
-            taints = [one["key"] for one in found.get("spec", {}).get("taints", [])]
-            conditions = found.get("status", {}).get("conditions", [])
-            statuses = {one["type"]: one["status"] for one in conditions}
+            result = self.cluster.get(f"/api/v1/nodes/{NAME}") or {}
+            taints = [item["key"] for item in result.get("spec", {}).get("taints", [])]
+            conditions = result.get("status", {}).get("conditions", [])
+            statuses = {item["type"]: item["status"] for item in conditions}
             return statuses.get("Ready") == "True" and "node.kubernetes.io/not-ready" not in taints
 
         until(ready, lambda: self.run("tail -n 20 /var/log/kubelet.log"), READY_SECONDS)
@@ -165,8 +165,8 @@ class Node:
 
     def pid(self, pod, *, namespace="default"):
         """Return the PID on the node of the first process in the first container of a pod."""
-        found = self.cluster.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")
-        container = found["status"]["containerStatuses"][0]["containerID"].partition("://")[2]
+        result = self.cluster.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")
+        container = result["status"]["containerStatuses"][0]["containerID"].partition("://")[2]
         text = self.run(f"ctr -n k8s.io tasks ls | grep ^{container}")
         return int(text.split()[1])
 

@@ -28,7 +28,7 @@ def test_no_pod_loses_confinement_whatever_happens_to_the_agent(lab, node):
             "-n", NAMESPACE, "set", "image", "daemonset/profile-loader", f"agent={disk.UPGRADE}"
         )
         after = lab.until_agent(other_than=before["metadata"]["uid"])
-        ids = {one["status"]["containerStatuses"][0]["imageID"] for one in (before, after)}
+        ids = {item["status"]["containerStatuses"][0]["imageID"] for item in (before, after)}
         assert len(ids) == 2
 
         node.run(f"kill -9 {node.pid(after['metadata']['name'], namespace=NAMESPACE)}")
@@ -110,9 +110,9 @@ def test_the_agents_token_can_only_label_its_own_node(lab, node):
     }
     before = lab.get(f"/api/v1/nodes/{NAME}")["metadata"]["labels"]
     for what, words in refused.items():
-        done = lab.kubectl(*words, user="thief", check=False)
-        assert done.returncode == 1, what
-        assert "forbidden" in done.stderr.lower(), f"{what}: {done.stderr}"
+        result = lab.kubectl(*words, user="thief", check=False)
+        assert result.returncode == 1, what
+        assert "forbidden" in result.stderr.lower(), f"{what}: {result.stderr}"
     assert lab.get(f"/api/v1/nodes/{NAME}")["metadata"]["labels"] == before
     allowed = patched(NAME, {"metadata": {"labels": {own: "installed"}}})
     lab.kubectl(*allowed, user="thief")

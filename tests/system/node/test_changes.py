@@ -111,11 +111,11 @@ def test_a_removed_profile_stays_until_its_pod_is_gone(lab, node):
         lab.delete("user")
     assert set(seen) - {f"{user} ended"} == {f"{user} pl-goes (enforce)"}
     assert seen[f"{user} pl-goes (enforce)"] >= MIN_OBSERVATIONS
-    gone = time.monotonic()
+    start = time.monotonic()
     until(lambda: not node.loaded("pl-goes"), "it goes")
     print(
         f"\na removal: label removed after {unlabelled:.1f} s, held for a pod after {held:.1f} s, "
-        f"profile removed {time.monotonic() - gone:.1f} s after the pod"
+        f"profile removed {time.monotonic() - start:.1f} s after the pod"
     )
     assert node.loaded("pl-stays")
 

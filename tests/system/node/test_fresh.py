@@ -13,7 +13,7 @@ TAINT = "profile-loader.io/startup"
 def tainted(lab):
     """Return whether the Node has the startup taint."""
     taints = lab.get(f"/api/v1/nodes/{NAME}")["spec"].get("taints", [])
-    return any(one["key"] == TAINT for one in taints)
+    return any(item["key"] == TAINT for item in taints)
 
 
 def test_a_new_node_runs_no_ordinary_pod_before_its_profiles_are_installed(lab, tmp_path):
@@ -37,8 +37,8 @@ def test_a_new_node_runs_no_ordinary_pod_before_its_profiles_are_installed(lab, 
         lab.until_running("ordinary")
         assert node.attribute(node.pid("ordinary")) == "pl-fresh (enforce)"
         events = json.loads(lab.kubectl("get", "events", "-o", "json"))["items"]
-        about = [one for one in events if one["involvedObject"]["name"] == "ordinary"]
-        reasons = {one["reason"] for one in about}
+        about = [item for item in events if item["involvedObject"]["name"] == "ordinary"]
+        reasons = {item["reason"] for item in about}
         assert "Failed" not in reasons
         assert not tainted(lab)
     finally:
@@ -65,6 +65,6 @@ def test_a_node_without_apparmor_supports_only_seccomp(lab):
     )
     lab.until_running("needs-seccomp")
     assert "Operation not supported" in node.execute("needs-seccomp", "mkdir /tmp/d")
-    found = lab.pod("needs-apparmor")
-    assert (found["status"]["phase"], found["spec"].get("nodeName")) == ("Pending", None)
+    result = lab.pod("needs-apparmor")
+    assert (result["status"]["phase"], result["spec"].get("nodeName")) == ("Pending", None)
     lab.delete("needs-apparmor", "needs-seccomp", wait=False)

@@ -103,8 +103,8 @@ def until_alerts(prometheus, *expected):
     """Wait until Prometheus has exactly these alerts in these states."""
 
     def alerts():
-        found = [dict(one) for one in prometheus.query("ALERTS")]
-        return {(one["alertname"], one["alertstate"]) for one in found}
+        result = [dict(item) for item in prometheus.query("ALERTS")]
+        return {(item["alertname"], item["alertstate"]) for item in result}
 
     until(lambda: alerts() == set(expected), lambda: f"{expected}, but {alerts()}")
 

@@ -51,7 +51,7 @@ def test_the_pods_of_the_tutorials_behave_as_documented(lab, node):
             # (printk_ratelimit).
             response_of("audit-pod")
             lines = node.run("dmesg | grep type=1326").splitlines()
-            return [one for one in lines if ' comm="http-echo" ' in one]
+            return [item for item in lines if ' comm="http-echo" ' in item]
 
         lines = until(logged, "the calls of audit-pod are in the kernel's log")
         # Only the profile of audit-pod logs system calls (SECCOMP_RET_LOG).
@@ -61,7 +61,7 @@ def test_the_pods_of_the_tutorials_behave_as_documented(lab, node):
             (status,) = lab.pod("violation-pod").get("status", {}).get("containerStatuses") or [
                 {"state": {}}
             ]
-            reasons = {one.get("reason") for one in status["state"].values()}
+            reasons = {item.get("reason") for item in status["state"].values()}
             return status if reasons & NO_START and status.get("restartCount", 0) >= 1 else None
 
         status = until(stopped, "violation-pod fails to start")

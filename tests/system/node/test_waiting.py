@@ -15,7 +15,7 @@ def test_a_pod_waits_for_a_label_and_runs_after_the_installation(lab, node):
 
     def unschedulable():
         conditions = lab.pod("later").get("status", {}).get("conditions", [])
-        return [one["message"] for one in conditions if one.get("reason") == "Unschedulable"]
+        return [item["message"] for item in conditions if item.get("reason") == "Unschedulable"]
 
     (message,) = until(unschedulable, "later is unschedulable")
     assert "didn't match Pod's node affinity/selector" in message
@@ -58,10 +58,12 @@ def test_pods_whose_profile_is_missing_recover_by_themselves(lab, node):
     begin = time.monotonic()
     lab.config_map("lost", {"pl-lost": text("pl-lost", "deny /tmp/** w")})
     lab.config_map("lost-2", {"refusing.json": refusing_mkdir(95)}, seccomp_prefix="lost/")
-    found = {name: lab.until_running(name) for name in before}
+    result = {name: lab.until_running(name) for name in before}
     print(f"\nfailing pods: ready {time.monotonic() - begin:.1f} s after the ConfigMap")
-    assert {name: one["metadata"]["uid"] for name, one in found.items()} == before
-    assert {one["status"]["containerStatuses"][0]["restartCount"] for one in found.values()} == {0}
+    assert {name: item["metadata"]["uid"] for name, item in result.items()} == before
+    assert {item["status"]["containerStatuses"][0]["restartCount"] for item in result.values()} == {
+        0
+    }
     assert node.attribute(node.pid("lost")) == "pl-lost (enforce)"
     assert "Operation not supported" in node.execute("lost-file", "mkdir /tmp/d")
     lab.delete(*before, wait=False)

@@ -40,10 +40,10 @@ class Difference:
         return strictness(self.actual) < min(map(strictness, self.expected))
 
     def __str__(self) -> str:
-        wanted = "|".join(f"{one:#x}" for one in sorted(self.expected))
-        arguments = ",".join(f"{one:#x}" for one in self.arguments)
+        expected = "|".join(f"{item:#x}" for item in sorted(self.expected))
+        arguments = ",".join(f"{item:#x}" for item in self.arguments)
         architecture = self.architecture.removeprefix("SCMP_ARCH_")
-        return f"{architecture} {self.name}({arguments}) -> {self.actual:#x}, not {wanted}"
+        return f"{architecture} {self.name}({arguments}) -> {self.actual:#x}, not {expected}"
 
 
 def strictness(answer: int) -> int:
@@ -55,11 +55,11 @@ def boundary_values(condition: Mapping[str, Any]) -> Iterator[int]:
     """Return values around the point at which a condition changes from false to true."""
     value = condition["value"]
     if condition["op"] == "SCMP_CMP_MASKED_EQ":
-        mask, wanted = value, condition.get("valueTwo", 0)
+        mask, expected = value, condition.get("valueTwo", 0)
         lowest = mask & -mask
         highest = 1 << mask.bit_length() >> 1
-        yield from (wanted, wanted | (_LARGEST & ~mask), wanted ^ lowest, wanted ^ highest)
-        yield from (wanted ^ 1 << 32, wanted ^ 1 << 31)
+        yield from (expected, expected | (_LARGEST & ~mask), expected ^ lowest, expected ^ highest)
+        yield from (expected ^ 1 << 32, expected ^ 1 << 31)
         return
     low = value & 0xFFFFFFFF
     for near in (value - 1, value, value + 1, value - 2**32, value + 2**32, low, value ^ 1 << 63):
@@ -73,8 +73,8 @@ def argument_vectors(
 ) -> list[tuple[int, ...]]:
     """Return combinations of argument values at the boundaries of all conditions."""
     candidates: dict[int, set[int]] = {}
-    for one in conditions:
-        candidates.setdefault(one["index"], {0, _LARGEST}).update(boundary_values(one))
+    for item in conditions:
+        candidates.setdefault(item["index"], {0, _LARGEST}).update(boundary_values(item))
     choices = [sorted(candidates.get(index, {0})) for index in range(6)]
     count = 1
     for values in choices:
@@ -110,12 +110,12 @@ class Questions:
                 yield table[name], name, vectors
         bit = X32_BIT if architecture == "SCMP_ARCH_X32" else 0
         names = numbers(reference.library, architecture)
-        for number in (*(one | bit for one in self.others), *(one + 1 for one in tuple(asked))):
+        for number in (*(item | bit for item in self.others), *(item + 1 for item in tuple(asked))):
             if number not in asked and not (bit == 0 and number >= X32_BIT):
                 yield number, names.get(number, "?"), _ANY
         for name, operations in MULTIPLEXED.items():
             if name in table and table[name] not in asked:
-                yield table[name], name, [(one, 0, 0, 0, 0, 0) for one in (0, *operations)]
+                yield table[name], name, [(item, 0, 0, 0, 0, 0) for item in (0, *operations)]
 
 
 _ANY = [(0,) * 6, (_LARGEST,) * 6]
@@ -149,7 +149,7 @@ def differences(
 
 def _foreign(program: Program, reference: Reference) -> Iterator[Difference]:
     """Return calls of other architectures that the filter does not kill."""
-    handled = {KERNEL_NUMBERS[one] for one in reference.architectures}
+    handled = {KERNEL_NUMBERS[item] for item in reference.architectures}
     for architecture, kernel_number in KERNEL_NUMBERS.items():
         number = 1
         if architecture == "SCMP_ARCH_X32":

@@ -68,7 +68,7 @@ ERROR_NUMBERS = (1, 22, 38)
 
 def profile(draw: random.Random, machine: str = "x86_64") -> dict[str, Any]:
     """Return one profile. The agent rejects many of the generated profiles."""
-    architectures = [one for one in MACHINES[machine] if draw.random() < 0.6]
+    architectures = [item for item in MACHINES[machine] if draw.random() < 0.6]
     draw.shuffle(architectures)
     default = draw.choice(DEFAULTS)
     main_action = draw.choice(PERMITTING if default not in PERMITTING else DENYING)

@@ -101,8 +101,8 @@ def installed() -> Library:
 @functools.cache
 def every() -> tuple[Library, ...]:
     """Return the installed libseccomp and all other versions that could be downloaded."""
-    found = {library.version: library for library in (installed(), *map(load, _fetched()))}
-    return tuple(found[version] for version in sorted(found, key=_sort_key))
+    result = {library.version: library for library in (installed(), *map(load, _fetched()))}
+    return tuple(result[version] for version in sorted(result, key=_sort_key))
 
 
 def _sort_key(version: str) -> tuple[int, ...]:
@@ -124,8 +124,8 @@ def _is_whole() -> bool:
     """Return whether the cache contains every library with the recorded checksum."""
     return CHECKSUMS.exists() and all(
         (FOLDER / path).exists()
-        and hashlib.sha256((FOLDER / path).read_bytes()).hexdigest() == wanted
-        for wanted, path in _checksums()
+        and hashlib.sha256((FOLDER / path).read_bytes()).hexdigest() == expected
+        for expected, path in _checksums()
     )
 
 

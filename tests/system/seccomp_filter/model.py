@@ -49,7 +49,7 @@ class Model(Reference):
         call = self._calls.get((architecture, name))
         if call is None:
             call = self._calls[architecture, name] = self._meaning.call(architecture, name)
-        return {_number(one) for one in call.answers(arguments)}
+        return {_number(item) for item in call.answers(arguments)}
 
 
 def _number(answer: Answer) -> int:

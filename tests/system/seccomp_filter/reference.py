@@ -64,15 +64,15 @@ def numbers(library: Library, architecture: str) -> dict[int, str]:
     """Return the names of all system calls of an architecture, by number."""
     bit = X32_BIT if architecture == "SCMP_ARCH_X32" else 0
     token = library.token(architecture)
-    found = {}
+    result = {}
     candidates = [number | bit for number in range(_HIGHEST_NUMBER)]
     if architecture == "SCMP_ARCH_ARM":
         candidates += _ARM_PRIVATE
     for number in candidates:
         name = library.name(number, token)
         if name:
-            found[number] = name
-    return found
+            result[number] = name
+    return result
 
 
 @functools.cache
@@ -83,15 +83,15 @@ def numbers_by_name(library: Library, architecture: str) -> dict[str, int]:
 
 def predicate(condition: Mapping[str, Any]) -> Callable[[int], bool]:
     """Return the test of a condition, as a function of the argument's value."""
-    wanted, masked = condition["value"], condition.get("valueTwo", 0)
+    expected, masked = condition["value"], condition.get("valueTwo", 0)
     predicates: dict[str, Callable[[int], bool]] = {
-        "SCMP_CMP_NE": lambda value: value != wanted,
-        "SCMP_CMP_LT": lambda value: value < wanted,
-        "SCMP_CMP_LE": lambda value: value <= wanted,
-        "SCMP_CMP_EQ": lambda value: value == wanted,
-        "SCMP_CMP_GE": lambda value: value >= wanted,
-        "SCMP_CMP_GT": lambda value: value > wanted,
-        "SCMP_CMP_MASKED_EQ": lambda value: value & wanted == masked,
+        "SCMP_CMP_NE": lambda value: value != expected,
+        "SCMP_CMP_LT": lambda value: value < expected,
+        "SCMP_CMP_LE": lambda value: value <= expected,
+        "SCMP_CMP_EQ": lambda value: value == expected,
+        "SCMP_CMP_GE": lambda value: value >= expected,
+        "SCMP_CMP_GT": lambda value: value > expected,
+        "SCMP_CMP_MASKED_EQ": lambda value: value & expected == masked,
     }
     return predicates[condition["op"]]
 
@@ -107,16 +107,16 @@ class Reference:
         self.library = library
         self.default = default_value(profile)
         listed = tuple(profile.get("architectures") or ())
-        self.architectures = (native, *(one for one in listed if one != native))
+        self.architectures = (native, *(item for item in listed if item != native))
         self.newest: dict[str, int] = {}
         if runtime is not Runtime.CRUN and profile["defaultAction"] not in PERMISSIVE:
             for newest in newest_calls(library, profile, native, runtime).values():
                 self.newest.update(newest)
         self.rules: dict[str, list[Rule]] = {}
-        self.tables = {one: numbers(library, one) for one in self.architectures}
+        self.tables = {item: numbers(library, item) for item in self.architectures}
         for name, action, conditions in effective_rules(profile):
             if library.resolves(name) != -1:
-                tests = [(one["index"], predicate(one)) for one in conditions]
+                tests = [(item["index"], predicate(item)) for item in conditions]
                 self.rules.setdefault(name, []).append((action, tests))
 
     def answers(self, architecture: str, number: int, arguments: Sequence[int]) -> Collection[int]:

@@ -102,11 +102,11 @@ def effective_rules(profile: Profile) -> Iterator[tuple[str, int, Sequence[Mappi
         if action == default:
             continue
         conditions = rule.get("args") or []
-        indices = [one["index"] for one in conditions]
+        indices = [item["index"] for item in conditions]
         split = len(set(indices)) < len(indices)
         for name in rule["names"]:
             if split:
-                yield from ((name, action, [one]) for one in conditions)
+                yield from ((name, action, [item]) for item in conditions)
             else:
                 yield name, action, conditions
 
@@ -215,9 +215,9 @@ def newest_calls(
     architectures = list(profile.get("architectures") or [])
     if runtime is Runtime.RUNC_1_2 and native not in architectures:
         architectures.append(native)
-    found: dict[int, dict[str, int]] = {}
+    result: dict[int, dict[str, int]] = {}
     for architecture in architectures:
-        by_architecture = found.setdefault(KERNEL_NUMBERS[architecture], {})
+        by_architecture = result.setdefault(KERNEL_NUMBERS[architecture], {})
         largest = max(
             (
                 library.number(name, architecture)
@@ -228,7 +228,7 @@ def newest_calls(
         )
         if largest > 0:
             by_architecture[architecture] = largest
-    return found
+    return result
 
 
 def enosys_stub(

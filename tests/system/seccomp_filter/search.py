@@ -123,10 +123,10 @@ def _worst(found: Iterable[Difference]) -> Difference | None:
     difference.
     """
     first = None
-    for one in found:
-        if one.fails_open:
-            return one
-        first = first or one
+    for item in found:
+        if item.fails_open:
+            return item
+        first = first or item
     return first
 
 
@@ -155,11 +155,11 @@ def compare_all(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Ver
     """Judge (body, seed) pairs in a child process. After each crash, start another child
     process.
     """
-    done = 0
-    while done < len(bodies):
-        for verdict in _judged_by_child(bodies[done:], machine):
+    result = 0
+    while result < len(bodies):
+        for verdict in _judged_by_child(bodies[result:], machine):
             yield verdict
-            done += 1
+            result += 1
 
 
 def _judged_by_child(bodies: Sequence[tuple[str, str]], machine: str) -> Iterator[Verdict]:
@@ -231,8 +231,8 @@ def search(count: int, seed: int, machine: str, *, rejected: bool) -> Result:
             if body:
                 accepted.append((body.decode(), f"{seed}/{index}/calls"))
                 continue
-            found = {reason(one) for one in findings if one.severity == "error"}
-            key = found.pop() if len(found) == 1 else "several reasons"
+            actual = {reason(item) for item in findings if item.severity == "error"}
+            key = actual.pop() if len(actual) == 1 else "several reasons"
             result.rejected[key] += 1
             if rejected and key != "several reasons" and (form := written(content, machine)):
                 refused.append((form, f"{seed}/{index}/calls"))
@@ -273,7 +273,7 @@ def main() -> int:
     libraries.every()
     begin = time.monotonic()
     result = search(options.count, options.seed, options.machine, rejected=options.rejected)
-    versions = ", ".join(one.version for one in libraries.every())
+    versions = ", ".join(item.version for item in libraries.every())
     print(f"libseccomp {versions}; {time.monotonic() - begin:.0f} s")
     report(result, options.show)
     return 1 if result.wrong else 0
