@@ -161,7 +161,7 @@ class ApiServer:
         return answer
 
     def snapshot(self):
-        """Return a copy of the Node. Raises StatusError if it does not exist."""
+        """Return a copy of the Node. Raises StatusError if the Node does not exist."""
         if self.node is None:
             raise StatusError(404, "NotFound", "not found")
         return copy.deepcopy(self.node)

@@ -47,7 +47,9 @@ class IdleError(Exception):
 
 
 class ScriptedQueue:
-    """A WakeQueue for tests. A wait on it advances the clock, or ends the wait of the test."""
+    """A WakeQueue for tests. A wait on the queue advances the clock, or ends the wait of
+    the test.
+    """
 
     def __init__(self, clock):
         self.clock = clock

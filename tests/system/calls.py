@@ -59,7 +59,7 @@ RARE = (
     *("clock_gettime", "clock_getres", "gettimeofday", "time", "getcpu", "sched_getaffinity"),
     # The agent uses these calls to pause, for example until the kernel has freed an old policy.
     *("nanosleep", "clock_nanosleep"),
-    # These calls manage memory. Whether they occur depends on the free memory.
+    # These calls manage memory. The amount of free memory determines whether these calls occur.
     *("brk", "mmap", "mprotect", "mremap", "munmap", "madvise"),
     # The sandbox of the parser needs these calls. The kernel of the recording may not support the
     # sandbox.

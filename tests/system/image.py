@@ -25,7 +25,8 @@ CACHE = kept.CACHE / "image"
 RECIPE = 3  # This version is part of every cache key. Increase the version when the build changes.
 SUITE = "trixie"
 VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"]
-REVISION = "0123456789abcdef0123456789abcdef01234567"  # `profile-loader --version` prints it.
+# `profile-loader --version` prints this revision.
+REVISION = "0123456789abcdef0123456789abcdef01234567"
 # The name of the image in the documents and in manifests/base.
 NAME = f"docker.io/library/profile-loader:{VERSION}"
 INPUTS = (

@@ -66,7 +66,7 @@ COMPLAIN_EXTRA = [
 EXPECTED = {
     **{f"apparmor.d/{name}": {"complain_mode"} for name in COMPLAIN},
     **{f"extra-profiles/{name}": {"complain_mode"} for name in COMPLAIN_EXTRA},
-    # This file contains English text. A source would ignore it because of its name, README.
+    # This file contains English text. A source would ignore the file because of the name README.
     "extra-profiles/README": {"parser_rejected"},
     # The following profiles start a shell, a mailer or a script without a profile (ux, Ux, PUx).
     "apparmor.d/usr.bin.totem": {"unconfined_exec", "rule_not_enforced"},

@@ -588,8 +588,8 @@ def connections(daemon, number):
 
 
 def test_with_64_descriptors_the_daemon_survives_many_connections(daemon):
-    """If idle connections use all free descriptors, the daemon still restores files. Later it
-    serves HTTP requests again.
+    """If idle connections use all free descriptors, the daemon still restores files. Later, the
+    daemon serves HTTP requests again.
     """
     daemon.start(limits={resource.RLIMIT_NOFILE: 64})
     wait_until_converged(daemon, a=1)

@@ -30,7 +30,7 @@ def cluster(request):
 
 @pytest.fixture
 def folder(cluster, tmp_path):
-    """A copy of the manifests. After the test, its applied objects are deleted."""
+    """A copy of the manifests. After the test, the applied objects are deleted."""
     shutil.copytree(ROOT, tmp_path / "manifests")
     yield tmp_path / "manifests"
     cluster.kubectl(

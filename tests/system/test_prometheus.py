@@ -180,7 +180,7 @@ class Prometheus:
         return {tuple(sorted(item["metric"].items())): float(item["value"][1]) for item in series}
 
     def until(self, expression, expected):
-        """Repeat a query until its result has these values."""
+        """Repeat a query until the result has these values."""
 
         def is_expected():
             assert self.process.poll() is None, self.log_text()

@@ -1,7 +1,7 @@
 """Checks one key of 1 MiB whose check could take much time or memory.
 
-`python -m tests.unit.hostile NAME` runs a check. As JSON, it prints the number of findings, the CPU
-time in seconds and the additional memory in MiB.
+`python -m tests.unit.hostile NAME` runs a check. The command prints the number of findings, the CPU
+time in seconds and the additional memory in MiB as JSON.
 """
 
 import json

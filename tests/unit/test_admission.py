@@ -251,8 +251,8 @@ class OneSet:
 
 
 def test_a_rejected_profile_is_inspected_again_when_the_limits_permit_it(tmp_path):
-    """A key over the limit is inspected again when the limits permit it. Until then, its last good
-    version stays.
+    """A key over the limit is inspected again when the limits permit it. Until the limits permit
+    the key, the last good version of the key stays.
     """
     (tmp_path / "state").mkdir()
     kind, source = RecordingKind(), OneSet()

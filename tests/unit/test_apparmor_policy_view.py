@@ -283,8 +283,8 @@ def test_a_profile_that_changes_while_it_is_read_is_read_again(kernel, script):
 
 
 class ReleasingKernel(Kernel):
-    """A fake kernel that releases removed raw data after some seconds. A pause advances its
-    clock.
+    """A fake kernel that releases removed raw data after some seconds. A pause advances the clock
+    of the kernel.
     """
 
     def __init__(self, root, after):

@@ -51,7 +51,7 @@ def stat(tid, state, start=7):
 
 
 def bury(root, pid, state):
-    """Let the leader of a process end. The kernel still shows its label."""
+    """Let the leader of a process end. The kernel still shows the label of the leader."""
     write(root, f"/proc/{pid}/task/{pid}/stat", stat(pid, state))
 
 

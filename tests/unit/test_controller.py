@@ -169,7 +169,7 @@ def test_a_requested_full_pass_runs_once_even_if_its_wake_reason_is_lost(world):
 
 
 def test_a_failure_is_retried_with_growing_delays(world):
-    """The delays between retries of a failure grow. After a success, they begin again."""
+    """The delays between retries of a failure grow. After a success, the delays begin again."""
     world.backend.failure = WRITE_FAILED
     world.source.keys["new"] = "new:1"
     waits = []

@@ -191,9 +191,7 @@ def test_a_temporary_file_that_a_process_is_writing_stays(host, tmp_path):
 
 
 def test_signatures_equal_the_signature_of_each_file(host, tmp_path):
-    """Each listed file has its signature, also in a subdirectory. A missing file has no
-    signature.
-    """
+    """Each listed file has a signature, also in a subdirectory. A missing file has no signature."""
     (tmp_path / "set/sub").mkdir(parents=True)
     (tmp_path / "set/a").write_bytes(b"1")
     (tmp_path / "set/sub/b").write_bytes(b"2")

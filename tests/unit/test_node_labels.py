@@ -609,13 +609,13 @@ def test_an_object_without_metadata_has_no_uid_and_no_labels(metadata):
 def test_problems_of_the_node_are_findings():
     """The findings about the Node contain its name and the reason."""
     assert [
-        node_findings.wrong_node("it is another", NAME),
+        node_findings.wrong_node("the boot ID is different", NAME),
         node_findings.unreachable(StatusError(403, "Forbidden", "denied"), NAME),
     ] == [
         Finding(
             code=FindingCode.NODE_UNKNOWN,
             location=f"node {NAME}",
-            message="No label was changed: it is another.",
+            message="No label was changed: the boot ID is different.",
             hint="The agent tries again. If the finding stays, compare --node-name with `kubectl "
             "get nodes`.",
         ),

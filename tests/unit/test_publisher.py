@@ -1,4 +1,6 @@
-"""Tests of agent.kube.publisher. The tests call its methods directly, without its thread."""
+"""Tests of agent.kube.publisher. The tests call the methods of the publisher directly, without a
+thread.
+"""
 
 import pytest
 

@@ -45,7 +45,7 @@ SOURCE = node_tools.SOURCE
 class Daemon:
     """Run the agent as a daemon until the block ends."""
 
-    running: ClassVar = []  # the processes that were started, the newest one last
+    running: ClassVar = []  # the started processes, in the order of their start
 
     def __init__(self, *more, **environ):
         self.more, self.environ = more, {**environ, "PYTHONFAULTHANDLER": "1"}

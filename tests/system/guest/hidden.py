@@ -249,7 +249,7 @@ def before_a_reboot():
 def after_a_reboot():
     """After the reboot, the host loads one profile, and the agent restores the other profile.
 
-    Then both keys are removed.
+    Then the test removes both keys.
     """
     assert loaded() == {}
     load_the_same_bytes("web")

@@ -185,8 +185,8 @@ def a_thread_that_a_removal_by_the_agent_unconfined_is_reported():
 
 
 def an_unchanged_node_is_observed_without_a_write():
-    """An observation of an unchanged node writes no file. The test also measures its duration with
-    many processes and threads.
+    """An observation of an unchanged node writes no file. The test also measures the duration of an
+    observation with many processes and threads.
     """
     fresh()
     ended = threading.Event()

@@ -90,9 +90,9 @@ def test_a_broken_update_changes_nothing_for_pods(lab, node):
 
 
 def test_a_removed_profile_stays_until_its_pod_is_gone(lab, node):
-    """If a key is removed, the agent removes its label immediately.
+    """If a key is removed, the agent removes the label of the profile immediately.
 
-    The agent removes its profile after the pod has ended. Continuous observation on the node shows
+    The agent removes the profile after the pod has ended. Continuous observation on the node shows
     that the pod is never unconfined.
     """
     lab.config_map("removed", {"pl-stays": text("pl-stays"), "pl-goes": text("pl-goes")})

@@ -12,8 +12,8 @@ from tests.system.node.lab import until
 from tests.system.node.pods import enforced, pod, text
 from tests.system.test_prometheus import Prometheus
 
-# The script reads the kernel's list until the list contains the profile again. During this loop, it
-# starts no process.
+# The script reads the kernel's list until the list contains the profile again. During this loop,
+# the script starts no process.
 UNLOADED = """
 pause=$(mktemp -u); mkfifo $pause; exec 9<> $pause; rm $pause
 list=/sys/kernel/security/apparmor/profiles

@@ -2,9 +2,9 @@
 
 `python -m tests.system.seccomp_filter.search --count 100000 --seed 1` checks each profile as the
 agent does. For accepted profiles, the search builds the filters of each runtime and each version of
-libseccomp, and compares them with the rules and with the agent's model. With `--rejected`, it also
-builds the filters of rejected profiles, and counts the profiles that every libseccomp compiles
-correctly. If an accepted profile has a wrong filter, the exit status is 1.
+libseccomp, and compares them with the rules and with the agent's model. With `--rejected`, the
+search also builds the filters of rejected profiles, and counts the profiles that every libseccomp
+compiles correctly. If an accepted profile has a wrong filter, the exit status is 1.
 """
 
 import argparse
