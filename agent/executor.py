@@ -97,7 +97,7 @@ class Executor:
     def _affects_last_good_version(self, action: Action) -> bool:
         """Return whether an action removes or releases names of the last good version of a key.
 
-        `_release` makes this check for each profile name that moved to another key.
+        `_release` makes the same check for each profile name that moved to another key.
         """
         if not isinstance(action, Remove | Release) or action.reason == Reason.MOVED:
             return False
