@@ -283,8 +283,8 @@ class DaemonWorld:
         return self.controller.reports.report
 
     def run_pass(self):
-        """Run a pass. Then publish its labels on the Node, and deliver the changed Node to the
-        agent.
+        """Run a pass, publish the labels of the pass on the Node, and deliver the changed Node to
+        the agent.
         """
         report = self.controller.run_pass()
         self.publish()

@@ -40,7 +40,7 @@ def apparmor_backend(  # noqa: PLR0913 - each test replaces other parts
     probes: Probes = SYSTEM_PROBES,
     **rules: Unpack[Rules],
 ) -> AppArmorBackend:
-    """Build the AppArmor backend; a test may replace some of its parts."""
+    """Build the AppArmor backend. A test may replace some parts of the backend."""
     program = Parser(parser, include_dir=include_dir, ran=parser_ran)
     inspector = Inspector(
         targets=TargetReader(KernelAccess(host, probes), program, checks_only=checking),

@@ -52,7 +52,7 @@ def profile(number: int) -> ProfileStatus:
 
 
 def report(*others: ProfileStatus, pass_number: int = PASSES) -> Report:
-    """Return the report about the ordinary profiles and others."""
+    """Return the report about the ordinary profiles and the profiles in other states."""
     rows = (*(profile(number) for number in range(PROFILES)), *others)
     enabled = KindSupport(state="enabled")
     return Report(
@@ -65,7 +65,7 @@ def report(*others: ProfileStatus, pass_number: int = PASSES) -> Report:
 
 
 def labels(of: Report) -> dict[str, str]:
-    """Return the labels on the Node; the labels of some installed profiles are not set."""
+    """Return the labels on the Node. The labels of some installed profiles are not set."""
     present = {f"{DOMAIN}/apparmor": "enabled", f"{DOMAIN}/seccomp": "enabled"}
     for row in of.profiles[: PROFILES - UNLABELLED]:
         present |= node_selector(row, DOMAIN)
@@ -73,7 +73,7 @@ def labels(of: Report) -> dict[str, str]:
 
 
 def html() -> str:
-    """Return the page of the pictures. The page depends only on the code that renders it."""
+    """Return the page that the pictures show. The page depends only on the code that renders it."""
     shown = report()
     passes = [
         PassSummary(

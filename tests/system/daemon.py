@@ -298,7 +298,7 @@ class Client:
         )
 
     def send(self, method, path, body=None, type_="application/json"):
-        """Send a request; return the status and the body of the response."""
+        """Send a request, and return the status and the body of the response."""
         headers = {"Authorization": "Bearer admin", "Content-Type": type_}
         text = json.dumps(body) if body is not None else None
         self.connection.request(method, path, text, headers)

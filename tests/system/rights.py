@@ -188,7 +188,7 @@ def expanded(container):
 
 
 def environment(container):
-    """Return the environment of a container; a value may reference earlier variables."""
+    """Return the environment of a container. A value may reference earlier variables."""
     values = {}
     for variable in container.get("env", ()):
         if "value" in variable:

@@ -145,7 +145,7 @@ def test_a_lock_pins_every_distribution_that_its_environment_needs(name):
 
 @pytest.mark.parametrize("name", ROOTS)
 def test_a_lock_without_one_of_its_pins_is_incomplete(name):
-    """A lock file from which any single pin is removed is incomplete."""
+    """A lock file is incomplete if any single pin is removed."""
     locked = pins(Path(name).read_text())
     assert len(locked) > 20
     lacking = {

@@ -30,7 +30,7 @@ def pipe():
 
 
 def filled(descriptor):
-    """Fill a pipe, so that the next write blocks; return how many bytes were written."""
+    """Fill a pipe, so that the next write blocks. Return the number of written bytes."""
     count = 0
     os.set_blocking(descriptor, False)
     with contextlib.suppress(BlockingIOError):

@@ -55,7 +55,7 @@ class Scope:
 
     @property
     def name(self) -> str:
-        """The name of the function; empty for a module."""
+        """The name of the function, or "" for a module."""
         return getattr(self.function, "name", "")
 
     @property

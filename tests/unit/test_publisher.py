@@ -366,8 +366,8 @@ def _fail_posts(world, error):
 
 
 def test_an_event_whose_response_was_lost_is_sent_again_unchanged(world, clock):
-    """An Event whose response was lost is sent again with the same name and time. A Conflict then
-    means success.
+    """An Event whose response was lost is sent again with the same name and time. If the second
+    request results in a Conflict, the Event counts as sent.
     """
     publish(world)
     world.server.requests()

@@ -123,8 +123,8 @@ def test_a_name_that_is_too_long_has_a_line_of_its_own():
 
 
 def test_a_full_stop_is_added_between_a_message_and_its_hint():
-    """If a message has no full stop, as in the output of the parser, one is added between the
-    message and the hint.
+    """If a message has no full stop, as in the output of the parser, a full stop is added between
+    the message and the hint.
     """
     bad = Finding(
         code=FindingCode.PARSER_REJECTED,

@@ -74,7 +74,7 @@ def codes(tree, **options):
 
 ENOSYS = {"action": "SCMP_ACT_ERRNO", "errnoRet": 38}
 ACCEPTED = {
-    "a default by another error number denies socketcall": profile(
+    "a default action with another error number denies socketcall": profile(
         rule("socketcall", **ENOSYS), rule("socket", args=[(0, "LT", 38)])
     ),
     "ERRNO without a number is EPERM": denying("swapon")

@@ -79,7 +79,7 @@ def test_a_change_of_the_mode_is_reported(tmp_path):
 
 
 def test_reports_contain_the_mode(tmp_path):
-    """The JSON report and the table contain the mode; the table contains the notice too."""
+    """The JSON report and the table contain the mode. The table also contains the notice."""
     (tmp_path / DIRECTORY).mkdir(parents=True)
     reconciler = reconciler_with(tmp_path, lambda: security_modules.states(Host(tmp_path)))
     report = reconciler.run()

@@ -112,7 +112,7 @@ def calls() -> dict[str, list[ast.Call]]:
 
 
 def passes(call: ast.Call, parameter: Parameter) -> bool:
-    """Return whether a call passes a parameter; unpacked arguments count as all parameters."""
+    """Return whether a call passes a parameter. Unpacked arguments count as all parameters."""
     if any(keyword.arg in (parameter.name, None) for keyword in call.keywords):
         return True
     if any(isinstance(argument, ast.Starred) for argument in call.args):

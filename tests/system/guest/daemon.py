@@ -73,7 +73,9 @@ class Daemon:
         self.process.wait()
 
     def stop(self, number=signal.SIGTERM):
-        """Stop the daemon with a signal; return its exit status and the seconds until it ended."""
+        """Stop the daemon with a signal. Return the exit status and the number of seconds until the
+        daemon ended.
+        """
         self.process.send_signal(number)
         return pace.ended(self.process)
 

@@ -227,16 +227,16 @@ def install_before():
 
 
 def keep_state():
-    """Keep the state directory of a pass over BEFORE, so that later passes need not compile these
-    profiles.
+    """Keep the state directory of a pass over the profiles in BEFORE, so that later passes need not
+    compile these profiles.
     """
     install_before()
     shutil.copytree(STATE, KEPT)
 
 
 def prepare_row():
-    """Let the agent install BEFORE on a clean node. Then remove the profile "lost", and provide
-    AFTER.
+    """Let the agent install the profiles in BEFORE on a clean node. Then remove the profile "lost",
+    and provide the profiles in AFTER.
     """
     clean()
     shutil.copytree(KEPT, STATE, dirs_exist_ok=True)
@@ -246,8 +246,8 @@ def prepare_row():
 
 
 def without(bundle):
-    """Run the pass from BEFORE to AFTER without one right. Return the result of the pass and the
-    state of the node.
+    """Run a pass that replaces BEFORE by AFTER, without one right. Return the result of the pass
+    and the state of the node.
     """
     prepare_row()
     first = content("changed")
@@ -284,7 +284,7 @@ SCENARIOS = {
 
 
 def main():
-    """Run all scenarios or only the named scenarios. Then run passes that each lack one right."""
+    """Run all scenarios or only the named scenarios. Then run one pass for each missing right."""
     node()
     CALLS.mkdir()
     expected = sys.argv[1:]

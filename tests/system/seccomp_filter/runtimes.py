@@ -234,7 +234,8 @@ def newest_calls(
 def enosys_stub(
     library: Library, profile: Profile, native: str, runtime: Runtime
 ) -> tuple[Instruction, ...]:
-    """Return the instructions that runc adds in front of libseccomp's program; crun adds none.
+    """Return the instructions that runc adds in front of libseccomp's program. The runtime crun
+    adds no instructions.
 
     The instructions return ENOSYS for calls that are newer than all calls in the profile. The
     program of runc has a different layout, with jumps to shared instructions, but the same results.
