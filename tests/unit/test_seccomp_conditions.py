@@ -278,6 +278,10 @@ def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_i
         # Different comparisons precede the argument.
         [((0, "EQ", 1), (1, "GE", 5), (2, "EQ", 8)), ((0, "EQ", 2), (1, "GE", 7), (2, "EQ", 8))],
         [((0, "EQ", 1), (1, "GE", 5), (2, "EQ", 8)), ((1, "GE", 7), (3, "EQ", 9))],
+        # One rule has more conditions before the argument, and the later conditions differ.
+        [((0, "EQ", 1), (1, "GE", 5), (2, "EQ", 8)), ((1, "GE", 7), (2, "EQ", 9))],
+        # One rule has more conditions before the argument, and compares it for equality.
+        [((1, "GE", 5), (2, "EQ", 8)), ((0, "EQ", 1), (1, "EQ", 7), (2, "EQ", 8))],
     ],
 )
 def test_comparisons_that_libseccomp_compiles_correctly_are_accepted(rules):
@@ -294,6 +298,8 @@ def test_comparisons_that_libseccomp_compiles_correctly_are_accepted(rules):
         (((1, "LE", 4), (2, "EQ", 8)), ((0, "GE", 4), (1, "NE", 4), (2, "EQ", 8))),
         (((1, "GE", 1), (2, "EQ", 1)), ((0, "NE", 1), (1, "GT", 1), (2, "NE", 1))),
         (((0, "EQ", 1), (1, "GE", 5), (2, "EQ", 8)), ((0, "EQ", 1), (1, "GE", 7))),
+        (((1, "LT", 3), (2, "LE", 1)), ((0, "EQ", 3), (1, "LE", 3), (2, "LE", 1))),
+        (((1, "GT", 3), (2, "EQ", 3)), ((0, "EQ", 3), (1, "GE", 3), (2, "NE", 3))),
     ],
 )
 def test_merged_trees_are_rejected_in_every_order(first, second):

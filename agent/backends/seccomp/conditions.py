@@ -109,7 +109,7 @@ def _shares_subtree(rule: Rule, other: Rule, fork: Condition) -> bool:
     before, other_before = (_before(item, fork.index) for item in (rule, other))
     if before != other_before:
         is_longer = before < other_before or other_before < before
-        return is_longer and not _later(rule, fork.index).isdisjoint(_later(other, fork.index))
+        return is_longer and met.op not in _EQUALITIES and _share_later(rule, other, fork.index)
     if met.value >> 32 != fork.value >> 32 or _are_opposite(fork, met):
         return False  # The rules compare differently, or need different outcomes of the comparison.
     return met.op not in _EQUALITIES or fork.op == "SCMP_CMP_NE"
@@ -119,9 +119,16 @@ def _before(rule: Rule, index: int) -> frozenset[Condition]:
     return frozenset(arg for arg in rule.args if arg.index < index)
 
 
-def _later(rule: Rule, index: int) -> frozenset[int]:
-    """Return the arguments that a rule compares after the given argument."""
-    return frozenset(arg.index for arg in rule.args if arg.index > index)
+def _share_later(rule: Rule, other: Rule, index: int) -> bool:
+    """Return whether two rules compare an argument after the given argument with the same value.
+
+    For a mask, the result is always True, because a mask may select the same bits.
+    """
+    return any(
+        first.index == second.index > index
+        and (first.value == second.value or "SCMP_CMP_MASKED_EQ" in (first.op, second.op))
+        for first, second in itertools.product(rule.args, other.args)
+    )
 
 
 def _distant_bounds(name: str, rules: Sequence[Rule]) -> Iterator[Finding]:
