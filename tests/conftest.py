@@ -12,7 +12,7 @@ settings.register_profile("thorough", deadline=None, max_examples=5000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
-def pytest_configure():
+def pytest_configure() -> None:
     """Restore the default signal handlers, so that signals end child processes even in a background
     job.
     """

@@ -5,10 +5,30 @@ The publisher has no thread; the method `publish` runs one of its steps. The wak
 clock instead of sleeping.
 """
 
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import TypedDict, Unpack
+
 from agent.control.confinement_checks import ConfinementChecks
+from agent.control.label_absence import ProfileName
 from agent.controller import Controller
 from agent.core import plan
-from agent.core.model import Pending, SourceKey
+from agent.core.findings import Finding
+from agent.core.model import (
+    Evidence,
+    Inspected,
+    KeyId,
+    LedgerEntry,
+    Observed,
+    Pending,
+    Profile,
+    ProfileKind,
+    Snapshot,
+    SourceKey,
+    Unobservable,
+)
+from agent.core.ports import ConfinementTracker, Failed, Installed, Removed, StillInUse
+from agent.core.report import Report
 from agent.heartbeat import Heartbeat
 from agent.host.filesystem import Host
 from agent.host.ledger import FileLedger
@@ -19,7 +39,7 @@ from agent.kube.node_labels import NodeLabeler
 from agent.kube.own_node import NodeOptions
 from agent.kube.publisher import Publisher
 from agent.sources import limits
-from agent.wake_queue import WakeReason
+from agent.wake_queue import WakeQueue, WakeReason
 from tests.api_server import BOOT_ID, NAME, ApiServer, WatchedNode
 from tests.reports import SET, D
 from tests.world import MemoryKind, Node, Steps, build_reconciler
@@ -32,13 +52,13 @@ RESYNC_SECONDS = 300.0
 class Clock:
     """A clock that advances only when a test advances it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.now = 1000.0
 
-    def monotonic(self):
+    def monotonic(self) -> float:
         return self.now
 
-    def time(self):
+    def time(self) -> float:
         return self.now + 1e9
 
 
@@ -46,24 +66,24 @@ class IdleError(Exception):
     """Raised when the controller would wait, because no reason requires a pass."""
 
 
-class ScriptedQueue:
+class ScriptedQueue(WakeQueue):
     """A WakeQueue for tests. A wait on the queue advances the clock, or ends the wait of
     the test.
     """
 
-    def __init__(self, clock):
+    def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.reasons = []
-        self.waits = []  # The seconds of each wait during which no reason arrived.
+        self.reasons: list[WakeReason] = []
+        self.waits: list[float] = []  # The seconds of each wait during which no reason arrived.
         self.bursts = 0  # How often further reasons were discarded.
         self.is_sleeping = True  # Whether an empty queue moves the clock.
-        self.later = []  # The reasons that arrive one after another during waits.
+        self.later: list[WakeReason] = []  # The reasons that arrive one after another during waits.
         self.later_seconds = 0.0  # The time between these reasons.
 
-    def put(self, reason):
+    def put(self, reason: WakeReason) -> None:
         self.reasons.append(reason)
 
-    def wait(self, seconds):
+    def wait(self, seconds: float) -> frozenset[WakeReason]:
         if self.later and not self.reasons:
             self.clock.now += self.later_seconds
             self.reasons.append(self.later.pop(0))
@@ -76,9 +96,13 @@ class ScriptedQueue:
         self.clock.now += seconds
         return frozenset()
 
-    def discard_burst(self):
+    def discard_burst(self) -> None:
         self.bursts += 1
         self.reasons.clear()
+
+
+_State = tuple[dict[str, bytes], set[str]]
+_Question = tuple[_State, set[str], set[str]]
 
 
 class RevisionBackend(MemoryKind):
@@ -88,19 +112,19 @@ class RevisionBackend(MemoryKind):
     observations and checks.
     """
 
-    def __init__(self, node):
+    def __init__(self, node: Node) -> None:
         super().__init__(node, Steps())
-        self.slow_texts = frozenset()
-        self.failure = None  # The result of the next installations.
-        self.unobservable = None  # The result of the next observations.
+        self.slow_texts: frozenset[str] = frozenset()
+        self.failure: Failed | None = None  # The result of the next installations.
+        self.unobservable: Unobservable | None = None  # The result of the next observations.
         self.inspections = 0
         self.checks = 0
-        self.during_install = lambda: None
-        self.during_inspect = lambda: None
-        self._last = None
-        self._state_left = None
+        self.during_install: Callable[[], object] = lambda: None
+        self.during_inspect: Callable[[], object] = lambda: None
+        self._last: tuple[_Question, Observed] | None = None
+        self._state_left: _State | None = None
 
-    def inspect(self, source_key):
+    def inspect(self, source_key: SourceKey) -> Inspected:
         self.inspections += 1
         self.during_inspect()
         inspected = super().inspect(source_key)
@@ -108,7 +132,7 @@ class RevisionBackend(MemoryKind):
             return Pending(id=inspected.id, source=source_key.content)
         return inspected
 
-    def observe(self, names, removal_candidates):
+    def observe(self, names: Collection[str], removal_candidates: Collection[str]) -> Observed:
         if self.unobservable is not None:
             return self.unobservable
         question = (self._state(), set(names), set(removal_candidates))
@@ -117,75 +141,84 @@ class RevisionBackend(MemoryKind):
         self._state_left = self._state()
         return self._last[1]
 
-    def install(self, *args, **options):
+    def install(
+        self,
+        profile: Profile,
+        body: bytes,
+        *,
+        replaceable: Collection[str],
+        foreign: Collection[str] = (),
+    ) -> Installed | Failed:
         self.during_install()
         if self.failure is not None:
             return self.failure
-        installed = super().install(*args, **options)
+        installed = super().install(profile, body, replaceable=replaceable, foreign=foreign)
         self._state_left = self._state()
         return installed
 
-    def remove(self, names, evidence, *, require_unused):
+    def remove(
+        self, names: Collection[str], evidence: Mapping[str, Evidence], *, require_unused: bool
+    ) -> Removed | StillInUse | Failed:
         removed = super().remove(names, evidence, require_unused=require_unused)
         self._state_left = self._state()
         return removed
 
-    def is_unchanged(self):
+    def is_unchanged(self) -> bool:
         self.checks += 1
         return self.unobservable is None and self._state_left == self._state()
 
-    def invalidate(self):
+    def invalidate(self) -> None:
         self._last = None
 
-    def _state(self):
+    def _state(self) -> _State:
         return (dict(self.node.loaded), set(self.node.used))
 
 
 class KeysSource:
-    """A source with one profile set. The attribute `keys` is a dictionary of texts or a
-    snapshot.
-    """
+    """A source with one profile set, which consists of the texts in `keys`."""
 
     watched_path = None
+    snapshot: Snapshot | None = None
+    """The result of reads instead of the keys, unless it is None."""
 
-    def __init__(self, profile_set, keys):
+    def __init__(self, profile_set: str, keys: dict[str, str]) -> None:
         self.profile_set = profile_set
         self.keys = keys
         self.full_reads = 0
 
-    def read(self):
-        if not isinstance(self.keys, dict):
-            return (self.keys,)
+    def read(self) -> tuple[Snapshot, ...]:
+        if self.snapshot is not None:
+            return (self.snapshot,)
         source_keys = [
             SourceKey(profile_set=self.profile_set, key=key, content=text.encode())
             for key, text in sorted(self.keys.items())
         ]
         return (limits.snapshot(self.profile_set, source_keys, []),)
 
-    def invalidate(self):
+    def invalidate(self) -> None:
         self.full_reads += 1
 
-    def explain_absence(self, profile_set):
+    def explain_absence(self, profile_set: str) -> None:
         return None
 
 
 class SwitchableLedger(FileLedger):
     """A ledger whose entries cannot be read while `failure` is set."""
 
-    failure = None
+    failure: Finding | None = None
 
-    def entries(self):
+    def entries(self) -> Mapping[KeyId, LedgerEntry] | Finding:
         return super().entries() if self.failure is None else self.failure
 
 
 class RecordingSink:
     """Records for each report whether a pass ended, and the codes of its findings."""
 
-    def __init__(self):
-        self.received = []
-        self.on_each = lambda: None
+    def __init__(self) -> None:
+        self.received: list[tuple[bool, tuple[str, ...]]] = []
+        self.on_each: Callable[[], object] = lambda: None
 
-    def on_report(self, report, at, *, passed):
+    def on_report(self, report: Report, at: float, *, passed: bool) -> None:
         self.received.append((passed, tuple(finding.code for finding in report.findings)))
         self.on_each()
 
@@ -193,50 +226,57 @@ class RecordingSink:
 class ScriptedCluster:
     """The state of the node in the API server."""
 
-    def __init__(self):
-        self.labels = {"pool": "a"}
-        self.pods = None
+    def __init__(self) -> None:
+        self.labels: Mapping[str, str] | None = {"pool": "a"}
+        self.pods: Mapping[ProfileName, tuple[str, ...]] | None = None
         # whether the API server has responded to the first request of each type
-        self.answers = []
+        self.answers: list[bool] = []
 
-    def has_answered(self):
+    def has_answered(self) -> bool:
         return self.answers.pop(0) if self.answers else True
 
-    def node_labels(self):
+    def node_labels(self) -> Mapping[str, str] | None:
         return self.labels
 
-    def pods_by_profile(self):
+    def pods_by_profile(self) -> Mapping[ProfileName, tuple[str, ...]] | None:
         return self.pods
 
 
 class RecordingTracker:
     """A confinement tracker that records its calls."""
 
-    def __init__(self):
-        self.calls = []
-        self.problems = ()
-        self.in_use = frozenset()
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple[str, ...]]] = []
+        self.problems: tuple[Finding, ...] = ()
+        self.in_use: frozenset[str] = frozenset()
 
-    def observe(self, names):
+    def observe(self, names: Collection[str]) -> None:
         self.calls.append(("observe", tuple(names)))
 
-    def record_removals(self, names):
+    def record_removals(self, names: Collection[str]) -> None:
         self.calls.append(("removed", tuple(names)))
 
-    def names_in_use(self):
+    def names_in_use(self) -> frozenset[str]:
         return self.in_use
 
-    def findings(self):
+    def findings(self) -> tuple[Finding, ...]:
         return self.problems
 
-    def count(self):
+    def count(self) -> int:
         return len(self.problems)
 
 
 class DaemonWorld:
     """A daemon with its node, its sources, its publisher and its API server."""
 
-    def __init__(self, path, *, is_published=True, resync_seconds=RESYNC_SECONDS, trackers=None):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        is_published: bool = True,
+        resync_seconds: float = RESYNC_SECONDS,
+        trackers: Mapping[ProfileKind, ConfinementTracker] | None = None,
+    ) -> None:
         self.path = path
         self.clock = Clock()
         self.node = Node()
@@ -279,10 +319,12 @@ class DaemonWorld:
         )
 
     @property
-    def report(self):
-        return self.controller.reports.report
+    def report(self) -> Report:
+        report = self.controller.reports.report
+        assert report is not None
+        return report
 
-    def run_pass(self):
+    def run_pass(self) -> Report:
         """Run a pass, publish the labels of the pass on the Node, and deliver the changed Node to
         the agent.
         """
@@ -290,11 +332,11 @@ class DaemonWorld:
         self.publish()
         return report
 
-    def publish(self):
+    def publish(self) -> None:
         self.publisher.step()
         self.watch.deliver()
 
-    def calls_for_pass(self, *reasons):
+    def calls_for_pass(self, *reasons: WakeReason) -> bool:
         """Return whether these reasons or the reasons in the queue require a pass now."""
         for reason in reasons:
             self.queue.put(reason)
@@ -307,29 +349,37 @@ class DaemonWorld:
             self.queue.is_sleeping = True
         return True
 
-    def sleep(self):
+    def sleep(self) -> float:
         """Wait until a pass is due, and return the number of seconds that the wait took."""
         begin = self.clock.now
         self.queue.reasons.clear()
         self.controller.wait()
         return round(self.clock.now - begin, 6)
 
-    def labels(self):
+    def labels(self) -> set[str]:
         return {key.partition("/")[2] for key in self.server.labels if key.startswith("apparmor.")}
 
-    def loaded(self):
+    def loaded(self) -> set[str]:
         return set(self.node.loaded)
 
-    def reason(self, name="old"):
+    def reason(self, name: str = "old") -> str:
         return next(row.reason for row in self.report.profiles if row.name == name)
 
-    def rows(self):
+    def rows(self) -> dict[str, tuple[str, str, str]]:
         return {
             row.name or row.key: (row.state, row.action, row.reason) for row in self.report.profiles
         }
 
 
-def converged_world(path, **options):
+class WorldOptions(TypedDict, total=False):
+    """The options of a daemon that tests set."""
+
+    is_published: bool
+    resync_seconds: float
+    trackers: Mapping[ProfileKind, ConfinementTracker]
+
+
+def converged_world(path: Path, **options: Unpack[WorldOptions]) -> DaemonWorld:
     """Return a daemon that has installed and labelled three profiles."""
     world = DaemonWorld(path, **options)
     for _ in range(4):

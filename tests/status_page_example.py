@@ -7,6 +7,7 @@ from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.labels import node_selector
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
+from agent.core.vocabulary import ProfileSetState, SupportState
 from agent.reporting.status_page import PassSummary, StatusView, page
 
 DOMAIN = "profile-loader.node-restriction.kubernetes.io"
@@ -54,10 +55,12 @@ def profile(number: int) -> ProfileStatus:
 def report(*others: ProfileStatus, pass_number: int = PASSES) -> Report:
     """Return the report about the ordinary profiles and the profiles in other states."""
     rows = (*(profile(number) for number in range(PROFILES)), *others)
-    enabled = KindSupport(state="enabled")
+    enabled = KindSupport(state=SupportState.ENABLED)
     return Report(
         profiles=rows,
-        profile_sets=(ProfileSetStatus(profile_set=SOURCE, state="read", keys=len(rows)),),
+        profile_sets=(
+            ProfileSetStatus(profile_set=SOURCE, state=ProfileSetState.READ, keys=len(rows)),
+        ),
         kind_support={"apparmor": enabled, "seccomp": enabled},
         seconds={"act": PASS_SECONDS},
         pass_number=pass_number,

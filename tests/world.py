@@ -5,27 +5,42 @@ with `!`, and the node rejects the content `?`.
 """
 
 import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from agent.core import model, plan
+from agent.core.actions import Outcome
 from agent.core.desired import join
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.model import (
     InUse,
     KeyId,
+    LedgerEntry,
     Observation,
     ObservedProfile,
     Profile,
+    ProfileKind,
     Rejection,
     UnknownUse,
     Unused,
     Version,
 )
 from agent.core.ownership import recorded_names
-from agent.core.ports import Capabilities, Failed, Installed, InstalledForm, Removed, StillInUse
+from agent.core.ports import (
+    Capabilities,
+    Failed,
+    Installed,
+    InstalledForm,
+    ProfileBackend,
+    Removed,
+    Source,
+    StillInUse,
+)
 from agent.executor import Executor
 from agent.heartbeat import Heartbeat
+from agent.host.ledger import FileLedger
 from agent.reconciler import Reconciler
 
 
@@ -40,13 +55,13 @@ class Steps:
     fatal: int = -1
     count: int = 0
 
-    def __call__(self):
+    def __call__(self) -> None:
         if self.count == self.fatal:
             raise Killed
         self.count += 1
 
 
-def token(content):
+def token(content: bytes) -> model.Evidence:
     return frozenset({f"raw:{model.digest(content)}"})
 
 
@@ -54,29 +69,32 @@ def token(content):
 class Node:
     """The state that remains when the agent ends: loaded profiles, their users and the ledger."""
 
-    loaded: dict = field(default_factory=dict)
-    used: set = field(default_factory=set)
+    loaded: dict[str, bytes] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
     readable: bool = True  # Whether the node shows the content of loaded profiles.
-    objects: dict = field(default_factory=dict)  # For each name, the number of the loaded object.
-    stamps: dict = field(default_factory=dict)  # For each name, the number of its last write.
+    # For each name, the number of the loaded object.
+    objects: dict[str, int] = field(default_factory=dict)
+    # For each name, the number of its last write.
+    stamps: dict[str, int] = field(default_factory=dict)
     count: int = 0  # The number of objects and writes so far.
     # For each name, the number in the agent's record of its objects.
-    own: dict = field(default_factory=dict)
+    own: dict[str, int] = field(default_factory=dict)
     # the names of a load that was not recorded, and the count before it
-    loading: tuple = (frozenset(), 0)
+    loading: tuple[frozenset[str], int] = (frozenset(), 0)
     # The agent does not know the following facts.
-    created: set = field(default_factory=set)  # The objects that this agent loaded or overwrote.
+    # The objects that this agent loaded or overwrote.
+    created: set[int] = field(default_factory=set)
     # The name, the object and the content for each overwrite by this agent.
-    touched: list = field(default_factory=list)
-    lost: list = field(default_factory=list)  # the objects that this agent removed
-    entries: dict = field(default_factory=dict)
-    bodies: dict = field(default_factory=dict)
-    removed: list = field(default_factory=list)
+    touched: list[tuple[str, int, bytes]] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)  # The objects that this agent removed.
+    entries: dict[KeyId, LedgerEntry] = field(default_factory=dict)
+    bodies: dict[str, bytes] = field(default_factory=dict)
+    removed: list[str] = field(default_factory=list)
     # For each name, the content that this agent loaded last.
-    last_loaded: dict = field(default_factory=dict)
+    last_loaded: dict[str, bytes] = field(default_factory=dict)
     full: bool = False  # Whether the disk is full, so that no entry can be written.
 
-    def number(self):
+    def number(self) -> None:
         """Assign numbers to the loaded objects. Each new object gets a new number."""
         for name in self.objects.keys() - self.loaded.keys():
             del self.objects[name]
@@ -84,13 +102,13 @@ class Node:
             self.count += 1
             self.objects[name] = self.stamps[name] = self.count
 
-    def evidence(self, name):
+    def evidence(self, name: str) -> model.Evidence:
         """Return the evidence that the node shows for a loaded profile."""
         if self.readable:
             return token(self.loaded[name])
         return frozenset({f"object:{self.objects[name]}:{self.stamps[name]}"})
 
-    def write(self, contents):
+    def write(self, contents: Mapping[str, bytes]) -> None:
         """Load or replace profiles in one step, as another program on the node does."""
         self.number()
         self.count += 1
@@ -99,19 +117,19 @@ class Node:
             self.objects.setdefault(name, self.count * 100 + len(self.objects))
             self.stamps[name] = self.count
 
-    def unload(self, name):
+    def unload(self, name: str) -> None:
         """Remove a profile as another program on the node does."""
         self.loaded.pop(name, None)
         self.count += 1
         self.number()
 
-    def install(self, contents):
+    def install(self, contents: Mapping[str, bytes]) -> None:
         """Load profiles as this agent does, but without a ledger entry."""
         self.write(contents)
         self.own |= {name: self.objects[name] for name in contents}
         self.created |= {self.objects[name] for name in contents}
 
-    def reboot(self):
+    def reboot(self) -> None:
         """Discard the state that does not survive a reboot of the machine."""
         self.loaded.clear()
         self.used.clear()
@@ -119,7 +137,7 @@ class Node:
         self.loading = (frozenset(), 0)
         self.number()
 
-    def finish_record(self):
+    def finish_record(self) -> None:
         """Complete the record of a killed agent's load, unless a profile was loaded or removed
         afterwards.
         """
@@ -128,17 +146,17 @@ class Node:
         if self.count == count + 1:
             self.own |= {name: self.objects[name] for name in names if name in self.objects}
 
-    def is_own(self, name):
+    def is_own(self, name: str) -> bool:
         """Return whether this agent loaded the current object of the name."""
-        return self.own.get(name) == self.objects[name]
+        return name in self.own and self.own[name] == self.objects[name]
 
 
-def body(profile):
+def body(profile: model.Profile) -> bytes:
     """Return the bytes that MemoryKind installs for a profile."""
     return b"compiled " + profile.source
 
 
-CAPABILITIES = {
+CAPABILITIES: dict[ProfileKind, Capabilities] = {
     "apparmor": Capabilities(removal_unconfines=True, installed_form=InstalledForm.POLICY),
     "seccomp": Capabilities(removal_unconfines=False, installed_form=InstalledForm.FILE),
 }
@@ -150,22 +168,22 @@ class MemoryKind:
     All names of a key are loaded together, as by a kernel.
     """
 
-    name = "apparmor"
+    name: ProfileKind = "apparmor"
     capabilities = CAPABILITIES[name]
 
-    def __init__(self, node, steps):
+    def __init__(self, node: Node, steps: Steps) -> None:
         self.node, self.steps = node, steps
 
-    def accepts_context(self, context):
+    def accepts_context(self, context: str) -> bool:
         return context == ""
 
-    def begin_pass(self):
+    def begin_pass(self) -> None:
         pass
 
-    def wait(self, progress):
+    def wait(self, progress: Callable[[int, int], None]) -> bool:
         return False
 
-    def inspect(self, blob):
+    def inspect(self, blob: model.SourceKey) -> model.Inspected:
         id_ = KeyId(kind=self.name, profile_set=blob.profile_set, key=blob.key)
         if blob.content.startswith(b"!"):
             finding = Finding(
@@ -182,20 +200,25 @@ class MemoryKind:
         size = len(b"compiled " + blob.content)
         return Profile(id=id_, version=version, source=blob.content, body_size=size)
 
-    def body(self, profile):
+    def body(self, profile: model.Profile) -> bytes | None:
         made = body(profile)
         return made if model.digest(made) == profile.version.body_digest else None
 
-    def discard(self, profile):
+    def discard(self, profile: model.Profile) -> None:
         pass
 
-    def invalidate(self):
+    def is_unchanged(self) -> bool:
+        return False
+
+    def invalidate(self) -> None:
         pass
 
-    def sandbox(self):
+    def sandbox(self) -> None:
         return None
 
-    def observe(self, names, removal_candidates):
+    def observe(
+        self, names: Collection[str], removal_candidates: Collection[str]
+    ) -> model.Observed:
         node = self.node
         node.number()
         node.finish_record()
@@ -214,7 +237,14 @@ class MemoryKind:
         }
         return Observation(profiles=facts, uses=uses)
 
-    def install(self, profile, body, *, replaceable, foreign=()):
+    def install(
+        self,
+        profile: model.Profile,
+        body: bytes,
+        *,
+        replaceable: Collection[str],
+        foreign: Collection[str] = (),
+    ) -> Installed | Failed:
         names = profile.version.names
         if body.endswith(b":?"):
             return Failed(
@@ -248,7 +278,13 @@ class MemoryKind:
         self.steps()
         return Installed(evidence={name: node.evidence(name) for name in names}, modes={})
 
-    def remove(self, names, evidence, *, require_unused):
+    def remove(
+        self,
+        names: Collection[str],
+        evidence: Mapping[str, model.Evidence],
+        *,
+        require_unused: bool,
+    ) -> Removed | StillInUse | Failed:
         if require_unused and self.node.used & set(names):
             return StillInUse(uses={name: UnknownUse(reason="used") for name in names})
         for name in names:
@@ -272,37 +308,37 @@ class MemoryKind:
 FULL = Finding(code=FindingCode.WRITE_FAILED, location="ledger", message="ENOSPC")
 
 
-class MemoryLedger:
+class MemoryLedger(FileLedger):
     """A ledger in memory, which passes the same contract tests as the file ledger."""
 
-    findings = ()
-
-    def __init__(self, node, steps):
+    def __init__(self, node: Node, steps: Steps) -> None:
         self.node, self.steps = node, steps
+        self.findings = []
         self.revision = 0
 
-    def invalidate(self):
+    def invalidate(self) -> None:
         pass
 
-    def sweep(self, entries):
+    def sweep(self, entries: Mapping[KeyId, LedgerEntry]) -> None:
         pass
 
-    def entries(self):
+    def entries(self) -> Mapping[KeyId, LedgerEntry] | Finding:
         self.revision += 1
         return dict(self.node.entries)
 
-    def write(self, entry):
+    def write(self, entry: LedgerEntry) -> Finding | None:
         if self.node.full:
             return FULL
         self.steps()
         self.node.entries[entry.id] = entry
         return None
 
-    def delete(self, id_):
+    def delete(self, id_: KeyId) -> Finding | None:
         self.steps()
         self.node.entries.pop(id_, None)
+        return None
 
-    def store_content(self, content):
+    def store_content(self, content: bytes) -> Finding | None:
         if self.node.full:
             return FULL
         if model.digest(content) not in self.node.bodies:
@@ -310,20 +346,28 @@ class MemoryLedger:
             self.node.bodies[model.digest(content)] = content
         return None
 
-    def has_content(self, digest):
+    def has_content(self, digest: str) -> bool:
         return digest in self.node.bodies
 
-    def content(self, digest):
+    def content(self, digest: str) -> bytes | None:
         return self.node.bodies.get(digest)
 
 
-def run_pass(node, snapshots, *, steps=None, observed=None, options=None):
+def run_pass(
+    node: Node,
+    snapshots: Sequence[model.Snapshot],
+    *,
+    steps: Steps | None = None,
+    observed: model.Observed | None = None,
+    options: plan.PlanOptions | None = None,
+) -> tuple[Outcome, ...]:
     """Run one pass over the node, and return the outcomes of its actions."""
     steps = steps or Steps()
     options = options or plan.PlanOptions()
     kind, ledger = MemoryKind(node, steps), MemoryLedger(node, steps)
     desired = join(snapshots, lambda _, key: kind.inspect(key), frozenset({kind.name}))
     entries = ledger.entries()
+    assert not isinstance(entries, Finding)
     names = {name for profile in desired.profiles.values() for name in profile.version.names}
     names |= {name for entry in entries.values() for name in recorded_names(entry)}
     candidates = plan.removal_candidates(desired, entries, options)
@@ -335,7 +379,7 @@ def run_pass(node, snapshots, *, steps=None, observed=None, options=None):
     return executor.execute(actions)
 
 
-def final_state(node):
+def final_state(node: Node) -> tuple[dict[str, bytes], dict[KeyId, LedgerEntry]]:
     """Return the part of the state that does not depend on the sequence of passes."""
     return (
         dict(node.loaded),
@@ -343,7 +387,13 @@ def final_state(node):
     )
 
 
-def build_reconciler(sources, backend, ledger, options=None, **more):
+def build_reconciler(
+    sources: Sequence[Source],
+    backend: ProfileBackend,
+    ledger: FileLedger,
+    options: plan.PlanOptions | None = None,
+    **more: Any,
+) -> Reconciler:
     """Return a reconciler with one backend on a node without other security modules."""
     return Reconciler(
         sources=sources,

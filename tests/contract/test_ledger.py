@@ -3,14 +3,17 @@
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from agent.core import model
 from agent.core.findings import Finding
 from agent.core.model import KeyId, LedgerEntry, Version
+from agent.core.vocabulary import Provenance
 from agent.host.filesystem import Host
 from agent.host.ledger import READ_BYTES, READ_ENTRIES, FileLedger
+from tests.narrowing import not_none
 from tests.world import MemoryLedger, Node, Steps
 
 ID = KeyId(kind="apparmor", profile_set="configmap ns/web", key="web.profile")
@@ -24,7 +27,7 @@ VERSION = Version(
 )
 FULL = LedgerEntry(
     id=ID,
-    provenance="adopted",
+    provenance=Provenance.ADOPTED,
     installed=VERSION,
     staged=VERSION,
     retired={"web//old": frozenset({"raw:0"})},
@@ -33,25 +36,26 @@ FULL = LedgerEntry(
 
 
 @pytest.fixture(params=["file", "memory"])
-def ledger(request, tmp_path):
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> FileLedger | MemoryLedger:
     """Return an empty ledger."""
     if request.param == "memory":
         return MemoryLedger(Node(), Steps())
     return FileLedger(Host(tmp_path), "/state")
 
 
-def test_an_entry_is_read_back_unchanged(ledger):
+def test_an_entry_is_read_back_unchanged(ledger: FileLedger | MemoryLedger) -> None:
     """Every field of an entry is stored, and a second write replaces the first write."""
     assert ledger.entries() == {}
-    assert ledger.write(LedgerEntry(id=ID, provenance="installed")) is None
+    assert ledger.write(LedgerEntry(id=ID, provenance=Provenance.INSTALLED)) is None
     assert ledger.write(FULL) is None
     assert ledger.entries() == {ID: FULL}
 
 
-def test_entries_of_different_keys_are_separate(ledger):
+def test_entries_of_different_keys_are_separate(ledger: FileLedger | MemoryLedger) -> None:
     """Two entries are different if their kind, their profile set or their key differs."""
     other = LedgerEntry(
-        id=KeyId(kind="seccomp", profile_set=ID.profile_set, key=ID.key), provenance="installed"
+        id=KeyId(kind="seccomp", profile_set=ID.profile_set, key=ID.key),
+        provenance=Provenance.INSTALLED,
     )
     ledger.write(FULL)
     ledger.write(other)
@@ -61,7 +65,7 @@ def test_entries_of_different_keys_are_separate(ledger):
     assert ledger.entries() == {other.id: other}
 
 
-def test_content_is_stored_under_its_digest(ledger):
+def test_content_is_stored_under_its_digest(ledger: FileLedger | MemoryLedger) -> None:
     """Stored content can be read by its SHA-256 digest. For an unknown digest, the result
     is None.
     """
@@ -74,7 +78,7 @@ def test_content_is_stored_under_its_digest(ledger):
 
 
 @pytest.fixture
-def files(tmp_path):
+def files(tmp_path: Path) -> tuple[FileLedger, Path]:
     """Return a file ledger with one entry, and the path of the entry's file."""
     ledger = FileLedger(Host(tmp_path), "/state")
     ledger.write(FULL)
@@ -83,7 +87,9 @@ def files(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, -1])
-def test_a_damaged_entry_counts_as_absent_and_is_reported(files, cut):
+def test_a_damaged_entry_counts_as_absent_and_is_reported(
+    files: tuple[FileLedger, Path], cut: int
+) -> None:
     """If the file of an entry was truncated, the entry counts as absent, and a finding reports the
     damage.
     """
@@ -93,7 +99,7 @@ def test_a_damaged_entry_counts_as_absent_and_is_reported(files, cut):
     assert [finding.code for finding in ledger.findings] == ["ledger_damaged"]
 
 
-def test_an_invalid_byte_anywhere_in_an_entry_is_damage(files):
+def test_an_invalid_byte_anywhere_in_an_entry_is_damage(files: tuple[FileLedger, Path]) -> None:
     """An entry with invalid bytes anywhere counts as damaged, and does not crash the agent."""
     ledger, path = files
     whole = path.read_bytes()
@@ -112,7 +118,9 @@ def test_an_invalid_byte_anywhere_in_an_entry_is_damage(files):
         (b'{"schema": 2, "origin": "\xff"}', "ledger_newer"),
     ],
 )
-def test_a_malformed_entry_is_damaged_or_newer(files, content, code):
+def test_a_malformed_entry_is_damaged_or_newer(
+    files: tuple[FileLedger, Path], content: bytes, code: str
+) -> None:
     """A deeply nested entry counts as damaged. From an entry of a newer schema, only the schema
     version is read.
     """
@@ -127,7 +135,7 @@ def test_a_malformed_entry_is_damaged_or_newer(files, content, code):
     assert codes == [code]
 
 
-def test_the_installed_keys_of_each_profile_set_are_measured(tmp_path):
+def test_the_installed_keys_of_each_profile_set_are_measured(tmp_path: Path) -> None:
     """The reported sizes are correct after each write and each deletion, and in a new ledger
     object.
     """
@@ -137,7 +145,7 @@ def test_the_installed_keys_of_each_profile_set_are_measured(tmp_path):
     ledger.store_content(b"content")
     stored = replace(VERSION, source_digest=model.digest(b"content"))
 
-    def size():
+    def size() -> tuple[int, int]:
         """Return the size that both the existing ledger object and a new ledger object report."""
         ledgers = [ledger, reader, FileLedger(ledger.host, ledger.directory)]
         for other_ledger in ledgers[1:]:
@@ -148,11 +156,11 @@ def test_the_installed_keys_of_each_profile_set_are_measured(tmp_path):
     assert size() == (0, 0)
     ledger.write(FULL)
     ledger.write(FULL)
-    ledger.write(LedgerEntry(id=other, provenance="installed", staged=stored))
+    ledger.write(LedgerEntry(id=other, provenance=Provenance.INSTALLED, staged=stored))
     assert size() == (1, len(ID.key))
-    ledger.write(LedgerEntry(id=other, provenance="installed", installed=stored))
+    ledger.write(LedgerEntry(id=other, provenance=Provenance.INSTALLED, installed=stored))
     assert size() == (2, len(ID.key) + len(other.key) + len(b"content"))
-    ledger.write(LedgerEntry(id=ID, provenance="installed", staged=VERSION))
+    ledger.write(LedgerEntry(id=ID, provenance=Provenance.INSTALLED, staged=VERSION))
     assert size() == (1, len(other.key) + len(b"content"))
     ledger.delete(other)
     ledger.delete(other)
@@ -160,7 +168,9 @@ def test_the_installed_keys_of_each_profile_set_are_measured(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["in place", "removed", "added", "replaced"])
-def test_changes_of_other_processes_are_noticed(files, change):
+def test_changes_of_other_processes_are_noticed(
+    files: tuple[FileLedger, Path], change: str
+) -> None:
     """The ledger notices a change of a file's content, although this change does not affect the
     directory.
     """
@@ -181,11 +191,14 @@ def test_changes_of_other_processes_are_noticed(files, change):
     assert ledger.entries() is not kept
 
 
-def test_own_writes_are_not_changes_and_those_of_other_processes_are(files):
+def test_own_writes_are_not_changes_and_those_of_other_processes_are(
+    files: tuple[FileLedger, Path],
+) -> None:
     """The ledger notices a write by another process even while it writes itself."""
     ledger, path = files
     other = LedgerEntry(
-        id=KeyId(kind="seccomp", profile_set=ID.profile_set, key=ID.key), provenance="installed"
+        id=KeyId(kind="seccomp", profile_set=ID.profile_set, key=ID.key),
+        provenance=Provenance.INSTALLED,
     )
     ledger.entries()
     ledger.write(other)
@@ -197,7 +210,7 @@ def test_own_writes_are_not_changes_and_those_of_other_processes_are(files):
     assert ledger.is_unchanged() is False
 
 
-def test_an_entry_in_the_file_of_another_entry_is_damaged(files):
+def test_an_entry_in_the_file_of_another_entry_is_damaged(files: tuple[FileLedger, Path]) -> None:
     """The file name of an entry is the digest of the entry's ID."""
     ledger, path = files
     path.rename(path.with_name("0" * 64 + ".json"))
@@ -207,7 +220,7 @@ def test_an_entry_in_the_file_of_another_entry_is_damaged(files):
     )
 
 
-def test_an_entry_of_a_newer_schema_stops_all_changes(files):
+def test_an_entry_of_a_newer_schema_stops_all_changes(files: tuple[FileLedger, Path]) -> None:
     """A ledger from a newer version cannot be read, but does not count as damaged."""
     ledger, path = files
     newer = json.loads(path.read_text()) | {"schema": 2, "unheard": "of"}
@@ -217,7 +230,7 @@ def test_an_entry_of_a_newer_schema_stops_all_changes(files):
     assert (result.code, ledger.findings) == ("ledger_newer", [])
 
 
-def test_an_unreadable_ledger_is_not_empty(files):
+def test_an_unreadable_ledger_is_not_empty(files: tuple[FileLedger, Path]) -> None:
     """If a directory exists at the path of an entry, the whole ledger is unreadable."""
     ledger, path = files
     path.unlink()
@@ -228,7 +241,9 @@ def test_an_unreadable_ledger_is_not_empty(files):
 
 
 @pytest.mark.parametrize("folder", ["state", "state/entries"])
-def test_a_ledger_of_another_user_is_not_read(files, tmp_path, folder):
+def test_a_ledger_of_another_user_is_not_read(
+    files: tuple[FileLedger, Path], tmp_path: Path, folder: str
+) -> None:
     """A ledger that belongs to another user is not read, because a forged entry could remove a
     foreign file.
     """
@@ -239,7 +254,9 @@ def test_a_ledger_of_another_user_is_not_read(files, tmp_path, folder):
     assert (result.code, result.location) == ("kind_unobservable", f"/{folder}")
 
 
-def test_a_ledger_that_others_can_write_is_made_private(files, tmp_path):
+def test_a_ledger_that_others_can_write_is_made_private(
+    files: tuple[FileLedger, Path], tmp_path: Path
+) -> None:
     """An emptyDir volume has mode 0777. The ledger makes the directory private, and keeps its
     undamaged entries.
     """
@@ -252,7 +269,9 @@ def test_a_ledger_that_others_can_write_is_made_private(files, tmp_path):
 
 
 @pytest.mark.parametrize("change", ["mode", "owner"])
-def test_an_entry_that_others_can_write_is_damaged(files, change):
+def test_an_entry_that_others_can_write_is_damaged(
+    files: tuple[FileLedger, Path], change: str
+) -> None:
     """The ledger does not trust an entry that other users could write before the directory was
     private.
     """
@@ -268,20 +287,22 @@ def test_an_entry_that_others_can_write_is_damaged(files, change):
     )
 
 
-def test_a_link_to_the_state_directory_is_followed(files, tmp_path):
+def test_a_link_to_the_state_directory_is_followed(
+    files: tuple[FileLedger, Path], tmp_path: Path
+) -> None:
     """If the state directory is a symbolic link, the agent checks the mode of the link's target."""
     (tmp_path / "link").symlink_to("state")
     assert set(FileLedger(Host(tmp_path), "/link").entries()) == {ID}
 
 
-def test_temporary_files_are_not_entries(files):
+def test_temporary_files_are_not_entries(files: tuple[FileLedger, Path]) -> None:
     """Temporary files of a killed process do not count as entries."""
     ledger, path = files
     path.with_name(".profile-loader.00.tmp").write_bytes(b"{")
     assert (set(ledger.entries()), ledger.findings) == ({ID}, [])
 
 
-def test_damaged_content_is_missing(files, tmp_path):
+def test_damaged_content_is_missing(files: tuple[FileLedger, Path], tmp_path: Path) -> None:
     """If a content file does not match its digest, the content counts as missing and can be stored
     again.
     """
@@ -294,7 +315,7 @@ def test_damaged_content_is_missing(files, tmp_path):
     assert ledger.content(digest) == b"policy"
 
 
-def test_content_that_no_entry_needs_is_removed(files):
+def test_content_that_no_entry_needs_is_removed(files: tuple[FileLedger, Path]) -> None:
     """The ledger removes content that no current version needs."""
     ledger, _ = files
     ledger.store_content(b"old")
@@ -302,22 +323,22 @@ def test_content_that_no_entry_needs_is_removed(files):
     version = Version(
         names=("x",), source_digest=model.digest(b"new"), body_digest=model.digest(b"new")
     )
-    ledger.sweep({ID: LedgerEntry(id=ID, provenance="installed", installed=version)})
+    ledger.sweep({ID: LedgerEntry(id=ID, provenance=Provenance.INSTALLED, installed=version)})
     assert (ledger.content(model.digest(b"old")), ledger.content(model.digest(b"new"))) == (
         None,
         b"new",
     )
 
 
-def test_a_state_directory_that_is_a_file_fails_each_write(tmp_path):
+def test_a_state_directory_that_is_a_file_fails_each_write(tmp_path: Path) -> None:
     """A failed write causes a finding with the path, and does not raise an exception."""
     (tmp_path / "state").write_bytes(b"")
     ledger = FileLedger(Host(tmp_path), "/state")
     findings = [ledger.write(FULL), ledger.store_content(b"x")]
-    assert [finding.code for finding in findings] == ["write_failed", "write_failed"]
+    assert [not_none(finding).code for finding in findings] == ["write_failed", "write_failed"]
 
 
-def test_a_ledger_with_too_many_entries_is_not_read(tmp_path):
+def test_a_ledger_with_too_many_entries_is_not_read(tmp_path: Path) -> None:
     """A very large number of entries does not crash the agent."""
     ledger = FileLedger(Host(tmp_path), "/state")
     folder = tmp_path / "state/entries"
@@ -329,7 +350,7 @@ def test_a_ledger_with_too_many_entries_is_not_read(tmp_path):
     assert (result.code, result.location) == ("limit_exceeded", "/state/entries")
 
 
-def test_a_ledger_with_too_many_bytes_is_not_read(tmp_path):
+def test_a_ledger_with_too_many_bytes_is_not_read(tmp_path: Path) -> None:
     """The limit for the total size also applies to a few huge entries."""
     ledger = FileLedger(Host(tmp_path), "/state")
     (tmp_path / "state/entries").mkdir(parents=True)

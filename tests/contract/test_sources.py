@@ -3,10 +3,11 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 
-from agent.core.model import Emptied, Missing, Read, Unreadable
+from agent.core.model import Emptied, Missing, Read, Snapshot, Unreadable
 from agent.sources.directory import DirectorySource
 from agent.sources.manifest import ManifestSource
 
@@ -16,20 +17,20 @@ HEAD = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "web"}}
 class Tree:
     """Provides profiles in the files of a directory."""
 
-    def __init__(self, top):
+    def __init__(self, top: Path) -> None:
         self.path = top / "set"
 
-    def fill(self, **keys):
+    def fill(self, **keys: str) -> None:
         self.path.mkdir(exist_ok=True)
         for name in os.listdir(self.path):
             (self.path / name).unlink()
         for key, text in keys.items():
             (self.path / key).write_text(text)
 
-    def make_unreadable(self):
+    def make_unreadable(self) -> None:
         self.path.write_text("not a directory")
 
-    def source(self):
+    def source(self) -> DirectorySource:
         return self.source_at(str(self.path))
 
     def source_at(self, path):
@@ -39,7 +40,7 @@ class Tree:
 class Volume(Tree):
     """Provides profiles in a ConfigMap volume of the kubelet."""
 
-    def fill(self, **keys):
+    def fill(self, **keys: str) -> None:
         self.path.mkdir(exist_ok=True)
         generation = f"..{len(os.listdir(self.path))}"
         (self.path / generation).mkdir()
@@ -56,28 +57,28 @@ class File(Tree):
     YAML.
     """
 
-    def fill(self, **keys):
+    def fill(self, **keys: str) -> None:
         self.path.write_text(json.dumps({**HEAD, "data": keys}))
 
-    def make_unreadable(self):
+    def make_unreadable(self) -> None:
         self.path.write_text("{")
 
-    def source_at(self, path):
+    def source_at(self, path: str) -> ManifestSource:
         return ManifestSource(path)
 
 
 @pytest.fixture(params=[Tree, Volume, File], ids=lambda kind: kind.__name__.lower())
-def place(request, tmp_path):
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Tree:
     """Return an empty source of each type."""
     return request.param(tmp_path)
 
 
-def read(place):
+def read(place: Tree) -> Snapshot:
     (snapshot,) = place.source().read()
     return snapshot
 
 
-def test_a_snapshot_contains_the_unchanged_content_of_each_profile(place):
+def test_a_snapshot_contains_the_unchanged_content_of_each_profile(place: Tree) -> None:
     """A snapshot contains the unchanged content of each profile. A source ignores files that are
     not profiles.
     """
@@ -91,7 +92,7 @@ def test_a_snapshot_contains_the_unchanged_content_of_each_profile(place):
     }
 
 
-def test_empty_missing_and_unreadable_differ_and_have_the_same_profile_set(place):
+def test_empty_missing_and_unreadable_differ_and_have_the_same_profile_set(place: Tree) -> None:
     """The type of a snapshot shows why a profile set contains no profiles."""
     snapshots = [read(place)]
     place.fill(**{"README.md": "x"})
@@ -104,7 +105,7 @@ def test_empty_missing_and_unreadable_differ_and_have_the_same_profile_set(place
     assert len({snapshot.profile_set for snapshot in snapshots}) == 1
 
 
-def test_the_revision_follows_names_and_content_only(place):
+def test_the_revision_follows_names_and_content_only(place: Tree) -> None:
     """Equal keys have the same revision. Different content or a different name results in another
     revision.
     """
@@ -116,7 +117,7 @@ def test_the_revision_follows_names_and_content_only(place):
     assert len(set(revisions)) == 3
 
 
-def test_each_read_returns_the_current_profiles(place):
+def test_each_read_returns_the_current_profiles(place: Tree) -> None:
     """If the profiles of a source change between two passes, each pass reads the current
     profiles.
     """
@@ -130,7 +131,9 @@ def test_each_read_returns_the_current_profiles(place):
     assert [key.path for key in second.source_keys] == ["a.json", "b.json"]
 
 
-def test_the_profile_set_does_not_depend_on_the_working_directory(place, monkeypatch):
+def test_the_profile_set_does_not_depend_on_the_working_directory(
+    place: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A relative path and an absolute path of a source result in the same profile set."""
     place.fill(**{"a.json": "1"})
     monkeypatch.chdir(place.path.parent)

@@ -2,6 +2,7 @@
 
 import struct
 import tempfile
+from collections.abc import Iterable
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,12 +18,12 @@ from agent.core.model import digest
 from agent.host.filesystem import Host
 
 
-def named(name, rest):
+def named(name: bytes, rest: bytes) -> bytes:
     """Return a named element of a policy."""
     return b"\x04" + struct.pack("<H", len(name) + 1) + name + b"\0" + rest
 
 
-def profile(name, mode=0, between=b""):
+def profile(name: str, mode: int = 0, between: bytes = b"") -> bytes:
     """Return a policy with one profile. `between` contains the fields between the profile's name
     and its flags.
     """
@@ -40,7 +41,7 @@ BETWEEN = (b"", named(b"xmatch_id", b"\x02" + struct.pack("<I", 1)), b"", b"")
 names = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=40)
 
 
-def is_handled(blob):
+def is_handled(blob: bytes) -> bool:
     """Return whether the reader returns profiles for these bytes or raises PolicyError."""
     try:
         compiled_policy.read(blob)
@@ -50,13 +51,13 @@ def is_handled(blob):
 
 
 @given(st.binary(max_size=400))
-def test_any_bytes_are_handled(blob):
+def test_any_bytes_are_handled(blob: bytes) -> None:
     """For any bytes, the reader either returns profiles or raises PolicyError."""
     assert is_handled(blob)
 
 
 @given(names, st.data())
-def test_a_mutated_policy_is_handled(name, data):
+def test_a_mutated_policy_is_handled(name: str, data: st.DataObject) -> None:
     """For a changed, truncated or repeated policy, the reader either returns profiles or raises
     PolicyError.
     """
@@ -67,7 +68,7 @@ def test_a_mutated_policy_is_handled(name, data):
 
 
 @given(st.lists(st.tuples(names, st.sampled_from(sorted(compiled_policy.MODES))), max_size=4))
-def test_every_declared_profile_is_found(declared):
+def test_every_declared_profile_is_found(declared: list[tuple[str, int]]) -> None:
     """The reader returns names and modes in the order of the policy."""
     blob = b"".join(profile(name, mode) for name, mode in declared)
     declarations = [
@@ -78,7 +79,7 @@ def test_every_declared_profile_is_found(declared):
 
 
 @given(names)
-def test_a_truncated_policy_is_an_error(name):
+def test_a_truncated_policy_is_an_error(name: str) -> None:
     """For a policy that ends inside a profile, the reader raises an error instead of returning
     fewer profiles.
     """
@@ -93,7 +94,7 @@ def test_a_truncated_policy_is_an_error(name):
 
 
 @given(st.text(max_size=400))
-def test_any_text_is_checked(source):
+def test_any_text_is_checked(source: str) -> None:
     """The checks of a text never raise an exception."""
     source_checks.errors(source.encode("utf-8", "surrogatepass"))
     escape_rules.warnings(source)
@@ -101,7 +102,7 @@ def test_any_text_is_checked(source):
 
 
 @given(st.binary(max_size=2000), st.binary(max_size=200))
-def test_a_parser_message_is_one_bounded_printable_line(stderr, source):
+def test_a_parser_message_is_one_bounded_printable_line(stderr: bytes, source: bytes) -> None:
     """Every parser output is converted into one printable line of limited length."""
     quotable = parser_messages.QuotableWords(
         source=source, words={"error"}, include_dir="/etc/apparmor.d"
@@ -116,7 +117,9 @@ def test_a_parser_message_is_one_bounded_printable_line(stderr, source):
         st.tuples(names, st.sampled_from(sorted(compiled_policy.MODES))), min_size=1, max_size=4
     )
 )
-def test_the_cache_returns_the_declared_profiles_of_a_policy(declared):
+def test_the_cache_returns_the_declared_profiles_of_a_policy(
+    declared: list[tuple[str, int]],
+) -> None:
     """The cache returns the names, modes, attachments and hashes that the policy contains."""
     between = zip(declared, BETWEEN, strict=False)
     blob = b"".join(profile(name, mode, fields) for (name, mode), fields in between)
@@ -140,7 +143,9 @@ def test_the_cache_returns_the_declared_profiles_of_a_policy(declared):
     ),
     st.data(),
 )
-def test_a_rewrapped_policy_declares_the_same_profiles_in_other_bytes(declared, data):
+def test_a_rewrapped_policy_declares_the_same_profiles_in_other_bytes(
+    declared: list[tuple[str, int]], data: st.DataObject
+) -> None:
     """A rewritten policy keeps the kernel's hash of each profile and the alignment of its
     tables.
     """
@@ -149,7 +154,9 @@ def test_a_rewrapped_policy_declares_the_same_profiles_in_other_bytes(declared, 
     filler = data.draw(st.binary(min_size=8, max_size=40))
     rewrapped = compiled_policy.rewrap([b"".join(blobs[:3]), b"".join(blobs[3:])], included, filler)
 
-    def hashes(profiles):
+    def hashes(
+        profiles: Iterable[compiled_policy.DeclaredProfile],
+    ) -> dict[str, tuple[str, set[str]]]:
         return {
             profile.name: (
                 profile.mode,

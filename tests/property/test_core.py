@@ -2,16 +2,20 @@
 
 import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 
+import hypothesis.strategies._internal.strategies
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from agent.core.actions import Adopt, Hold, Install, Keep
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
-from agent.core.model import Emptied, Missing, Read, SourceKey, Unobservable, Unreadable
+from agent.core.model import Emptied, Missing, Read, Snapshot, SourceKey, Unobservable, Unreadable
 from agent.core.ownership import owned_names, recorded_names
+from agent.core.vocabulary import Provenance
+from tests.narrowing import not_none
 from tests.world import Killed, Node, Steps, final_state, run_pass, token
 
 NAMES = st.sampled_from(["a", "b", "c"])
@@ -26,7 +30,7 @@ TEXTS = st.one_of(
 )
 
 
-def read(keys, origin="dir /p"):
+def read(keys: dict[str, bytes], origin: str = "dir /p") -> Read:
     source_keys = tuple(
         SourceKey(profile_set=origin, key=key, content=content)
         for key, content in sorted(keys.items())
@@ -37,7 +41,7 @@ def read(keys, origin="dir /p"):
 SETS = st.dictionaries(KEYS, TEXTS, min_size=1, max_size=3)
 
 
-def snapshots(origin):
+def snapshots(origin: str) -> hypothesis.strategies._internal.strategies.OneOfStrategy:
     """Return a strategy for the results of reading one profile set."""
     return st.one_of(
         SETS.map(lambda keys: read(keys, origin)),
@@ -89,7 +93,7 @@ HISTORY_WITH_FAILURES = st.lists(
 )
 
 
-def apply_changes(node, changes):
+def apply_changes(node: Node, changes: list[tuple[str, str]]) -> None:
     for change, name in changes:
         content = node.loaded.get(name)
         if change == "unload":
@@ -112,7 +116,9 @@ def apply_changes(node, changes):
             node.write({name: b"stranger"})
 
 
-def passes_with_failures(history, foreign):
+def passes_with_failures(
+    history: list[tuple[Read, list[tuple[str, str]], bool]], foreign: dict[str, bytes]
+) -> Iterator[tuple[Node, Read]]:
     """Yield the node and the snapshots before each pass of a history that contains failures."""
     node = Node(loaded=dict(foreign))
     for snapshot, changes, full in history:
@@ -121,7 +127,7 @@ def passes_with_failures(history, foreign):
         yield node, snapshot
 
 
-def owned(node):
+def owned(node: Node) -> set[str]:
     return {name for entry in node.entries.values() for name in owned_names(entry)}
 
 
@@ -153,7 +159,11 @@ def owned(node):
     False,
 )
 @given(HISTORY, FOREIGN, st.booleans())
-def test_a_repeated_pass_changes_nothing(history, foreign, readable):
+def test_a_repeated_pass_changes_nothing(
+    history: list[tuple[list[Snapshot], list[tuple[str, str]]]],
+    foreign: dict[str, bytes],
+    readable: bool,
+) -> None:
     """If neither the node nor the sources change, another pass has no effect."""
     node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, changes in history:
@@ -167,7 +177,9 @@ def test_a_repeated_pass_changes_nothing(history, foreign, readable):
 
 
 @given(HISTORY, FOREIGN)
-def test_foreign_profiles_are_never_changed(history, foreign):
+def test_foreign_profiles_are_never_changed(
+    history: list[tuple[list[Snapshot], list[tuple[str, str]]]], foreign: dict[str, bytes]
+) -> None:
     """In every history, foreign content is neither replaced nor removed, unless it was adopted."""
     node = Node(loaded=dict(foreign))
     for snapshot, _ in history:
@@ -196,7 +208,11 @@ def test_foreign_profiles_are_never_changed(history, foreign):
 @given(HISTORY, FOREIGN, st.booleans())
 @example([([read({"k": b"a:x"})], []), ([read({"l": b"b:x"})], [("reload", "a")])], {}, True)
 @example([([read({"k": b"a:x"})], []), ([read({"l": b"b:x"})], [("load", "a")])], {}, False)
-def test_no_object_of_another_program_is_removed(history, foreign, readable):
+def test_no_object_of_another_program_is_removed(
+    history: list[tuple[list[Snapshot], list[tuple[str, str]]]],
+    foreign: dict[str, bytes],
+    readable: bool,
+) -> None:
     """The agent does not remove a profile that another program reloaded with the same bytes."""
     node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, changes in history:
@@ -207,7 +223,11 @@ def test_no_object_of_another_program_is_removed(history, foreign, readable):
 
 @settings(max_examples=300)
 @given(HISTORY, FOREIGN, st.booleans())
-def test_only_recorded_content_of_another_program_is_replaced(history, foreign, readable):
+def test_only_recorded_content_of_another_program_is_replaced(
+    history: list[tuple[list[Snapshot], list[tuple[str, str]]]],
+    foreign: dict[str, bytes],
+    readable: bool,
+) -> None:
     """Foreign content is replaced only if the ledger has evidence of the same content (ADR 7)."""
     node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, changes in history:
@@ -247,7 +267,11 @@ def test_only_recorded_content_of_another_program_is_replaced(history, foreign, 
 )
 @settings(max_examples=300)
 @given(HISTORY, FOREIGN, st.booleans())
-def test_a_profile_that_this_agent_loaded_is_removed_eventually(history, foreign, readable):
+def test_a_profile_that_this_agent_loaded_is_removed_eventually(
+    history: list[tuple[list[Snapshot], list[tuple[str, str]]]],
+    foreign: dict[str, bytes],
+    readable: bool,
+) -> None:
     """A profile that the agent loaded is removed after its key no longer exists."""
     node = Node(loaded=dict(foreign), readable=readable)
     for snapshot, changes in history:
@@ -267,7 +291,9 @@ def test_a_profile_that_this_agent_loaded_is_removed_eventually(history, foreign
 
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
-def test_a_profile_that_this_agent_loaded_stays_agent_owned(history, foreign):
+def test_a_profile_that_this_agent_loaded_stays_agent_owned(
+    history: list[tuple[Read, list[tuple[str, str]], bool]], foreign: dict[str, bytes]
+) -> None:
     """Even after rejections and failed writes, the ledger contains each profile that the agent
     loaded.
     """
@@ -284,7 +310,9 @@ def test_a_profile_that_this_agent_loaded_stays_agent_owned(history, foreign):
 
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
-def test_every_profile_that_is_reported_as_installed_is_on_the_node(history, foreign):
+def test_every_profile_that_is_reported_as_installed_is_on_the_node(
+    history: list[tuple[Read, list[tuple[str, str]], bool]], foreign: dict[str, bytes]
+) -> None:
     """After a pass, the node contains each profile that the pass reports as installed, with the
     reported content.
     """
@@ -292,7 +320,7 @@ def test_every_profile_that_is_reported_as_installed_is_on_the_node(history, for
         for outcome in run_pass(node, [snapshot]):
             action = outcome.action
             if outcome.result == "done" and isinstance(action, Install | Keep | Adopt):
-                evidence = outcome.version.evidence
+                evidence = not_none(outcome.version).evidence
                 assert all(token(node.loaded[name]) & evidence[name] for name in action.names)
             elif isinstance(action, Hold) and action.state in ("held", "outdated"):
                 assert node.loaded.keys() >= set(action.names)
@@ -300,7 +328,9 @@ def test_every_profile_that_is_reported_as_installed_is_on_the_node(history, for
 
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
-def test_the_version_of_every_labelled_profile_is_known(history, foreign):
+def test_the_version_of_every_labelled_profile_is_known(
+    history: list[tuple[Read, list[tuple[str, str]], bool]], foreign: dict[str, bytes]
+) -> None:
     """If a profile has a mode, its label contains the mode."""
     for node, snapshot in passes_with_failures(history, foreign):
         for outcome in run_pass(node, [snapshot]):
@@ -309,12 +339,14 @@ def test_the_version_of_every_labelled_profile_is_known(history, foreign):
                 isinstance(action, Hold) and action.desired and action.state in ("held", "outdated")
             )
             if is_labelled and outcome.result in ("done", "held"):
-                assert set(action.names) <= set(outcome.version.names)
+                assert set(action.names) <= set(not_none(outcome.version).names)
 
 
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
-def test_passes_over_an_unchanged_node_stop_installing(history, foreign):
+def test_passes_over_an_unchanged_node_stop_installing(
+    history: list[tuple[Read, list[tuple[str, str]], bool]], foreign: dict[str, bytes]
+) -> None:
     """Even if every pass rejects a key, later passes do not install the same profiles again."""
     for node, snapshot in passes_with_failures(history, foreign):
         for _ in range(4):
@@ -331,7 +363,9 @@ def test_passes_over_an_unchanged_node_stop_installing(history, foreign):
 
 @settings(max_examples=300)
 @given(HISTORY_WITH_FAILURES, FOREIGN)
-def test_no_name_of_a_current_key_is_removed(history, foreign):
+def test_no_name_of_a_current_key_is_removed(
+    history: list[tuple[Read, list[tuple[str, str]], bool]], foreign: dict[str, bytes]
+) -> None:
     """The profiles of a current key stay on the node, even if the key is rejected or conflicts with
     another key.
     """
@@ -344,7 +378,11 @@ def test_no_name_of_a_current_key_is_removed(history, foreign):
 
 
 @given(HISTORY, FOREIGN, SNAPSHOTS)
-def test_an_unobservable_kind_is_not_changed(history, foreign, last):
+def test_an_unobservable_kind_is_not_changed(
+    history: list[tuple[list[Snapshot], list[tuple[str, str]]]],
+    foreign: dict[str, bytes],
+    last: list[Snapshot],
+) -> None:
     """If the agent cannot observe a kind, neither the node nor the ledger changes."""
     node = Node(loaded=dict(foreign))
     for snapshot, changes in history:
@@ -359,7 +397,9 @@ def test_an_unobservable_kind_is_not_changed(history, foreign, last):
 
 
 @given(HISTORY)
-def test_no_profile_in_use_is_removed(history):
+def test_no_profile_in_use_is_removed(
+    history: list[tuple[list[Snapshot], list[tuple[str, str]]]],
+) -> None:
     """A profile that confines a process is never removed, even if no source desires it."""
     node = Node()
     for snapshot, changes in history:
@@ -370,7 +410,9 @@ def test_no_profile_in_use_is_removed(history):
 
 
 @given(SETS, KEYS)
-def test_a_rejected_update_keeps_the_last_good_version(keys, rejected_key):
+def test_a_rejected_update_keeps_the_last_good_version(
+    keys: dict[str, bytes], rejected_key: str
+) -> None:
     """If the agent rejects an update of a key, all profiles of the key stay unchanged on
     the node.
     """
@@ -386,7 +428,7 @@ def test_a_rejected_update_keeps_the_last_good_version(keys, rejected_key):
 
 
 @given(SETS, st.permutations(["one.profile", "two.profile", "three.profile"]))
-def test_renamed_keys_keep_their_profiles(keys, order):
+def test_renamed_keys_keep_their_profiles(keys: dict[str, bytes], order: list[str]) -> None:
     """If keys are renamed, their profiles are neither removed nor loaded again."""
     node = Node()
     run_pass(node, [read(keys)])
@@ -418,7 +460,11 @@ def test_renamed_keys_keep_their_profiles(keys, order):
     {"a": b"compiled a:x"},
     7,
 )
-def test_an_agent_that_is_killed_at_any_step_reaches_the_same_state(history, foreign, step):
+def test_an_agent_that_is_killed_at_any_step_reaches_the_same_state(
+    history: list[tuple[list[Snapshot], list[tuple[str, str]]]],
+    foreign: dict[str, bytes],
+    step: int,
+) -> None:
     """If the agent is killed at any step, the next passes reach the state of an uninterrupted
     agent.
 
@@ -443,7 +489,7 @@ def test_an_agent_that_is_killed_at_any_step_reaches_the_same_state(history, for
     expected = final_state(undisturbed)[1]
     for id_, entry in entries.items():
         if entry.provenance == "adopted" and id_ in expected:
-            expected[id_] = replace(expected[id_], provenance="adopted")
+            expected[id_] = replace(expected[id_], provenance=Provenance.ADOPTED)
     assert (undisturbed.loaded, expected) == (loaded, entries)
 
 
@@ -460,8 +506,11 @@ def test_an_agent_that_is_killed_at_any_step_reaches_the_same_state(history, for
 @example(MOVED_AND_BACK, 3, [EMPTIED], True)
 @example(MOVED_AND_BACK, 3, [EMPTIED], False)
 def test_a_profile_of_an_unfinished_installation_is_removed_eventually(
-    history, step, last, readable
-):
+    history: list[tuple[list[Snapshot], list[tuple[str, str]]]],
+    step: int,
+    last: list[Snapshot],
+    readable: bool,
+) -> None:
     """If the agent is killed at any step and the keys change afterwards, no agent-owned profile
     stays on the node.
     """
@@ -488,7 +537,7 @@ def test_a_profile_of_an_unfinished_installation_is_removed_eventually(
     assert {name for id_ in node.entries for name in recorded_names(node.entries[id_])} <= {"other"}
 
 
-def adopted_names(node):
+def adopted_names(node: Node) -> set[object]:
     """Return the profile names in ledger entries that have an adopted version."""
     return {
         name

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from agent.core import labels, selector
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
 from agent.core.selector import Selector, Term
-from agent.core.vocabulary import Reason
+from agent.core.vocabulary import ActionName, Reason, SupportState
 
 D = "example.org"
 # These patterns and lengths come from kubernetes, apimachinery/pkg/util/validation/validation.go:
@@ -33,7 +33,7 @@ names = texts | hashes | st.text("0123456789abcdef-", min_size=20, max_size=24)
 
 
 @st.composite
-def rows(draw):
+def rows(draw: st.DrawFn):
     kind = draw(st.sampled_from(["apparmor", "seccomp"]))
     state = draw(st.sampled_from(STATES))
     # Only a row about a rejected key may lack a profile name.
@@ -45,7 +45,7 @@ def rows(draw):
         name=name,
         localhost_profile=name,
         state=state,
-        action="keep",
+        action=ActionName.KEEP,
         reason=draw(st.sampled_from(["", Reason.SOURCE_UNREADABLE])),
         source_digest=draw(st.sampled_from(["", "a" * 64, "b" * 64])),
         mode=draw(st.sampled_from(MODES)) if kind == "apparmor" else "",
@@ -54,7 +54,7 @@ def rows(draw):
 
 
 @st.composite
-def reports(draw):
+def reports(draw: st.DrawFn):
     # On a node, each profile name has exactly one content.
     built = tuple(draw(st.lists(rows(), max_size=8, unique_by=lambda row: (row.kind, row.name))))
     states = st.sampled_from(["read", "missing", "unreadable", "emptied"])
@@ -64,12 +64,12 @@ def reports(draw):
         profile_sets=tuple(
             ProfileSetStatus(profile_set=origin, state=draw(states)) for origin in origins
         ),
-        kind_support={"seccomp": KindSupport(state="enabled")},
+        kind_support={"seccomp": KindSupport(state=SupportState.ENABLED)},
     )
 
 
 @st.composite
-def cases(draw):
+def cases(draw: st.DrawFn):
     """Return a report, and agent labels that the Node may have before the report."""
     built = draw(reports())
     keys = sorted(labels.labels_for(_verified(built), domain=D, digest=True, present={}).labels)
@@ -98,7 +98,7 @@ def valid(key):
 
 
 @given(names)
-def test_every_name_has_a_valid_label_key(text):
+def test_every_name_has_a_valid_label_key(text) -> None:
     """An unusual profile name results in a valid label key, because the API server would otherwise
     reject all labels.
     """
@@ -109,7 +109,7 @@ def test_every_name_has_a_valid_label_key(text):
 
 
 @given(names)
-def test_a_name_always_has_the_same_recognizable_label_key(text):
+def test_a_name_always_has_the_same_recognizable_label_key(text) -> None:
     """A label key contains either the profile name with replaced slashes, or a shortened name with
     a hash.
     """
@@ -120,7 +120,7 @@ def test_a_name_always_has_the_same_recognizable_label_key(text):
 
 
 @given(names, names)
-def test_two_names_with_the_same_label_key_have_the_same_hash(first, second):
+def test_two_names_with_the_same_label_key_have_the_same_hash(first, second) -> None:
     """Two profile names have the same label key only if their hashes are equal."""
     if first != second and labels.label_name(first) == labels.label_name(second):
         hashes = {hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
@@ -129,14 +129,14 @@ def test_two_names_with_the_same_label_key_have_the_same_hash(first, second):
 
 
 @given(names)
-def test_a_name_that_imitates_a_label_key_has_a_different_label_key(text):
+def test_a_name_that_imitates_a_label_key_has_a_different_label_key(text) -> None:
     """A profile whose name imitates the label key of another profile has a label key of its own."""
     name = labels.label_name(text)
     assert name == text or labels.label_name(name) != name or name.replace("__", "/") == text
 
 
 @given(cases(), st.integers(0, 12), st.booleans())
-def test_labels_are_added_for_verified_profiles_only(case, limit, digest):
+def test_labels_are_added_for_verified_profiles_only(case, limit, digest) -> None:
     """Profiles that cannot be observed keep their labels, and profiles that no source desires have
     no label.
     """
@@ -178,7 +178,7 @@ def _digest_key(row):
 
 
 @given(cases(), st.integers(0, 12))
-def test_the_limit_holds_and_existing_labels_have_precedence(case, limit):
+def test_the_limit_holds_and_existing_labels_have_precedence(case, limit) -> None:
     """At the limit, only the labels for supported kinds may replace existing labels.
 
     Name labels have priority over digest labels, because a digest is useless without the name.
@@ -197,7 +197,7 @@ def test_the_limit_holds_and_existing_labels_have_precedence(case, limit):
 
 
 @given(cases(), st.integers(1, 12))
-def test_labels_that_were_published_stay(case, limit):
+def test_labels_that_were_published_stay(case, limit) -> None:
     """If a Node already has the labels of a report, the same report does not change them."""
     built, present = case
     # A lower limit may remove the label of an unobservable profile, and then also the label of its
@@ -208,7 +208,7 @@ def test_labels_that_were_published_stay(case, limit):
 
 
 @given(reports())
-def test_labels_stay_while_nothing_can_be_observed(built):
+def test_labels_stay_while_nothing_can_be_observed(built) -> None:
     """While neither the node nor any source can be read, the labels of installed profiles stay."""
     before = labels.labels_for(_verified(built), domain=D, digest=True, present={}).labels
     unobservable = replace(
@@ -220,7 +220,7 @@ def test_labels_stay_while_nothing_can_be_observed(built):
 
 
 @given(cases())
-def test_every_label_is_valid_and_has_a_prefix_of_the_agent(case):
+def test_every_label_is_valid_and_has_a_prefix_of_the_agent(case) -> None:
     """Every label of a report is valid, because one invalid label would make the whole request
     fail.
     """
@@ -234,7 +234,7 @@ def test_every_label_is_valid_and_has_a_prefix_of_the_agent(case):
 
 
 @given(reports())
-def test_a_node_selector_selects_a_node_with_the_profile(built):
+def test_a_node_selector_selects_a_node_with_the_profile(built) -> None:
     """The printed nodeSelector matches the label on the Node."""
     computed = labels.labels_for(built, domain=D, limit=1000, present={})
     collided = {
@@ -247,7 +247,7 @@ def test_a_node_selector_selects_a_node_with_the_profile(built):
 
 
 @given(st.text("aD0-./", max_size=12), names)
-def test_a_label_without_a_prefix_of_the_agent_is_foreign(prefix, name):
+def test_a_label_without_a_prefix_of_the_agent_is_foreign(prefix, name) -> None:
     """A label key with a similar domain, or without a name after the slash, is foreign."""
     own = {D, *(f"{part}.{D}" for part in
                 ("apparmor", "seccomp", "set", "apparmor-digest", "seccomp-digest"))}  # fmt: skip
@@ -270,7 +270,7 @@ terms = st.builds(Term, key=keys, relation=st.sampled_from(["exists", "absent"])
 
 
 @st.composite
-def written(draw, term):
+def written(draw: st.DrawFn, term):
     """Write a term in one of its equivalent notations."""
     space = draw(st.sampled_from(["", " ", "  "]))
     if term.relation == "exists":
@@ -286,14 +286,14 @@ def written(draw, term):
 
 
 @given(st.data(), st.lists(terms, min_size=1, max_size=4))
-def test_a_selector_is_parsed_to_its_terms(data, chosen):
+def test_a_selector_is_parsed_to_its_terms(data, chosen) -> None:
     """Every notation of a list of terms is parsed into the same terms in the same order."""
     text = ",".join(data.draw(written(term)) for term in chosen)
     assert selector.parse(text) == Selector(terms=tuple(chosen))
 
 
 @given(st.lists(terms, max_size=4), st.dictionaries(keys, values, max_size=4))
-def test_a_selector_selects_objects_that_match_all_terms(chosen, present):
+def test_a_selector_selects_objects_that_match_all_terms(chosen, present) -> None:
     """A selector matches only if all of its terms match; an `in` term does not match a missing
     label.
     """
@@ -310,7 +310,7 @@ def test_a_selector_selects_objects_that_match_all_terms(chosen, present):
 
 
 @given(st.text("ab=!,()- in/", max_size=16) | st.text(max_size=16))
-def test_a_text_is_a_selector_or_is_rejected(text):
+def test_a_text_is_a_selector_or_is_rejected(text) -> None:
     """A text either is a valid selector or is rejected, and only a blank selector matches all
     objects.
     """

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,13 +61,13 @@ machines = st.sampled_from(["x86_64", "aarch64", "s390x", "pdp11"])
 formats = st.sampled_from(["oci", "docker"])
 
 
-def backend(machine="x86_64", **options):
+def backend(machine: str = "x86_64", **options: Any):
     return SeccompBackend(
         host=Host(Path("/nonexistent")), clock_ns=time.time_ns, machine=machine, **options
     )
 
 
-def inspect(content, machine="x86_64", **options):
+def inspect(content, machine: str = "x86_64", **options: object):
     kind = backend(machine, **options)
     return kind.inspect(SourceKey(profile_set="dir /x", key="p.json", content=content))
 
@@ -99,7 +100,7 @@ def effective(tree):
 
 
 @given(st.binary(max_size=200) | anything.map(lambda tree: json.dumps(tree).encode()))
-def test_any_bytes_are_accepted_or_rejected(content):
+def test_any_bytes_are_accepted_or_rejected(content) -> None:
     """Any bytes are either accepted, or rejected with at least one error."""
     inspected = inspect(content)
     if isinstance(inspected, Rejection):
@@ -110,7 +111,7 @@ def test_any_bytes_are_accepted_or_rejected(content):
 
 @settings(max_examples=300)
 @given(profiles, machines, formats)
-def test_the_canonical_form_is_its_own_canonical_form(tree, machine, form):
+def test_the_canonical_form_is_its_own_canonical_form(tree, machine, form) -> None:
     """The canonical form of an accepted profile is accepted, and equals its own canonical form."""
     inspected = inspect(json.dumps(tree).encode(), machine, format=form)
     if isinstance(inspected, Profile):
@@ -122,7 +123,7 @@ def test_the_canonical_form_is_its_own_canonical_form(tree, machine, form):
 
 @settings(max_examples=300)
 @given(profiles)
-def test_the_canonical_form_has_the_same_effect(tree):
+def test_the_canonical_form_has_the_same_effect(tree) -> None:
     """The unconditional rules of the canonical form have the same effect as the rules of the
     profile.
     """

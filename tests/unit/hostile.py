@@ -8,12 +8,15 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agent.backends.apparmor import escape_rules, source_checks
 from agent.backends.seccomp.backend import SeccompBackend
-from agent.core.model import SourceKey
+from agent.core.findings import Finding
+from agent.core.model import Rejection, SourceKey
 from agent.host.filesystem import Host
+from tests.narrowing import instance_of
 
 SIZE = 1 << 20
 RULE = (
@@ -21,17 +24,17 @@ RULE = (
 )
 
 
-def filled(head, item, tail):
+def filled(head: str, item: str | Callable[[int], str], tail: str) -> bytes:
     """Return at most SIZE bytes: the beginning, as many items as fit, and the end."""
-    make = item if callable(item) else lambda _: item
-    parts, left, number = [], SIZE - len(head) - len(tail), 0
-    while (left := left - len(part := make(number)) - 1) >= 0:
+    parts: list[str] = []
+    left, number = SIZE - len(head) - len(tail), 0
+    while (left := left - len(part := item if isinstance(item, str) else item(number)) - 1) >= 0:
         parts.append(part)
         number += 1
     return (head + ",".join(parts) + tail).encode()
 
 
-def deny(inner):
+def deny(inner: str) -> str:
     return '{"defaultAction":"SCMP_ACT_ERRNO",' + inner
 
 
@@ -80,13 +83,14 @@ APPARMOR = {
 }
 
 
-def seccomp(content):
+def seccomp(content: bytes) -> Sequence[Finding]:
     """Return the problems of a seccomp key."""
     kind = SeccompBackend(host=Host(Path("/nonexistent")), clock_ns=time.time_ns, machine="x86_64")
-    return kind.inspect(SourceKey(profile_set="o", key="a.json", content=content)).findings
+    source_key = SourceKey(profile_set="o", key="a.json", content=content)
+    return instance_of(kind.inspect(source_key), Rejection).findings
 
 
-def apparmor(content):
+def apparmor(content: bytes) -> Sequence[object]:
     """Return the longest list of problems that any check of the text reports."""
     source = content.decode()
     return max(
@@ -98,9 +102,10 @@ def apparmor(content):
     )
 
 
-def main(name):
+def main(name: str) -> None:
     """Check one key and print the measurement."""
-    check, content = (seccomp, SECCOMP[name]) if name in SECCOMP else (apparmor, APPARMOR[name])
+    check: Callable[[bytes], Sequence[object]] = seccomp if name in SECCOMP else apparmor
+    content = SECCOMP[name] if name in SECCOMP else APPARMOR[name]
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     problems = check(content)
     seconds, after = time.process_time() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

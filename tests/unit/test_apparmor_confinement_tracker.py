@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -26,20 +27,22 @@ STATE = "/state"
 class Node:
     """A host root with files that simulate processes and loaded profiles."""
 
-    def __init__(self, root):
+    def __init__(self, root: Path) -> None:
         self.root = root / "proc"
         self.state = root / "state"
         self.directories = {name: f"{name}.1" for name in NAMES}
         self.boot("one")
         self.host = Host(root)
 
-    def boot(self, boot_id):
+    def boot(self, boot_id: str) -> None:
         """Set the boot ID of the host."""
         file = self.root / "sys/kernel/random/boot_id"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{boot_id}\n")
 
-    def thread(self, pid, label, *, tid=0, start=7, state="S"):
+    def thread(
+        self, pid: int, label: str, *, tid: int = 0, start: int = 7, state: str = "S"
+    ) -> None:
         """Create a thread, or change an existing thread."""
         folder = self.root / str(pid) / "task" / str(tid or pid)
         (folder / "attr").mkdir(parents=True, exist_ok=True)
@@ -48,11 +51,11 @@ class Node:
         (folder / "stat").write_text(f"{pid} (a) b) {fields} 0\n")
         (self.root / f"{pid}/cgroup").write_text(f"0::/kubepods/cri-containerd-{CONTAINER}.scope\n")
 
-    def end(self, pid):
+    def end(self, pid: int) -> None:
         """End a process."""
         shutil.rmtree(self.root / str(pid))
 
-    def tracker(self):
+    def tracker(self) -> ConfinementTracker:
         """Return the tracker of an agent that has just started."""
         return ConfinementTracker(
             self.host,
@@ -62,13 +65,13 @@ class Node:
             },
         )
 
-    def record(self):
+    def record(self) -> Path:
         """Return the path of the tracker's record."""
         return self.state / FILE
 
 
 @pytest.fixture
-def node(tmp_path):
+def node(tmp_path: Path) -> Node:
     """A node with three processes: under the profile web, under a hat of web, and under the profile
     other.
     """
@@ -81,19 +84,19 @@ def node(tmp_path):
 
 
 @pytest.fixture
-def tracker(node):
+def tracker(node: Node) -> ConfinementTracker:
     """A tracker that has observed this node once."""
     return observed(node)
 
 
-def observed(node, names=NAMES):
+def observed(node: Node, names: list[str] = NAMES) -> ConfinementTracker:
     """Return the tracker of a new agent, after one observation of the node."""
     tracker = node.tracker()
     tracker.observe(names)
     return tracker
 
 
-def pids(tracker):
+def pids(tracker: ConfinementTracker) -> list[tuple[str, str]]:
     """Return the profile and the list of processes from each finding."""
     return [
         (finding.location, finding.message.partition("pid ")[2].partition(".")[0])
@@ -101,7 +104,9 @@ def pids(tracker):
     ]
 
 
-def test_threads_that_lost_a_removed_profile_are_reported_until_they_end(tracker, node):
+def test_threads_that_lost_a_removed_profile_are_reported_until_they_end(
+    tracker: ConfinementTracker, node: Node
+) -> None:
     """A finding lists each process with its container.
 
     If a process runs in a hat, the finding is about the parent of the hat.
@@ -117,7 +122,7 @@ def test_threads_that_lost_a_removed_profile_are_reported_until_they_end(tracker
     assert (pids(tracker), tracker.count()) == ([], 0)
 
 
-def test_a_zombie_is_not_reported(tracker, node):
+def test_a_zombie_is_not_reported(tracker: ConfinementTracker, node: Node) -> None:
     """A zombie is not reported, because it never runs code again."""
     node.thread(12, "unconfined")
     tracker.record_removals(["other"])
@@ -126,7 +131,7 @@ def test_a_zombie_is_not_reported(tracker, node):
     assert tracker.findings() == ()
 
 
-def test_a_thread_that_is_not_the_leader_is_reported(node):
+def test_a_thread_that_is_not_the_leader_is_reported(node: Node) -> None:
     """A second thread is reported even if the leader was never confined, or runs under another
     profile.
     """
@@ -143,7 +148,7 @@ def test_a_thread_that_is_not_the_leader_is_reported(node):
     assert pids(tracker) == [("web", f"20 ({SHORT}), 30 ({SHORT})")]
 
 
-def test_a_live_thread_of_an_ended_leader_is_reported(node):
+def test_a_live_thread_of_an_ended_leader_is_reported(node: Node) -> None:
     """A live thread is reported even if its leader has ended and looks like a zombie."""
     node.thread(20, "web (enforce)", state="Z")
     node.thread(20, "web (enforce)", tid=21)
@@ -168,7 +173,9 @@ def test_a_live_thread_of_an_ended_leader_is_reported(node):
         ("web (enforce)", "web//&next (enforce)", False),
     ],
 )
-def test_a_removed_profile_of_a_stacked_label_is_reported(node, before, now, lost):
+def test_a_removed_profile_of_a_stacked_label_is_reported(
+    node: Node, before: str, now: str, lost: bool
+) -> None:
     """If one profile of a stacked label is removed, the thread is reported. A thread that changed
     to another profile is not.
     """
@@ -190,7 +197,9 @@ def test_a_removed_profile_of_a_stacked_label_is_reported(node, before, now, los
         ("system.slice/nginx.service", ""),
     ],
 )
-def test_the_pod_is_reported_where_the_cgroup_has_its_uid(tracker, node, path, owner):
+def test_the_pod_is_reported_where_the_cgroup_has_its_uid(
+    tracker: ConfinementTracker, node: Node, path: str, owner: str
+) -> None:
     """A finding contains the UID of the pod if the name of the cgroup contains the UID, as with
     both cgroup drivers of the kubelet.
     """
@@ -200,7 +209,7 @@ def test_the_pod_is_reported_where_the_cgroup_has_its_uid(tracker, node, path, o
     assert pids(tracker) == [("other", f"12 ({owner})" if owner else "12")]
 
 
-def test_a_thread_that_is_still_confined_is_not_reported(tracker):
+def test_a_thread_that_is_still_confined_is_not_reported(tracker: ConfinementTracker) -> None:
     """A process that still runs under its profile is not reported, even if the profile was removed
     and loaded again.
     """
@@ -208,7 +217,9 @@ def test_a_thread_that_is_still_confined_is_not_reported(tracker):
     assert (pids(tracker), tracker.count()) == ([], 0)
 
 
-def test_a_removal_during_an_observation_is_not_missed(tracker, node):
+def test_a_removal_during_an_observation_is_not_missed(
+    tracker: ConfinementTracker, node: Node
+) -> None:
     """If a profile is removed during an observation, its processes are reported, because the
     previous observation recorded them.
     """
@@ -218,7 +229,9 @@ def test_a_removal_during_an_observation_is_not_missed(tracker, node):
     assert [name for name, _ in pids(tracker)] == ["other"]
 
 
-def test_a_thread_that_was_confined_three_observations_ago_is_forgotten(tracker, node):
+def test_a_thread_that_was_confined_three_observations_ago_is_forgotten(
+    tracker: ConfinementTracker, node: Node
+) -> None:
     """If a process left its profile before the last observations, a later removal of the profile is
     not reported.
     """
@@ -229,7 +242,9 @@ def test_a_thread_that_was_confined_three_observations_ago_is_forgotten(tracker,
     assert pids(tracker) == []
 
 
-def test_the_names_in_use_are_those_of_the_last_observation(tracker, node):
+def test_the_names_in_use_are_those_of_the_last_observation(
+    tracker: ConfinementTracker, node: Node
+) -> None:
     """The names in use come from the last observation. A hat that is in use makes its parent in
     use.
     """
@@ -240,7 +255,7 @@ def test_the_names_in_use_are_those_of_the_last_observation(tracker, node):
     assert tracker.names_in_use() & set(NAMES) == {"web"}
 
 
-def test_names_of_other_programs_are_not_tracked(node):
+def test_names_of_other_programs_are_not_tracked(node: Node) -> None:
     """The tracker records only processes under agent-owned profiles."""
     node.thread(10, "cri-containerd.apparmor.d (enforce)")
     tracker = observed(node, ["web"])
@@ -249,7 +264,9 @@ def test_names_of_other_programs_are_not_tracked(node):
     assert pids(tracker) == []
 
 
-def test_a_procfs_that_cannot_be_read_changes_nothing(tracker, node, tmp_path):
+def test_a_procfs_that_cannot_be_read_changes_nothing(
+    tracker: ConfinementTracker, node: Node, tmp_path: Path
+) -> None:
     """If /proc cannot be read, the tracker keeps its findings, because the threads may
     still run.
     """
@@ -262,11 +279,13 @@ def test_a_procfs_that_cannot_be_read_changes_nothing(tracker, node, tmp_path):
     assert [name for name, _ in pids(tracker)] == ["other"]
 
 
-def test_without_names_no_process_is_read_and_nothing_is_written(node, tmp_path):
+def test_without_names_no_process_is_read_and_nothing_is_written(
+    node: Node, tmp_path: Path
+) -> None:
     """If the agent owns no AppArmor profile, the tracker reads no process and writes no file."""
 
     class UnlistableHost(Host):
-        def names(self, path):
+        def names(self, path: str) -> list[str]:
             raise AssertionError(path)
 
     tracker = ConfinementTracker(
@@ -279,7 +298,9 @@ def test_without_names_no_process_is_read_and_nothing_is_written(node, tmp_path)
     assert not node.state.exists()
 
 
-def test_threads_of_a_profile_that_was_loaded_again_are_reported(tracker, node):
+def test_threads_of_a_profile_that_was_loaded_again_are_reported(
+    tracker: ConfinementTracker, node: Node
+) -> None:
     """If another program removes a profile and loads it again between two passes, the unconfined
     threads are reported.
     """
@@ -291,7 +312,9 @@ def test_threads_of_a_profile_that_was_loaded_again_are_reported(tracker, node):
     assert [name for name, _ in pids(tracker)] == ["other"]
 
 
-def test_a_thread_that_left_a_profile_by_itself_is_not_reported_after_a_removal(tracker, node):
+def test_a_thread_that_left_a_profile_by_itself_is_not_reported_after_a_removal(
+    tracker: ConfinementTracker, node: Node
+) -> None:
     """If a thread leaves its profile right before the agent removes the profile, the thread is not
     reported.
     """
@@ -301,7 +324,9 @@ def test_a_thread_that_left_a_profile_by_itself_is_not_reported_after_a_removal(
     assert (pids(tracker), pids(node.tracker())) == ([], [])
 
 
-def test_a_thread_that_left_one_profile_of_a_stack_can_still_lose_the_other_profile(node):
+def test_a_thread_that_left_one_profile_of_a_stack_can_still_lose_the_other_profile(
+    node: Node,
+) -> None:
     """If a thread leaves one profile of a stack, the tracker still reports the loss of the other
     profile.
     """
@@ -314,7 +339,9 @@ def test_a_thread_that_left_one_profile_of_a_stack_can_still_lose_the_other_prof
     assert [name for name, _ in pids(tracker)] == ["web"]
 
 
-def test_a_thread_that_started_after_the_last_observation_can_lose_its_confinement(tracker, node):
+def test_a_thread_that_started_after_the_last_observation_can_lose_its_confinement(
+    tracker: ConfinementTracker, node: Node
+) -> None:
     """A thread that started after the last observation is reported, because the tracker observes
     again before the agent removes a profile.
     """
@@ -325,7 +352,9 @@ def test_a_thread_that_started_after_the_last_observation_can_lose_its_confineme
     assert pids(tracker) == [("other", f"20 ({SHORT})")]
 
 
-def test_lost_confinement_before_a_removal_is_reported(tracker, node):
+def test_lost_confinement_before_a_removal_is_reported(
+    tracker: ConfinementTracker, node: Node
+) -> None:
     """If another program removed a profile and loaded it again before the agent removes it, the
     unconfined threads are reported.
     """
@@ -338,7 +367,9 @@ def test_lost_confinement_before_a_removal_is_reported(tracker, node):
 # --- the record -----------------------------------------------------------------------------------
 
 
-def test_lost_confinement_is_still_reported_after_a_restart(tracker, node):
+def test_lost_confinement_is_still_reported_after_a_restart(
+    tracker: ConfinementTracker, node: Node
+) -> None:
     """After a restart of the agent, the finding stays until the process ends."""
     node.thread(12, "unconfined")
     tracker.record_removals(["other"])
@@ -352,7 +383,9 @@ def test_lost_confinement_is_still_reported_after_a_restart(tracker, node):
 
 
 @pytest.mark.parametrize("missing", [["other"], []])
-def test_lost_confinement_while_no_agent_ran_is_reported(tracker, node, missing):
+def test_lost_confinement_while_no_agent_ran_is_reported(
+    tracker: ConfinementTracker, node: Node, missing: list[str]
+) -> None:
     """A thread is reported even if its profile was removed while no agent ran."""
     node.thread(12, "unconfined")
     if not missing:
@@ -362,7 +395,9 @@ def test_lost_confinement_while_no_agent_ran_is_reported(tracker, node, missing)
     assert pids(again) == [("other", f"12 ({SHORT})")]
 
 
-def test_a_removal_during_the_last_observation_before_a_restart_is_reported(tracker, node):
+def test_a_removal_during_the_last_observation_before_a_restart_is_reported(
+    tracker: ConfinementTracker, node: Node
+) -> None:
     """Unconfined threads are reported even if the agent is killed right after the observation that
     found them.
     """
@@ -373,7 +408,7 @@ def test_a_removal_during_the_last_observation_before_a_restart_is_reported(trac
     assert pids(again) == [("other", f"12 ({SHORT})")]
 
 
-def test_a_label_longer_than_a_page_is_read_completely(node):
+def test_a_label_longer_than_a_page_is_read_completely(node: Node) -> None:
     """The tracker reads a label completely, even if the label is longer than a page of memory."""
     before = "//&".join([*(f"{number:0250}" for number in range(20)), "web"])
     node.thread(12, f"{before} (enforce)")
@@ -383,7 +418,7 @@ def test_a_label_longer_than_a_page_is_read_completely(node):
     assert pids(tracker) == [("web", f"12 ({SHORT})")]
 
 
-def test_the_record_of_another_boot_is_ignored(tracker, node):
+def test_the_record_of_another_boot_is_ignored(tracker: ConfinementTracker, node: Node) -> None:
     """The tracker ignores a record from another boot, because the kernel uses the same PIDs
     again.
     """
@@ -394,7 +429,7 @@ def test_the_record_of_another_boot_is_ignored(tracker, node):
     assert pids(again) == []
 
 
-def test_an_unchanged_observation_writes_nothing(tracker, node):
+def test_an_unchanged_observation_writes_nothing(tracker: ConfinementTracker, node: Node) -> None:
     """An observation without changes does not write the record."""
     before = node.record().stat()
     tracker.record_removals([])
@@ -403,7 +438,7 @@ def test_an_unchanged_observation_writes_nothing(tracker, node):
     assert node.record().stat() == before
 
 
-def test_a_record_is_readable_by_root_alone(tracker, node):
+def test_a_record_is_readable_by_root_alone(tracker: ConfinementTracker, node: Node) -> None:
     """Only root can read the record, because the record shows the processes of other users."""
     assert node.record().stat().st_mode & 0o777 == 0o600
 
@@ -423,7 +458,7 @@ def test_a_record_is_readable_by_root_alone(tracker, node):
         b"[" * 100_000,
     ],
 )
-def test_a_damaged_record_is_ignored_and_replaced(node, content):
+def test_a_damaged_record_is_ignored_and_replaced(node: Node, content: bytes) -> None:
     """If the record is damaged, the next observation writes a new record."""
     node.state.mkdir()
     node.record().write_bytes(content)
@@ -433,7 +468,7 @@ def test_a_damaged_record_is_ignored_and_replaced(node, content):
     assert json.loads(node.record().read_bytes())["confined"]["other (enforce)"] == [[12, 12, 7]]
 
 
-def test_a_link_in_place_of_the_record_is_not_followed(node, tmp_path):
+def test_a_link_in_place_of_the_record_is_not_followed(node: Node, tmp_path: Path) -> None:
     """If the record is a symbolic link, the agent neither reads nor writes the target of
     the link.
     """
@@ -446,7 +481,7 @@ def test_a_link_in_place_of_the_record_is_not_followed(node, tmp_path):
     assert not node.record().is_symlink()
 
 
-def test_a_record_that_cannot_be_written_is_reported(node, tmp_path):
+def test_a_record_that_cannot_be_written_is_reported(node: Node, tmp_path: Path) -> None:
     """If the record cannot be written, the tracker reports this, and still detects unconfined
     threads from its memory.
     """
@@ -457,7 +492,7 @@ def test_a_record_that_cannot_be_written_is_reported(node, tmp_path):
     assert [finding.code for finding in tracker.findings()] == ["confinement_lost", "write_failed"]
 
 
-def test_a_record_is_bounded_and_lists_unconfined_threads_first():
+def test_a_record_is_bounded_and_lists_unconfined_threads_first() -> None:
     """If a node runs more threads than a record may contain, the record contains the unconfined
     threads first.
     """

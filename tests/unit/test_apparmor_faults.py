@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +14,14 @@ from agent.backends.apparmor import (
     parser,
     policy_cache,
 )
+from agent.backends.apparmor.backend import AppArmorBackend
 from agent.backends.apparmor.policy_view import PolicyView
 from agent.backends.apparmor.raw_data_release import RawDataRelease
 from agent.core.model import (
     Observation,
     ObservedProfile,
     Pending,
+    Profile,
     Rejection,
     SourceKey,
     Unchecked,
@@ -29,6 +32,7 @@ from agent.core.model import (
 from agent.host.filesystem import Host
 from tests import inspection
 from tests.inspection import inspected
+from tests.narrowing import instance_of, not_none
 from tests.property.test_apparmor_policy import profile
 
 PROBES = replace(
@@ -38,7 +42,7 @@ PROBES = replace(
 )
 
 
-def write(root, path, content=""):
+def write(root: Path, path: str, content: str = "") -> Path:
     """Write a file in a host root, and return its path."""
     file = root / path.lstrip("/")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +50,7 @@ def write(root, path, content=""):
     return file
 
 
-def node(root, *, revision="7\n"):
+def node(root: Path, *, revision: str = "7\n") -> Host:
     """Create the files of a kernel with AppArmor, and return the host."""
     for name, content in (("revision", revision), (".load", ""), (".replace", ""), (".remove", "")):
         write(root, f"{kernel_access.ROOT}/{name}", content)
@@ -55,24 +59,24 @@ def node(root, *, revision="7\n"):
     return Host(root)
 
 
-def loaded(root, directory, name, mode="enforce", **hashes):
+def loaded(root: Path, directory: str, name: str, mode: str = "enforce", **hashes: str) -> None:
     """Create the files of a loaded profile."""
     base = f"{kernel_access.ROOT}/policy/profiles/{directory}"
     for file, content in {"name": name, "mode": mode, **hashes}.items():
         write(root, f"{base}/{file}", f"{content}\n")
 
 
-def apparmor_backend(host, **options):
+def apparmor_backend(host: Host, **options: Any) -> AppArmorBackend:
     """Return a backend that accepts ordinary files as securityfs."""
     return inspection.apparmor_backend(host, **{"probes": PROBES, **options})
 
 
-def source_key(text="profile x {}"):
+def source_key(text: str = "profile x {}") -> SourceKey:
     """Return a key with a text."""
     return SourceKey(profile_set="dir test", key="key", content=text.encode())
 
 
-def script(root, text):
+def script(root: Path, text: str) -> str:
     """Create a shell script that replaces the parser and return its path."""
     file = write(root, "bin/parser", f"#!/bin/sh\n{text}\n")
     file.chmod(0o755)
@@ -82,21 +86,21 @@ def script(root, text):
 # --- the kernel ----------------------------------------------------------------------------------
 
 
-def test_a_kernel_without_apparmor_is_unsupported(tmp_path):
+def test_a_kernel_without_apparmor_is_unsupported(tmp_path: Path) -> None:
     """If the host root contains no files of AppArmor, the kind is unsupported."""
     result = apparmor_backend(Host(tmp_path)).observe(["x"], [])
     assert isinstance(result, Unsupported)
     assert result.finding.code == "kind_unsupported"
 
 
-def test_apparmor_without_its_files_is_unobservable(tmp_path):
+def test_apparmor_without_its_files_is_unobservable(tmp_path: Path) -> None:
     """If AppArmor is enabled but its files are missing, the kind is unobservable."""
     write(tmp_path, "/sys/module/apparmor/parameters/enabled", "Y\n")
     write(tmp_path, "/sys/kernel/security/.keep")
     assert isinstance(apparmor_backend(Host(tmp_path)).observe(["x"], []), Unobservable)
 
 
-def test_files_on_another_file_system_than_securityfs_are_not_trusted(tmp_path):
+def test_files_on_another_file_system_than_securityfs_are_not_trusted(tmp_path: Path) -> None:
     """The agent does not trust files with the expected names if their file system is not
     securityfs.
     """
@@ -106,7 +110,7 @@ def test_files_on_another_file_system_than_securityfs_are_not_trusted(tmp_path):
     assert "not a securityfs" in result.finding.message
 
 
-def test_without_the_right_to_load_the_node_is_unobservable(tmp_path):
+def test_without_the_right_to_load_the_node_is_unobservable(tmp_path: Path) -> None:
     """If the agent may not load policy, the kind is unobservable."""
     probes = replace(PROBES, rights=lambda: "no right")
     assert isinstance(
@@ -114,7 +118,7 @@ def test_without_the_right_to_load_the_node_is_unobservable(tmp_path):
     )
 
 
-def test_a_child_policy_namespace_is_unobservable(tmp_path):
+def test_a_child_policy_namespace_is_unobservable(tmp_path: Path) -> None:
     """In a child policy namespace, as in LXD, the kind is unobservable, because the policy of the
     host is not visible.
     """
@@ -123,7 +127,7 @@ def test_a_child_policy_namespace_is_unobservable(tmp_path):
     assert isinstance(apparmor_backend(host).observe(["x"], []), Unobservable)
 
 
-def test_names_are_read_from_the_name_files(tmp_path):
+def test_names_are_read_from_the_name_files(tmp_path: Path) -> None:
     """The agent reads names from the `name` files, because the kernel changes the directory names.
 
     The name of a hat begins with the name of its parent.
@@ -148,14 +152,16 @@ def test_names_are_read_from_the_name_files(tmp_path):
     )
 
 
-def test_without_content_the_evidence_is_the_object_and_its_last_replacement(tmp_path):
+def test_without_content_the_evidence_is_the_object_and_its_last_replacement(
+    tmp_path: Path,
+) -> None:
     """A kernel without hashes still shows which object has a name and when it was replaced."""
     host = node(tmp_path)
     boot = write(tmp_path, "/proc/sys/kernel/random/boot_id", "b-o-o-t\n")
     loaded(tmp_path, "x.1", "x")
     mode = host.path(f"{kernel_access.ROOT}/policy/profiles/x.1/mode")
     os.utime(mode, ns=(1, 5))
-    result = apparmor_backend(host).observe(["x"], [])
+    result = instance_of(apparmor_backend(host).observe(["x"], []), Observation)
     path = f"{kernel_access.ROOT}/policy/profiles/x.1"
     assert result.profiles == {
         "x": ObservedProfile(
@@ -168,12 +174,21 @@ def test_without_content_the_evidence_is_the_object_and_its_last_replacement(tmp
     assert [finding.code for finding in result.findings] == ["content_unverifiable"]
     # Other programs load further profiles.
     write(tmp_path, f"{kernel_access.ROOT}/revision", "9\n")
-    assert apparmor_backend(host).observe(["x"], []).profiles == result.profiles
+    assert (
+        instance_of(apparmor_backend(host).observe(["x"], []), Observation).profiles
+        == result.profiles
+    )
     os.utime(mode, ns=(1, 6))
-    assert apparmor_backend(host).observe(["x"], []).profiles != result.profiles
+    assert (
+        instance_of(apparmor_backend(host).observe(["x"], []), Observation).profiles
+        != result.profiles
+    )
     boot.write_text("next\n")
     os.utime(mode, ns=(1, 5))
-    assert apparmor_backend(host).observe(["x"], []).profiles != result.profiles
+    assert (
+        instance_of(apparmor_backend(host).observe(["x"], []), Observation).profiles
+        != result.profiles
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,24 +196,27 @@ def test_without_content_the_evidence_is_the_object_and_its_last_replacement(tmp
     [("N", "N", ["content_unverifiable"]), ("N", "Y", []), ("Y", "N", []), ("Y", "", [])],
 )
 def test_a_node_without_profiles_reports_whether_content_can_be_verified(
-    tmp_path, hash_policy, export_binary, codes
-):
+    tmp_path: Path, hash_policy: str, export_binary: str, codes: list[str]
+) -> None:
     """Even on a node without profiles, the agent reports whether content can be verified."""
     host = node(tmp_path)
     for name, value in (("hash_policy", hash_policy), ("export_binary", export_binary)):
         if value:
             write(tmp_path, f"/sys/module/apparmor/parameters/{name}", f"{value}\n")
-    assert [finding.code for finding in apparmor_backend(host).observe(["x"], []).findings] == codes
+    assert [
+        finding.code
+        for finding in instance_of(apparmor_backend(host).observe(["x"], []), Observation).findings
+    ] == codes
 
 
-def test_policy_that_never_stops_changing_is_unobservable(tmp_path):
+def test_policy_that_never_stops_changing_is_unobservable(tmp_path: Path) -> None:
     """If the policy revision changes during every attempt, the kind is unobservable."""
     host = node(tmp_path)
 
     class ChangingView(PolicyView):
         count = 0
 
-        def revision(self):
+        def revision(self) -> int:
             self.count += 1
             return self.count
 
@@ -206,7 +224,7 @@ def test_policy_that_never_stops_changing_is_unobservable(tmp_path):
     assert isinstance(view.observe(["x"]), Unobservable)
 
 
-def test_an_unreadable_profile_does_not_count_as_missing(tmp_path):
+def test_an_unreadable_profile_does_not_count_as_missing(tmp_path: Path) -> None:
     """If the files of one profile cannot be read, the profile does not count as missing."""
     host = node(tmp_path)
     loaded(tmp_path, "x.1", "x", sha1="aa")
@@ -219,7 +237,7 @@ def test_an_unreadable_profile_does_not_count_as_missing(tmp_path):
 # --- the parser ----------------------------------------------------------------------------------
 
 
-def test_without_a_parser_a_text_cannot_be_checked(tmp_path):
+def test_without_a_parser_a_text_cannot_be_checked(tmp_path: Path) -> None:
     """If the parser is missing, the text is not checked and therefore not rejected."""
     (result,) = inspected(apparmor_backend(node(tmp_path), parser="/nonexistent"), source_key())
     assert isinstance(result, Unchecked)
@@ -227,7 +245,7 @@ def test_without_a_parser_a_text_cannot_be_checked(tmp_path):
     assert "--apparmor-parser" in result.finding.hint
 
 
-def test_a_parser_that_does_not_start_is_not_reported_as_missing(tmp_path):
+def test_a_parser_that_does_not_start_is_not_reported_as_missing(tmp_path: Path) -> None:
     """If an installed parser cannot be started, the next step is not to install the parser."""
     path = script(tmp_path, "")
     Path(path).write_bytes(b"\x7fELF\x02\x01" + bytes(100))
@@ -242,7 +260,9 @@ def test_a_parser_that_does_not_start_is_not_reported_as_missing(tmp_path):
 @pytest.mark.parametrize(
     ("checking", "step"), [(True, "which contains this directory"), (False, "Boot a kernel")]
 )
-def test_without_a_features_file_the_next_step_depends_on_the_kernel(tmp_path, checking, step):
+def test_without_a_features_file_the_next_step_depends_on_the_kernel(
+    tmp_path: Path, checking, step
+) -> None:
     """On a node without AppArmor, the missing features file is not the problem to solve."""
     backend = apparmor_backend(
         Host(tmp_path),
@@ -256,21 +276,21 @@ def test_without_a_features_file_the_next_step_depends_on_the_kernel(tmp_path, c
     assert step in result.finding.hint
 
 
-def test_a_parser_that_can_compress_runs_without_compression(tmp_path):
+def test_a_parser_that_can_compress_runs_without_compression(tmp_path: Path) -> None:
     """The agent reads only uncompressed policies."""
     path = script(tmp_path, f'# zstd-compress-level\necho "$@" > {tmp_path}/options')
     inspected(apparmor_backend(node(tmp_path), parser=path), source_key())
     assert "--zstd-compress-level=0" in (tmp_path / "options").read_text()
 
 
-def test_an_older_parser_gets_no_option_for_compression(tmp_path):
+def test_an_older_parser_gets_no_option_for_compression(tmp_path: Path) -> None:
     """apparmor_parser before 5.0 rejects the option."""
     path = script(tmp_path, f'echo "$@" > {tmp_path}/options')
     inspected(apparmor_backend(node(tmp_path), parser=path), source_key())
     assert "zstd" not in (tmp_path / "options").read_text()
 
 
-def test_a_compressed_policy_is_reported_as_compressed(tmp_path):
+def test_a_compressed_policy_is_reported_as_compressed(tmp_path: Path) -> None:
     """The message states that the policy is compressed, instead of an unknown tag."""
     path = script(tmp_path, r"printf '\001\003\0\0\0\0\0\0\050\265\057\375rest'")
     (result,) = inspected(apparmor_backend(node(tmp_path), parser=path), source_key())
@@ -284,7 +304,9 @@ def test_a_compressed_policy_is_reported_as_compressed(tmp_path):
     ("fault", "step"),
     [("kill -9 $$", "apparmor_parser -Q -K FILE"), ("exec sleep 600", "simplify the rules")],
 )
-def test_the_next_step_after_a_failed_run_depends_on_the_failure(tmp_path, fault, step):
+def test_the_next_step_after_a_failed_run_depends_on_the_failure(
+    tmp_path: Path, fault, step
+) -> None:
     """A text that crashes the parser has another next step than a text that takes too long."""
     options = {"cpu_limit": 0.05, "state_dir": "/state"}
     (result,) = inspected(
@@ -303,8 +325,8 @@ def test_the_next_step_after_a_failed_run_depends_on_the_failure(tmp_path, fault
     ],
 )
 def test_a_text_that_exceeds_the_parser_s_limits_is_rejected_until_it_changes(
-    tmp_path, fault, reason
-):
+    tmp_path: Path, fault: str, reason: str
+) -> None:
     """A text that exceeds a limit stays rejected until it changes. A restarted agent reads the
     rejection from the cache.
     """
@@ -320,7 +342,7 @@ def test_a_text_that_exceeds_the_parser_s_limits_is_rejected_until_it_changes(
 
 
 @pytest.mark.parametrize("fault", ["kill -9 $$", "exit 10"])
-def test_a_signal_never_causes_a_rejection(tmp_path, fault):
+def test_a_signal_never_causes_a_rejection(tmp_path: Path, fault: str) -> None:
     """If a signal ends the parser or its child process (status ECHILD), the text is not
     rejected.
     """
@@ -334,10 +356,10 @@ def test_a_signal_never_causes_a_rejection(tmp_path, fault):
     (result,) = inspected(
         apparmor_backend(host, parser=script(tmp_path, "exit 0"), **options), source_key()
     )
-    assert [finding.code for finding in result.findings] == ["no_profile"]
+    assert [finding.code for finding in instance_of(result, Rejection).findings] == ["no_profile"]
 
 
-def test_a_wall_clock_limit_never_causes_a_rejection(tmp_path):
+def test_a_wall_clock_limit_never_causes_a_rejection(tmp_path: Path) -> None:
     """If a run exceeds the wall-clock limit, the text stays pending, and a restarted agent compiles
     it.
     """
@@ -351,10 +373,10 @@ def test_a_wall_clock_limit_never_causes_a_rejection(tmp_path):
     (result,) = inspected(
         apparmor_backend(host, parser=script(tmp_path, "exit 0"), **options), source_key()
     )
-    assert [finding.code for finding in result.findings] == ["no_profile"]
+    assert [finding.code for finding in instance_of(result, Rejection).findings] == ["no_profile"]
 
 
-def test_a_parser_that_cannot_be_started_makes_the_key_unchecked(tmp_path):
+def test_a_parser_that_cannot_be_started_makes_the_key_unchecked(tmp_path: Path) -> None:
     """If the parser cannot be started, the key is not checked and therefore not rejected."""
     path = script(tmp_path, "")
     Path(path).write_text("neither a script nor a program")
@@ -364,7 +386,7 @@ def test_a_parser_that_cannot_be_started_makes_the_key_unchecked(tmp_path):
     assert isinstance(result, Unchecked)
 
 
-def test_a_message_is_bounded_and_printable_and_has_its_line(tmp_path):
+def test_a_message_is_bounded_and_printable_and_has_its_line(tmp_path: Path) -> None:
     """A message contains the line of the mistake. The agent escapes invisible characters, and
     truncates a long message.
     """
@@ -386,7 +408,7 @@ def test_a_message_is_bounded_and_printable_and_has_its_line(tmp_path):
     assert len(what) == 601
 
 
-def test_output_that_is_not_a_policy_is_rejected(tmp_path):
+def test_output_that_is_not_a_policy_is_rejected(tmp_path: Path) -> None:
     """If the output of the parser is not a policy, the text is rejected."""
     path = script(tmp_path, "echo something else")
     (result,) = inspected(
@@ -396,7 +418,7 @@ def test_output_that_is_not_a_policy_is_rejected(tmp_path):
     assert [finding.code for finding in result.findings] == ["policy_unreadable"]
 
 
-def test_a_second_inspection_runs_no_parser_and_a_new_kernel_does(tmp_path):
+def test_a_second_inspection_runs_no_parser_and_a_new_kernel_does(tmp_path: Path) -> None:
     """A second inspection uses the cached result. A new kernel causes a run of the parser, because
     the kernel affects the result.
     """
@@ -411,7 +433,9 @@ def test_a_second_inspection_runs_no_parser_and_a_new_kernel_does(tmp_path):
     assert (tmp_path / "runs").read_text() == "run\nrun\n"
 
 
-def test_the_least_recently_used_results_are_removed_from_the_disk(tmp_path, monkeypatch):
+def test_the_least_recently_used_results_are_removed_from_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If the cache exceeds its limit, also after a restart, the least recently used results are
     removed from the disk.
     """
@@ -434,7 +458,7 @@ def test_the_least_recently_used_results_are_removed_from_the_disk(tmp_path, mon
     assert names == {"four", "five", "six"}
 
 
-def test_a_huge_cache_entry_is_not_read(tmp_path):
+def test_a_huge_cache_entry_is_not_read(tmp_path: Path) -> None:
     """A cache file that is too large is not read into memory."""
     host = Host(tmp_path)
     policy_cache.PolicyCache(host, "/state", write=True).store(
@@ -444,7 +468,7 @@ def test_a_huge_cache_entry_is_not_read(tmp_path):
     assert policy_cache.PolicyCache(host, "/state", write=True).find("key") is None
 
 
-def test_a_discarded_profile_stays_on_the_disk(tmp_path):
+def test_a_discarded_profile_stays_on_the_disk(tmp_path: Path) -> None:
     """If a profile was discarded from memory, the agent reads it from the disk without a run of the
     parser.
     """
@@ -452,12 +476,12 @@ def test_a_discarded_profile_stays_on_the_disk(tmp_path):
     path = script(tmp_path, f"cat > /dev/null; cat {tmp_path}/policy")
     backend = apparmor_backend(node(tmp_path), parser=path, state_dir="/state")
     (result,) = inspected(backend, source_key())
-    backend.discard(result)
+    backend.discard(instance_of(result, Profile))
     assert backend.inspector.cache.memory == {}
     assert backend.inspect(source_key()) == result
 
 
-def test_a_damaged_cache_entry_counts_as_missing(tmp_path):
+def test_a_damaged_cache_entry_counts_as_missing(tmp_path: Path) -> None:
     """The agent verifies a cache entry when it reads the entry. A damaged entry counts as
     missing.
     """
@@ -482,7 +506,7 @@ def test_a_damaged_cache_entry_counts_as_missing(tmp_path):
         assert policy_cache.PolicyCache(host, "/state", write=True).find("key") is None
 
 
-def test_a_policy_is_read_again_by_a_newer_reader(tmp_path):
+def test_a_policy_is_read_again_by_a_newer_reader(tmp_path: Path) -> None:
     """A newer version of the reader reads a cached policy again, because an older version may have
     read it incorrectly.
     """
@@ -493,11 +517,11 @@ def test_a_policy_is_read_again_by_a_newer_reader(tmp_path):
     head = json.loads(line) | {"reader": compiled_policy.READER_VERSION - 1, "declared": []}
     line = json.dumps(head).encode()
     file.write_bytes(b"\n".join((digest(line).encode(), line, policy)))
-    result = policy_cache.PolicyCache(Host(tmp_path), "/state", write=True).find("key")
+    result = not_none(policy_cache.PolicyCache(Host(tmp_path), "/state", write=True).find("key"))
     assert result.declared == compiled_policy.read(profile("x"))
 
 
-def test_a_policy_is_read_from_the_disk_when_it_is_installed(tmp_path):
+def test_a_policy_is_read_from_the_disk_when_it_is_installed(tmp_path: Path) -> None:
     """Until a policy is installed, only its declared profiles are in memory. The installation reads
     the policy from the disk.
     """
@@ -506,27 +530,27 @@ def test_a_policy_is_read_from_the_disk_when_it_is_installed(tmp_path):
     backend = apparmor_backend(node(tmp_path), parser=path, state_dir="/state")
     (result,) = inspected(backend, source_key())
     (file,) = (tmp_path / "state/cache").iterdir()
-    assert result.body_size == len(profile("x"))
+    assert instance_of(result, Profile).body_size == len(profile("x"))
     assert [entry.policy for entry in backend.inspector.cache.memory.values()] == [b""]
-    assert backend.body(result) == profile("x")
+    assert backend.body(instance_of(result, Profile)) == profile("x")
     whole = file.read_bytes()
     file.write_bytes(whole[:-1])
-    assert backend.body(result) is None
+    assert backend.body(instance_of(result, Profile)) is None
     assert isinstance(backend.inspect(source_key()), Pending)
     assert inspected(backend, source_key()) == [result]
     assert file.read_bytes() == whole
 
 
-def test_a_policy_that_cannot_be_written_to_the_disk_stays_in_memory(tmp_path):
+def test_a_policy_that_cannot_be_written_to_the_disk_stays_in_memory(tmp_path: Path) -> None:
     """If the disk is full, the compiled policy stays in memory and can be installed."""
     (tmp_path / "policy").write_bytes(profile("x"))
     path = script(tmp_path, f"cat > /dev/null; cat {tmp_path}/policy")
     backend = apparmor_backend(node(tmp_path), parser=path, state_dir="/policy")
     (result,) = inspected(backend, source_key())
-    assert backend.body(result) == profile("x")
+    assert backend.body(instance_of(result, Profile)) == profile("x")
 
 
-def test_a_changed_include_changes_the_context(tmp_path):
+def test_a_changed_include_changes_the_context(tmp_path: Path) -> None:
     """If an included file changes, the context changes, so a policy that was compiled with the old
     file is outdated.
     """
@@ -538,7 +562,7 @@ def test_a_changed_include_changes_the_context(tmp_path):
     assert parser_.input_digest() != before
 
 
-def test_an_include_in_a_linked_directory_changes_the_context(tmp_path):
+def test_an_include_in_a_linked_directory_changes_the_context(tmp_path: Path) -> None:
     """A change of an included file in a linked directory changes the context. The agent follows a
     link to a parent directory only once.
     """

@@ -21,7 +21,9 @@ RESOURCE = b"# why\n---\napiVersion: x/v1beta1\nkind: SeccompProfile\nspec: {}\n
         (b"apiVersion: v1\nkind: Pod\n", "(Pod) in YAML", "remove this key"),
     ],
 )
-def test_another_format_is_one_error_with_the_next_step(text, message, hint):
+def test_another_format_is_one_error_with_the_next_step(
+    text: bytes, message: str, hint: str
+) -> None:
     """A text in another format causes exactly one error, with a next step, and never reaches the
     parser.
     """
@@ -41,7 +43,7 @@ def test_another_format_is_one_error_with_the_next_step(text, message, hint):
         b"",
     ],
 )
-def test_an_apparmor_text_is_not_mistaken_for_another_format(text):
+def test_an_apparmor_text_is_not_mistaken_for_another_format(text: bytes) -> None:
     """Only the beginning of a text determines its format, so an AppArmor text may contain parts
     that look like another format.
     """

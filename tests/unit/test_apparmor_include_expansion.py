@@ -26,7 +26,7 @@ DIRECTORIES = {"tunables/home.d": ("tunables/home.d/b", "tunables/home.d/a"), "e
 class Files:
     """Include files in memory, with the interface of include_expansion.IncludeFiles."""
 
-    def find(self, name):
+    def find(self, name: str) -> tuple[include_expansion.IncludedFile, ...] | None:
         """Return the files that a name includes."""
         if name == "broken":
             raise IncludeFileError("broken is not UTF-8", "Save it as UTF-8.")
@@ -38,12 +38,12 @@ class Files:
         text = FILES.get(name)
         return None if text is None else (IncludedFile(name=name, path=f"/d/{name}", text=text),)
 
-    def directories(self):
+    def directories(self) -> str:
         """Return the name of the directory."""
         return "/d"
 
 
-def expand(text, max_characters=10_000):
+def expand(text: str, max_characters: int = 10_000) -> include_expansion.Expanded:
     """Return the expanded form of a text."""
     return include_expansion.expand(text, Files(), max_characters=max_characters)
 
@@ -140,7 +140,7 @@ EXPANDED = {
 
 
 @pytest.mark.parametrize(("text", "expanded"), EXPANDED.values(), ids=EXPANDED)
-def test_each_include_rule_is_replaced(text, expanded):
+def test_each_include_rule_is_replaced(text: str, expanded: str) -> None:
     """Each include rule is replaced by the content of its file. Comments show the rule and the file
     of each part.
     """
@@ -149,7 +149,7 @@ def test_each_include_rule_is_replaced(text, expanded):
     assert len(result.origins) == expanded.count("\n")
 
 
-def test_each_profile_includes_a_file_once():
+def test_each_profile_includes_a_file_once() -> None:
     """The parser includes a file once in each profile, hat and child profile."""
     text = (
         "profile a {\n include <tunables/value>\n owner { include <tunables/value>\n}\n"
@@ -159,7 +159,7 @@ def test_each_profile_includes_a_file_once():
     assert expand(text).text.count("@{VALUE}=a") == 3
 
 
-def test_each_line_has_its_origin():
+def test_each_line_has_its_origin() -> None:
     """Each line of the expanded text has an origin: the text, an included file, or the replaced
     rule.
     """
@@ -240,7 +240,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("text", "origin", "reason", "hint"), REFUSED.values(), ids=REFUSED)
-def test_a_text_that_cannot_be_expanded_has_a_reason(text, origin, reason, hint):
+def test_a_text_that_cannot_be_expanded_has_a_reason(
+    text: str, origin: include_expansion.Origin, reason: str, hint: str
+) -> None:
     """If a text cannot be expanded, the message contains the location of the include rule, the
     reason and the next step.
     """
@@ -251,13 +253,13 @@ def test_a_text_that_cannot_be_expanded_has_a_reason(text, origin, reason, hint)
     assert hint in refused.value.hint
 
 
-def test_the_size_of_an_expanded_text_is_limited():
+def test_the_size_of_an_expanded_text_is_limited() -> None:
     """A text is not expanded if the result would be larger than the limit for a key."""
     with pytest.raises(ExpansionError, match="longer than a key may be"):
         expand("include <tunables/global>\n", max_characters=40)
 
 
-def test_each_include_rule_has_its_position():
+def test_each_include_rule_has_its_position() -> None:
     """Each include rule has its position, even if its keyword and its path are on different
     lines.
     """

@@ -34,7 +34,7 @@ VERSIONS_THAT_READ_THE_INCLUDE = {
 @pytest.mark.parametrize(
     ("text", "versions"), VERSIONS_THAT_READ_THE_INCLUDE.items(), ids=itertools.count()
 )
-def test_each_version_reads_its_own_includes(text, versions):
+def test_each_version_reads_its_own_includes(text: str, versions: tuple[str, ...]) -> None:
     """A parser version reads an include rule if its lexer is in the initial state at this
     position.
     """

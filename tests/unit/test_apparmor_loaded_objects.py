@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+from pathlib import Path
 
 import pytest
 
 from agent.backends.apparmor.loaded_objects import FILE, LoadedObjects
 from agent.core.model import ObservedProfile
 from agent.host.filesystem import Host
+from tests.narrowing import not_none
 
 STATE = "/state"
 BOOT = "/proc/sys/kernel/random/boot_id"
@@ -16,7 +18,7 @@ PROFILES = {"web": ObservedProfile(evidence=frozenset({"own:sha256:1"}), mode="e
 
 
 @pytest.fixture
-def host(tmp_path):
+def host(tmp_path: Path) -> Host:
     """Return a host with a boot ID and an empty state directory."""
     (tmp_path / "state").mkdir()
     boot = tmp_path / BOOT.lstrip("/")
@@ -25,17 +27,17 @@ def host(tmp_path):
     return Host(tmp_path)
 
 
-def objects(host, **more):
+def objects(host: Host, **more: bool) -> LoadedObjects:
     """Return the record of loaded objects for an agent that has just started."""
     return LoadedObjects(host, STATE, **{"may_write": True, **more})
 
 
-def record(host):
+def record(host: Host) -> Path:
     """Return the path of the record."""
     return host.path(f"{STATE}/{FILE}")
 
 
-def test_a_loaded_object_is_also_agent_owned_for_the_next_process(host):
+def test_a_loaded_object_is_also_agent_owned_for_the_next_process(host: Host) -> None:
     """The next agent process recognizes an agent-owned object by its name and its directory."""
     own_objects = objects(host)
     own_objects.record({"web": "web.1", "web//HAT": "web.1/profiles/HAT.2"})
@@ -48,7 +50,7 @@ def test_a_loaded_object_is_also_agent_owned_for_the_next_process(host):
     )
 
 
-def test_the_record_of_another_boot_is_ignored_and_replaced(host):
+def test_the_record_of_another_boot_is_ignored_and_replaced(host: Host) -> None:
     """A record from another boot is ignored, because the kernel reuses directory numbers after a
     reboot.
     """
@@ -61,7 +63,9 @@ def test_the_record_of_another_boot_is_ignored_and_replaced(host):
 
 
 @pytest.mark.parametrize(("revision", "own"), [(7, {"web"}), (6, set()), (8, set())])
-def test_an_interrupted_load_counts_if_it_was_the_only_change_of_policy(host, revision, own):
+def test_an_interrupted_load_counts_if_it_was_the_only_change_of_policy(
+    host: Host, revision: int, own: set[str]
+) -> None:
     """If the agent ended between a load and its record, the object counts as agent-owned if no
     other change of the policy happened.
     """
@@ -88,7 +92,9 @@ def test_an_interrupted_load_counts_if_it_was_the_only_change_of_policy(host, re
     ],
     ids=["other content", "no content shown", "not loaded"],
 )
-def test_an_interrupted_load_counts_if_the_kernel_shows_the_expected_content(host, profiles, own):
+def test_an_interrupted_load_counts_if_the_kernel_shows_the_expected_content(
+    host: Host, profiles: dict[str, ObservedProfile], own: set[str]
+) -> None:
     """After an interrupted load, the object counts as agent-owned only if it has the expected
     content.
     """
@@ -96,7 +102,7 @@ def test_an_interrupted_load_counts_if_the_kernel_shows_the_expected_content(hos
     assert objects(host).own({"web": "web.1"}, 7, profiles) == own
 
 
-def test_a_failed_load_is_not_an_interrupted_load(host):
+def test_a_failed_load_is_not_an_interrupted_load(host: Host) -> None:
     """After a failed load, an object of the same name that another program loads does not count as
     agent-owned.
     """
@@ -106,7 +112,7 @@ def test_a_failed_load_is_not_an_interrupted_load(host):
     assert objects(host).own({"web": "web.1"}, 7, PROFILES) == frozenset()
 
 
-def test_without_a_boot_id_no_object_is_agent_owned(host):
+def test_without_a_boot_id_no_object_is_agent_owned(host: Host) -> None:
     """Without a boot ID, no object counts as agent-owned, because directory numbers restart at each
     boot.
     """
@@ -117,7 +123,7 @@ def test_without_a_boot_id_no_object_is_agent_owned(host):
 
 
 @pytest.mark.parametrize("damage", [b"\xff\xfe\n", b"[" * 100_000 + b"\n", b"{}\n", b'{"own":1}\n'])
-def test_a_damaged_line_is_ignored(host, damage):
+def test_a_damaged_line_is_ignored(host: Host, damage: bytes) -> None:
     """If one line of the record is damaged, the other lines stay valid."""
     own_objects = objects(host)
     own_objects.record({"a": "a.1"})
@@ -131,7 +137,7 @@ def test_a_damaged_line_is_ignored(host, damage):
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"nonsense"])
-def test_a_damaged_first_line_makes_the_record_empty(host, content):
+def test_a_damaged_first_line_makes_the_record_empty(host: Host, content: bytes) -> None:
     """If the first line, which contains the boot ID, is damaged, the agent ignores the whole
     record.
     """
@@ -143,7 +149,7 @@ def test_a_damaged_first_line_makes_the_record_empty(host, content):
     assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, PROFILES) == frozenset({"b"})
 
 
-def test_a_truncated_line_does_not_damage_the_next_line(host):
+def test_a_truncated_line_does_not_damage_the_next_line(host: Host) -> None:
     """If a full disk truncated a line, the next line is still valid."""
     objects(host).record({"a": "a.1"})
     with record(host).open("ab") as file:
@@ -152,7 +158,7 @@ def test_a_truncated_line_does_not_damage_the_next_line(host):
     assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, PROFILES) == frozenset({"a", "b"})
 
 
-def test_a_deleted_record_is_written_completely_again(host):
+def test_a_deleted_record_is_written_completely_again(host: Host) -> None:
     """If the record is deleted, the agent writes it again from its memory."""
     own_objects = objects(host)
     own_objects.record({"a": "a.1"})
@@ -162,7 +168,7 @@ def test_a_deleted_record_is_written_completely_again(host):
 
 
 @pytest.mark.parametrize("reader", [False, True])
-def test_a_fifo_in_place_of_the_record_is_replaced(host, reader):
+def test_a_fifo_in_place_of_the_record_is_replaced(host: Host, reader: bool) -> None:
     """If a FIFO is at the path of the record, the agent replaces it, and does not wait for another
     process.
     """
@@ -177,7 +183,7 @@ def test_a_fifo_in_place_of_the_record_is_replaced(host, reader):
     assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, PROFILES) == frozenset({"a", "b"})
 
 
-def test_a_record_that_cannot_be_written_is_kept_in_memory(host):
+def test_a_record_that_cannot_be_written_is_kept_in_memory(host: Host) -> None:
     """If a write of the record fails, the next successful write contains all objects."""
     base = host.path(STATE)
     base.rmdir()
@@ -190,7 +196,7 @@ def test_a_record_that_cannot_be_written_is_kept_in_memory(host):
     assert objects(host).own({"a": "a.1", "b": "b.2"}, 1, PROFILES) == frozenset({"a", "b"})
 
 
-def test_a_record_that_cannot_be_written_is_reported_until_it_is_written(host):
+def test_a_record_that_cannot_be_written_is_reported_until_it_is_written(host: Host) -> None:
     """If a write of the record fails, the agent reports this until a write succeeds."""
     base = host.path(STATE)
     base.rmdir()
@@ -199,15 +205,15 @@ def test_a_record_that_cannot_be_written_is_reported_until_it_is_written(host):
     assert own_objects.finding() is None
     own_objects.begin(EXPECTED, 6)
     own_objects.record({"web": "web.1"})
-    assert own_objects.finding().code == "write_failed"
-    assert own_objects.finding().location == f"{STATE}/{FILE}"
+    assert not_none(own_objects.finding()).code == "write_failed"
+    assert not_none(own_objects.finding()).location == f"{STATE}/{FILE}"
     base.unlink()
     base.mkdir()
     assert own_objects.finding() is None
     assert objects(host).own({"web": "web.1"}, 9, PROFILES) == frozenset({"web"})
 
 
-def test_a_long_record_is_shortened(host):
+def test_a_long_record_is_shortened(host: Host) -> None:
     """The length of the record depends on the number of names, and not on the number of loads."""
     own_objects = objects(host)
     for number in range(5000):
@@ -216,7 +222,7 @@ def test_a_long_record_is_shortened(host):
     assert objects(host).own({"web": "web.4999"}, 1, PROFILES) == frozenset({"web"})
 
 
-def test_a_dry_run_writes_nothing(host):
+def test_a_dry_run_writes_nothing(host: Host) -> None:
     """A dry run reads the record, but does not write the result of an interrupted load."""
     objects(host).begin(EXPECTED, 6)
     before = record(host).read_bytes()

@@ -1,12 +1,15 @@
 """Tests of the amount of memory that apparmor_parser may use."""
 
 import os
+from pathlib import Path
 
 import pytest
 
+from agent.backends.apparmor.backend import AppArmorBackend
 from agent.backends.apparmor.memory_budget import MemoryCgroup
 from agent.core.model import Pending, Rejection
 from tests.inspection import inspected
+from tests.narrowing import instance_of
 from tests.unit.test_apparmor_compile import runs, script_backend, source_keys
 from tests.unit.test_apparmor_faults import write
 
@@ -15,7 +18,7 @@ MIB = 1 << 20
 WAIT = 'until [ "$(ulimit -v)" != unlimited ]; do :; done\n'
 
 
-def cgroup(tmp_path, path, **files):
+def cgroup(tmp_path: Path, path: str, **files: int | str) -> MemoryCgroup:
     """Create the files of a cgroup of version 2, and the list of this process's cgroups."""
     own = write(tmp_path, "proc/self/cgroup", f"4:cpu:/other\n0::{path}\n")
     for name, content in files.items():
@@ -23,7 +26,7 @@ def cgroup(tmp_path, path, **files):
     return MemoryCgroup(own=own, root=tmp_path / "cgroup")
 
 
-def cgroup_v1(tmp_path, directory, **files):
+def cgroup_v1(tmp_path: Path, directory: str, **files: int | str) -> MemoryCgroup:
     """Create the files of a cgroup of version 1, and the list of this process's cgroups."""
     own = write(tmp_path, "proc/self/cgroup", "9:cpu,memory:/kubepods/pod1\n0::/kubepods/pod1\n")
     for name, content in files.items():
@@ -31,7 +34,7 @@ def cgroup_v1(tmp_path, directory, **files):
     return MemoryCgroup(own=own, root=tmp_path / "cgroup")
 
 
-def stat(inactive, active):
+def stat(inactive: int, active: int) -> str:
     return f"anon 1\ninactive_file {inactive}\nactive_file {active}"
 
 
@@ -40,11 +43,17 @@ def stat(inactive, active):
     ("limit", "expected"),
     [(512 * MIB, 396 * MIB), (140 * MIB, 24 * MIB), (100 * MIB, 0), (8 << 30, 1 << 30)],
 )
-def test_the_parser_may_use_the_memory_that_the_container_has_left(tmp_path, path, limit, expected):
+def test_the_parser_may_use_the_memory_that_the_container_has_left(
+    tmp_path: Path, path: str, limit: int, expected: int
+) -> None:
     """The parser may use the memory limit minus the usage (without the page cache) and a reserve,
     but at most 1 GiB.
     """
-    files = {"max": limit, "current": 150 * MIB, "stat": stat(30 * MIB, 20 * MIB)}
+    files: dict[str, int | str] = {
+        "max": limit,
+        "current": 150 * MIB,
+        "stat": stat(30 * MIB, 20 * MIB),
+    }
     assert cgroup(tmp_path, path, **files).available_bytes() == expected
 
 
@@ -57,7 +66,9 @@ def test_the_parser_may_use_the_memory_that_the_container_has_left(tmp_path, pat
         ({"max": 512 * MIB, "current": MIB, "stat": "anon 1"}, 64 * MIB),
     ],
 )
-def test_an_unknown_usage_leaves_the_minimum(tmp_path, files, expected):
+def test_an_unknown_usage_leaves_the_minimum(
+    tmp_path: Path, files: dict[str, int | str], expected: int
+) -> None:
     """If the usage is unknown, the parser may use the minimum. Without a limit, the parser may use
     the maximum.
     """
@@ -68,11 +79,13 @@ def test_an_unknown_usage_leaves_the_minimum(tmp_path, files, expected):
 @pytest.mark.parametrize(
     ("limit", "expected"), [(512 * MIB, 396 * MIB), (0x7FFFFFFFFFFFF000, 1 << 30)]
 )
-def test_a_limit_of_cgroup_version_1_is_respected(tmp_path, directory, limit, expected):
+def test_a_limit_of_cgroup_version_1_is_respected(
+    tmp_path: Path, directory: str, limit: int, expected: int
+) -> None:
     """A limit of cgroup version 1 also applies. In a container, the files at the mount point may
     belong to the cgroup of the container.
     """
-    files = {
+    files: dict[str, int | str] = {
         "limit_in_bytes": limit,
         "usage_in_bytes": 150 * MIB,
         "stat": f"cache 1\ntotal_inactive_file {30 * MIB}\ntotal_active_file {20 * MIB}",
@@ -80,7 +93,7 @@ def test_a_limit_of_cgroup_version_1_is_respected(tmp_path, directory, limit, ex
     assert cgroup_v1(tmp_path, directory, **files).available_bytes() == expected
 
 
-def test_without_a_memory_cgroup_the_parser_may_use_the_maximum(tmp_path):
+def test_without_a_memory_cgroup_the_parser_may_use_the_maximum(tmp_path: Path) -> None:
     """If the list of cgroups is missing or contains no memory cgroup, the parser may use the
     maximum.
     """
@@ -92,7 +105,9 @@ def test_without_a_memory_cgroup_the_parser_may_use_the_maximum(tmp_path):
 @pytest.mark.parametrize(
     ("left", "expected"), [(1024, [64, 960]), (128, [64, 64]), (100, [64, 100]), (40, [40, 40])]
 )
-def test_each_run_gets_the_memory_that_is_left(tmp_path, left, expected):
+def test_each_run_gets_the_memory_that_is_left(
+    tmp_path: Path, left: int, expected: list[int]
+) -> None:
     """A quick run may use at most 64 MiB. If possible, a full run leaves 64 MiB for a second
     parser.
     """
@@ -101,7 +116,7 @@ def test_each_run_gets_the_memory_that_is_left(tmp_path, left, expected):
     assert [int(kib) // 1024 for kib in runs(tmp_path)] == expected
 
 
-def test_a_second_parser_needs_64_mib(tmp_path):
+def test_a_second_parser_needs_64_mib(tmp_path: Path) -> None:
     """If less than 64 MiB is left for a second parser, the agent compiles one text at a time."""
     backend = backend_with(
         tmp_path,
@@ -113,7 +128,7 @@ def test_a_second_parser_needs_64_mib(tmp_path):
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor runs one parser")
-def test_the_memory_of_a_running_parser_is_subtracted_once(tmp_path):
+def test_the_memory_of_a_running_parser_is_subtracted_once(tmp_path: Path) -> None:
     """The memory of a running parser is subtracted only once, because the free memory already
     excludes it.
     """
@@ -130,7 +145,7 @@ def test_the_memory_of_a_running_parser_is_subtracted_once(tmp_path):
     assert (tmp_path / "both").exists()
 
 
-def test_no_second_parser_starts_with_less_than_the_minimum(tmp_path):
+def test_no_second_parser_starts_with_less_than_the_minimum(tmp_path: Path) -> None:
     """No second parser starts while less than the minimum of memory is free."""
     text = f"cd {tmp_path}; mkdir busy || touch both; sleep 0.2; rmdir busy"
     before_the_first_run = iter([128])
@@ -141,7 +156,7 @@ def test_no_second_parser_starts_with_less_than_the_minimum(tmp_path):
     assert not (tmp_path / "both").exists()
 
 
-def test_without_memory_no_parser_starts(tmp_path):
+def test_without_memory_no_parser_starts(tmp_path: Path) -> None:
     """While no memory is free, no parser starts, because the kernel would kill the container. The
     text is compiled later.
     """
@@ -152,7 +167,7 @@ def test_without_memory_no_parser_starts(tmp_path):
     assert not (tmp_path / "started").exists()
 
 
-def test_a_parser_ends_when_the_memory_runs_out(tmp_path):
+def test_a_parser_ends_when_the_memory_runs_out(tmp_path: Path) -> None:
     """A running parser is killed if the agent needs more memory."""
     text = f"touch {tmp_path}/started; exec sleep 600"
     backend = script_backend(
@@ -163,7 +178,7 @@ def test_a_parser_ends_when_the_memory_runs_out(tmp_path):
     assert NO_MEMORY in result.findings[0].message
 
 
-def test_a_text_is_not_rejected_for_a_lack_of_memory_in_the_container(tmp_path):
+def test_a_text_is_not_rejected_for_a_lack_of_memory_in_the_container(tmp_path: Path) -> None:
     """A text is not rejected if the container had less memory than usual, because the parser might
     compile it later.
     """
@@ -176,7 +191,7 @@ def test_a_text_is_not_rejected_for_a_lack_of_memory_in_the_container(tmp_path):
 NO_MEMORY = "the container of the agent has too little memory left"
 
 
-def backend_with(tmp_path, text, left=1024):
+def backend_with(tmp_path: Path, text: str, left: int = 1024) -> AppArmorBackend:
     """Return a backend whose parsers together may use the given number of MiB."""
     return script_backend(tmp_path, text, free_memory=lambda: left * MIB)
 
@@ -194,7 +209,9 @@ HINT = (
 @pytest.mark.parametrize(
     "output", ["what():  std::bad_alloc", "Out of memory", "Memory allocation"]
 )
-def test_a_text_that_needs_too_much_memory_is_rejected_with_that_reason(tmp_path, output):
+def test_a_text_that_needs_too_much_memory_is_rejected_with_that_reason(
+    tmp_path: Path, output: str
+) -> None:
     """If a text needs too much memory, the hint recommends to simplify the text or to raise the
     memory limit.
     """
@@ -207,10 +224,10 @@ def test_a_text_that_needs_too_much_memory_is_rejected_with_that_reason(tmp_path
     assert (finding.code, finding.message, finding.hint) == ("parser_killed", MESSAGE, HINT)
 
 
-def test_a_parser_that_hangs_without_memory_is_reported_with_that_reason(tmp_path):
+def test_a_parser_that_hangs_without_memory_is_reported_with_that_reason(tmp_path: Path) -> None:
     """If apparmor_parser reports bad_alloc but does not exit, the run is reported as out of
     memory.
     """
     backend = script_backend(tmp_path, "echo std::bad_alloc >&2; exec sleep 600", cpu_limit=0.1)
     (result,) = inspected(backend, *source_keys("profile x {}"))
-    assert "MiB of memory" in result.findings[0].message
+    assert "MiB of memory" in instance_of(result, Rejection).findings[0].message

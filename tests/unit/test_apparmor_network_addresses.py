@@ -28,7 +28,7 @@ NO_CONDITIONS = (
 )
 
 
-def test_features_show_whether_addresses_are_mediated():
+def test_features_show_whether_addresses_are_mediated() -> None:
     """The files of the kernel and a features file both show whether the kernel mediates
     addresses.
     """
@@ -37,7 +37,7 @@ def test_features_show_whether_addresses_are_mediated():
 
 
 @pytest.mark.parametrize("text", CONDITIONS)
-def test_a_rule_with_an_address_or_a_port_has_a_warning_with_its_line(text):
+def test_a_rule_with_an_address_or_a_port_has_a_warning_with_its_line(text: str) -> None:
     """A network rule with an address or a port causes a warning that contains the line of
     the rule.
     """
@@ -47,7 +47,7 @@ def test_a_rule_with_an_address_or_a_port_has_a_warning_with_its_line(text):
 
 
 @pytest.mark.parametrize("text", NO_CONDITIONS)
-def test_a_text_without_addresses_has_no_warning(text):
+def test_a_text_without_addresses_has_no_warning(text: str) -> None:
     """Comments and paths that look like network addresses cause no warning."""
     assert not network_addresses.has_conditions(text)
     assert network_addresses.dropped(text) == ()
@@ -62,7 +62,7 @@ def test_a_text_without_addresses_has_no_warning(text):
         ("profile web {\n}\n", ""),
     ],
 )
-def test_the_first_abi_rule_decides(text, path):
+def test_the_first_abi_rule_decides(text: str, path: str) -> None:
     """Only the first abi rule selects the features, as in the parser. A path outside the directory
     of features is ignored.
     """

@@ -4,6 +4,7 @@ import pytest
 
 from agent.backends.apparmor import parser_hints, parser_messages
 from agent.backends.apparmor.parser_messages import REPLACED
+from tests.narrowing import not_none
 
 PROGRAM = (
     b"\x7fELF\0AppArmor parser error at line %d: %s\0Could not open '%s'\0Invalid capability %s.\0"
@@ -12,7 +13,7 @@ PROGRAM = (
 )
 
 
-def quotable(source):
+def quotable(source: str) -> parser_messages.QuotableWords:
     """Return the words that a message about this text may contain."""
     return parser_messages.QuotableWords(
         source=source.encode(),
@@ -46,7 +47,9 @@ def quotable(source):
          f"Lexer found unexpected character: {REPLACED}"),
     ],
 )  # fmt: skip
-def test_only_words_of_the_parser_and_of_the_key_are_shown(message, source, shown):
+def test_only_words_of_the_parser_and_of_the_key_are_shown(
+    message: str, source: str, shown: str
+) -> None:
     """A message shows only words of the parser and of the key. A word that only an included file
     contains is replaced.
     """
@@ -57,7 +60,7 @@ def test_only_words_of_the_parser_and_of_the_key_are_shown(message, source, show
     )
 
 
-def test_a_warning_contains_the_names_of_the_key():
+def test_a_warning_contains_the_names_of_the_key() -> None:
     """A warning about a missing rule may contain names that the key declares."""
     stderr = (
         b"Warning from profile web (stdin): dbus rules not enforced\n"
@@ -94,7 +97,9 @@ DOWNGRADED = (
         ("Warning from stdin: deprecated use of '#include'\n", "#include <a>\n", []),
     ],
 )
-def test_a_warning_about_a_weaker_rule_has_the_line_of_the_rule(stderr, source, lines):
+def test_a_warning_about_a_weaker_rule_has_the_line_of_the_rule(
+    stderr: str, source: str, lines: list[str]
+) -> None:
     """A warning about a weakened rule contains the line of the rule. Warnings about included files
     and warnings without effect are omitted.
     """
@@ -102,7 +107,7 @@ def test_a_warning_about_a_weaker_rule_has_the_line_of_the_rule(stderr, source, 
     assert [parser_messages.weaker_rule_line(warning, source) for warning in warnings] == lines
 
 
-def everything(source):
+def everything(source: str) -> parser_messages.QuotableWords:
     """Return a fake that allows every word in a message of the parser."""
     words = {"profile", "web", "rules", "not", "enforced", "downgrading", "extended", "network"}
     words |= {"unix", "socket", "rule", "to", "generic", "error", "flag", "supported", "Ignoring"}
@@ -121,14 +126,14 @@ def everything(source):
         ("x", ""),
     ],
 )
-def test_a_line_of_an_included_file_is_not_a_line_of_the_text(message, location):
+def test_a_line_of_an_included_file_is_not_a_line_of_the_text(message: str, location: str) -> None:
     """If a line number belongs to an included file, the message does not present it as a line of
     the text.
     """
     assert parser_messages.line_reference(message, "a\nb\n") == location
 
 
-def test_a_line_number_of_any_length_is_read():
+def test_a_line_number_of_any_length_is_read() -> None:
     """A line number of any length is read. A line number beyond the end of the text is not
     reported.
     """
@@ -195,7 +200,7 @@ OUTPUTS = {
 
 
 @pytest.mark.parametrize(("stderr", "message", "hint"), OUTPUTS.values(), ids=OUTPUTS)
-def test_an_error_has_every_reason_and_a_next_step(stderr, message, hint):
+def test_an_error_has_every_reason_and_a_next_step(stderr: str, message: str, hint: str) -> None:
     """The message contains every reason in the output, without warnings and without the parser's
     final line.
     """
@@ -236,11 +241,13 @@ MISSING_FILES = {
 
 
 @pytest.mark.parametrize(("message", "hint"), MISSING_FILES.values(), ids=MISSING_FILES)
-def test_the_next_step_for_a_missing_file_has_the_directory_and_the_version(message, hint):
+def test_the_next_step_for_a_missing_file_has_the_directory_and_the_version(
+    message: str, hint: str
+) -> None:
     """The hint contains the include directory, the version of the parser, and the command that
     copies the included rules into the text.
     """
-    missing = parser_hints.missing_file(message)
+    missing = not_none(parser_hints.missing_file(message))
     assert parser_hints.missing_file_hint(
         missing,
         "my web",
@@ -250,11 +257,11 @@ def test_the_next_step_for_a_missing_file_has_the_directory_and_the_version(mess
     ).startswith(hint)
 
 
-def test_a_directory_without_features_files_permits_no_abi_rule():
+def test_a_directory_without_features_files_permits_no_abi_rule() -> None:
     """If the include directory contains no features files, the only next step is to remove the abi
     rule.
     """
-    missing = parser_hints.missing_file("Could not open 'abi/4.0'")
+    missing = not_none(parser_hints.missing_file("Could not open 'abi/4.0'"))
     assert (
         parser_hints.missing_file_hint(
             missing, "web", include_dir="/includes", parser_version="", abis=[]
@@ -263,12 +270,12 @@ def test_a_directory_without_features_files_permits_no_abi_rule():
     )
 
 
-def test_an_error_with_another_reason_is_about_no_missing_file():
+def test_an_error_with_another_reason_is_about_no_missing_file() -> None:
     """The next step for a missing file appears only if the parser could not open a file."""
     assert parser_hints.missing_file("syntax error, unexpected TOK_ID") is None
 
 
-def test_a_variable_of_attachments_has_its_own_next_step():
+def test_a_variable_of_attachments_has_its_own_next_step() -> None:
     """A variable that exists only in profiles with an attachment has a specific next step: parser
     5.0 declares exec_path only there.
     """
@@ -277,7 +284,7 @@ def test_a_variable_of_attachments_has_its_own_next_step():
     assert parser_hints.hint(message, source).endswith("@{exec_path} = /usr/bin/NAME")
 
 
-def test_a_comment_does_not_count_as_an_include_of_the_tunables():
+def test_a_comment_does_not_count_as_an_include_of_the_tunables() -> None:
     """A comment that looks like an include rule does not declare the variables of the tunables."""
     message = "Found reference to variable HOME, but is never declared"
     source = "# see #include <tunables/global>\nprofile web {\n  @{HOME}/ r,\n}\n"

@@ -11,21 +11,23 @@ MAGIC = 0x1B5E783D
 DIFFERENCE = 1 << 31
 
 
-def table(number, width, values):
+def table(number: int, width: int, values: tuple[int, ...] | list[int]) -> bytes:
     """Return the bytes of one table of a state machine."""
     data = b"".join(value.to_bytes(width, "big") for value in values)
     content = struct.pack(">HHII", number, width, 0, len(values)) + data
     return content + b"\0" * (-len(content) % 8)
 
 
-def blob(tables):
+def blob(tables: list[bytes]) -> bytes:
     """Return the bytes of a state machine."""
     body = b"".join(tables)
     header = struct.pack(">IIIH", MAGIC, 24, 24 + len(body), 0) + b"notflex\0\0\0"
     return header + body
 
 
-def machine(*, base=(0, 0, 0), default=(0, 0, 0)):
+def machine(
+    *, base: tuple[int, int, int] = (0, 0, 0), default: tuple[int, int, int] = (0, 0, 0)
+) -> list[bytes]:
     """Return a state machine that changes from state 1 to state 2 at the letter `b`.
 
     The class of this letter is 1, and the class of all other characters is 0.
@@ -42,7 +44,7 @@ def machine(*, base=(0, 0, 0), default=(0, 0, 0)):
     ]
 
 
-def test_each_character_leads_to_its_state():
+def test_each_character_leads_to_its_state() -> None:
     """Each character leads to the state of its transition, or to the default state if it has no
     transition.
     """
@@ -54,7 +56,7 @@ def test_each_character_leads_to_its_state():
     assert policy_dfa.permissions(dfa, 1, [7]) == 7
 
 
-def test_a_state_can_be_stored_as_the_difference_to_another_state():
+def test_a_state_can_be_stored_as_the_difference_to_another_state() -> None:
     """If a state has no transition for a character, the transition of its referenced state
     applies.
     """
@@ -72,7 +74,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
-def test_an_unknown_layout_is_an_error(content):
+def test_an_unknown_layout_is_an_error(content: bytes) -> None:
     """A state machine with an unknown layout is an error. The agent does not evaluate such a
     machine, so it causes no warning.
     """
@@ -81,7 +83,7 @@ def test_an_unknown_layout_is_an_error(content):
     assert stop_signals.are_allowed(content, None)
 
 
-def test_a_loop_and_an_index_outside_of_a_table_are_errors():
+def test_a_loop_and_an_index_outside_of_a_table_are_errors() -> None:
     """A loop, or an index outside of a table, is an error, so the evaluation of a state machine
     always ends.
     """
@@ -95,7 +97,7 @@ def test_a_loop_and_an_index_outside_of_a_table_are_errors():
         policy_dfa.permissions(PolicyDfa(blob(machine())), 2, [0])
 
 
-def test_a_profile_that_mediates_no_signals_receives_them():
+def test_a_profile_that_mediates_no_signals_receives_them() -> None:
     """A profile without rules for the class of signals receives all signals, because the kernel
     then denies no signal.
     """

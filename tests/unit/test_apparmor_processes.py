@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,18 +10,19 @@ import pytest
 from agent.backends.apparmor import processes
 from agent.core.model import InUse, UnknownUse, Unused
 from agent.host.filesystem import Host
+from tests.json_object import JsonObject
 
 SHOWN = {"shows_pending_exec": lambda _: True}
 
 
-def write(root, path, text):
+def write(root: Path, path: str, text: str) -> None:
     """Write a file in a host root."""
     file = root / path.lstrip("/")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text)
 
 
-def own_of(root, *, user="user:[4026531837]", mounts=""):
+def own_of(root: Path, *, user: str = "user:[4026531837]", mounts: str = "") -> Path:
     """Create the /proc directories of the agent and of the process with the PID 1."""
     own = root / "own"
     (own / "ns").mkdir(parents=True)
@@ -29,7 +31,14 @@ def own_of(root, *, user="user:[4026531837]", mounts=""):
     return own
 
 
-def host_of(root, *, initial=True, host=None, shown=True, **own):
+def host_of(
+    root: Path,
+    *,
+    initial: bool = True,
+    host: "Changing | None" = None,
+    shown: bool = True,
+    **own: str,
+) -> processes.Processes:
     """Create a host with one process, and return the observer of its processes."""
     place = own_of(root, **own)
     thread(root, 1, 1, "unconfined")
@@ -38,24 +47,26 @@ def host_of(root, *, initial=True, host=None, shown=True, **own):
     return processes.Processes(host or Host(root), own=place, shows_pending_exec=lambda _: shown)
 
 
-def thread(root, pid, tid, label, *, file="attr/apparmor/current"):
+def thread(
+    root: Path, pid: int, tid: int, label: str, *, file: str = "attr/apparmor/current"
+) -> None:
     """Create a thread with a label."""
     for place in {f"/proc/{pid}/task/{tid}", f"/proc/{pid}"}:
         write(root, f"{place}/stat", stat(tid, "S"))
     write(root, f"/proc/{pid}/task/{tid}/{file}", f"{label}\n")
 
 
-def stat(tid, state, start=7):
+def stat(tid: int, state: str, start: int = 7) -> str:
     """Return the content of a stat file."""
     return f"{tid} (x) y) {state} " + " ".join(["0"] * 18) + f" {start} 0\n"
 
 
-def bury(root, pid, state):
+def bury(root: Path, pid: int, state: str) -> None:
     """Let the leader of a process end. The kernel still shows the label of the leader."""
     write(root, f"/proc/{pid}/task/{pid}/stat", stat(pid, state))
 
 
-def end(root, pid):
+def end(root: Path, pid: int) -> None:
     """End a process."""
     shutil.rmtree(root / f"proc/{pid}")
 
@@ -63,12 +74,14 @@ def end(root, pid):
 class Changing(Host):
     """A host that runs an action right after the agent has listed a directory."""
 
-    def __init__(self, root):
+    def __init__(self, root: Path) -> None:
         super().__init__(root)
-        self.after = {}  # path -> the action that runs after each listing of the path
-        self.listed = []
+        self.after: dict[
+            str, Callable[[], None]
+        ] = {}  # path -> the action that runs after each listing of the path
+        self.listed: list[str] = []
 
-    def names(self, path):
+    def names(self, path: str) -> list[str]:
         result = super().names(path)
         self.listed.append(path)
         self.after.get(path, lambda: None)()
@@ -88,7 +101,9 @@ class Changing(Host):
         (":ns:web (enforce)", set()),
     ],
 )
-def test_a_label_is_in_use_with_its_parents_and_its_stacked_parts(tmp_path, label, used):
+def test_a_label_is_in_use_with_its_parents_and_its_stacked_parts(
+    tmp_path: Path, label: str, used: set[str]
+) -> None:
     """A hat in use also counts as a use of its parents. A stacked label counts as a use of each
     profile in the stack.
     """
@@ -102,7 +117,7 @@ def test_a_label_is_in_use_with_its_parents_and_its_stacked_parts(tmp_path, labe
 
 
 @pytest.mark.parametrize("shown", [True, False])
-def test_a_pending_exec_counts_as_use_if_the_kernel_shows_it(tmp_path, shown):
+def test_a_pending_exec_counts_as_use_if_the_kernel_shows_it(tmp_path: Path, shown: bool) -> None:
     """A profile counts as in use if a runtime has written its name to attr/exec."""
     host = host_of(tmp_path, shown=shown)
     thread(tmp_path, 20, 20, "unconfined")
@@ -110,7 +125,7 @@ def test_a_pending_exec_counts_as_use_if_the_kernel_shows_it(tmp_path, shown):
     assert host.uses(["web"]) == {"web": InUse(pids=(20,)) if shown else Unused()}
 
 
-def test_the_kernel_is_tested_for_pending_execs_once(tmp_path):
+def test_the_kernel_is_tested_for_pending_execs_once(tmp_path: Path) -> None:
     """The agent tests only once whether the kernel shows pending execs."""
     answers = iter([True, False])
     look = processes.Processes(
@@ -120,7 +135,7 @@ def test_the_kernel_is_tested_for_pending_execs_once(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"initial": False}, {"user": "user:[4026532001]"}])
-def test_from_another_namespace_disuse_is_not_proven(tmp_path, options):
+def test_from_another_namespace_disuse_is_not_proven(tmp_path: Path, options: JsonObject) -> None:
     """An agent outside the initial PID and user namespaces proves no disuse, because it does not
     see every process.
     """
@@ -128,7 +143,7 @@ def test_from_another_namespace_disuse_is_not_proven(tmp_path, options):
     assert isinstance(use, UnknownUse)
 
 
-def test_a_procfs_that_hides_processes_is_no_proof(tmp_path):
+def test_a_procfs_that_hides_processes_is_no_proof(tmp_path: Path) -> None:
     """A procfs with the option hidepid proves no disuse, because hidden processes may exist."""
     device = tmp_path.stat().st_dev
     line = f"1 1 {os.major(device)}:{os.minor(device)} / /proc rw - proc proc rw,hidepid=invisible"
@@ -136,7 +151,7 @@ def test_a_procfs_that_hides_processes_is_no_proof(tmp_path):
     assert isinstance(use, UnknownUse)
 
 
-def test_the_use_is_unknown_if_a_live_thread_cannot_be_read(tmp_path):
+def test_the_use_is_unknown_if_a_live_thread_cannot_be_read(tmp_path: Path) -> None:
     """If the label of a live thread cannot be read, the use of every profile is unknown."""
     host = host_of(tmp_path)
     write(tmp_path, "/proc/20/stat", stat(20, "S"))
@@ -144,20 +159,20 @@ def test_the_use_is_unknown_if_a_live_thread_cannot_be_read(tmp_path):
     assert isinstance(host.uses(["web"])["web"], UnknownUse)
 
 
-def test_a_thread_that_ended_during_the_read_has_no_effect(tmp_path):
+def test_a_thread_that_ended_during_the_read_has_no_effect(tmp_path: Path) -> None:
     """If a thread ends while its directory is read, the result does not change."""
     host = host_of(tmp_path)
     (tmp_path / "proc/20/task/20").mkdir(parents=True)
     assert host.uses(["web"]) == {"web": Unused()}
 
 
-def test_without_a_procfs_disuse_is_not_proven(tmp_path):
+def test_without_a_procfs_disuse_is_not_proven(tmp_path: Path) -> None:
     """If the host root has no /proc, the agent proves no disuse."""
     look = processes.Processes(Host(tmp_path), own=Path("/proc/self"), **SHOWN)
     assert isinstance(look.uses(["web"])["web"], UnknownUse)
 
 
-def test_the_last_process_of_a_chain_of_forks_is_found(tmp_path):
+def test_the_last_process_of_a_chain_of_forks_is_found(tmp_path: Path) -> None:
     """In a chain of processes, each process forks the next process and ends. The agent finds the
     last process of the chain.
     """
@@ -166,7 +181,7 @@ def test_the_last_process_of_a_chain_of_forks_is_found(tmp_path):
     thread(tmp_path, 20, 20, "web (enforce)")
     chain = [20]
 
-    def fork():
+    def fork() -> None:
         if chain[-1] < 30:
             end(tmp_path, chain[-1])
             chain.append(chain[-1] + 1)
@@ -176,7 +191,7 @@ def test_the_last_process_of_a_chain_of_forks_is_found(tmp_path):
     assert look.uses(["web"]) == {"web": InUse(pids=(30,))}
 
 
-def test_an_endless_chain_of_forks_is_no_proof(tmp_path):
+def test_an_endless_chain_of_forks_is_no_proof(tmp_path: Path) -> None:
     """The number of listings is limited, so an endless chain of forks prevents the proof. The agent
     reports all uses that it has found so far.
     """
@@ -186,7 +201,7 @@ def test_an_endless_chain_of_forks_is_no_proof(tmp_path):
     thread(tmp_path, 20, 20, "web (enforce)")
     chain = [20]
 
-    def fork():
+    def fork() -> None:
         end(tmp_path, chain[-1])
         chain.append(chain[-1] + 1)
         thread(tmp_path, chain[-1], chain[-1], "web (enforce)")
@@ -198,12 +213,12 @@ def test_an_endless_chain_of_forks_is_no_proof(tmp_path):
     assert host.listed.count("/proc") == processes.LISTINGS
 
 
-def test_new_unconfined_processes_delay_the_proof(tmp_path):
+def test_new_unconfined_processes_delay_the_proof(tmp_path: Path) -> None:
     """On a busy node, the agent repeats the listing of processes until no new process appears."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
 
-    def start():
+    def start() -> None:
         number = host.listed.count("/proc")
         if number % 20:
             thread(tmp_path, 100 + number, 100 + number, "unconfined")
@@ -212,7 +227,7 @@ def test_new_unconfined_processes_delay_the_proof(tmp_path):
     assert look.uses(["web"]) == {"web": Unused()}
 
 
-def test_a_child_of_a_process_that_left_the_profile_is_found(tmp_path):
+def test_a_child_of_a_process_that_left_the_profile_is_found(tmp_path: Path) -> None:
     """If a process forks after the listing and leaves its profile before the agent reads its label,
     its child is found.
     """
@@ -221,7 +236,7 @@ def test_a_child_of_a_process_that_left_the_profile_is_found(tmp_path):
     thread(tmp_path, 20, 20, "web (enforce)")
     chain = [20]
 
-    def fork():
+    def fork() -> None:
         if chain[-1] < 30:
             thread(tmp_path, chain[-1], chain[-1], "unconfined")
             chain.append(chain[-1] + 1)
@@ -231,7 +246,7 @@ def test_a_child_of_a_process_that_left_the_profile_is_found(tmp_path):
     assert look.uses(["web"]) == {"web": InUse(pids=(30,))}
 
 
-def test_a_thread_whose_creator_left_the_profile_is_found(tmp_path):
+def test_a_thread_whose_creator_left_the_profile_is_found(tmp_path: Path) -> None:
     """If a thread starts another thread after the listing and leaves its profile, the new thread is
     found.
     """
@@ -241,7 +256,7 @@ def test_a_thread_whose_creator_left_the_profile_is_found(tmp_path):
     thread(tmp_path, 20, 21, "web (enforce)")
     chain = [21]
 
-    def start():
+    def start() -> None:
         if chain[-1] < 30:
             thread(tmp_path, 20, chain[-1], "unconfined")
             chain.append(chain[-1] + 1)
@@ -251,7 +266,7 @@ def test_a_thread_whose_creator_left_the_profile_is_found(tmp_path):
     assert look.uses(["web"]) == {"web": InUse(pids=(20,))}
 
 
-def test_an_endless_chain_of_threads_is_no_proof(tmp_path):
+def test_an_endless_chain_of_threads_is_no_proof(tmp_path: Path) -> None:
     """The number of listings of the threads of a process is limited, so an endless chain of threads
     prevents the proof.
     """
@@ -259,7 +274,7 @@ def test_an_endless_chain_of_threads_is_no_proof(tmp_path):
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "unconfined")
 
-    def start():
+    def start() -> None:
         new = 21 + host.listed.count("/proc/20/task")
         thread(tmp_path, 20, new, "unconfined")
 
@@ -268,7 +283,7 @@ def test_an_endless_chain_of_threads_is_no_proof(tmp_path):
     assert host.listed.count("/proc/20/task") == processes.LISTINGS
 
 
-def test_a_chain_of_threads_that_ends_in_execve_is_found(tmp_path):
+def test_a_chain_of_threads_that_ends_in_execve_is_found(tmp_path: Path) -> None:
     """If a thread calls execve, it takes over the ID of the leader. The agent then reads the leader
     again.
     """
@@ -277,7 +292,7 @@ def test_a_chain_of_threads_that_ends_in_execve_is_found(tmp_path):
     thread(tmp_path, 20, 20, "unconfined")
     thread(tmp_path, 20, 21, "web (enforce)")
 
-    def execve():
+    def execve() -> None:
         shutil.rmtree(tmp_path / "proc/20/task/21", ignore_errors=True)
         if host.listed.count("/proc/20/task") == 2:
             thread(tmp_path, 20, 20, "web (enforce)")
@@ -286,17 +301,17 @@ def test_a_chain_of_threads_that_ends_in_execve_is_found(tmp_path):
     assert look.uses(["web"]) == {"web": InUse(pids=(20,))}
 
 
-def test_a_process_with_a_reused_id_is_read_again(tmp_path):
+def test_a_process_with_a_reused_id_is_read_again(tmp_path: Path) -> None:
     """If a chain of forks reuses a PID, the agent also reads the new process."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "unconfined")
 
-    def come_round():
+    def come_round() -> None:
         if host.listed.count("/proc") == 1:
             host.after["/proc/1/task"] = reuse
 
-    def reuse():
+    def reuse() -> None:
         thread(tmp_path, 20, 20, "web (enforce)")
         write(tmp_path, "/proc/20/stat", stat(20, "S", start=8))
 
@@ -305,7 +320,7 @@ def test_a_process_with_a_reused_id_is_read_again(tmp_path):
 
 
 @pytest.mark.parametrize("state", ["Z", "X"])
-def test_a_zombie_does_not_use_a_profile(tmp_path, state):
+def test_a_zombie_does_not_use_a_profile(tmp_path: Path, state: str) -> None:
     """A zombie does not use a profile, although the kernel still shows its label."""
     host = host_of(tmp_path)
     thread(tmp_path, 20, 20, "web (enforce)")
@@ -313,7 +328,7 @@ def test_a_zombie_does_not_use_a_profile(tmp_path, state):
     assert host.uses(["web"]) == {"web": Unused()}
 
 
-def test_a_thread_of_a_zombie_leader_uses_its_profile(tmp_path):
+def test_a_thread_of_a_zombie_leader_uses_its_profile(tmp_path: Path) -> None:
     """If the leader of a process is a zombie, the other threads of the process still use their
     profiles.
     """
@@ -324,13 +339,13 @@ def test_a_thread_of_a_zombie_leader_uses_its_profile(tmp_path):
     assert host.uses(["web"]) == {"web": InUse(pids=(20,))}
 
 
-def test_a_child_of_a_process_that_became_a_zombie_is_found(tmp_path):
+def test_a_child_of_a_process_that_became_a_zombie_is_found(tmp_path: Path) -> None:
     """If a process forks after the listing and then becomes a zombie, its child is found."""
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
     thread(tmp_path, 20, 20, "web (enforce)")
 
-    def fork():
+    def fork() -> None:
         bury(tmp_path, 20, "Z")
         thread(tmp_path, 21, 21, "web (enforce)")
 

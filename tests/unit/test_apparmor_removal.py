@@ -4,6 +4,8 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -17,8 +19,9 @@ from agent.backends.apparmor.policy_writer import PolicyWriter
 from agent.backends.apparmor.processes import Processes
 from agent.backends.apparmor.raw_data_release import RawDataRelease
 from agent.core.model import InUse, UnknownUse
-from agent.core.ports import Installed, Removed, StillInUse
+from agent.core.ports import Failed, Installed, Removed, StillInUse
 from agent.host.filesystem import Host
+from tests.narrowing import instance_of
 from tests.unit.test_apparmor_faults import PROBES, loaded, node, write
 from tests.unit.test_apparmor_hidden_content import BODY, DIRECTORY, PROFILE
 from tests.unit.test_apparmor_processes import own_of, thread
@@ -42,7 +45,7 @@ class Kernel(Host):
     starts.
     """
 
-    def write_kernel(self, path, content):
+    def write_kernel(self, path: str, content: bytes) -> None:
         if path.endswith("/.remove"):
             shutil.rmtree(self.path(f"{TOP}/{DIRECTORY}"))
         else:
@@ -50,7 +53,7 @@ class Kernel(Host):
         self.revision += 1
         write(self.root, f"{kernel_access.ROOT}/revision", f"{self.revision}\n")
 
-    def names(self, path):
+    def names(self, path: str) -> list[str]:
         names = super().names(path)
         if path == "/proc":
             self.listings += 1
@@ -64,16 +67,16 @@ class Clock:
 
     seconds = 0.0
 
-    def time(self):
+    def time(self) -> float:
         """Return the current time."""
         return self.seconds
 
-    def pause(self, seconds):
+    def pause(self, seconds: float) -> None:
         """Advance the clock without waiting."""
         self.seconds += seconds
 
 
-def policy_changes(host):
+def policy_changes(host: Kernel) -> PolicyChanges:
     """Return the policy changes of an agent that sees every process and every pending exec."""
     own = own_of(host.root)
     thread(host.root, 1, 1, "unconfined")
@@ -96,7 +99,7 @@ def policy_changes(host):
     )
 
 
-def removal(root, starts_after):
+def removal(root: Path, starts_after: int) -> tuple[Removed | StillInUse | Failed, int]:
     """Remove a profile while a process starts. Return the result and the number of listings."""
     node(root, revision="5\n")
     host = Kernel(root)
@@ -107,7 +110,7 @@ def removal(root, starts_after):
     return changes.remove(["web"], installed.evidence, require_unused=True), host.listings
 
 
-def test_a_process_that_starts_before_the_last_listing_keeps_its_profile(tmp_path):
+def test_a_process_that_starts_before_the_last_listing_keeps_its_profile(tmp_path: Path) -> None:
     """If a process starts before the last listing of /proc, its profile is not removed."""
     result, listings = removal(tmp_path / "unused", 0)
     assert result == Removed()
@@ -130,7 +133,7 @@ class KernelWithRawData(Kernel):
     versions disappear.
     """
 
-    def write_kernel(self, path, content):
+    def write_kernel(self, path: str, content: bytes) -> None:
         super().write_kernel(path, content)
         if path.endswith("/.remove"):
             return
@@ -151,7 +154,7 @@ class KernelWithRawData(Kernel):
                 name = "sha256" if kind == "own" else "raw_sha256"
                 (top / f"profiles/{DIRECTORY}/{name}").write_text(f"{value}\n")
 
-    def list_profiles(self):
+    def list_profiles(self) -> None:
         """Write the kernel's list of all profiles, including learning profiles."""
         lines = "".join(f"{name} (enforce)\n" for name in ("web", self.learning) if name)
         write(self.root, f"{kernel_access.ROOT}/profiles", lines)
@@ -171,7 +174,7 @@ class ChangingKernel(KernelWithRawData):
     the profile.
     """
 
-    def names(self, path):
+    def names(self, path: str) -> list[str]:
         names = super().names(path)
         if path == TOP:
             self.walks += 1
@@ -180,7 +183,12 @@ class ChangingKernel(KernelWithRawData):
         return names
 
 
-def removal_with_raw_data(root, kernel=KernelWithRawData, **attributes):
+_Kernel = TypeVar("_Kernel", bound=KernelWithRawData)
+
+
+def removal_with_raw_data(
+    root: Path, kernel: type[_Kernel], **attributes: int | str
+) -> tuple[Removed | StillInUse | Failed, _Kernel]:
     """Remove a profile that no thread in /proc uses.
 
     Return the result and the kernel. The attributes of the kernel are set right before the removal.
@@ -196,44 +204,46 @@ def removal_with_raw_data(root, kernel=KernelWithRawData, **attributes):
     return changes.remove(["web"], installed.evidence, require_unused=True), host
 
 
-def test_a_profile_without_hidden_references_is_removed(tmp_path):
+def test_a_profile_without_hidden_references_is_removed(tmp_path: Path) -> None:
     """For the proof, the agent replaces the profile once. If the raw data of the old version then
     disappear, the profile is removed.
     """
-    result, host = removal_with_raw_data(tmp_path)
+    result, host = removal_with_raw_data(tmp_path, KernelWithRawData)
     assert (result, host.number) == (Removed(), 2)
 
 
-def test_a_profile_with_a_hidden_reference_stays(tmp_path):
+def test_a_profile_with_a_hidden_reference_stays(tmp_path: Path) -> None:
     """A profile stays if the raw data of its old version remain, because /proc does not show the
     profile of an unfinished execve.
     """
-    result, host = removal_with_raw_data(tmp_path, keeps=1)
+    result, host = removal_with_raw_data(tmp_path, KernelWithRawData, keeps=1)
     assert isinstance(result, StillInUse)
     assert isinstance(result.uses["web"], UnknownUse)
     assert "an earlier version" not in result.uses["web"].reason
     assert host.path(f"{TOP}/{DIRECTORY}").exists()
 
 
-def test_a_profile_with_a_learning_profile_stays(tmp_path):
+def test_a_profile_with_a_learning_profile_stays(tmp_path: Path) -> None:
     """A profile with a learning profile stays, because a pending execve may use the learning
     profile, for which the kernel keeps no raw data.
     """
-    result, host = removal_with_raw_data(tmp_path, learning="web//null-/bin/sleep")
+    result, host = removal_with_raw_data(
+        tmp_path, KernelWithRawData, learning="web//null-/bin/sleep"
+    )
     assert isinstance(result, StillInUse)
     assert isinstance(result.uses["web"], UnknownUse)
     assert '"web//null-/bin/sleep"' in result.uses["web"].reason
     assert host.path(f"{TOP}/{DIRECTORY}").exists()
 
 
-def test_a_failed_proof_is_only_repeated_after_the_raw_data_disappear(tmp_path):
+def test_a_failed_proof_is_only_repeated_after_the_raw_data_disappear(tmp_path: Path) -> None:
     """While the same raw data remain, the agent does not repeat the proof and does not replace the
     profile again.
     """
     node(tmp_path, revision="5\n")
     host = KernelWithRawData(tmp_path)
     changes = policy_changes(host)
-    installed = changes.install(PROFILE, BODY, replaceable=())
+    installed = instance_of(changes.install(PROFILE, BODY, replaceable=()), Installed)
     assert changes.remembered_uses(["web"]) == {}
     host.keeps = 1
     first = changes.remove(["web"], installed.evidence, require_unused=True)
@@ -245,15 +255,17 @@ def test_a_failed_proof_is_only_repeated_after_the_raw_data_disappear(tmp_path):
     assert changes.remove(["web"], installed.evidence, require_unused=True) == Removed()
 
 
-def test_a_learning_profile_is_read_again_at_each_attempt(tmp_path):
+def test_a_learning_profile_is_read_again_at_each_attempt(tmp_path: Path) -> None:
     """The agent holds the profile until the kernel no longer lists the learning profile."""
     node(tmp_path, revision="5\n")
     host = KernelWithRawData(tmp_path)
     changes = policy_changes(host)
-    installed = changes.install(PROFILE, BODY, replaceable=())
+    installed = instance_of(changes.install(PROFILE, BODY, replaceable=()), Installed)
     host.learning = "web//null-/bin/sleep"
     host.list_profiles()
-    first = changes.remove(["web"], installed.evidence, require_unused=True)
+    first = instance_of(
+        changes.remove(["web"], installed.evidence, require_unused=True), StillInUse
+    )
     assert changes.remembered_uses(["web"]) == first.uses
     host.learning = ""
     host.list_profiles()
@@ -262,7 +274,9 @@ def test_a_learning_profile_is_read_again_at_each_attempt(tmp_path):
 
 
 @pytest.mark.parametrize("vanishes", [True, False])
-def test_a_change_by_another_program_does_not_prevent_the_proof(tmp_path, vanishes):
+def test_a_change_by_another_program_does_not_prevent_the_proof(
+    tmp_path: Path, vanishes: bool
+) -> None:
     """If another program changes the list of profiles during the proof, the proof still leads to
     the same result.
     """

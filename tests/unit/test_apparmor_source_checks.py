@@ -13,7 +13,7 @@ from agent.core.findings import Finding
 HINT = "Include only files of /etc/apparmor.d, for example: include <abstractions/base>"
 
 
-def places(findings):
+def places(findings: tuple[Finding, ...]) -> list[tuple[FindingCode, str]]:
     """Return the code and the location of each finding."""
     return [(finding.code, finding.location) for finding in findings]
 
@@ -48,7 +48,7 @@ def places(findings):
         'profile x { priority=5abi "/etc/shadow",',
     ],
 )
-def test_an_include_outside_the_include_directory_is_rejected(line):
+def test_an_include_outside_the_include_directory_is_rejected(line: str) -> None:
     """In every spelling, an absolute include path, a path with `..` and a path without angle
     brackets are rejected.
     """
@@ -74,12 +74,12 @@ def test_an_include_outside_the_include_directory_is_rejected(line):
         'include\n"/etc/shadow"\n',
     ],
 )
-def test_a_harmless_include_and_the_word_include_are_accepted(line):
+def test_a_harmless_include_and_the_word_include_are_accepted(line: str) -> None:
     """Paths in angle brackets, comments, and paths that contain the word "include" are accepted."""
     assert source_checks.errors(line.encode()) == ()
 
 
-def test_the_error_about_an_include_has_a_reason_and_an_example():
+def test_the_error_about_an_include_has_a_reason_and_an_example() -> None:
     """The message about an include contains the reason, and the hint contains an allowed path as an
     example.
     """
@@ -129,7 +129,7 @@ def test_the_error_about_an_include_has_a_reason_and_an_example():
         ("  # /bin/* ux,", []),
     ],
 )
-def test_a_rule_that_ends_confinement_causes_a_warning(line, codes):
+def test_a_rule_that_ends_confinement_causes_a_warning(line: str, codes: list[str]) -> None:
     """A rule causes a warning if it runs a program without a profile or changes to unconfined."""
     assert [finding.code for finding in escape_rules.warnings(line)] == codes
 
@@ -157,7 +157,7 @@ def test_a_rule_that_ends_confinement_causes_a_warning(line, codes):
         ("profile a {}\n@{P}/x\n{\n", True),
     ],
 )
-def test_a_variable_in_a_profile_name_is_rejected(line, is_rejected):
+def test_a_variable_in_a_profile_name_is_rejected(line: str, is_rejected: bool) -> None:
     """A variable in a profile name is rejected. Variables in rules and in attachments are
     accepted.
     """
@@ -185,7 +185,7 @@ def test_a_variable_in_a_profile_name_is_rejected(line, is_rejected):
         ('@{X}=a # \\\ninclude "/etc/shadow"\n', 2),
     ],
 )
-def test_an_include_that_any_parser_reads_is_rejected(content, line):
+def test_an_include_that_any_parser_reads_is_rejected(content: str, line: int) -> None:
     """An include that any version of the parser reads is rejected, even behind comments, quotes,
     escapes or other rules.
     """
@@ -204,7 +204,9 @@ def test_an_include_that_any_parser_reads_is_rejected(content, line):
         ("abi <abi/3.0>, include <tunables/x>\nprofile x {}\n", False),
     ],
 )
-def test_text_after_an_include_on_the_same_line_is_undecided(content, is_undecided):
+def test_text_after_an_include_on_the_same_line_is_undecided(
+    content: str, is_undecided: bool
+) -> None:
     """Text after an include on the same line is undecided, because the included file may end in an
     assignment.
     """
@@ -212,7 +214,7 @@ def test_text_after_an_include_on_the_same_line_is_undecided(content, is_undecid
     assert source_checks.errors(content.encode()) == ()
 
 
-def test_a_very_long_text_is_undecided_unless_its_includes_have_the_usual_form():
+def test_a_very_long_text_is_undecided_unless_its_includes_have_the_usual_form() -> None:
     """A very long text is not split into tokens for every dialect, because that takes too long."""
     usual = b"include <tunables/global>\nprofile x {\n  /a r,\n}\n"
     unusual = b"# include fonts\n" + usual
@@ -232,7 +234,9 @@ def test_a_very_long_text_is_undecided_unless_its_includes_have_the_usual_form()
     ],
     ids=["NUL", "direction", "not UTF-8"],
 )
-def test_a_text_with_a_misleading_appearance_is_rejected(content, code, location):
+def test_a_text_with_a_misleading_appearance_is_rejected(
+    content: bytes, code: str, location: str
+) -> None:
     """A text is rejected if it looks different from what the parser reads, for example because of a
     NUL character.
     """
@@ -261,7 +265,9 @@ def test_a_text_with_a_misleading_appearance_is_rejected(content, code, location
     ],
     ids=lambda value: value if value.startswith("U+") else "",
 )
-def test_a_character_that_misleads_the_reader_is_rejected_by_name(content, name, hint):
+def test_a_character_that_misleads_the_reader_is_rejected_by_name(
+    content: str, name: str, hint: str
+) -> None:
     """A character that misleads the reader is rejected. The error contains the name of the
     character and its replacement.
     """
@@ -281,12 +287,12 @@ def test_a_character_that_misleads_the_reader_is_rejected_by_name(content, name,
         "profile x { # a\u00a0comment\r\n}\r\n",
     ],
 )
-def test_visible_characters_and_comments_are_accepted(content):
+def test_visible_characters_and_comments_are_accepted(content: str) -> None:
     """Letters of every script are accepted, and a comment may contain any space and any quote."""
     assert source_checks.errors(content.encode()) == ()
 
 
-def test_a_byte_order_mark_is_reported_as_such():
+def test_a_byte_order_mark_is_reported_as_such() -> None:
     """A byte order mark causes a specific error, and the other errors of the text are
     reported too.
     """
@@ -295,14 +301,14 @@ def test_a_byte_order_mark_is_reported_as_such():
     assert findings[0].message.startswith("The text begins with a byte order mark")
 
 
-def test_each_character_is_reported_once():
+def test_each_character_is_reported_once() -> None:
     """Each character is reported only once, even if a word processor wrote hundreds of them."""
     content = "profile x {\n" + "  /a\u00a0r,\n" * 100 + "  /b\u200b r,\n}\n"
     findings = source_checks.errors(content.encode())
     assert places(findings) == [("text_unsafe", "line 2"), ("text_unsafe", "line 102")]
 
 
-def test_a_line_with_many_escapes_is_checked_in_bounded_time():
+def test_a_line_with_many_escapes_is_checked_in_bounded_time() -> None:
     """The check of a line with many escapes ends in bounded time, so that a comment of 1 MiB does
     not delay a pass. The test limits the CPU time.
     """

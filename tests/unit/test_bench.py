@@ -9,25 +9,26 @@ import pytest
 
 from bench import document, rows
 from bench.rows import Claim, Figure, Result
+from tests.narrowing import not_none
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/performance.md").read_text()
 RESULTS = (ROOT / "bench/results.md").read_text()
 
 
-def test_the_page_lists_every_row_in_order():
+def test_the_page_lists_every_row_in_order() -> None:
     """docs/performance.md shows the name, the subject and the limit of each row of
     bench/rows.py.
     """
     assert document.rows(PAGE) == [(row.name, row.what, row.reach) for row in rows.ROWS]
 
 
-def test_each_row_has_a_section_in_the_results():
+def test_each_row_has_a_section_in_the_results() -> None:
     """bench/results.md has one section for each row."""
     assert document.sections(RESULTS) == [row.name for row in rows.ROWS]
 
 
-def test_each_row_has_a_function():
+def test_each_row_has_a_function() -> None:
     """The function of each row exists in its module."""
     for row in rows.ROWS:
         module, _, function = row.place.partition(":")
@@ -36,7 +37,7 @@ def test_each_row_has_a_function():
         assert function in names, row.place
 
 
-def test_only_the_section_of_a_measured_row_changes():
+def test_only_the_section_of_a_measured_row_changes() -> None:
     """A new result replaces the section of its row and leaves other sections unchanged."""
     result = Result(
         figures=(Figure(label="time", samples=(3.0, 1.0, 2.0), unit="ms"),),
@@ -70,7 +71,7 @@ x
     assert document.results_page(before, {"start": result}, "Machine.") == expected
 
 
-def test_the_page_shows_how_many_claims_are_not_reached():
+def test_the_page_shows_how_many_claims_are_not_reached() -> None:
     """The page shows how many limits of each section are not reached."""
     missed = Claim(label="a: b / c", value=2.0, limit=1.5, unit="ms")
     reached = Claim(label="b", value=1.0, limit=1.5, unit="ms")
@@ -98,28 +99,31 @@ never measured
     ]
 
 
-def test_the_page_matches_the_results():
+def test_the_page_matches_the_results() -> None:
     """The last column of docs/performance.md matches bench/results.md."""
     assert document.performance_page(PAGE, RESULTS) == PAGE
 
 
-def test_numbers_have_three_digits():
+def test_numbers_have_three_digits() -> None:
     """Numbers are rounded to three significant digits."""
     shown = [document.number(value, "ms") for value in (1234.5, 123.4, 12.34, 1.234, 0.1234, 2.0)]
     assert shown == ["1,234 ms", "123 ms", "12.3 ms", "1.23 ms", "0.123 ms", "2 ms"]
 
 
 @pytest.mark.parametrize("path", sorted(Path("bench").glob("*.py")), ids=lambda path: path.stem)
-def test_imported_names_of_the_benchmark_exist(path):
+def test_imported_names_of_the_benchmark_exist(path: Path) -> None:
     """All names that the benchmark imports exist. This test is necessary because CI does not run
     the benchmark.
     """
     tree = ast.parse(path.read_text())
     modules = {}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in ("tests", "agent"):
+        if isinstance(node, ast.ImportFrom) and not_none(node.module).partition(".")[0] in (
+            "tests",
+            "agent",
+        ):
             for name in node.names:
-                value = importlib.import_module(node.module)
+                value = importlib.import_module(not_none(node.module))
                 if hasattr(value, name.name):
                     value = getattr(value, name.name)
                 else:

@@ -32,7 +32,9 @@ from agent.core import classify
         ("", b"", "apparmor"),
     ],
 )
-def test_the_kind_of_a_key_follows_from_its_name_or_its_first_character(key, content, kind):
+def test_the_kind_of_a_key_follows_from_its_name_or_its_first_character(
+    key: str, content: bytes, kind: str | None
+) -> None:
     """The extension of a key determines its kind. With an unknown extension, content that begins
     like JSON is a seccomp profile.
     """

@@ -3,20 +3,28 @@
 import dataclasses
 import re
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent import cli, version
 from agent.command_help import COMMANDS, options_of
 from agent.config import OPTIONS, Config
+from tests.json_object import JsonObject
+from tests.narrowing import instance_of
 
 RUN = ("--oneshot", "--source", "dir:/p")
 
 
-def parse(*argv, environ=None, file=None):
+def parse(
+    *argv: str,
+    environ: dict[str, str] | None = None,
+    file: Exception | list[str] | JsonObject | None = None,
+) -> cli.Parsed:
     """Parse arguments. `file` is the parsed configuration file, or the error of a failed read."""
 
-    def read(path):
+    def read(path: str) -> list[str] | JsonObject | None:
         if isinstance(file, Exception):
             raise file
         return file
@@ -24,21 +32,25 @@ def parse(*argv, environ=None, file=None):
     return cli.parse(argv, environ or {}, read)
 
 
-def mistakes(*argv, **places):
+def usage(*argv: str, **places: Any) -> cli.Usage:
+    """Return the text that is shown instead of running a command."""
+    return instance_of(parse(*argv, **places), cli.Usage)
+
+
+def mistakes(*argv: str, **places: Any) -> list[str]:
     """Return the errors that are reported for invalid arguments."""
-    parsed = parse(*argv, **places)
-    assert isinstance(parsed, cli.Usage), parsed
+    parsed = usage(*argv, **places)
     assert parsed.status == 2
     return [line.removeprefix("profile-loader: ") for line in parsed.text.splitlines()[:-1]]
 
 
 @pytest.mark.parametrize("argv", [RUN, ("run", *RUN)])
-def test_run_is_the_default_command(argv):
+def test_run_is_the_default_command(argv: tuple[str, ...]) -> None:
     """Without a command name, the command is `run` with the defaults of its options."""
     assert parse(*argv) == cli.Run(config=Config(source=("dir:/p",)), oneshot=True)
 
 
-def test_every_option_has_the_default_that_the_help_shows():
+def test_every_option_has_the_default_that_the_help_shows() -> None:
     """Every option has the default that the help shows, because both come from the declaration of
     the option.
     """
@@ -46,7 +58,7 @@ def test_every_option_has_the_default_that_the_help_shows():
     assert shown == dataclasses.asdict(Config())
 
 
-def test_each_type_of_option_is_read_from_flags():
+def test_each_type_of_option_is_read_from_flags() -> None:
     """Flags, texts, lists, choices, times and comma-separated lists become typed values."""
     parsed = parse(
         *RUN,
@@ -69,7 +81,7 @@ def test_each_type_of_option_is_read_from_flags():
     assert parsed == cli.Run(config=expected, oneshot=True)
 
 
-def test_a_flag_has_priority_over_a_variable_and_a_variable_over_the_file():
+def test_a_flag_has_priority_over_a_variable_and_a_variable_over_the_file() -> None:
     """A flag has priority over an environment variable, and a variable has priority over the
     configuration file.
     """
@@ -95,7 +107,7 @@ def test_a_flag_has_priority_over_a_variable_and_a_variable_over_the_file():
     assert parsed == cli.Run(config=expected, oneshot=True)
 
 
-def test_every_mistake_is_reported_at_once_with_a_suggestion():
+def test_every_mistake_is_reported_at_once_with_a_suggestion() -> None:
     """Unknown or wrong flags, variables and keys are reported together."""
     assert mistakes(
         "--onshot",
@@ -198,13 +210,13 @@ NAME_RULE = (
         ),
     ],
 )
-def test_a_wrong_command_line_is_explained(argv, expected):
+def test_a_wrong_command_line_is_explained(argv: tuple[str, ...], expected: list[str]) -> None:
     """Each message about an invalid argument contains the argument."""
     assert mistakes(*argv) == expected
 
 
 @pytest.mark.parametrize("argv", [("--oneshot", "--source=dri:/p"), ("check", "dri:/p")])
-def test_an_unknown_scheme_of_a_source_is_a_mistake(argv):
+def test_an_unknown_scheme_of_a_source_is_a_mistake(argv: tuple[str, str]) -> None:
     """An unknown scheme of a source is a mistake, and the message suggests the scheme that the user
     probably meant.
     """
@@ -212,17 +224,18 @@ def test_an_unknown_scheme_of_a_source_is_a_mistake(argv):
     assert 'did you mean "dir:/p"?' in mistake
 
 
-def test_the_same_value_twice_is_not_a_mistake():
+def test_the_same_value_twice_is_not_a_mistake() -> None:
     """A repeated flag with the same value is not an error."""
-    assert parse(*RUN, "--prune=never", "--prune=never").config.prune == "never"
+    parsed = instance_of(parse(*RUN, "--prune=never", "--prune=never"), cli.Run)
+    assert parsed.config.prune == "never"
 
 
-def test_arguments_after_two_dashes_are_paths():
+def test_arguments_after_two_dashes_are_paths() -> None:
     """A file whose name begins with a dash can be checked."""
-    assert parse("check", "--", "-a.json").paths == ("-a.json",)
+    assert instance_of(parse("check", "--", "-a.json"), cli.Check).paths == ("-a.json",)
 
 
-def test_variables_of_a_service_with_the_same_name_are_ignored():
+def test_variables_of_a_service_with_the_same_name_are_ignored() -> None:
     """Environment variables that Kubernetes sets for a Service with the agent's name are
     ignored.
     """
@@ -236,20 +249,20 @@ def test_variables_of_a_service_with_the_same_name_are_ignored():
     assert isinstance(parse(*RUN, environ=links), cli.Run)
 
 
-def test_an_unknown_machine_is_a_mistake():
+def test_an_unknown_machine_is_a_mistake() -> None:
     """The option `--arch` of `check` accepts only known machines."""
     (mistake,) = mistakes("check", "p", "--arch=x86-64")
     assert mistake.startswith('--arch: "x86-64" must be one of: aarch64, ')
     assert mistake.endswith("Did you mean x86_64?")
 
 
-def test_without_oneshot_the_command_is_a_daemon():
+def test_without_oneshot_the_command_is_a_daemon() -> None:
     """Without --oneshot, the command is a daemon."""
     expected = cli.Run(config=Config(source=("configmap:ns/a",)), oneshot=False)
     assert parse("--source", "configmap:ns/a") == expected
 
 
-def test_oneshot_can_only_be_passed_as_a_flag():
+def test_oneshot_can_only_be_passed_as_a_flag() -> None:
     """The option oneshot can only be passed as a flag. For a key or a variable, the message
     contains this flag.
     """
@@ -268,7 +281,7 @@ def test_oneshot_can_only_be_passed_as_a_flag():
     ]
 
 
-def test_options_that_contradict_each_other_are_reported():
+def test_options_that_contradict_each_other_are_reported() -> None:
     """A dry run as a daemon is an error. An option without the option that it requires is also an
     error.
     """
@@ -282,26 +295,26 @@ def test_options_that_contradict_each_other_are_reported():
 @pytest.mark.parametrize(
     "text", ["a.org/b=:NoSchedule", "b:NoSchedule", "a.org/", "A/b", "b=", "/b"]
 )
-def test_a_startup_taint_must_be_the_key_of_a_taint(text):
+def test_a_startup_taint_must_be_the_key_of_a_taint(text: str) -> None:
     """A startup taint must be a valid taint key, because no other text can match a taint."""
     (mistake,) = mistakes(*RUN, "--node-name=n", f"--startup-taint={text}")
     assert mistake.startswith("--startup-taint: ")
 
 
-def test_a_mistake_refers_to_the_help_of_its_command():
+def test_a_mistake_refers_to_the_help_of_its_command() -> None:
     """A message about a mistake refers to the help of its command, because only this help lists the
     command's options.
     """
-    assert parse("status", "--prune=never").text.endswith("\nSee profile-loader status --help.\n")
-    assert parse("--prune=x").text.endswith("\nSee profile-loader run --help.\n")
-    assert parse("chekc").text.endswith("\nSee profile-loader --help.\n")
+    assert usage("status", "--prune=never").text.endswith("\nSee profile-loader status --help.\n")
+    assert usage("--prune=x").text.endswith("\nSee profile-loader run --help.\n")
+    assert usage("chekc").text.endswith("\nSee profile-loader --help.\n")
 
 
 @pytest.mark.parametrize(
     "text",
     ["configmap:ns", "configmap:ns/", "configmap:NS/a", "configmaps:/", "configmaps:ns?a in b"],
 )
-def test_a_configmap_source_must_have_a_valid_name(text):
+def test_a_configmap_source_must_have_a_valid_name(text: str) -> None:
     """An invalid ConfigMap name is reported before any request is sent to the API server."""
     (mistake,) = mistakes("--oneshot", "--source", text)
     assert mistake.startswith(f'--source: "{text}"')
@@ -315,13 +328,16 @@ def test_a_configmap_source_must_have_a_valid_name(text):
         (["--config=c"], {"file": {"node-name": "n1"}}),
     ],
 )
-def test_unlabel_reads_the_node_name_from_every_source_of_options(argv, places):
+def test_unlabel_reads_the_node_name_from_every_source_of_options(
+    argv: list[str], places: JsonObject
+) -> None:
     """`unlabel` reads the name of the Node from flags, variables and the configuration file."""
-    assert parse("unlabel", *argv, **places).config.node_name == "n1"
+    parsed = instance_of(parse("unlabel", *argv, **places), cli.Unlabel)
+    assert parsed.config.node_name == "n1"
     assert mistakes("unlabel") == ["--node-name is required: the name of the Node object"]
 
 
-def test_a_flag_without_a_value_does_not_hide_other_mistakes():
+def test_a_flag_without_a_value_does_not_hide_other_mistakes() -> None:
     """Missing and superfluous values are reported together with all other errors."""
     assert mistakes("--onshot", "--dry-run=yes", "--source", "--prune") == [
         "--onshot is unknown. Did you mean --oneshot?",
@@ -333,7 +349,7 @@ def test_a_flag_without_a_value_does_not_hide_other_mistakes():
 
 @pytest.mark.parametrize("value", ["", "\n"])
 @pytest.mark.parametrize("name", ["DENY_NAME", "SOURCE", "TAKE_OVER"])
-def test_a_blank_variable_does_not_empty_a_list(name, value):
+def test_a_blank_variable_does_not_empty_a_list(name: str, value: str) -> None:
     """If a manifest sets a blank variable, the deny list does not become empty."""
     variable = f"PROFILE_LOADER_{name}"
     assert mistakes(*RUN[:1], "--host-root=/", environ={variable: value})[0] == (
@@ -341,14 +357,14 @@ def test_a_blank_variable_does_not_empty_a_list(name, value):
     )
 
 
-def test_a_blank_config_variable_is_a_mistake():
+def test_a_blank_config_variable_is_a_mistake() -> None:
     """A blank environment variable for the configuration file is an error."""
     environ = {"PROFILE_LOADER_CONFIG": ""}
     assert mistakes(*RUN, environ=environ) == ["--config: the path must not be empty"]
 
 
 @pytest.mark.parametrize("prefix", ["../x", "/abs", "a//b", "./a", "/"])
-def test_a_seccomp_prefix_must_stay_in_the_seccomp_directory(prefix):
+def test_a_seccomp_prefix_must_stay_in_the_seccomp_directory(prefix: str) -> None:
     """A seccomp prefix that leaves the seccomp directory is an error."""
     assert mistakes(*RUN, f"--seccomp-prefix={prefix}") == [
         f'--seccomp-prefix: "{prefix}" must be a relative path without empty parts, "." and ".."'
@@ -356,13 +372,13 @@ def test_a_seccomp_prefix_must_stay_in_the_seccomp_directory(prefix):
 
 
 @pytest.mark.parametrize("address", ["9808", "a b:1", ":65536", "::1:9808"])
-def test_an_address_must_have_a_port(address):
+def test_an_address_must_have_a_port(address: str) -> None:
     """An address must have a port, which is at most 65535. An IPv6 address needs brackets."""
     (mistake,) = mistakes("--source=/p", f"--http-address={address}")
     assert mistake.startswith(f'--http-address: "{address}" must be HOST:PORT, :PORT or off')
 
 
-def test_messages_contain_no_control_characters():
+def test_messages_contain_no_control_characters() -> None:
     """Messages contain no control characters, because keys, values and flags are escaped before
     they reach the terminal.
     """
@@ -379,19 +395,21 @@ def test_messages_contain_no_control_characters():
         (["x"], "the file must map options to values, as in `prune: never`"),
     ],
 )
-def test_an_unreadable_configuration_file_is_one_mistake(file, text):
+def test_an_unreadable_configuration_file_is_one_mistake(
+    file: Exception | list[str], text: str
+) -> None:
     """If the configuration file is unreadable, only this mistake is reported, and not the missing
     sources.
     """
     assert mistakes("--oneshot", "--config=f", file=file) == [f"--config f: {text}"]
 
 
-def test_an_empty_configuration_file_is_valid():
+def test_an_empty_configuration_file_is_valid() -> None:
     """A configuration file without keys does not change any option."""
     assert parse(*RUN, "--config=f", file=None) == parse(*RUN)
 
 
-def test_each_command_has_its_own_arguments():
+def test_each_command_has_its_own_arguments() -> None:
     """The arguments of check, status, restore and render become typed values."""
     assert parse("check", "a", "b", "--arch=aarch64") == cli.Check(
         config=Config(), paths=("a", "b"), arch="aarch64"
@@ -406,7 +424,7 @@ def test_each_command_has_its_own_arguments():
     )
 
 
-def test_include_directories_are_repeatable():
+def test_include_directories_are_repeatable() -> None:
     """The commands check and render accept several include directories."""
     include = ("--include=/etc/apparmor.d", "--include", "more")
     assert parse("check", "a", *include) == cli.Check(
@@ -423,30 +441,32 @@ def test_include_directories_are_repeatable():
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 @pytest.mark.parametrize("columns", [40, 50, 80])
-def test_help_fits_the_terminal(command, columns, monkeypatch):
+def test_help_fits_the_terminal(
+    command: list[str], columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The help fits a narrow terminal, except for option names, long words and examples."""
     monkeypatch.setenv("COLUMNS", str(columns))
-    parsed = parse(*command, "--help")
-    assert (type(parsed), parsed.status) == (cli.Usage, 0)
+    parsed = usage(*command, "--help")
+    assert parsed.status == 0
     wide = [line for line in parsed.text.splitlines() if len(line) > columns]
     assert [line for line in wide if "profile-loader" not in line and "--" not in line] == []
 
 
-def test_the_first_help_fits_one_screen(monkeypatch):
+def test_the_first_help_fits_one_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first help fits one screen. This help lists the commands, and refers to the help of each
     command.
     """
     monkeypatch.setenv("COLUMNS", "80")
-    lines = parse("--help").text.splitlines()
+    lines = usage("--help").text.splitlines()
     assert len(lines) <= 23
     assert lines.index("Commands:") < 6
     assert parse("-h") == parse("--help")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_a_command_lists_exactly_its_options(command):
+def test_the_help_of_a_command_lists_exactly_its_options(command: str) -> None:
     """A command accepts every option that its help lists."""
-    text = parse(command, "--help").text
+    text = usage(command, "--help").text
     own = {f"--{option.name}" for option in options_of(command)}
     others = {f"--{name}" for name in OPTIONS} - own
     listed = set(re.findall(r"^  (?:-[a-z], )?(--[a-z-]+)", text, re.MULTILINE)) - {"--help"}
@@ -454,15 +474,15 @@ def test_the_help_of_a_command_lists_exactly_its_options(command):
     assert not listed & others
 
 
-def test_the_version_comes_from_the_distribution():
+def test_the_version_comes_from_the_distribution() -> None:
     """--version prints the name, the version and the revision. In a checkout, the revision
     is unknown.
     """
     expected = f"profile-loader {metadata.version('profile-loader')} (revision unknown)\n"
-    assert parse("--version").text == expected
+    assert usage("--version").text == expected
 
 
-def test_the_build_of_the_image_writes_the_revision(tmp_path):
+def test_the_build_of_the_image_writes_the_revision(tmp_path: Path) -> None:
     """The build of the image writes the revision into a file. If the file is empty, the revision is
     unknown.
     """
@@ -473,7 +493,7 @@ def test_the_build_of_the_image_writes_the_revision(tmp_path):
     assert version.read_revision(path) == version.UNKNOWN_REVISION
 
 
-def test_a_client_authority_needs_tls():
+def test_a_client_authority_needs_tls() -> None:
     """A client CA needs TLS, because plain HTTP would accept all clients."""
     message = (
         "--tls-client-ca needs --https-address. Clients of --http-address do not present a "
@@ -488,11 +508,12 @@ def test_a_client_authority_needs_tls():
 
 
 @pytest.mark.parametrize(("text", "is_valid"), [("800", True), ("801", False), ("x", False)])
-def test_the_label_limit_is_below_the_cost_limit_of_the_policy(text, is_valid):
+def test_the_label_limit_is_below_the_cost_limit_of_the_policy(text: str, is_valid: bool) -> None:
     """A label limit above the cost limit of the admission policy is an error."""
     argv = (*RUN, f"--label-limit={text}")
     if is_valid:
-        assert parse(*argv).config.label_limit == int(text)
+        parsed = instance_of(parse(*argv), cli.Run)
+        assert parsed.config.label_limit == int(text)
     else:
         message = f'--label-limit: "{text}" must be a whole number from 0 to 800, for example 200'
         assert mistakes(*argv) == [message]

@@ -11,30 +11,44 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.json_object import JsonObject
+from tests.narrowing import not_none
 
 COMMAND = str(Path(sys.executable).with_name("profile-loader"))
 PROFILES = Path(__file__).parents[2] / "profiles"
 AUDIT = (PROFILES / "profiles/audit.json").read_text()
 BAD = '{"defaultAction": "SCMP_ACT_ALOW"}'
 LIMIT_SECONDS = 200
+NO_VARIABLES: Mapping[str, str] = {}
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> Run:
     """Return a function that runs the command in a directory with profiles."""
     (tmp_path / "source").mkdir()
     (tmp_path / "source/audit.json").write_text(AUDIT)
     (tmp_path / "root").mkdir()
 
-    def call(*arguments, columns=80, prefix=(), **options):
+    def call(
+        *arguments: str,
+        columns: int = 80,
+        prefix: tuple[str, ...] = (),
+        env: Mapping[str, str] = NO_VARIABLES,
+        **options: Any,
+    ) -> subprocess.CompletedProcess[str]:
         environment = {"PATH": os.environ["PATH"], "COLUMNS": str(columns)}
-        return subprocess.run(
-            [*prefix, COMMAND, *arguments], cwd=tmp_path, env=environment | options.pop("env", {}),
+        done: subprocess.CompletedProcess[str] = subprocess.run(
+            [*prefix, COMMAND, *arguments], cwd=tmp_path, env={**environment, **env},
             capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS, **options,
         )  # fmt: skip
+        return done
 
     return call
 
@@ -42,7 +56,7 @@ def run(tmp_path):
 ONESHOT = ("--oneshot", "--kinds=seccomp", "--host-root=root", "--source=source")
 
 
-def words(text):
+def words(text: str) -> str:
     """Return a text without its line breaks, which depend on the width."""
     return " ".join(text.split())
 
@@ -50,7 +64,9 @@ def words(text):
 # --- what is printed ------------------------------------------------------------------------------
 
 
-def test_a_single_run_prints_the_table_and_logs_nothing(run):
+def test_a_single_run_prints_the_table_and_logs_nothing(
+    run: Run,
+) -> None:
     """A single run prints the table with every finding, and logs no finding."""
     result = run(*ONESHOT)
     assert (result.returncode, result.stderr) == (0, "")
@@ -60,7 +76,9 @@ def test_a_single_run_prints_the_table_and_logs_nothing(run):
     ]
 
 
-def test_verbose_shows_changes_sources_and_acknowledged_warnings(run):
+def test_verbose_shows_changes_sources_and_acknowledged_warnings(
+    run: Run,
+) -> None:
     """With --verbose, the log contains the actions, and the table contains the digests for
     acknowledgements.
     """
@@ -72,7 +90,7 @@ def test_verbose_shows_changes_sources_and_acknowledged_warnings(run):
     assert "acknowledged warning: not_enforcing: audit.json" in result.stdout
 
 
-def test_a_log_level_adds_the_findings_to_the_log(run, tmp_path):
+def test_a_log_level_adds_the_findings_to_the_log(run: Run, tmp_path: Path) -> None:
     """With --log-level, the log also contains the findings."""
     (tmp_path / "source/bad.json").write_text(BAD)
     result = run(*ONESHOT, "--log-level=error", "--log-format=json")
@@ -82,7 +100,7 @@ def test_a_log_level_adds_the_findings_to_the_log(run, tmp_path):
 @pytest.mark.parametrize(
     "command", [ONESHOT, ("check", "source"), ("check", "source", "--output=json")]
 )
-def test_quiet_prints_only_errors(run, tmp_path, command):
+def test_quiet_prints_only_errors(run: Run, tmp_path: Path, command: tuple[str, ...]) -> None:
     """With --quiet, the command prints only errors."""
     result = run(*command, "--quiet")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
@@ -93,7 +111,9 @@ def test_quiet_prints_only_errors(run, tmp_path, command):
     assert "warning" not in result.stderr
 
 
-def test_quiet_and_verbose_exclude_each_other(run):
+def test_quiet_and_verbose_exclude_each_other(
+    run: Run,
+) -> None:
     """The options --quiet and --verbose exclude each other, and the error message contains both."""
     result = run("check", "source", "-q", "-v")
     assert result.returncode == 2
@@ -102,7 +122,7 @@ def test_quiet_and_verbose_exclude_each_other(run):
     )
 
 
-def test_the_daemon_logs_that_it_starts_and_stops(tmp_path):
+def test_the_daemon_logs_that_it_starts_and_stops(tmp_path: Path) -> None:
     """The first line of the log contains the version, the revision, the sources, the addresses
     and the backends.
     """
@@ -113,9 +133,9 @@ def test_the_daemon_logs_that_it_starts_and_stops(tmp_path):
          "--http-address=127.0.0.1:0", "--log-format=json"],
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    lines = []
+    lines: list[JsonObject] = []
     while not lines or lines[-1]["event"] != "pass_finished":
-        lines.append(json.loads(process.stderr.readline()))
+        lines.append(json.loads(not_none(process.stderr).readline()))
     process.send_signal(signal.SIGTERM)
     rest = [json.loads(line) for line in process.communicate(timeout=LIMIT_SECONDS)[1].splitlines()]
     started = {"sources": [str(tmp_path)], "http_address": "127.0.0.1:0", "backends": ["seccomp"]}
@@ -130,7 +150,9 @@ def test_the_daemon_logs_that_it_starts_and_stops(tmp_path):
 # --- exit statuses --------------------------------------------------------------------------------
 
 
-def test_a_dry_run_with_pending_changes_is_not_converged(run):
+def test_a_dry_run_with_pending_changes_is_not_converged(
+    run: Run,
+) -> None:
     """A dry run with planned changes exits with status 0, or with status 5 if --detailed-exitcode
     is passed.
     """
@@ -152,7 +174,12 @@ def test_a_dry_run_with_pending_changes_is_not_converged(run):
         (("--prune=sometimes",), 2),
     ],
 )
-def test_other_statuses_take_precedence_over_pending_changes(run, tmp_path, more, status):
+def test_other_statuses_take_precedence_over_pending_changes(
+    run: Run,
+    tmp_path: Path,
+    more: tuple[str],
+    status: int,
+) -> None:
     """Other exit statuses have priority over status 5, so status 5 means pending changes without an
     error.
     """
@@ -161,7 +188,7 @@ def test_other_statuses_take_precedence_over_pending_changes(run, tmp_path, more
     assert run(*ONESHOT, "--dry-run", "--detailed-exitcode", *more).returncode == status
 
 
-def test_a_dry_run_needs_no_lock(run, tmp_path):
+def test_a_dry_run_needs_no_lock(run, tmp_path: Path) -> None:
     """Status 4 never meets status 5: while another agent holds the lock, a dry run still shows the
     pending changes, and any other run ends with status 4.
     """
@@ -173,7 +200,9 @@ def test_a_dry_run_needs_no_lock(run, tmp_path):
         assert run(*ONESHOT).returncode == 4
 
 
-def test_the_detailed_status_needs_a_dry_run(run):
+def test_the_detailed_status_needs_a_dry_run(
+    run: Run,
+) -> None:
     """The option --detailed-exitcode is rejected without --dry-run, because only a dry run leaves
     changes pending.
     """
@@ -184,7 +213,7 @@ def test_the_detailed_status_needs_a_dry_run(run):
 # --- states and reasons ---------------------------------------------------------------------------
 
 
-def test_each_state_has_its_reason(run, tmp_path):
+def test_each_state_has_its_reason(run: Run, tmp_path: Path) -> None:
     """A profile that went missing has the state "restored", and a profile with a changed source has
     the state "replaced".
     """
@@ -205,7 +234,7 @@ def test_each_state_has_its_reason(run, tmp_path):
 LOGS_ALL = '{"defaultAction": "SCMP_ACT_LOG", "architectures": ["SCMP_ARCH_X86_64"]}'
 
 
-def test_an_acknowledged_warning_is_only_in_the_json_report(run, tmp_path):
+def test_an_acknowledged_warning_is_only_in_the_json_report(run: Run, tmp_path: Path) -> None:
     """Only the JSON report contains an acknowledged warning. The acknowledgement ends as soon as
     the profile changes.
     """
@@ -236,13 +265,17 @@ def test_an_acknowledged_warning_is_only_in_the_json_report(run, tmp_path):
         ("not_enforcing@1234", "must be CODE@DIGEST"),
     ],
 )
-def test_only_a_warning_about_one_version_can_be_acknowledged(run, value, answer):
+def test_only_a_warning_about_one_version_can_be_acknowledged(
+    run: Run, value: str, answer: str
+) -> None:
     """Errors, escape rules and all versions of a profile together cannot be acknowledged."""
     result = run("check", "source", "--acknowledge-warning", value)
     assert (result.returncode, answer in result.stderr) == (2, True)
 
 
-def test_the_shipped_profiles_cause_no_warning_about_their_purpose(run):
+def test_the_shipped_profiles_cause_no_warning_about_their_purpose(
+    run: Run,
+) -> None:
     """The shipped profiles cause no warning about their purpose. For example, one shipped profile
     denies all calls on purpose.
     """
@@ -282,7 +315,13 @@ def test_the_shipped_profiles_cause_no_warning_about_their_purpose(run):
         (("--node-name=a",), 2, "Pass --kubeconfig FILE."),
     ],
 )
-def test_a_wrong_input_of_a_run_is_explained(run, tmp_path, arguments, status, answer):
+def test_a_wrong_input_of_a_run_is_explained(
+    run: Run,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    status: int,
+    answer: str,
+) -> None:
     """The message about a wrong input of `run` contains the location, the cause and the next step,
     and no text of a library.
     """
@@ -312,7 +351,13 @@ def test_a_wrong_input_of_a_run_is_explained(run, tmp_path, arguments, status, a
         (("shipped", "--apparmor-parser=/none"), 1, "/none is not an executable file. Install"),
     ],
 )
-def test_a_wrong_input_of_a_check_is_explained(run, tmp_path, arguments, status, answer):
+def test_a_wrong_input_of_a_check_is_explained(
+    run: Run,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    status: int,
+    answer: str,
+) -> None:
     """The message about a wrong input of `check` contains the location, the cause and the next
     step.
     """
@@ -323,7 +368,7 @@ def test_a_wrong_input_of_a_check_is_explained(run, tmp_path, arguments, status,
     assert "boot a kernel" not in text
 
 
-def wrong_inputs(top):
+def wrong_inputs(top: Path) -> None:
     """Create the files that a user could pass by mistake."""
     for name in ("empty", "docs", "dangling", "large", "shipped"):
         (top / name).mkdir()
@@ -338,7 +383,7 @@ def wrong_inputs(top):
         (top / f"shipped/{number}.profile").write_text(f"profile p{number} {{ }}\n")
 
 
-def test_a_finding_about_several_keys_is_printed_once(run, tmp_path):
+def test_a_finding_about_several_keys_is_printed_once(run: Run, tmp_path: Path) -> None:
     """If no parser can check six texts, one finding is printed for all of them."""
     wrong_inputs(tmp_path)
     text = run("check", "shipped", "--apparmor-parser=/none").stdout
@@ -356,7 +401,9 @@ AS_USER = (
 AS_RESTRICTED_ROOT = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 
 
-def test_an_unreadable_file_does_not_prevent_the_check_of_other_files(run, tmp_path):
+def test_an_unreadable_file_does_not_prevent_the_check_of_other_files(
+    run: Run, tmp_path: Path
+) -> None:
     """An unreadable file causes an error of its own and exit status 3. All other files are
     checked.
     """
@@ -374,7 +421,7 @@ def test_an_unreadable_file_does_not_prevent_the_check_of_other_files(run, tmp_p
     [ONESHOT, (*ONESHOT, "--dry-run"), ("status", "--host-root=root"),
      ("restore", "--host-root=root"), ("--host-root=root", "--source=source")],
 )  # fmt: skip
-def test_another_user_cannot_use_the_state_of_root(run, command):
+def test_another_user_cannot_use_the_state_of_root(run: Run, command: tuple[str, ...]) -> None:
     """If another user runs the command, it stops before it reads or changes the state of root."""
     run(*ONESHOT)
     result = run(*command, prefix=AS_USER)
@@ -383,7 +430,7 @@ def test_another_user_cannot_use_the_state_of_root(run, command):
     assert "Run the command as root" in result.stderr
 
 
-def test_an_error_about_a_used_port_is_explained(run):
+def test_an_error_about_a_used_port_is_explained(run: Run) -> None:
     """The error about a port that is in use contains the command that shows the other process."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -398,7 +445,7 @@ def test_an_error_about_a_used_port_is_explained(run):
     )
 
 
-def test_a_certificate_without_key_is_explained(run, tmp_path):
+def test_a_certificate_without_key_is_explained(run: Run, tmp_path: Path) -> None:
     """The error about a certificate without a key contains the option for the key."""
     (tmp_path / "cert.pem").write_text("-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n")
     result = run(*ONESHOT[1:], "--https-address=127.0.0.1:0", "--tls-cert=cert.pem")
@@ -411,7 +458,7 @@ def test_a_certificate_without_key_is_explained(run, tmp_path):
 class NoNodes(http.server.BaseHTTPRequestHandler):
     """An API server without Nodes, which answers each request with the status 404."""
 
-    def do_GET(self):
+    def do_GET(self) -> None:
         message = 'nodes "misspelt" not found'
         status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 404}
         body = json.dumps({**status, "reason": "NotFound", "message": message}).encode()
@@ -421,7 +468,7 @@ class NoNodes(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_):
+    def log_message(self, *_: object) -> None:
         pass
 
 
@@ -435,7 +482,7 @@ users: [{name: a, user: {token: x}}]
 """
 
 
-def test_an_unreachable_api_server_is_an_error_of_a_single_run(run, tmp_path):
+def test_an_unreachable_api_server_is_an_error_of_a_single_run(run: Run, tmp_path: Path) -> None:
     """A single run that cannot reach the API server installs the profiles and ends with status
     3.
     """
@@ -448,7 +495,7 @@ def test_an_unreachable_api_server_is_an_error_of_a_single_run(run, tmp_path):
 
 
 @pytest.mark.parametrize("command", [ONESHOT, ("unlabel",)])
-def test_an_unknown_node_is_explained(run, tmp_path, command):
+def test_an_unknown_node_is_explained(run, tmp_path: Path, command) -> None:
     """The next step is about the name of the Node, because the request itself was permitted."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), NoNodes) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -466,7 +513,9 @@ def test_an_unknown_node_is_explained(run, tmp_path, command):
 # --- terminals ------------------------------------------------------------------------------------
 
 
-def on_terminal(command, cwd, *, columns=80, **environment):
+def on_terminal(
+    command: tuple[str, str], cwd: Path, *, columns: int = 80, **environment: str
+) -> str:
     """Return the output of a command on a pseudo-terminal."""
     master, slave = pty.openpty()
     variables = {"PATH": os.environ["PATH"], "COLUMNS": str(columns), "TERM": "xterm"}
@@ -488,7 +537,7 @@ def on_terminal(command, cwd, *, columns=80, **environment):
     return output.decode()
 
 
-def test_states_are_colored_on_a_terminal(tmp_path):
+def test_states_are_colored_on_a_terminal(tmp_path: Path) -> None:
     """States are colored on a terminal. With NO_COLOR or TERM=dumb, the output contains no control
     characters.
     """
@@ -503,13 +552,15 @@ def test_states_are_colored_on_a_terminal(tmp_path):
     "command",
     [(), *((name,) for name in ("run", "check", "convert", "diff", "restore", "status"))],
 )
-def test_the_help_is_readable_at_50_columns(run, command):
+def test_the_help_is_readable_at_50_columns(run: Run, command: tuple[str, ...]) -> None:
     """At 50 columns, no line of the help is too long, except for words that cannot be broken."""
     lines = run(*command, "--help", columns=50).stdout.splitlines()
     assert [line for line in lines if len(line) > 50 and " " in line.strip()] == []
 
 
-def test_the_table_is_readable_at_50_columns(run):
+def test_the_table_is_readable_at_50_columns(
+    run: Run,
+) -> None:
     """The table and its notes fit a terminal with 50 columns."""
     result = run(*ONESHOT, columns=50)
     assert [line for line in result.stdout.splitlines() if len(line) > 50] == []
@@ -520,7 +571,7 @@ def test_the_table_is_readable_at_50_columns(run):
 STATUS = ("status", "--kinds=seccomp", "--host-root=root")
 
 
-def test_status_shows_the_rejections_of_the_last_pass(run, tmp_path):
+def test_status_shows_the_rejections_of_the_last_pass(run: Run, tmp_path: Path) -> None:
     """The command `status` shows a rejected profile with its errors and the time of the
     last pass.
     """
@@ -538,7 +589,7 @@ def test_status_shows_the_rejections_of_the_last_pass(run, tmp_path):
     assert "see the agent's log (kubectl logs, or journalctl)" in result.stdout
 
 
-def test_status_shows_a_rejected_update_as_outdated(run, tmp_path):
+def test_status_shows_a_rejected_update_as_outdated(run: Run, tmp_path: Path) -> None:
     """The command `status` shows a rejected update as outdated, with the errors that prevent the
     update.
     """
@@ -550,7 +601,7 @@ def test_status_shows_a_rejected_update_as_outdated(run, tmp_path):
     assert (row["state"], row["problems"][0]["code"]) == ("outdated", "bad_value")
 
 
-def test_status_does_not_show_a_solved_problem(run, tmp_path):
+def test_status_does_not_show_a_solved_problem(run: Run, tmp_path: Path) -> None:
     """The command `status` does not show a solved problem, because the next pass removes its
     record. A dry run does not change the record.
     """
@@ -569,7 +620,7 @@ def test_status_does_not_show_a_solved_problem(run, tmp_path):
     assert run(*STATUS).returncode == 0
 
 
-def test_status_lists_the_inputs_that_the_last_pass_skipped(run, tmp_path):
+def test_status_lists_the_inputs_that_the_last_pass_skipped(run: Run, tmp_path: Path) -> None:
     """The table and the JSON report contain the inputs that are not read as profiles."""
     (tmp_path / "source/web.yaml").write_text("{}")
     assert run(*ONESHOT).returncode == 0
@@ -587,7 +638,9 @@ def test_status_lists_the_inputs_that_the_last_pass_skipped(run, tmp_path):
     assert "input_skipped" not in run(*STATUS).stdout
 
 
-def test_a_damaged_record_is_ignored(run, tmp_path):
+def test_a_damaged_record_is_ignored(
+    run: Callable[[], subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     """A damaged record of the last pass is ignored, and does not affect the ledger or a pass."""
     run(*ONESHOT)
     record = tmp_path / "root/var/lib/profile-loader/problems.json"

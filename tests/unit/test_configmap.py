@@ -1,6 +1,9 @@
 """Tests of agent.sources.configmap and agent.sources.source_spec."""
 
 import gc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,11 +14,13 @@ from agent.core.model import (
     LedgerEntry,
     Missing,
     Read,
+    Snapshot,
     SourceKey,
     Unreadable,
     Version,
     digest,
 )
+from agent.core.vocabulary import Provenance, UnreadableCause
 from agent.host.filesystem import Host
 from agent.host.ledger import FileLedger
 from agent.kube.reflector import Store
@@ -23,6 +28,7 @@ from agent.sources import configmap, limits, source_spec
 from agent.sources.configmap import ConfigMapSource
 from agent.sources.limits import KEY_OVERHEAD
 from agent.sources.source_spec import ConfigMapSpec
+from tests.narrowing import instance_of, not_none
 
 D = "example.org"
 PLAIN = '{"defaultAction": "SCMP_ACT_ALLOW"}'
@@ -31,7 +37,12 @@ SEVERAL = ConfigMapSpec(namespace="ns", selector="use=profiles")
 ALL = ConfigMapSpec(namespace="ns")
 
 
-def config_map(name="web", data=None, **annotations):
+ConfigMaps = Store[configmap.ConfigMapEntry]
+
+
+def config_map(
+    name: str = "web", data: dict[str, str] | None = None, **annotations: str
+) -> tuple[str, configmap.ConfigMapEntry]:
     """Return the name and the entry of a ConfigMap."""
     keys = {"a.json": PLAIN} if data is None else data
     own = {f"{D}/{key.replace('_', '-')}": value for key, value in annotations.items()}
@@ -40,15 +51,19 @@ def config_map(name="web", data=None, **annotations):
     )
 
 
-def source(spec, store, labels=None):
+def source(
+    spec: source_spec.ConfigMapSpec, store: ConfigMaps, labels: dict[str, str] | None = None
+) -> configmap.ConfigMapSource:
     return ConfigMapSource(spec, store=lambda: store, node_labels=lambda: labels)
 
 
-def read(spec, store, labels=None):
+def read(
+    spec: source_spec.ConfigMapSpec, store: ConfigMaps, labels: dict[str, str] | None = None
+) -> tuple[Snapshot, ...]:
     return source(spec, store, labels).read()
 
 
-def expected_snapshot(name, *keys, allow_empty=False):
+def expected_snapshot(name: str, *keys: str, allow_empty: bool = False) -> Snapshot:
     profile_set = f"configmap ns/{name}"
     source_keys = [
         SourceKey(profile_set=profile_set, key=key, content=PLAIN.encode()) for key in keys
@@ -56,14 +71,14 @@ def expected_snapshot(name, *keys, allow_empty=False):
     return limits.snapshot(profile_set, source_keys, [], allow_empty=allow_empty)
 
 
-def stored(*entries, **more):
+def stored(*entries: tuple[str, configmap.ConfigMapEntry], **more: Any) -> ConfigMaps:
     return Store(objects=dict(entries), **more)
 
 
-FORBIDDEN = Store(objects=None, reason="403 Forbidden: no", status=403)
+FORBIDDEN: ConfigMaps = Store(objects=None, reason="403 Forbidden: no", status=403)
 
 
-def test_each_configmap_is_a_separate_profile_set():
+def test_each_configmap_is_a_separate_profile_set() -> None:
     """Each ConfigMap is a separate profile set. The profile sets are sorted by name."""
     store = stored(config_map("web"), config_map("api", {"b.json": PLAIN}))
     assert read(SEVERAL, store) == (
@@ -73,14 +88,14 @@ def test_each_configmap_is_a_separate_profile_set():
     assert read(ONE, store) == (expected_snapshot("web", "a.json"),)
 
 
-def test_a_configmap_without_profiles_is_emptied_unless_an_annotation_allows_it():
+def test_a_configmap_without_profiles_is_emptied_unless_an_annotation_allows_it() -> None:
     """A ConfigMap without profiles counts as emptied, unless it has the annotation allow-empty."""
     emptied, allowed = config_map(data={}), config_map(data={}, allow_empty="true")
     assert isinstance(read(ONE, stored(emptied))[0], Emptied)
     assert read(ONE, stored(allowed)) == (expected_snapshot("web", allow_empty=True),)
 
 
-def test_a_configmap_that_does_not_exist_is_missing():
+def test_a_configmap_that_does_not_exist_is_missing() -> None:
     """A ConfigMap is missing if a confirmed list does not contain it."""
     assert read(ONE, Store(objects={})) == (
         Missing(profile_set="configmap ns/web", reason="there is no ConfigMap ns/web"),
@@ -98,8 +113,10 @@ def test_a_configmap_that_does_not_exist_is_missing():
         (0, "the API server sent no usable response: because"),
     ],
 )
-@pytest.mark.parametrize("objects", [None, {}, {"web": config_map()}])
-def test_a_configmap_that_is_not_confirmed_is_unreadable(objects, status, expected):
+@pytest.mark.parametrize("objects", [None, {}, dict([config_map()])])
+def test_a_configmap_that_is_not_confirmed_is_unreadable(
+    objects: dict[str, configmap.ConfigMapEntry] | None, status: int, expected: str
+) -> None:
     """While the store is unconfirmed, every ConfigMap is unreadable, even if the store
     contains it.
     """
@@ -113,7 +130,9 @@ def test_a_configmap_that_is_not_confirmed_is_unreadable(objects, status, expect
 @pytest.mark.parametrize(
     ("spec", "profile_set"), [(SEVERAL, "configmaps ns?use=profiles"), (ALL, "configmaps ns")]
 )
-def test_a_selector_without_a_confirmed_list_is_unreadable(spec, profile_set, store):
+def test_a_selector_without_a_confirmed_list_is_unreadable(
+    spec: source_spec.ConfigMapSpec, profile_set: str, store: ConfigMaps
+) -> None:
     """Without a confirmed list, a selector is unreadable and does not count as empty."""
     assert read(spec, store) == (
         Unreadable(
@@ -123,13 +142,13 @@ def test_a_selector_without_a_confirmed_list_is_unreadable(spec, profile_set, st
     )
 
 
-def test_a_selector_is_unreadable_before_the_first_list():
+def test_a_selector_is_unreadable_before_the_first_list() -> None:
     """Before the first list, a selector is unreadable."""
-    store = Store(objects=None, reason="not read yet", tried=False)
+    store: ConfigMaps = Store(objects=None, reason="not read yet", tried=False)
     assert [type(snapshot) for snapshot in read(SEVERAL, store)] == [Unreadable]
 
 
-def test_a_selector_without_matches_is_a_missing_source():
+def test_a_selector_without_matches_is_a_missing_source() -> None:
     """A selector without matches is reported as a missing source, as a misspelt name is, so that
     the startup taint stays.
     """
@@ -138,7 +157,7 @@ def test_a_selector_without_matches_is_a_missing_source():
     )
 
 
-def test_each_known_configmap_that_is_not_confirmed_is_unreadable():
+def test_each_known_configmap_that_is_not_confirmed_is_unreadable() -> None:
     """Every known ConfigMap that is not confirmed is unreadable, so its profiles stay on
     the node.
     """
@@ -150,7 +169,7 @@ def test_each_known_configmap_that_is_not_confirmed_is_unreadable():
     )
 
 
-def test_a_malformed_configmap_is_unreadable_and_the_others_are_read():
+def test_a_malformed_configmap_is_unreadable_and_the_others_are_read() -> None:
     """A malformed ConfigMap is unreadable, because its profiles may still be desired. All other
     ConfigMaps are read.
     """
@@ -160,13 +179,13 @@ def test_a_malformed_configmap_is_unreadable_and_the_others_are_read():
         Unreadable(
             profile_set="configmap ns/odd",
             reason="the field data of a ConfigMap is not a mapping with string keys",
-            cause="invalid",
+            cause=UnreadableCause.INVALID,
         ),
         expected_snapshot("web", "a.json"),
     )
 
 
-def test_an_object_without_metadata_is_malformed():
+def test_an_object_without_metadata_is_malformed() -> None:
     """If an object has no metadata, its entry contains the reason why it is malformed."""
     assert (
         configmap.entry_for(D)({"metadata": None}).malformed == "a ConfigMap has no metadata.name"
@@ -174,12 +193,15 @@ def test_an_object_without_metadata_is_malformed():
 
 
 def bounded(
-    installed=None, *, byte_limit=limits.SOURCE_BYTES, config_map_limit=limits.SOURCE_CONFIG_MAPS
-):
+    installed: dict[str, int] | None = None,
+    *,
+    byte_limit: int = limits.SOURCE_BYTES,
+    config_map_limit: int = limits.SOURCE_CONFIG_MAPS,
+) -> configmap.ConfigMapBounds:
     """Return bounds. `installed` contains the size of the installed keys of each profile set."""
     sizes = {} if installed is None else installed
 
-    def installed_size(profile_set):
+    def installed_size(profile_set: str) -> InstalledSize:
         if profile_set not in sizes:
             return InstalledSize()
         return InstalledSize(key_count=1, content_bytes=sizes[profile_set] - KEY_OVERHEAD)
@@ -189,7 +211,7 @@ def bounded(
     )
 
 
-def aged(number, size=100, **more):
+def aged(number: int, size: int = 100, **more: Any) -> tuple[str, configmap.ConfigMapEntry]:
     """Return the name and the entry of a ConfigMap with the given creation second."""
     content = configmap.entry_for(D)(
         {"metadata": {"name": f"m{number}", "namespace": "ns"}}
@@ -200,7 +222,7 @@ def aged(number, size=100, **more):
     )
 
 
-def dropped(objects):
+def dropped(objects: Mapping[str, configmap.ConfigMapEntry]) -> list[str]:
     return sorted(name for name, entry in objects.items() if entry.is_dropped)
 
 
@@ -216,7 +238,9 @@ def dropped(objects):
         ([], []),
     ],
 )
-def test_without_installed_versions_the_oldest_configmaps_have_room(sizes, expected):
+def test_without_installed_versions_the_oldest_configmaps_have_room(
+    sizes: list[int], expected: list[str]
+) -> None:
     """Without installed versions, the oldest ConfigMaps are stored first, in whatever order they
     become known.
     """
@@ -226,7 +250,7 @@ def test_without_installed_versions_the_oldest_configmaps_have_room(sizes, expec
         whole = bounds.within(dict(order))
         assert (dropped(whole), len(whole)) == (expected, len(sizes))
         assert bounds.within(whole) == whole
-        paged = {}
+        paged: Mapping[str, configmap.ConfigMapEntry] = {}
         for name, entry in order:
             paged = bounds.within({**paged, name: entry})
         assert paged == whole
@@ -245,7 +269,9 @@ def test_without_installed_versions_the_oldest_configmaps_have_room(sizes, expec
         ({"m0": 200, "m1": 100, "m2": 100, "m3": 100}, ["m3"]),
     ],
 )
-def test_installed_configmaps_that_grew_least_have_room_first(installed, expected):
+def test_installed_configmaps_that_grew_least_have_room_first(
+    installed: dict[str, int], expected: list[str]
+) -> None:
     """Installed ConfigMaps that grew least are stored first. No new or larger ConfigMap displaces
     them.
     """
@@ -253,13 +279,13 @@ def test_installed_configmaps_that_grew_least_have_room_first(installed, expecte
     bounds = bounded(sizes, byte_limit=300, config_map_limit=10)
     entries = [aged(number) for number in range(4)]
     for order in (entries, entries[::-1]):
-        kept = {}
+        kept: Mapping[str, configmap.ConfigMapEntry] = {}
         for name, entry in order:
             kept = bounds.within({**kept, name: entry})
         assert (dropped(kept), bounds.has_room(kept)) == (expected, False)
 
 
-def test_older_configmaps_that_grow_do_not_stop_an_update_of_a_younger_one():
+def test_older_configmaps_that_grow_do_not_stop_an_update_of_a_younger_one() -> None:
     """If 20 ConfigMaps grow from a small size to 1 MiB, a small change of a younger ConfigMap is
     still read.
     """
@@ -270,33 +296,33 @@ def test_older_configmaps_that_grow_do_not_stop_an_update_of_a_younger_one():
     assert dropped(kept) == ["m15", "m16", "m17", "m18", "m19"]
 
 
-def test_an_installed_configmap_has_not_grown(tmp_path):
+def test_an_installed_configmap_has_not_grown(tmp_path: Path) -> None:
     """An installed ConfigMap has not grown, because the ledger and the bounds measure its content
     in the same way.
     """
     _, entry = config_map("web", {"a.json": "ä", "b.json": "{}"})
     ledger = FileLedger(Host(str(tmp_path)), "/state")
-    for source_key in entry.content.source_keys:
+    for source_key in not_none(entry.content).source_keys:
         ledger.store_content(source_key.content)
         id_ = KeyId(kind="seccomp", profile_set=source_key.profile_set, key=source_key.key)
         version = Version(
             names=(source_key.key,), source_digest=digest(source_key.content), body_digest="b"
         )
-        ledger.write(LedgerEntry(id=id_, provenance="installed", installed=version))
+        ledger.write(LedgerEntry(id=id_, provenance=Provenance.INSTALLED, installed=version))
     installed = ledger.installed_keys.size(entry.profile_set)
     assert entry.size == installed.content_bytes + installed.key_count * KEY_OVERHEAD
 
 
-def test_a_configmap_whose_versions_are_known_late_gets_room():
+def test_a_configmap_whose_versions_are_known_late_gets_room() -> None:
     """A dropped ConfigMap is read as soon as its installed versions are known."""
-    sizes = {}
+    sizes: dict[str, int] = {}
     bounds = bounded(sizes, byte_limit=200, config_map_limit=10)
     kept = bounds.within(dict(aged(number) for number in range(3)))
     sizes["configmap ns/m2"] = 100
     assert (dropped(kept), bounds.has_room(kept)) == (["m2"], True)
 
 
-def test_a_dropped_configmap_is_read_when_room_becomes_free():
+def test_a_dropped_configmap_is_read_when_room_becomes_free() -> None:
     """If a ConfigMap is deleted or becomes smaller, a dropped ConfigMap is read again."""
     bounds = bounded(byte_limit=300, config_map_limit=10)
     kept = bounds.within(dict(aged(number, 150) for number in range(3)))
@@ -306,7 +332,7 @@ def test_a_dropped_configmap_is_read_when_room_becomes_free():
     assert bounds.has_room({**kept, "m0": aged(0, 0)[1]}) is True
 
 
-def test_the_number_of_stored_configmap_names_is_limited():
+def test_the_number_of_stored_configmap_names_is_limited() -> None:
     """The number of stored names is limited: the oldest names are stored, and the newest names are
     dropped.
     """
@@ -315,7 +341,7 @@ def test_the_number_of_stored_configmap_names_is_limited():
     assert (sorted(kept), dropped(kept)) == (["m0", "m1", "m2", "m3"], ["m2", "m3"])
 
 
-def test_configmaps_above_the_limits_are_rejected_separately():
+def test_configmaps_above_the_limits_are_rejected_separately() -> None:
     """A ConfigMap above a limit is rejected, all other ConfigMaps are read, and none counts as
     missing.
     """
@@ -335,7 +361,8 @@ def test_configmaps_above_the_limits_are_rejected_separately():
     )
     more = source(ALL, Store(objects={name: old}, partial=True))
     assert [getattr(snapshot, "cause", "") for snapshot in more.read()] == ["", "over_limit"]
-    assert more.explain_absence("configmap ns/gone").cause == "over_limit"
+    absence = instance_of(more.explain_absence("configmap ns/gone"), Unreadable)
+    assert absence.cause == "over_limit"
 
 
 @pytest.mark.parametrize(
@@ -353,19 +380,21 @@ def test_configmaps_above_the_limits_are_rejected_separately():
         ),
     ],
 )
-def test_a_node_selector_decides_which_nodes_a_configmap_is_for(labels, expected):
+def test_a_node_selector_decides_which_nodes_a_configmap_is_for(
+    labels: dict[str, str] | None, expected: Snapshot
+) -> None:
     """If the node selector of a ConfigMap does not match, its profile set is empty. If the labels
     of the Node are unknown, the set is unreadable.
     """
     assert read(ONE, stored(config_map(node_selector="pool=a")), labels) == (expected,)
 
 
-def test_without_a_node_selector_the_node_labels_are_not_needed():
+def test_without_a_node_selector_the_node_labels_are_not_needed() -> None:
     """A ConfigMap without a node selector is read even if the labels of the Node are unknown."""
     assert isinstance(read(ONE, stored(config_map()))[0], Read)
 
 
-def test_an_unchanged_configmap_has_the_same_snapshot_object():
+def test_an_unchanged_configmap_has_the_same_snapshot_object() -> None:
     """An unchanged ConfigMap has the same snapshot object, so a pass calculates no digest."""
     stores = [stored(config_map())]
     reader = ConfigMapSource(ONE, store=lambda: stores[0], node_labels=lambda: None)
@@ -375,7 +404,7 @@ def test_an_unchanged_configmap_has_the_same_snapshot_object():
     assert reader.read() == (expected_snapshot("web", "b.json"),)
 
 
-def test_the_keys_of_a_deleted_configmap_are_removed_from_memory():
+def test_the_keys_of_a_deleted_configmap_are_removed_from_memory() -> None:
     """The keys of deleted ConfigMaps are removed from memory, because they would fill it."""
     stores = [stored(config_map("web-1"))]
     reader = ConfigMapSource(SEVERAL, store=lambda: stores[0], node_labels=lambda: None)
@@ -387,7 +416,7 @@ def test_the_keys_of_a_deleted_configmap_are_removed_from_memory():
     assert keys_in_memory("configmap ns/web-1") == 0
 
 
-def keys_in_memory(profile_set):
+def keys_in_memory(profile_set: str) -> int:
     return sum(
         isinstance(value, SourceKey) and value.profile_set == profile_set
         for value in gc.get_objects()
@@ -411,12 +440,14 @@ def keys_in_memory(profile_set):
         (ONE, "configmap ns/gone", None),
     ],
 )
-def test_a_deleted_set_is_missing_only_for_its_own_source(spec, profile_set, expected):
+def test_a_deleted_set_is_missing_only_for_its_own_source(
+    spec: source_spec.ConfigMapSpec, profile_set: str, expected: Missing | None
+) -> None:
     """A deleted profile set counts as missing only for its own source."""
     assert source(spec, stored(config_map())).explain_absence(profile_set) == expected
 
 
-def test_a_set_of_the_ledger_is_unreadable_before_the_first_list():
+def test_a_set_of_the_ledger_is_unreadable_before_the_first_list() -> None:
     """Before the first list, a profile set in the ledger is unreadable and does not count as
     missing.
     """
@@ -437,7 +468,7 @@ def test_a_set_of_the_ledger_is_unreadable_before_the_first_list():
         ("configmaps:ns?a in (b,c),!d", ConfigMapSpec(namespace="ns", selector="a in (b,c),!d")),
     ],
 )
-def test_a_source_text_selects_configmaps(text, expected):
+def test_a_source_text_selects_configmaps(text: str, expected: source_spec.ConfigMapSpec) -> None:
     """A source text contains a name, or a selector in the syntax of kubectl."""
     assert source_spec.parse_source(text) == expected
 
@@ -463,7 +494,7 @@ def test_a_source_text_selects_configmaps(text, expected):
         "configmaps:ns?a=b&watch=true",
     ],
 )
-def test_an_invalid_source_text_is_an_error(text):
+def test_an_invalid_source_text_is_an_error(text: str) -> None:
     """An invalid source text is an error, and never becomes another API path or a selector that
     matches all objects.
     """
@@ -479,7 +510,9 @@ def test_an_invalid_source_text_is_an_error(text):
         (ALL, ()),
     ],
 )
-def test_one_configmap_is_listed_by_its_name(spec, query):
+def test_one_configmap_is_listed_by_its_name(
+    spec: source_spec.ConfigMapSpec, query: tuple[tuple[str, str], ...]
+) -> None:
     """The agent lists a single ConfigMap by its name, so the permission to read this ConfigMap is
     sufficient.
     """

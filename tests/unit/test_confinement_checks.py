@@ -1,32 +1,40 @@
 """Tests of agent.control.confinement_checks in a daemon."""
 
+from pathlib import Path
+
 import pytest
 
 from agent.control.repair_fights import FIGHT_REPAIRS
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.wake_queue import WakeReason
-from tests.daemon_world import GRACE_SECONDS, RESYNC_SECONDS, RecordingTracker, converged_world
+from tests.daemon_world import (
+    GRACE_SECONDS,
+    RESYNC_SECONDS,
+    DaemonWorld,
+    RecordingTracker,
+    converged_world,
+)
 
 LOST = (Finding(code=FindingCode.CONFINEMENT_LOST, location="web", message="x"),)
 OBSERVE_ALL = ("observe", ("old", "third", "web"))
 
 
 @pytest.fixture
-def tracker():
+def tracker() -> RecordingTracker:
     """Return a fake tracker that records its calls."""
     return RecordingTracker()
 
 
 @pytest.fixture
-def world(tmp_path, tracker):
+def world(tmp_path: Path, tracker: RecordingTracker) -> DaemonWorld:
     """Return a daemon that has a tracker and has installed and labelled three profiles."""
     world = converged_world(tmp_path, trackers={"apparmor": tracker})
     tracker.calls.clear()
     return world
 
 
-def withdraw_a_used_profile(world):
+def withdraw_a_used_profile(world: DaemonWorld) -> None:
     """Remove the key of a profile that is in use, and wait until the grace period has passed."""
     del world.source.keys["old"]
     world.node.used.add("old")
@@ -36,7 +44,9 @@ def withdraw_a_used_profile(world):
     world.run_pass()
 
 
-def test_removed_profiles_are_checked_before_the_processes_are_observed_again(world, tracker):
+def test_removed_profiles_are_checked_before_the_processes_are_observed_again(
+    world: DaemonWorld, tracker: RecordingTracker
+) -> None:
     """A pass checks removed profiles before it observes processes again. The observation includes
     held profiles that no source desires.
     """
@@ -48,7 +58,7 @@ def test_removed_profiles_are_checked_before_the_processes_are_observed_again(wo
     assert [finding.code for finding in world.report.findings] == ["confinement_lost"]
 
 
-def test_lost_confinement_causes_an_event(world, tracker):
+def test_lost_confinement_causes_an_event(world: DaemonWorld, tracker: RecordingTracker) -> None:
     """The publisher creates Events from the findings that the tracker adds to a report."""
     tracker.problems = LOST
     del world.node.loaded["web"]
@@ -57,7 +67,9 @@ def test_lost_confinement_causes_an_event(world, tracker):
     assert "ConfinementLost" in [event["reason"] for event in world.server.events]
 
 
-def test_on_an_unchanged_node_passes_observe_processes_only_at_each_resync(world, tracker):
+def test_on_an_unchanged_node_passes_observe_processes_only_at_each_resync(
+    world: DaemonWorld, tracker: RecordingTracker
+) -> None:
     """On an unchanged node, passes observe processes only at each resync, because an observation
     reads every process.
     """
@@ -68,7 +80,9 @@ def test_on_an_unchanged_node_passes_observe_processes_only_at_each_resync(world
     assert tracker.calls == [("removed", ()), OBSERVE_ALL]
 
 
-def test_while_the_controller_waits_processes_are_observed_every_ten_seconds(world, tracker):
+def test_while_the_controller_waits_processes_are_observed_every_ten_seconds(
+    world: DaemonWorld, tracker: RecordingTracker
+) -> None:
     """While the controller waits, processes are observed every ten seconds, and new findings are
     delivered.
     """
@@ -85,7 +99,9 @@ def test_while_the_controller_waits_processes_are_observed_every_ten_seconds(wor
     assert world.sink.received == [(False, ())]
 
 
-def test_a_profile_is_removed_soon_after_its_last_process_ended(world, tracker):
+def test_a_profile_is_removed_soon_after_its_last_process_ended(
+    world: DaemonWorld, tracker: RecordingTracker
+) -> None:
     """When the last process of an undesired profile ends, exactly one pass runs, even if it cannot
     remove the profile.
     """
@@ -102,7 +118,9 @@ def test_a_profile_is_removed_soon_after_its_last_process_ended(world, tracker):
     assert world.loaded() == {"web", "third"}
 
 
-def test_processes_are_not_observed_between_a_change_and_its_delayed_repair(world, tracker):
+def test_processes_are_not_observed_between_a_change_and_its_delayed_repair(
+    world: DaemonWorld, tracker: RecordingTracker
+) -> None:
     """Between a change of the node and its delayed repair, the daemon does not observe
     processes.
     """
@@ -119,8 +137,8 @@ def test_processes_are_not_observed_between_a_change_and_its_delayed_repair(worl
 
 
 def test_processes_of_an_undesired_profile_are_checked_if_another_program_removes_it(
-    world, tracker
-):
+    world: DaemonWorld, tracker: RecordingTracker
+) -> None:
     """If another program removes an undesired profile, the daemon checks the processes of this
     profile.
     """
@@ -133,7 +151,9 @@ def test_processes_of_an_undesired_profile_are_checked_if_another_program_remove
     assert tracker.calls == [("removed", ("old",)), ("observe", ("third", "web"))]
 
 
-def test_processes_are_checked_after_the_agent_itself_removed_a_profile(world, tracker):
+def test_processes_are_checked_after_the_agent_itself_removed_a_profile(
+    world: DaemonWorld, tracker: RecordingTracker
+) -> None:
     """After the agent has removed a profile, the daemon checks its processes, because the proof of
     disuse may be wrong.
     """

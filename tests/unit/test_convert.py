@@ -4,12 +4,14 @@ same way.
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
 from agent.__main__ import main
 from agent.backends.seccomp.backend import SeccompBackend
 from agent.host.filesystem import Host
+from tests.json_object import JsonObject
 
 PROFILE = {
     "defaultAction": "SCMP_ACT_ERRNO",
@@ -42,13 +44,13 @@ spec:
 """
 
 
-def written(tmp_path, content, name="profile.json"):
+def written(tmp_path: Path, content: str | JsonObject, name: str = "profile.json") -> str:
     path = tmp_path / name
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     return str(path)
 
 
-def converted(capsys, *words):
+def converted(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
     status = main(["convert", *words])
     output = capsys.readouterr()
     return status, output.out, output.err
@@ -69,7 +71,13 @@ def converted(capsys, *words):
         ),
     ],
 )
-def test_conditions_are_resolved(tmp_path, capsys, flags, architectures, names):
+def test_conditions_are_resolved(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    architectures: list[str],
+    names: list[list[str]],
+) -> None:
     """The converted profile contains no conditions, and standard error lists the resolved
     conditions.
     """
@@ -81,7 +89,9 @@ def test_conditions_are_resolved(tmp_path, capsys, flags, architectures, names):
         assert f"notice: {code}: " in notices
 
 
-def test_the_output_is_accepted_unchanged(tmp_path, capsys):
+def test_the_output_is_accepted_unchanged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The agent accepts the converted profile and writes it unchanged."""
     _, output, _ = converted(capsys, written(tmp_path, PROFILE), "--caps=", "--arch=x86_64")
     body, _ = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64").check(
@@ -90,7 +100,9 @@ def test_the_output_is_accepted_unchanged(tmp_path, capsys):
     assert body.decode() == output
 
 
-def test_capabilities_must_be_stated_if_the_profile_depends_on_them(tmp_path, capsys):
+def test_capabilities_must_be_stated_if_the_profile_depends_on_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """If a profile depends on capabilities that the caller does not pass, the message lists them,
     and no profile is printed.
     """
@@ -112,7 +124,12 @@ def test_capabilities_must_be_stated_if_the_profile_depends_on_them(tmp_path, ca
         (f"{RESOURCE}  disabled: false\n", "disabled.yaml"),
     ],
 )
-def test_a_profile_is_extracted_from_other_formats(tmp_path, capsys, content, name):
+def test_a_profile_is_extracted_from_other_formats(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: str | dict[str, str | JsonObject],
+    name: str,
+) -> None:
     """`convert` extracts a profile from a SeccompProfile resource and from a runtime's
     config.json.
     """
@@ -133,14 +150,22 @@ def test_a_profile_is_extracted_from_other_formats(tmp_path, capsys, content, na
         (PLAIN | {"syscalls": [{"names": ["x y"], "action": "X"}]}, "bad.json", "bad_value"),
     ],
 )
-def test_a_file_without_a_profile_is_an_error(tmp_path, capsys, content, name, message):
+def test_a_file_without_a_profile_is_an_error(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: str | JsonObject,
+    name: str,
+    message: str,
+) -> None:
     """If a file contains no profile, the exit status is 1, and standard output is empty."""
     status, output, errors = converted(capsys, written(tmp_path, content, name))
     assert (status, output) == (1, "")
     assert message in errors
 
 
-def test_a_missing_file_has_its_own_exit_status(tmp_path, capsys):
+def test_a_missing_file_has_its_own_exit_status(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """If a file is missing, the exit status is 3, as for other commands."""
     status, output, errors = converted(capsys, str(tmp_path / "missing"))
     assert (status, output) == (3, "")

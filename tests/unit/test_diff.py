@@ -8,24 +8,36 @@ import pytest
 
 from agent.__main__ import main
 from agent.backends.seccomp import baseline
+from tests.json_object import JsonObject
 
 DEFAULTS = Path(baseline.__file__).parent / "defaults"
 NODE = ("--arch=x86_64", "--kernel=6.1")
 
 
-def profile(*rules, **more):
+def profile(*rules: JsonObject, **more: list[str]) -> JsonObject:
     tree = {"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64"]}
     return tree | {"syscalls": list(rules)} | more
 
 
-def rule(name, *args, action="SCMP_ACT_ALLOW", **more):
+def rule(
+    name: str,
+    *args: tuple[int, str, int],
+    action: str = "SCMP_ACT_ALLOW",
+    **more: int | dict[str, str],
+) -> JsonObject:
     conditions = [
         {"index": index, "op": f"SCMP_CMP_{op}", "value": value} for index, op, value in args
     ]
     return {"names": [name], "action": action, "args": conditions} | more
 
 
-def compared(tmp_path, capsys, first, second, *flags):
+def compared(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    first: JsonObject,
+    second: JsonObject,
+    *flags: str,
+) -> tuple[int, str]:
     paths = [str(tmp_path / name) for name in ("old.json", "new.json")]
     for path, tree in zip(paths, (first, second), strict=True):
         Path(path).write_text(json.dumps(tree))
@@ -49,7 +61,9 @@ EQUAL = [
 
 
 @pytest.mark.parametrize(("first", "second"), EQUAL)
-def test_profiles_with_the_same_meaning_have_no_difference(tmp_path, capsys, first, second):
+def test_profiles_with_the_same_meaning_have_no_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], first: JsonObject, second: JsonObject
+) -> None:
     """Two profiles with the same meaning have no difference, even if their texts differ."""
     expected = (0, "The profiles have the same meaning.\n")
     assert compared(tmp_path, capsys, first, second) == expected
@@ -77,8 +91,12 @@ def test_profiles_with_the_same_meaning_have_no_difference(tmp_path, capsys, fir
     ],
 )
 def test_each_difference_has_its_conditions_and_a_direction(
-    tmp_path, capsys, rules, direction, line
-):
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    rules: list[JsonObject],
+    direction: str,
+    line: str,
+) -> None:
     """The table and the JSON contain the same differences."""
     first = profile(rule("personality", (0, "EQ", 8)))
     second = profile(*rules, *first["syscalls"])
@@ -89,7 +107,9 @@ def test_each_difference_has_its_conditions_and_a_direction(
     assert (status, difference["direction"]) == (1, direction)
 
 
-def test_an_architecture_that_one_filter_lacks_is_a_difference(tmp_path, capsys):
+def test_an_architecture_that_one_filter_lacks_is_a_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """An architecture that only one filter contains is a difference, because the kernel kills
     threads that use another ABI.
     """
@@ -100,13 +120,20 @@ def test_an_architecture_that_one_filter_lacks_is_a_difference(tmp_path, capsys)
 
 
 @pytest.mark.parametrize(("rules", "status"), [([rule("mount")], 1), ([], 0)])
-def test_fail_if_more_permissive_ignores_restrictions(tmp_path, capsys, rules, status):
+def test_fail_if_more_permissive_ignores_restrictions(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    rules: list[dict[str, str | list[str]]],
+    status: int,
+) -> None:
     """With --fail-if-more-permissive, the command fails only if the new profile allows more."""
     first, second = profile(rule("bpf")), profile(*rules)
     assert compared(tmp_path, capsys, first, second, "--fail-if=more-permissive")[0] == status
 
 
-def test_a_profile_is_compared_with_the_defaults_of_runtimes(capsys):
+def test_a_profile_is_compared_with_the_defaults_of_runtimes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """The default profile of containerd equals itself, and differs from CRI-O's default profile."""
     path = str(DEFAULTS / "containerd.json")
     assert main(["diff", "--baseline=containerd", path, *NODE]) == 0
@@ -123,7 +150,9 @@ def test_a_profile_is_compared_with_the_defaults_of_runtimes(capsys):
     ("words", "status"),
     [(["a"], 2), (["a", "b", "c"], 2), (["--baseline=cri-o", "a", "b"], 2), (["a", "b"], 3)],
 )
-def test_wrong_calls_and_missing_files_have_their_own_exit_status(capsys, words, status):
+def test_wrong_calls_and_missing_files_have_their_own_exit_status(
+    capsys: pytest.CaptureFixture[str], words: list[str], status: int
+) -> None:
     """With a wrong number of files, the exit status is 2. With a missing file, the exit status is
     different.
     """
@@ -131,12 +160,16 @@ def test_wrong_calls_and_missing_files_have_their_own_exit_status(capsys, words,
     assert capsys.readouterr().err
 
 
-def test_a_file_without_a_profile_is_an_error(tmp_path, capsys):
+def test_a_file_without_a_profile_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """If a file does not contain a profile, the error message contains the path and the reason."""
     assert compared(tmp_path, capsys, profile(), {"hook": {}}) == (1, "")
 
 
-def test_a_resource_is_compared_with_its_profile(tmp_path, capsys):
+def test_a_resource_is_compared_with_its_profile(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The command also compares files in the formats that `convert` reads."""
     tree = profile(rule("personality"))
     plain, wrapped = tmp_path / "plain.json", tmp_path / "resource.yaml"

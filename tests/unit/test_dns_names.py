@@ -26,7 +26,9 @@ from agent.core.dns_names import is_dns_label, is_dns_subdomain, is_qualified_na
         ("a\n", False, False, False),
     ],
 )
-def test_each_type_of_name_has_its_own_rule(text, is_label, is_subdomain, is_qualified):
+def test_each_type_of_name_has_its_own_rule(
+    text: str, is_label: bool, is_subdomain: bool, is_qualified: bool
+) -> None:
     """A namespace is a DNS label, a Node name is a DNS subdomain, and a taint is a qualified
     name.
     """

@@ -16,8 +16,17 @@ from agent.config import OPTIONS
 from agent.core import labels
 from agent.core.finding_codes import FindingCode
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
-from agent.core.vocabulary import ModuleMode, SupportState
+from agent.core.vocabulary import (
+    ActionName,
+    ModuleMode,
+    ProfileSetState,
+    ProfileState,
+    Reason,
+    SupportState,
+)
 from agent.reporting import json_report
+from tests.json_object import JsonObject
+from tests.narrowing import not_none
 
 DOCS = Path("docs")
 PAGES = [
@@ -35,7 +44,7 @@ TEST_NAME = re.compile(
 )
 
 
-def table(text, first):
+def table(text: str, first: str) -> list[list[str]]:
     """Return the cells of each row in the table whose first column has this heading."""
     lines = [line.strip() for line in text.splitlines()]
     start = next(n for n, line in enumerate(lines) if re.match(rf"\| {first} *\|", line))
@@ -43,18 +52,18 @@ def table(text, first):
     return [cells(row) for row in rows]
 
 
-def cells(line):
+def cells(line: str) -> list[str]:
     """Return the cells of a table row."""
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_the_runbook_has_one_heading_for_each_code():
+def test_the_runbook_has_one_heading_for_each_code() -> None:
     """The headings of the runbook are exactly the codes of findings."""
     headings = re.findall(r"^### ([a-z0-9_]+)$", (DOCS / "runbook.md").read_text(), re.MULTILINE)
     assert sorted(FindingCode) == sorted(headings)
 
 
-def test_the_runbook_names_the_severity_of_each_code():
+def test_the_runbook_names_the_severity_of_each_code() -> None:
     """In the runbook, only the entries of warnings and notices begin with their severity."""
     text = (DOCS / "runbook.md").read_text().partition("## Alerts")[0]
     first_words = dict(re.findall(r"^### ([a-z0-9_]+)\n\n?(\S+)", text, re.MULTILINE))
@@ -63,12 +72,12 @@ def test_the_runbook_names_the_severity_of_each_code():
     assert documented == {code: code.severity for code in FindingCode}
 
 
-def test_the_readme_is_short():
+def test_the_readme_is_short() -> None:
     """The README has at most 150 lines."""
     assert len(Path("README.md").read_text().splitlines()) <= 150
 
 
-def test_the_reference_page_is_generated_from_the_declarations():
+def test_the_reference_page_is_generated_from_the_declarations() -> None:
     """docs/reference.md matches the output of scripts/reference.py. Run the script after a
     change.
     """
@@ -79,7 +88,7 @@ def test_the_reference_page_is_generated_from_the_declarations():
 
 
 @pytest.mark.parametrize("page", ["docs/evidence.md", "docs/architecture.md"])
-def test_the_generated_pages_are_current(page):
+def test_the_generated_pages_are_current(page: str) -> None:
     """Both pages match the output of scripts/evidence.py. Run the script after a change."""
     command = [sys.executable, "scripts/evidence.py", "--print", page]
     generated = subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -87,7 +96,7 @@ def test_the_generated_pages_are_current(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
-def test_links_have_a_target(page):
+def test_links_have_a_target(page: Path) -> None:
     """Each relative link on a page leads to an existing file and to an existing heading."""
     links = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text())
     dead = []
@@ -100,21 +109,21 @@ def test_links_have_a_target(page):
     assert dead == []
 
 
-def anchors(page):
+def anchors(page: Path) -> set[str]:
     """Return the anchors of a page's headings, as GitHub generates them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
-def test_table_cells_are_short(page):
+def test_table_cells_are_short(page: Path) -> None:
     """No cell of a table shows more than 120 characters. A longer text belongs in a paragraph."""
     rows = [line for line in page.read_text().splitlines() if line.startswith("|")]
     shown = [re.sub(r"\]\([^)]*\)", "", cell) for row in rows for cell in cells(row)]
     assert [cell for cell in shown if len(cell.replace("[", "")) > CELL_LIMIT] == []
 
 
-def test_the_architecture_page_names_every_module():
+def test_the_architecture_page_names_every_module() -> None:
     """docs/architecture.md names each module in the row or the section of its folder."""
     text = (DOCS / "architecture.md").read_text()
     rows = dict(table(text, "folder or module"))
@@ -139,33 +148,37 @@ def test_the_architecture_page_names_every_module():
 
 
 @pytest.mark.parametrize("page", sorted((DOCS / "adr").glob("*.md")), ids=lambda page: page.stem)
-def test_a_decision_has_a_number_and_a_status(page):
+def test_a_decision_has_a_number_and_a_status(page: Path) -> None:
     """A decision record begins with the number from its file name, and with its status."""
     lines = page.read_text().splitlines()
     assert lines[0].startswith(f"# {int(page.stem[:4])}. ")
     assert lines[1:4] == ["", "Status: accepted", ""]
 
 
-def code_spans(cell):
+def code_spans(cell: str) -> list[str]:
     """Return the texts between backticks in a cell."""
     return CODE_SPAN.findall(cell)
 
 
-def test_the_table_of_labels_lists_the_labels_of_a_node():
+def test_the_table_of_labels_lists_the_labels_of_a_node() -> None:
     """The table in docs/operations.md lists exactly the labels that its example profiles cause."""
     documented = {
         code_spans(key)[0]: value for _, _, key, value in table(OPERATIONS.read_text(), "label of")
     }
     profile_set = ProfileSetStatus(
-        profile_set="configmap profile-loader/my-profiles", state="read", keys=2
+        profile_set="configmap profile-loader/my-profiles", state=ProfileSetState.READ, keys=2
     )
-    shared = {
+    shared: JsonObject = {
         "profile_set": profile_set.profile_set,
         "key": "",
         "localhost_profile": "",
-        "state": "installed",
+        "state": ProfileState.INSTALLED,
     }
-    shared |= {"action": "keep", "reason": "", "source_digest": "0123456789abcdef" * 4}
+    shared |= {
+        "action": ActionName.KEEP,
+        "reason": Reason.NONE,
+        "source_digest": "0123456789abcdef" * 4,
+    }
     report = Report(
         profiles=(
             ProfileStatus(kind="apparmor", name="web", mode="enforce", **shared),
@@ -173,8 +186,8 @@ def test_the_table_of_labels_lists_the_labels_of_a_node():
         ),
         profile_sets=(profile_set,),
         kind_support={
-            "apparmor": KindSupport(state="enabled"),
-            "seccomp": KindSupport(state="enabled"),
+            "apparmor": KindSupport(state=SupportState.ENABLED),
+            "seccomp": KindSupport(state=SupportState.ENABLED),
         },
         security_modules={"selinux": ModuleMode.DISABLED},
     )
@@ -189,7 +202,7 @@ def test_the_table_of_labels_lists_the_labels_of_a_node():
     assert values["DOMAIN/apparmor"] == values["DOMAIN/seccomp"] == states
 
 
-def test_the_table_of_label_names_matches_the_code():
+def test_the_table_of_label_names_matches_the_code() -> None:
     """The table in docs/operations.md shows how a profile name becomes the last part of a label
     key.
     """
@@ -198,15 +211,17 @@ def test_the_table_of_label_names_matches_the_code():
     assert [[name, labels.label_name(name)] for name, _ in rows] == rows
 
 
-def test_every_test_in_the_evidence_exists():
+def test_every_test_in_the_evidence_exists() -> None:
     """For each test in tests/evidence.toml, the file, the function and the case exist."""
     names = evidence()
     assert names
     assert [name for name in names if not TEST_NAME.fullmatch(name)] == []
-    assert [name for name in names if not exists(*TEST_NAME.fullmatch(name).groups())] == []
+    assert [
+        name for name in names if not exists(*not_none(TEST_NAME.fullmatch(name)).groups())
+    ] == []
 
 
-def evidence():
+def evidence() -> list[str]:
     """Return the names of all tests in tests/evidence.toml."""
     document = tomllib.loads(EVIDENCE.read_text())
     claims = [claim for section in document["sections"] for claim in section["claims"]]
@@ -214,13 +229,13 @@ def evidence():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
-def test_guides_contain_no_test_names(page):
+def test_guides_contain_no_test_names(page: Path) -> None:
     """Only the evidence page contains the names of test functions."""
     expected = page == DOCS / "evidence.md"
     assert bool(re.search(r"test_\w+\.py::|`test_\w+`", page.read_text())) == expected
 
 
-def exists(file, function, case):
+def exists(file: str, function: str, case: str | None) -> bool:
     """Return whether a test exists. Each case of a test in the virtual machine is a function in the
     guest.
     """
@@ -232,11 +247,11 @@ def exists(file, function, case):
     return not case or re.search(rf"\b{case}\b", path.read_text() + guest) is not None
 
 
-def test_the_report_page_names_every_field():
+def test_the_report_page_names_every_field() -> None:
     """docs/report.md lists the fields of the JSON document in the order of the document."""
     row = ProfileStatus(
-        kind="seccomp", profile_set="", key="", name="", localhost_profile="", state="held",
-        action="hold", reason="",
+        kind="seccomp", profile_set="", key="", name="", localhost_profile="",
+        state=ProfileState.HELD, action=ActionName.HOLD, reason=Reason.NONE,
     )  # fmt: skip
     report = Report(profiles=(row,), profile_sets=(), kind_support={})
     document = json.loads(json_report.document(report, exit_status=0))
@@ -247,7 +262,7 @@ def test_the_report_page_names_every_field():
     assert documented == [*document, *document["profiles"][0]]
 
 
-def test_each_answer_to_a_common_question_needs_at_most_two_files():
+def test_each_answer_to_a_common_question_needs_at_most_two_files() -> None:
     """For each question, the architecture page lists at most two files, and these files exist."""
     text = (DOCS / "architecture.md").read_text().partition("## Answers to common questions")[2]
     rows = table(text, "question")
@@ -263,7 +278,7 @@ def test_each_answer_to_a_common_question_needs_at_most_two_files():
     assert missing == []
 
 
-def test_every_code_is_used():
+def test_every_code_is_used() -> None:
     """Each code of a finding is used outside the module that declares the codes."""
     root = Path(agent.__file__).parent
     modules = (path for path in root.rglob("*.py") if path.name != "finding_codes.py")

@@ -6,9 +6,11 @@ import pytest
 
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
+from agent.core.report import ProfileStatus
 from agent.kube import events
 from agent.kube.events import BURST, NOTE_BYTES, REFILL_SECONDS, NodeEvent, TokenBucket
 from tests.api_server import NAME, UID
+from tests.json_object import JsonObject
 from tests.reports import SET, report, row
 
 BAD = (Finding(code=FindingCode.NOT_JSON, location="line 3", message="no comma"),)
@@ -16,7 +18,9 @@ WORSE = (Finding(code=FindingCode.NOT_JSON, location="line 3", message="no brack
 PROFILE = f'seccomp profile "a.json" of {SET}'
 
 
-def event_of(after, before=None):
+def event_of(
+    after: ProfileStatus, before: ProfileStatus | None = None
+) -> tuple[events.NodeEvent, ...]:
     """Return the Events for the change of a row. The value None represents a row that does not
     exist.
     """
@@ -24,11 +28,11 @@ def event_of(after, before=None):
     return events.transitions(first, report(after))
 
 
-def normal(reason, action, note):
+def normal(reason: str, action: str, note: str) -> tuple[events.NodeEvent]:
     return (NodeEvent(type="Normal", reason=reason, action=action, note=note),)
 
 
-def warning(reason, action, note):
+def warning(reason: str, action: str, note: str) -> tuple[events.NodeEvent]:
     return (NodeEvent(type="Warning", reason=reason, action=action, note=note),)
 
 
@@ -80,7 +84,9 @@ def warning(reason, action, note):
     ],
 )
 @pytest.mark.parametrize("before", [None, row(), row(state="failed", findings=BAD)])
-def test_each_action_of_the_agent_causes_an_event(after, before, expected):
+def test_each_action_of_the_agent_causes_an_event(
+    after: ProfileStatus, before: ProfileStatus | None, expected: tuple[events.NodeEvent]
+) -> None:
     """Each action of the agent causes an Event, for any previous state."""
     assert event_of(after, before) == expected
 
@@ -127,7 +133,9 @@ def test_each_action_of_the_agent_causes_an_event(after, before, expected):
         ),
     ],
 )
-def test_a_problem_causes_one_event(after, expected):
+def test_a_problem_causes_one_event(
+    after: ProfileStatus, expected: tuple[events.NodeEvent]
+) -> None:
     """A problem causes one Event that contains each finding with its location. An unchanged problem
     causes no Event.
     """
@@ -142,15 +150,15 @@ def test_a_problem_causes_one_event(after, expected):
         row(state="held", desired=False),
         row(state="released", desired=False),
         row(state="accepted"),
-        row(state="failed", reason="nothing is known"),
+        row(state="failed", reason="unchecked"),
     ],
 )
-def test_the_first_report_of_a_process_has_no_events_of_normal_states(after):
+def test_the_first_report_of_a_process_has_no_events_of_normal_states(after: ProfileStatus) -> None:
     """The first report of an agent process causes no Events about profiles without findings."""
     assert events.transitions(None, report(after)) == ()
 
 
-def test_the_first_report_of_a_process_reports_problems():
+def test_the_first_report_of_a_process_reports_problems() -> None:
     """The first report of an agent process causes Events about problems, because earlier Events may
     have expired.
     """
@@ -160,18 +168,18 @@ def test_the_first_report_of_a_process_reports_problems():
 
 
 @pytest.mark.parametrize("after", [row(), row(state="released", desired=False)])
-def test_the_end_of_a_problem_causes_no_event(after):
+def test_the_end_of_a_problem_causes_no_event(after: ProfileStatus) -> None:
     """The end of a problem does not cause an Event."""
     assert event_of(after, row(state="failed", findings=BAD)) == ()
 
 
-def test_an_unreadable_source_causes_no_events_of_its_profiles():
+def test_an_unreadable_source_causes_no_events_of_its_profiles() -> None:
     """The profiles of an unreadable source cause no Events, because they do not change."""
     away = row(state="held", reason="source unavailable")
     assert (event_of(away, row()), event_of(row(), away)) == ((), ())
 
 
-def test_a_new_reason_of_a_waiting_removal_causes_one_event():
+def test_a_new_reason_of_a_waiting_removal_causes_one_event() -> None:
     """A removal that waits for its label causes no Event. If a process uses the profile, the
     removal causes one Event.
     """
@@ -184,14 +192,14 @@ def test_a_new_reason_of_a_waiting_removal_causes_one_event():
     assert event_of(row(state="held", desired=False, reason="in_use", findings=WORSE), used) == ()
 
 
-def test_a_new_reason_for_a_rejection_causes_an_event():
+def test_a_new_reason_for_a_rejection_causes_an_event() -> None:
     """If another version is rejected for a new reason, the rejection causes another Event."""
     assert event_of(
         row(state="rejected", findings=WORSE), row(state="rejected", findings=BAD)
     ) == warning("ProfileRejected", "Reject", f"{PROFILE}: rejected: no bracket (line 3)")
 
 
-def test_a_key_with_several_profiles_causes_one_event():
+def test_a_key_with_several_profiles_causes_one_event() -> None:
     """A key with several profiles causes one Event. Two reports are compared by kind, profile set,
     key and name.
     """
@@ -204,30 +212,33 @@ def test_a_key_with_several_profiles_causes_one_event():
 
 @pytest.mark.parametrize(
     ("code", "reason"),
-    [("drift_fought", "ProfileFoughtOver"), ("confinement_lost", "ConfinementLost")],
+    [
+        (FindingCode.DRIFT_FOUGHT, "ProfileFoughtOver"),
+        (FindingCode.CONFINEMENT_LOST, "ConfinementLost"),
+    ],
 )
-def test_contention_and_lost_confinement_cause_events_when_they_begin(code, reason):
+def test_contention_and_lost_confinement_cause_events_when_they_begin(
+    code: FindingCode, reason: str
+) -> None:
     """Findings of contention and lost confinement cause one Event each, when they begin."""
-    finding = Finding(code=FindingCode(code), location="web", message="It event.", hint="Find who.")
+    finding = Finding(code=code, location="web", message="It event.", hint="Find who.")
     with_it = report(findings=(finding,))
     expected = warning(reason, "Repair", "It event. Find who.")
     assert events.transitions(None, with_it) == expected
     assert events.transitions(report(), with_it) == expected
     assert events.transitions(with_it, with_it) == ()
     assert events.transitions(with_it, report()) == ()
-    more = Finding(
-        code=FindingCode(code), location="web", message="It event twice.", hint="Find who."
-    )
+    more = Finding(code=code, location="web", message="It event twice.", hint="Find who.")
     assert events.transitions(with_it, report(findings=(more,))) == ()
 
 
-def test_problems_of_the_api_server_cause_no_events():
+def test_problems_of_the_api_server_cause_no_events() -> None:
     """Problems of the API server cause no Events, because Events would increase the load."""
     finding = Finding(code=FindingCode.NODE_UNREACHABLE, location="n", message="x")
     assert events.transitions(None, report(findings=(finding,))) == ()
 
 
-def test_the_bucket_allows_a_burst_and_then_one_event_in_five_minutes():
+def test_the_bucket_allows_a_burst_and_then_one_event_in_five_minutes() -> None:
     """After a burst of Events, the bucket allows one Event every five minutes."""
     now = [0.0]
     bucket = TokenBucket(clock=lambda: now[0])
@@ -240,7 +251,7 @@ def test_the_bucket_allows_a_burst_and_then_one_event_in_five_minutes():
     assert [bucket.take() for _ in range(BURST + 1)] == [True] * BURST + [False]
 
 
-def test_warnings_have_priority_and_omitted_events_are_counted():
+def test_warnings_have_priority_and_omitted_events_are_counted() -> None:
     """Warnings have priority over other Events, and omitted Events are counted. Events of the same
     type stay in order.
     """
@@ -252,12 +263,14 @@ def test_warnings_have_priority_and_omitted_events_are_counted():
     assert events.take_allowed([], bucket) == ([], 0)
 
 
-def body(note="said", node=NAME, at=1_700_000_000.25, number=1):
+def body(
+    note: str = "said", node: str = NAME, at: float = 1_700_000_000.25, number: int = 1
+) -> JsonObject:
     (event,) = normal("ProfileLoaded", "Load", note)
     return events.body(event, node=node, uid=UID, at=at, number=number)
 
 
-def test_an_event_is_about_the_node_in_the_namespace_default():
+def test_an_event_is_about_the_node_in_the_namespace_default() -> None:
     """An Event is about the Node, in the namespace default, so that `kubectl describe node` shows
     it.
     """
@@ -287,14 +300,14 @@ def test_an_event_is_about_the_node_in_the_namespace_default():
         (1_700_000_000.1234567, "2023-11-14T22:13:20.123457Z"),
     ],
 )
-def test_the_time_of_an_event_has_six_fraction_digits(at, expected):
+def test_the_time_of_an_event_has_six_fraction_digits(at: float, expected: str) -> None:
     """The time of an Event always has six fractional digits. Rounding up may lead to the next
     second.
     """
     assert body(at=at)["eventTime"] == expected
 
 
-def test_each_event_has_its_own_name():
+def test_each_event_has_its_own_name() -> None:
     """Each Event has a unique name. If two Events have the same time and content, a number makes
     their names different.
     """
@@ -302,7 +315,7 @@ def test_each_event_has_its_own_name():
     assert len(names) == 100
 
 
-def test_a_long_node_name_is_shortened():
+def test_a_long_node_name_is_shortened() -> None:
     """A long Node name is shortened, because an object name has at most 253 characters and a
     reporting instance has at most 128.
     """
@@ -320,7 +333,7 @@ def test_a_long_node_name_is_shortened():
         ("ü" * NOTE_BYTES, "ü" * 510 + "..."),
     ],
 )
-def test_a_note_is_printable_and_at_most_1024_bytes(note, expected):
+def test_a_note_is_printable_and_at_most_1024_bytes(note: str, expected: str) -> None:
     """A note contains only printable characters and at most 1024 bytes. No character is truncated
     in the middle.
     """

@@ -4,6 +4,8 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -12,25 +14,25 @@ from agent.host.filesystem import Host, HostError
 
 
 @pytest.fixture
-def host(tmp_path):
+def host(tmp_path: Path) -> Host:
     """A host whose root is an empty directory."""
     return Host(tmp_path)
 
 
-def tree(path):
+def tree(path: Path) -> dict[str, bytes]:
     """Return the content of each file in a directory tree, by relative path."""
     files = [file for file in path.rglob("*") if file.is_file()]
     return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
-def errno_of(call, *args, **kwargs):
+def errno_of(call: Callable[..., object], *args: bytes | str, **kwargs: int) -> int:
     """Return the errno of the HostError that a call raises."""
     with pytest.raises(HostError) as caught:
         call(*args, **kwargs)
     return caught.value.errno
 
 
-def test_a_written_file_is_complete_and_readable_by_everyone(host, tmp_path):
+def test_a_written_file_is_complete_and_readable_by_everyone(host: Host, tmp_path: Path) -> None:
     """A written file has its complete content and is readable by all users. No temporary file
     remains.
     """
@@ -41,7 +43,7 @@ def test_a_written_file_is_complete_and_readable_by_everyone(host, tmp_path):
     assert stat.S_IMODE(directory.stat().st_mode) == 0o755
 
 
-def test_a_new_file_never_replaces_another_file(host, tmp_path):
+def test_a_new_file_never_replaces_another_file(host: Host, tmp_path: Path) -> None:
     """With the argument `new`, a write does not replace the file of another program. No temporary
     file remains.
     """
@@ -52,14 +54,14 @@ def test_a_new_file_never_replaces_another_file(host, tmp_path):
     assert tree(tmp_path) == {"d/a": b"foreign", "d/b": b"own"}
 
 
-def test_a_write_replaces_the_whole_content(host, tmp_path):
+def test_a_write_replaces_the_whole_content(host: Host, tmp_path: Path) -> None:
     """Without the argument `new`, a write replaces the whole content of an existing file."""
     host.write_file("/d", "a", b"old")
     host.write_file("/d", "a", b"new")
     assert tree(tmp_path) == {"d/a": b"new"}
 
 
-def test_no_link_below_the_base_is_followed(host, tmp_path):
+def test_no_link_below_the_base_is_followed(host: Host, tmp_path: Path) -> None:
     """No link redirects a read, a write or a removal to another directory."""
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/a").write_bytes(b"foreign")
@@ -75,14 +77,14 @@ def test_no_link_below_the_base_is_followed(host, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "/a", "../a", "a/../../b", "a/.."])
-def test_a_name_that_can_leave_the_base_is_rejected(host, name):
+def test_a_name_that_can_leave_the_base_is_rejected(host: Host, name: str) -> None:
     """A name that can leave the base directory, such as an absolute name or a name with `..`,
     raises EINVAL.
     """
     assert errno_of(host.write_file, "/d", name, b"x") == errno.EINVAL
 
 
-def test_only_regular_files_are_read(host, tmp_path):
+def test_only_regular_files_are_read(host: Host, tmp_path: Path) -> None:
     """Only regular files are read. A FIFO, a directory or a file above the limit is an error. For a
     missing file, the result is None.
     """
@@ -97,7 +99,7 @@ def test_only_regular_files_are_read(host, tmp_path):
     assert host.read_regular("/nowhere", "absent", limit=9) is None
 
 
-def test_the_removal_of_a_missing_file_succeeds(host, tmp_path):
+def test_the_removal_of_a_missing_file_succeeds(host: Host, tmp_path: Path) -> None:
     """If a file is removed twice, the second removal succeeds too."""
     host.write_file("/d", "a", b"x")
     host.remove_file("/d", "a")
@@ -106,7 +108,7 @@ def test_the_removal_of_a_missing_file_succeeds(host, tmp_path):
     assert tree(tmp_path) == {}
 
 
-def test_a_system_file_is_read_completely_within_a_limit(host, tmp_path):
+def test_a_system_file_is_read_completely_within_a_limit(host: Host, tmp_path: Path) -> None:
     """A system file is read completely. A file above the limit raises EFBIG."""
     (tmp_path / "f").write_bytes(b"x" * 200_000)
     assert host.read("/f") == b"x" * 200_000
@@ -114,7 +116,7 @@ def test_a_system_file_is_read_completely_within_a_limit(host, tmp_path):
     assert errno_of(host.read, "/absent") == errno.ENOENT
 
 
-def test_names_and_exists_with_links_and_missing_paths(host, tmp_path):
+def test_names_and_exists_with_links_and_missing_paths(host: Host, tmp_path: Path) -> None:
     """A dangling link exists, and a missing path does not. Listing the names of a missing directory
     is an error.
     """
@@ -125,7 +127,7 @@ def test_names_and_exists_with_links_and_missing_paths(host, tmp_path):
     assert errno_of(host.names, "/absent") == errno.ENOENT
 
 
-def test_a_write_to_a_kernel_file_creates_no_file(host, tmp_path):
+def test_a_write_to_a_kernel_file_creates_no_file(host: Host, tmp_path: Path) -> None:
     """A write to a kernel file never creates a file. If the file is missing, the write raises
     ENOENT.
     """
@@ -135,7 +137,7 @@ def test_a_write_to_a_kernel_file_creates_no_file(host, tmp_path):
     assert errno_of(host.write_kernel, "/absent", b"") == errno.ENOENT
 
 
-def test_links_in_a_host_path_stay_below_the_root(host, tmp_path):
+def test_links_in_a_host_path_stay_below_the_root(host: Host, tmp_path: Path) -> None:
     """The target of an absolute link in a host path is a path in the host root."""
     (tmp_path / "mnt/kubelet").mkdir(parents=True)
     (tmp_path / "var/lib").mkdir(parents=True)
@@ -150,14 +152,16 @@ def test_links_in_a_host_path_stay_below_the_root(host, tmp_path):
     } == {"mnt/kubelet/seccomp/a": b"x", "d/b": b"y"}
 
 
-def test_a_loop_of_links_is_an_error(host, tmp_path):
+def test_a_loop_of_links_is_an_error(host: Host, tmp_path: Path) -> None:
     """A path through two links that point to each other raises ELOOP."""
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     assert errno_of(host.write_file, "/a/d", "x", b"") == errno.ELOOP
 
 
-def test_the_next_write_removes_the_temporary_file_of_a_killed_process(host, tmp_path, monkeypatch):
+def test_the_next_write_removes_the_temporary_file_of_a_killed_process(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If a process was killed during a write, the next write removes its temporary file."""
     with monkeypatch.context() as broken:
         broken.setattr(os, "link", lambda *_, **__: os._exit(0))
@@ -170,7 +174,7 @@ def test_the_next_write_removes_the_temporary_file_of_a_killed_process(host, tmp
     assert tree(tmp_path) == {"d/a": b"complete"}
 
 
-def test_a_temporary_file_that_a_process_is_writing_stays(host, tmp_path):
+def test_a_temporary_file_that_a_process_is_writing_stays(host: Host, tmp_path: Path) -> None:
     """A temporary file that another process is writing is not removed."""
     folder = tmp_path / "d"
     folder.mkdir()
@@ -190,7 +194,7 @@ def test_a_temporary_file_that_a_process_is_writing_stays(host, tmp_path):
 # --- signatures -----------------------------------------------------------------------------------
 
 
-def test_signatures_equal_the_signature_of_each_file(host, tmp_path):
+def test_signatures_equal_the_signature_of_each_file(host: Host, tmp_path: Path) -> None:
     """Each listed file has a signature, also in a subdirectory. A missing file has no signature."""
     (tmp_path / "set/sub").mkdir(parents=True)
     (tmp_path / "set/a").write_bytes(b"1")
@@ -201,7 +205,7 @@ def test_signatures_equal_the_signature_of_each_file(host, tmp_path):
     assert host.signatures("/set", names) == expected
 
 
-def test_signatures_without_names_include_the_directory(host, tmp_path):
+def test_signatures_without_names_include_the_directory(host: Host, tmp_path: Path) -> None:
     """Without names, the result contains the signature of the directory itself, under an empty
     name.
     """
@@ -211,7 +215,7 @@ def test_signatures_without_names_include_the_directory(host, tmp_path):
     assert host.signatures("/set") == expected
 
 
-def test_signatures_of_a_missing_directory_are_none(host, tmp_path):
+def test_signatures_of_a_missing_directory_are_none(host: Host, tmp_path: Path) -> None:
     """For a missing directory or a file, the result is None, unlike for an empty directory."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_bytes(b"")

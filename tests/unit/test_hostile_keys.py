@@ -24,7 +24,7 @@ TEXT_SECONDS = (
 MEBIBYTES = 64
 
 
-def checked(name, seconds=SECONDS):
+def checked(name: str, seconds: float = SECONDS) -> int:
     """Return the result of checking one key in a separate process."""
     command = [sys.executable, "-m", "tests.unit.hostile", name]
     result = subprocess.run(command, capture_output=True, check=True, timeout=600)
@@ -34,25 +34,25 @@ def checked(name, seconds=SECONDS):
 
 
 @pytest.mark.parametrize("name", hostile.SECCOMP)
-def test_a_hostile_seccomp_key_is_rejected_quickly(name):
+def test_a_hostile_seccomp_key_is_rejected_quickly(name: str) -> None:
     """The check of a malicious seccomp key takes little time and memory, and reports errors."""
     assert 0 < checked(name) <= MAX_FINDINGS + 1
 
 
 @pytest.mark.parametrize("name", hostile.APPARMOR)
-def test_a_hostile_apparmor_text_is_checked_quickly(name):
+def test_a_hostile_apparmor_text_is_checked_quickly(name: str) -> None:
     """The checks of a malicious AppArmor text before the parser take little time and memory."""
     assert checked(name, TEXT_SECONDS) <= MAX_FINDINGS + 1
 
 
-def finding(code, number):
-    return Finding(code=FindingCode(code), location=str(number), message="it is so")
+def finding(code: FindingCode, number: int) -> Finding:
+    return Finding(code=code, location=str(number), message="it is so")
 
 
-def test_an_error_after_many_warnings_is_reported():
+def test_an_error_after_many_warnings_is_reported() -> None:
     """A key with an error is rejected, even if many warnings precede the error."""
-    warnings = [finding("complain_mode", number) for number in range(MAX_FINDINGS * 2)]
-    error = finding("not_json", 0)
+    warnings = [finding(FindingCode.COMPLAIN_MODE, number) for number in range(MAX_FINDINGS * 2)]
+    error = finding(FindingCode.NOT_JSON, 0)
     more = Finding(
         code=FindingCode.NOT_JSON,
         location="0",
@@ -72,16 +72,16 @@ def test_an_error_after_many_warnings_is_reported():
     )
 
 
-def test_few_problems_are_all_reported():
+def test_few_problems_are_all_reported() -> None:
     """A small number of problems is reported completely, without a notice about omitted
     problems.
     """
-    result = tuple(finding("not_json", number) for number in range(MAX_FINDINGS))
+    result = tuple(finding(FindingCode.NOT_JSON, number) for number in range(MAX_FINDINGS))
     assert (limit_findings(result), limit_findings(())) == (result, ())
 
 
-def test_the_search_ends_after_an_error_and_enough_problems():
+def test_the_search_ends_after_an_error_and_enough_problems() -> None:
     """After an error and enough problems, the check stops iterating over the problems."""
-    result = iter([finding("not_json", number) for number in range(MAX_FINDINGS + 5)])
+    result = iter([finding(FindingCode.NOT_JSON, number) for number in range(MAX_FINDINGS + 5)])
     assert len(limit_findings(result)) == MAX_FINDINGS + 1
     assert len([*result]) == 4

@@ -31,36 +31,38 @@ class Pages:
     page = b"<p>page</p>"
     report = b'{"converged": true}'
 
-    def metrics(self, accept):
+    def metrics(self, accept: str) -> tuple[str, bytes]:
         return "text/plain; version=0.0.4", f"accept {accept}\n".encode()
 
-    def health(self):
+    def health(self) -> str:
         return self.reason
 
-    def ready(self):
+    def ready(self) -> str:
         return self.reason
 
-    def status(self):
+    def status(self) -> tuple[bytes, bytes]:
         return self.page[:3], self.page[3:]
 
-    def json(self):
+    def json(self) -> bytes:
         return self.report
 
 
 @pytest.fixture
-def pages():
+def pages() -> Pages:
     return Pages()
 
 
 @pytest.fixture
-def server(pages):
+def server(pages: Pages) -> HttpServer:
     """Return a server that runs until the tests end."""
     running = HttpServer("127.0.0.1:0", pages)
     running.start()
     return running
 
 
-def ask(server, path, method="GET", **headers):
+def ask(
+    server: HttpServer, path: str, method: str = "GET", **headers: str
+) -> tuple[int, str, dict[str, str]]:
     """Send a request and return the status, the body and the headers of the response."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=50)
     with contextlib.closing(connection):
@@ -69,7 +71,7 @@ def ask(server, path, method="GET", **headers):
         return response.status, response.read().decode(), dict(response.getheaders())
 
 
-def test_each_path_has_its_page(server):
+def test_each_path_has_its_page(server: HttpServer) -> None:
     """Each path has its page. The format of the metrics depends on the Accept header, and the
     status page has two paths.
     """
@@ -96,7 +98,7 @@ def test_each_path_has_its_page(server):
     }
 
 
-def test_before_the_first_pass_there_is_no_json_report(server, pages):
+def test_before_the_first_pass_there_is_no_json_report(server: HttpServer, pages: Pages) -> None:
     """Before the first pass, a request for the JSON report results in status 503 with the
     reason.
     """
@@ -104,14 +106,14 @@ def test_before_the_first_pass_there_is_no_json_report(server, pages):
     assert ask(server, "/report.json")[:2] == (503, "no pass has ended yet\n")
 
 
-def test_a_failed_probe_returns_the_reason(server, pages):
+def test_a_failed_probe_returns_the_reason(server: HttpServer, pages: Pages) -> None:
     """If a probe fails, the response has status 503 and the reason as its body."""
     pages.reason = "no pass has ended yet"
     assert ask(server, "/readyz")[:2] == (503, "no pass has ended yet\n")
     assert ask(server, "/healthz")[:2] == (503, "no pass has ended yet\n")
 
 
-def test_other_paths_and_methods_are_rejected(server):
+def test_other_paths_and_methods_are_rejected(server: HttpServer) -> None:
     """A request for an unknown path results in status 404. A request with an unsupported method
     results in status 405.
     """
@@ -123,7 +125,9 @@ def test_other_paths_and_methods_are_rejected(server):
         assert (status, body, headers["Allow"]) == (405, "method not allowed\n", "GET, HEAD")
 
 
-def test_a_page_that_cannot_be_rendered_affects_no_other_request(server, pages):
+def test_a_page_that_cannot_be_rendered_affects_no_other_request(
+    server: HttpServer, pages: Pages
+) -> None:
     """If a page cannot be rendered, the response has status 500 without details, and the next
     request succeeds.
     """
@@ -133,7 +137,7 @@ def test_a_page_that_cannot_be_rendered_affects_no_other_request(server, pages):
     assert ask(server, "/healthz")[0] == 200
 
 
-def test_the_page_may_not_load_anything(server):
+def test_the_page_may_not_load_anything(server: HttpServer) -> None:
     """The content security policy of the page blocks all scripts, so a script in a profile name
     could not run even without escaping.
     """
@@ -143,7 +147,7 @@ def test_the_page_may_not_load_anything(server):
 
 
 @pytest.fixture
-def died(monkeypatch):
+def died(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Return the exceptions that ended threads. In the agent, each of these exceptions would end
     the process.
     """
@@ -152,14 +156,14 @@ def died(monkeypatch):
     return exceptions
 
 
-def send(server, content):
+def send(server: HttpServer, content: bytes) -> bytes:
     """Send bytes and return the response after the server has closed the connection."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(content)
         return receive(connection)
 
 
-def receive(connection):
+def receive(connection: socket.socket) -> bytes:
     """Return all bytes that the server sends until the connection ends."""
     content = b""
     # The server closed the connection before it read every byte.
@@ -169,11 +173,11 @@ def receive(connection):
     return content
 
 
-def status(response):
+def status(response: bytes) -> int:
     return int(response.split()[1])
 
 
-def head(*lines, request="GET /healthz HTTP/1.1"):
+def head(*lines: str, request: str = "GET /healthz HTTP/1.1") -> bytes:
     """Return the head of a request with a Host header, which HTTP/1.1 requires."""
     return "\r\n".join((request, "Host: x", *lines, "", "")).encode()
 
@@ -181,14 +185,16 @@ def head(*lines, request="GET /healthz HTTP/1.1"):
 MULTIPART = head("Content-Type: multipart/x; boundary*0=a; boundary*=b", request="GET / HTTP/1.0")
 
 
-def test_a_malicious_mail_header_is_ignored(server, died):
+def test_a_malicious_mail_header_is_ignored(server: HttpServer, died: list[object]) -> None:
     """The server does not interpret a header that it does not need."""
     assert status(send(server, MULTIPART)) == 200
     assert ask(server, "/healthz")[0] == 200
     assert died == []
 
 
-def test_an_unexpected_error_ends_only_its_connection(server, pages, died):
+def test_an_unexpected_error_ends_only_its_connection(
+    server: HttpServer, pages: Pages, died: list[object]
+) -> None:
     """An unexpected error ends only its connection. The thread of the server continues."""
     pages.metrics = lambda _accept: ("text/plain", None)
     with structlog.testing.capture_logs() as logged:
@@ -212,12 +218,14 @@ LARGE = {
 
 
 @pytest.mark.parametrize("content", LARGE.values(), ids=LARGE)
-def test_a_large_head_is_rejected_without_reading_the_rest(server, content):
+def test_a_large_head_is_rejected_without_reading_the_rest(
+    server: HttpServer, content: bytes
+) -> None:
     """A request head above the limit results in status 431, before the server reads the rest."""
     assert status(send(server, content[:HEAD_BYTES])) == 431
 
 
-def test_a_head_within_the_limits_is_accepted(server):
+def test_a_head_within_the_limits_is_accepted(server: HttpServer) -> None:
     """A request head with the usual headers of browsers and proxies is accepted."""
     for content in (
         head(*["A: a"] * (HEADER_LINES - 1)),
@@ -227,7 +235,7 @@ def test_a_head_within_the_limits_is_accepted(server):
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
-def test_a_head_with_too_many_lines_is_rejected_before_it_is_parsed(size):
+def test_a_head_with_too_many_lines_is_rejected_before_it_is_parsed(size: int) -> None:
     """A head with too many lines is rejected before h11 parses it: 2,900 empty headers would take
     h11 50 ms.
     """
@@ -241,7 +249,7 @@ def test_a_head_with_too_many_lines_is_rejected_before_it_is_parsed(size):
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 1000, 100_000])
-def test_only_the_first_pipelined_request_is_parsed(size):
+def test_only_the_first_pipelined_request_is_parsed(size: int) -> None:
     """Only the first pipelined request is parsed, and the lines of later requests do not count."""
     content = head(*["A: a"] * (HEADER_LINES - 1)) + 100 * head()
     parser = RequestParser()
@@ -252,7 +260,7 @@ def test_only_the_first_pipelined_request_is_parsed(size):
     assert (request.method, request.path) == ("GET", "/healthz")
 
 
-def test_a_head_that_arrives_byte_by_byte_has_one_time_limit(server):
+def test_a_head_that_arrives_byte_by_byte_has_one_time_limit(server: HttpServer) -> None:
     """The whole head of a request has one time limit, which new bytes do not extend."""
     begin = time.monotonic()
     address = ("127.0.0.1", server.port)
@@ -270,7 +278,7 @@ def test_a_head_that_arrives_byte_by_byte_has_one_time_limit(server):
     assert pace.in_time(time.monotonic() - begin, 3 * REQUEST_SECONDS)
 
 
-def test_a_head_may_arrive_in_pieces():
+def test_a_head_may_arrive_in_pieces() -> None:
     """A request head may arrive in pieces, and is complete at its empty line."""
     whole = head("Accept: a")
     for end in range(1, len(whole)):
@@ -296,12 +304,12 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
-def test_an_ambiguous_or_malformed_head_is_rejected(server, content):
+def test_an_ambiguous_or_malformed_head_is_rejected(server: HttpServer, content: bytes) -> None:
     """An ambiguous or malformed request head results in status 400."""
     assert status(send(server, content)) == 400
 
 
-def test_common_variants_of_heads_are_accepted(server):
+def test_common_variants_of_heads_are_accepted(server: HttpServer) -> None:
     """The server accepts bare line feeds, any letter case, extra spaces, and repeated or continued
     headers (RFC 9112).
     """
@@ -319,7 +327,7 @@ def test_common_variants_of_heads_are_accepted(server):
         assert body == b"accept " + accept + b"\n"
 
 
-def silent(stack, server, number):
+def silent(stack: contextlib.ExitStack, server: HttpServer, number: int) -> None:
     """Open connections that send no data or only half a request."""
     for index in range(number):
         connection = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
@@ -327,14 +335,14 @@ def silent(stack, server, number):
             connection.sendall(b"GET /metr")
 
 
-def test_idle_and_slow_connections_do_not_delay_probes(server):
+def test_idle_and_slow_connections_do_not_delay_probes(server: HttpServer) -> None:
     """Many clients that send no data or only half a request do not delay the next request."""
     with contextlib.ExitStack() as stack:
         silent(stack, server, 4 * READING_CONNECTIONS)
         assert ask(server, "/healthz")[0] == 200
 
 
-def test_idle_connections_are_limited(server):
+def test_idle_connections_are_limited(server: HttpServer) -> None:
     """A new connection replaces the oldest connection that has sent no request."""
     with contextlib.ExitStack() as stack:
         first = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
@@ -348,7 +356,7 @@ def test_idle_connections_are_limited(server):
 LARGE_PAGE = b"x" * (8 << 20)
 
 
-def unread(stack, server, path):
+def unread(stack: contextlib.ExitStack, server: HttpServer, path: str) -> socket.socket:
     """Request a page over a new connection without reading the response."""
     connection = stack.enter_context(socket.socket())
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -358,7 +366,7 @@ def unread(stack, server, path):
     return connection
 
 
-def is_reset(connection):
+def is_reset(connection: socket.socket) -> bool:
     """Return whether the connection ends before the client has received the whole page."""
     size = 0
     try:
@@ -369,7 +377,9 @@ def is_reset(connection):
     return size < len(LARGE_PAGE)
 
 
-def test_clients_that_do_not_read_do_not_delay_probes_or_scrapes(server, pages):
+def test_clients_that_do_not_read_do_not_delay_probes_or_scrapes(
+    server: HttpServer, pages: Pages
+) -> None:
     """Clients that do not read a page delay neither probes nor scrapes."""
     pages.page = LARGE_PAGE
     with contextlib.ExitStack() as stack:
@@ -380,7 +390,7 @@ def test_clients_that_do_not_read_do_not_delay_probes_or_scrapes(server, pages):
         assert ask(server, "/metrics")[0] == 200
 
 
-def test_a_new_request_replaces_the_oldest_unread_page(server, pages):
+def test_a_new_request_replaces_the_oldest_unread_page(server: HttpServer, pages: Pages) -> None:
     """At most PAGE_CONNECTIONS clients receive a page at the same time. A new request resets the
     oldest of these connections.
     """
@@ -395,7 +405,7 @@ def test_a_new_request_replaces_the_oldest_unread_page(server, pages):
         assert [is_reset(connection) for connection in connections[:4]] == [True] * 4
 
 
-def test_a_response_has_one_time_limit_for_all_its_bytes(server, pages):
+def test_a_response_has_one_time_limit_for_all_its_bytes(server: HttpServer, pages: Pages) -> None:
     """A response has one time limit for all its bytes. At this limit, the server resets the
     connection of a slow client.
     """
@@ -411,7 +421,7 @@ def test_a_response_has_one_time_limit_for_all_its_bytes(server, pages):
         assert size < len(LARGE_PAGE)
 
 
-def queued_bytes(port):
+def queued_bytes(port: int) -> int:
     """Return the number of bytes that the kernel stores for connections from a port, in any TCP
     state.
     """
@@ -420,7 +430,9 @@ def queued_bytes(port):
     return sum(int(row[4].split(":")[0], 16) for row in rows if row[1].endswith(f":{port:04X}"))
 
 
-def test_the_kernel_stores_no_data_for_clients_that_stop_reading(server, pages):
+def test_the_kernel_stores_no_data_for_clients_that_stop_reading(
+    server: HttpServer, pages: Pages
+) -> None:
     """The server also resets a connection whose response fits into the send buffer but is never
     acknowledged.
     """
@@ -437,14 +449,14 @@ def test_the_kernel_stores_no_data_for_clients_that_stop_reading(server, pages):
             assert time.monotonic() < end
 
 
-def test_a_page_is_complete_however_it_is_split(server, pages):
+def test_a_page_is_complete_however_it_is_split(server: HttpServer, pages: Pages) -> None:
     """A page that is larger than all buffers arrives completely and in order."""
     pages.page = bytes(range(256)) * (1 << 14)
     response = send(server, head(request="GET / HTTP/1.0"))
     assert response.partition(b"\r\n\r\n")[2] == pages.page
 
 
-def test_bytes_that_are_not_http_do_not_affect_other_requests(server):
+def test_bytes_that_are_not_http_do_not_affect_other_requests(server: HttpServer) -> None:
     """Random bytes, half a request and an endless header end only their own connection."""
     for content in (b"\x16\x03\x01", b"GET", b"A" * 70_000, b"GET / HTTP/9.9\r\n\r\n"):
         address = ("127.0.0.1", server.port)
@@ -454,7 +466,7 @@ def test_bytes_that_are_not_http_do_not_affect_other_requests(server):
 
 
 @pytest.mark.parametrize("address", [":0", "127.0.0.1:0", "[::]:0", "[::1]:0"])
-def test_an_address_can_be_written_in_the_usual_ways(pages, address):
+def test_an_address_can_be_written_in_the_usual_ways(pages: Pages, address: str) -> None:
     """Without a host, the server listens on IPv4 and IPv6. An IPv6 address is written in
     brackets.
     """
@@ -467,7 +479,7 @@ def test_an_address_can_be_written_in_the_usual_ways(pages, address):
         assert connection.getresponse().status == 200
 
 
-def test_a_port_in_use_is_reported_at_once(server, pages):
+def test_a_port_in_use_is_reported_at_once(server: HttpServer, pages: Pages) -> None:
     """If the port is in use, the constructor of the server raises an error."""
     with pytest.raises(OSError, match="in use"):
         HttpServer(f"127.0.0.1:{server.port}", pages)

@@ -5,6 +5,7 @@ time.
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,7 @@ print("\\n" + json.dumps([name for name in sys.argv[1].split() if name in sys.mo
 @pytest.mark.parametrize(
     "command", ["--oneshot --source=dir:{0}", "check {0}", "restore", "status"]
 )
-def test_commands_without_a_cluster_import_no_client(tmp_path, command):
+def test_commands_without_a_cluster_import_no_client(tmp_path: Path, command: str) -> None:
     """Commands without a cluster import neither the API client nor libraries of the daemon."""
     (tmp_path / "set").mkdir()
     (tmp_path / "set/a.json").write_text('{"defaultAction": "SCMP_ACT_LOG"}')

@@ -1,5 +1,8 @@
 """Tests of agent.inspector, which inspects every key with its backend."""
 
+from pathlib import Path
+
+from agent.core.model import Profile, SourceKey
 from agent.host.filesystem import Host
 from agent.host.ledger import FileLedger
 from tests.unit.test_admission import OneSet, RecordingKind
@@ -9,13 +12,13 @@ from tests.world import build_reconciler
 class DefectiveKind(RecordingKind):
     """A fake backend whose check of some texts raises an exception."""
 
-    def inspect(self, source_key):
+    def inspect(self, source_key: SourceKey) -> Profile:
         if source_key.content == b"defect":
             raise KeyError("a:2")
         return super().inspect(source_key)
 
 
-def test_a_defect_in_the_check_of_one_key_does_not_affect_other_keys(tmp_path):
+def test_a_defect_in_the_check_of_one_key_does_not_affect_other_keys(tmp_path: Path) -> None:
     """If the check of a key raises an unexpected exception, the key is rejected, and all other keys
     are checked. The finding contains no text of the key.
     """

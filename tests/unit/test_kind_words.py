@@ -18,7 +18,7 @@ ALLOWED = {
 }
 
 
-def counted():
+def counted() -> dict[str, int]:
     """Return the number of words for kinds in each module of the shared packages."""
     paths = [path for name in SHARED for path in modules(ROOT / name)]
     words = {
@@ -28,12 +28,12 @@ def counted():
     return {path: count for path, count in words.items() if count}
 
 
-def modules(path):
+def modules(path: Path) -> list[Path]:
     """Return the Python files of a package, or the file itself."""
     return sorted(path.rglob("*.py")) if path.is_dir() else [path]
 
 
-def test_shared_packages_do_not_mention_profile_kinds():
+def test_shared_packages_do_not_mention_profile_kinds() -> None:
     """The shared packages contain only the allowed public names of kinds. The allowed counts may
     only decrease.
     """

@@ -2,9 +2,12 @@
 absent.
 """
 
+from pathlib import Path
+
 import pytest
 
-from agent.core.model import Missing, Unreadable
+from agent.core.model import Missing, Snapshot, Unreadable
+from agent.sources import limits
 from agent.wake_queue import WakeReason
 from tests.daemon_world import GRACE_SECONDS, UNREACHABLE, DaemonWorld, converged_world
 from tests.reports import SET, D
@@ -13,12 +16,12 @@ ALL = {"web", "old", "third"}
 
 
 @pytest.fixture
-def world(tmp_path):
+def world(tmp_path: Path) -> DaemonWorld:
     """Return a daemon that has installed and labelled three profiles."""
     return converged_world(tmp_path)
 
 
-def test_a_profile_is_removed_a_grace_period_after_its_label(world):
+def test_a_profile_is_removed_a_grace_period_after_its_label(world: DaemonWorld) -> None:
     """The agent removes the label first, and removes the profile after the grace period."""
     del world.source.keys["old"]
     world.controller.run_pass()
@@ -34,7 +37,7 @@ def test_a_profile_is_removed_a_grace_period_after_its_label(world):
     assert world.node.removed == ["old"]
 
 
-def test_a_due_removal_is_not_delayed_by_rounding(tmp_path):
+def test_a_due_removal_is_not_delayed_by_rounding(tmp_path: Path) -> None:
     """Rounding does not delay a removal, although (start + grace) - start may be less than the
     grace period.
     """
@@ -49,7 +52,7 @@ def test_a_due_removal_is_not_delayed_by_rounding(tmp_path):
     assert world.loaded() == {"web", "third"}
 
 
-def test_no_profile_is_removed_while_its_label_cannot_be_removed(world):
+def test_no_profile_is_removed_while_its_label_cannot_be_removed(world: DaemonWorld) -> None:
     """While a label may still exist, its profile stays, even in a long outage of the API server."""
     del world.source.keys["old"]
     for _ in range(5):
@@ -59,7 +62,7 @@ def test_no_profile_is_removed_while_its_label_cannot_be_removed(world):
     assert (world.labels(), world.loaded()) == (ALL, ALL)
 
 
-def test_a_lost_response_does_not_prove_that_a_label_is_absent(world):
+def test_a_lost_response_does_not_prove_that_a_label_is_absent(world: DaemonWorld) -> None:
     """If the response to a request was lost, the label may be set, so it does not count as
     absent.
     """
@@ -77,7 +80,7 @@ def test_a_lost_response_does_not_prove_that_a_label_is_absent(world):
     assert "new" in world.loaded() & world.labels()
 
 
-def test_an_absent_label_stays_absent_during_an_outage(world):
+def test_an_absent_label_stays_absent_during_an_outage(world: DaemonWorld) -> None:
     """A label that was absent before an outage stays absent during the outage, so the profile is
     removed.
     """
@@ -90,7 +93,9 @@ def test_an_absent_label_stays_absent_during_an_outage(world):
     assert (world.publisher.labels_on_node(), world.loaded()) == (None, {"web", "third"})
 
 
-def test_a_label_of_unknown_state_counts_as_present_during_an_outage(world):
+def test_a_label_of_unknown_state_counts_as_present_during_an_outage(
+    world: DaemonWorld,
+) -> None:
     """During an outage, a label of unknown state counts as present, so the profile stays."""
     world.watch.fail()
     del world.source.keys["old"]
@@ -100,7 +105,7 @@ def test_a_label_of_unknown_state_counts_as_present_during_an_outage(world):
     assert world.loaded() == ALL
 
 
-def test_a_label_that_returns_starts_the_grace_period_again(world):
+def test_a_label_that_returns_starts_the_grace_period_again(world: DaemonWorld) -> None:
     """If another client sets a removed label, the grace period starts again after the next
     removal.
     """
@@ -122,7 +127,7 @@ def test_a_label_that_returns_starts_the_grace_period_again(world):
     assert world.loaded() == {"web", "third"}
 
 
-def test_a_profile_that_is_desired_again_gets_its_label_back(world):
+def test_a_profile_that_is_desired_again_gets_its_label_back(world: DaemonWorld) -> None:
     """If a source desires a profile again, the agent sets its label again. A later grace period
     starts from the beginning.
     """
@@ -141,7 +146,7 @@ def test_a_profile_that_is_desired_again_gets_its_label_back(world):
     assert world.loaded() == ALL
 
 
-def test_a_profile_in_use_loses_its_label_and_stays_loaded(world):
+def test_a_profile_in_use_loses_its_label_and_stays_loaded(world: DaemonWorld) -> None:
     """The agent removes the label of an undesired profile that is in use. The profile itself stays
     loaded for running pods.
     """
@@ -156,13 +161,13 @@ def test_a_profile_in_use_loses_its_label_and_stays_loaded(world):
     assert world.loaded() == {"web", "third"}
 
 
-def test_an_unreadable_source_does_not_bring_a_removed_label_back(world):
+def test_an_unreadable_source_does_not_bring_a_removed_label_back(world: DaemonWorld) -> None:
     """If a source becomes unavailable, the agent does not set a removed label again."""
     world.node.used = {"old"}
     del world.source.keys["old"]
     world.run_pass()
     world.run_pass()
-    world.other_source.keys = Unreadable(profile_set="dir /p", reason="no permission")
+    world.other_source.snapshot = Unreadable(profile_set="dir /p", reason="no permission")
     world.clock.now += GRACE_SECONDS
     world.run_pass()
     world.node.used = set()
@@ -171,24 +176,32 @@ def test_an_unreadable_source_does_not_bring_a_removed_label_back(world):
     assert (world.labels(), world.loaded()) == ({"web", "third"}, ALL)
 
 
-def test_a_label_stays_if_a_source_becomes_unreadable_before_it_was_removed(world):
+def test_a_label_stays_if_a_source_becomes_unreadable_before_it_was_removed(
+    world: DaemonWorld,
+) -> None:
     """If a source becomes unreadable before a label was removed, the label stays, because the
     source may desire the profile.
     """
     del world.source.keys["old"]
     world.controller.run_pass()
-    world.other_source.keys = Unreadable(profile_set="dir /p", reason="no permission")
+    world.other_source.snapshot = Unreadable(profile_set="dir /p", reason="no permission")
     world.run_pass()
     assert world.labels() == ALL
 
 
 @pytest.mark.parametrize(
-    "keys",
-    [Missing(profile_set=SET, reason="gone"), Unreadable(profile_set=SET, reason="403"), {}],
+    "snapshot",
+    [
+        Missing(profile_set=SET, reason="gone"),
+        Unreadable(profile_set=SET, reason="403"),
+        limits.snapshot(SET, [], []),
+    ],
 )
-def test_an_unavailable_source_removes_no_label_and_no_profile(world, keys):
+def test_an_unavailable_source_removes_no_label_and_no_profile(
+    world: DaemonWorld, snapshot: Snapshot
+) -> None:
     """If a profile set is missing, unreadable or emptied, its profiles and labels stay."""
-    world.source.keys = keys
+    world.source.snapshot = snapshot
     world.server.requests()
     for _ in range(3):
         world.run_pass()
@@ -197,7 +210,7 @@ def test_an_unavailable_source_removes_no_label_and_no_profile(world, keys):
     assert world.server.requests() == []
 
 
-def test_without_labels_a_removal_waits_for_the_grace_period_alone(tmp_path):
+def test_without_labels_a_removal_waits_for_the_grace_period_alone(tmp_path: Path) -> None:
     """Without labels, a removal still waits for the grace period."""
     world = DaemonWorld(tmp_path, is_published=False)
     world.controller.run_pass()
@@ -209,7 +222,7 @@ def test_without_labels_a_removal_waits_for_the_grace_period_alone(tmp_path):
     assert world.loaded() == {"web", "third"}
 
 
-def test_a_profile_that_a_pod_references_stays(world):
+def test_a_profile_that_a_pod_references_stays(world: DaemonWorld) -> None:
     """A profile stays installed while a pod in the current list references it."""
     world.cluster.pods = {("apparmor", "old"): ("ns/pod",)}
     del world.source.keys["old"]
@@ -222,7 +235,7 @@ def test_a_profile_that_a_pod_references_stays(world):
     assert "old" not in world.loaded()
 
 
-def test_a_removal_that_becomes_due_during_a_pass_happens_in_the_next_pass(tmp_path):
+def test_a_removal_that_becomes_due_during_a_pass_happens_in_the_next_pass(tmp_path: Path) -> None:
     """If a removal becomes due during a pass, the next pass runs at once and removes the
     profile.
     """
@@ -233,7 +246,7 @@ def test_a_removal_that_becomes_due_during_a_pass_happens_in_the_next_pass(tmp_p
     world.clock.now += GRACE_SECONDS - 1.0
     world.source.keys["web"] = "web:2"
 
-    def take_30_seconds():
+    def take_30_seconds() -> None:
         world.clock.now += 30.0
 
     world.backend.during_install = take_30_seconds
@@ -243,7 +256,7 @@ def test_a_removal_that_becomes_due_during_a_pass_happens_in_the_next_pass(tmp_p
     assert world.loaded() == {"web", "third"}
 
 
-def test_a_change_in_the_set_of_absent_labels_causes_a_pass(world):
+def test_a_change_in_the_set_of_absent_labels_causes_a_pass(world: DaemonWorld) -> None:
     """A pass also runs if one label appears while another label disappears."""
     world.node.used = {"web"}
     world.source.keys = {"stays": "stays:1"}
@@ -260,7 +273,9 @@ def test_a_change_in_the_set_of_absent_labels_causes_a_pass(world):
     assert world.calls_for_pass(WakeReason.LABELS)
 
 
-def test_a_label_that_disappeared_during_an_outage_counts_once_the_node_is_readable(world):
+def test_a_label_that_disappeared_during_an_outage_counts_once_the_node_is_readable(
+    world: DaemonWorld,
+) -> None:
     """A label that disappeared during an outage counts as absent when the Node is readable
     again.
     """

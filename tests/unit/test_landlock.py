@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -28,7 +29,7 @@ LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/etc/ld.so.cache")
 SYSTEM_CALL_NUMBERS = {"create": 444, "add": 445, "restrict": 446}
 
 
-def opened(path, flags=os.O_RDONLY):
+def opened(path: Path | str, flags: int = os.O_RDONLY) -> bool:
     """Open a path, and return whether the kernel permits this."""
     try:
         os.close(os.open(path, flags, 0o600))
@@ -38,7 +39,7 @@ def opened(path, flags=os.O_RDONLY):
 
 
 @pytest.fixture
-def files(tmp_path):
+def files(tmp_path: Path) -> Path:
     """Create a directory that a sandbox may read, and a secret file outside the directory."""
     (tmp_path / "tree/below").mkdir(parents=True)
     (tmp_path / "tree/below/file").write_text("listed")
@@ -47,7 +48,7 @@ def files(tmp_path):
 
 
 @needs_landlock
-def test_a_restricted_thread_can_only_open_listed_files(files):
+def test_a_restricted_thread_can_only_open_listed_files(files: Path) -> None:
     """A restricted thread cannot open other files, whether by their path, through a link or through
     `..`.
     """
@@ -59,7 +60,7 @@ def test_a_restricted_thread_can_only_open_listed_files(files):
 
 
 @needs_landlock
-def test_a_rule_for_a_link_applies_to_its_target(files):
+def test_a_rule_for_a_link_applies_to_its_target(files: Path) -> None:
     """If a listed path is a link, the rule applies to the target of the link."""
     link = files / "link"
     link.symlink_to(files / "secret")
@@ -67,13 +68,13 @@ def test_a_rule_for_a_link_applies_to_its_target(files):
 
 
 @needs_landlock
-def test_a_restricted_thread_cannot_write(files):
+def test_a_restricted_thread_cannot_write(files: Path) -> None:
     """A restricted thread cannot write, truncate, create or remove files, even in a listed
     directory.
     """
     file = files / "tree/below/file"
 
-    def attempts():
+    def attempts() -> list[bool]:
         permitted = [opened(file, os.O_WRONLY), opened(file, os.O_RDONLY | os.O_TRUNC)]
         permitted.append(opened(files / "tree/new", os.O_WRONLY | os.O_CREAT))
         for attempt in (file.unlink, (files / "tree/directory").mkdir):
@@ -89,12 +90,12 @@ def test_a_restricted_thread_cannot_write(files):
 
 
 @needs_landlock
-def test_other_threads_are_not_restricted(files):
+def test_other_threads_are_not_restricted(files: Path) -> None:
     """While a restricted thread runs and afterwards, other threads can open every file."""
     access, inside, result = Access(read=[]), threading.Event(), threading.Event()
     permitted = []
 
-    def restricted():
+    def restricted() -> bool:
         inside.set()
         result.wait()
         return opened(files / "secret")
@@ -111,10 +112,10 @@ def test_other_threads_are_not_restricted(files):
 
 
 @needs_landlock
-def test_no_new_privileges_is_set_in_the_restricted_thread_only(files):
+def test_no_new_privileges_is_set_in_the_restricted_thread_only(files: Path) -> None:
     """The flag no_new_privs is set only in the restricted thread."""
 
-    def flag():
+    def flag() -> str:
         with open("/proc/thread-self/status") as file:
             return next(line.split()[1] for line in file if line.startswith("NoNewPrivs"))
 
@@ -123,7 +124,7 @@ def test_no_new_privileges_is_set_in_the_restricted_thread_only(files):
     assert flag() == before
 
 
-def run(command, sandbox, *, cpu_seconds=30):
+def run(command: str, sandbox: landlock.Access, *, cpu_seconds: int = 30) -> tuple[int, str, str]:
     """Run a shell command as the agent runs the parser. Return the exit status and the output."""
     limits = CommandLimits(
         seconds=60, memory_bytes=1 << 30, cpu_seconds=cpu_seconds, output_bytes=1 << 16
@@ -135,7 +136,7 @@ def run(command, sandbox, *, cpu_seconds=30):
 
 
 @needs_landlock
-def test_a_program_and_the_programs_that_it_starts_are_restricted(files):
+def test_a_program_and_the_programs_that_it_starts_are_restricted(files: Path) -> None:
     """A command in a sandbox can read only listed files, and cannot start another program."""
     programs = [SHELL, interpreter(SHELL)]
     sandbox = Access(read=[*LIBRARIES, f"{files}/tree"], execute=programs)
@@ -156,7 +157,7 @@ def test_a_program_and_the_programs_that_it_starts_are_restricted(files):
 
 
 @needs_landlock
-def test_a_program_that_is_not_listed_is_not_started(files):
+def test_a_program_that_is_not_listed_is_not_started(files: Path) -> None:
     """A program that is not listed is not started, and the kernel's error is returned."""
     with pytest.raises(HostError) as raised:
         run("exit 0", Access(read=["/"]))
@@ -170,13 +171,13 @@ class InterruptedRunError(Exception):
 @needs_landlock
 # Python ignores the exception, because a destructor raises it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_signal_handler_that_raises_leaves_no_program_running():
+def test_a_signal_handler_that_raises_leaves_no_program_running() -> None:
     """If a signal handler raises an exception during the start, no program continues to run."""
 
-    def interrupted(_number, _frame):
+    def interrupted(_number: int, _frame: FrameType | None) -> None:
         raise InterruptedRunError
 
-    def children():
+    def children() -> set[str]:
         tasks = Path("/proc/self/task").glob("*/children")
         return {child for task in tasks for child in task.read_text().split()}
 
@@ -202,7 +203,7 @@ class InterruptedThread(threading.Thread):
     CPython 3.11.
     """
 
-    def start(self):
+    def start(self) -> None:
         try:
             raise InterruptedRunError
         finally:
@@ -212,7 +213,7 @@ class InterruptedThread(threading.Thread):
 class StartedThread(threading.Thread):
     """A thread that has started when a signal handler raises an exception in the caller."""
 
-    def start(self):
+    def start(self) -> None:
         try:
             raise InterruptedRunError
         finally:
@@ -222,7 +223,7 @@ class StartedThread(threading.Thread):
 class RefusedThread(threading.Thread):
     """A thread that the system cannot start."""
 
-    def start(self):
+    def start(self) -> None:
         raise RuntimeError("can't start new thread")
 
 
@@ -234,7 +235,9 @@ class RefusedThread(threading.Thread):
         (RefusedThread, OSError),
     ],
 )
-def test_an_interrupted_start_does_not_count_as_a_lack_of_threads(monkeypatch, thread, error):
+def test_an_interrupted_start_does_not_count_as_a_lack_of_threads(
+    monkeypatch: pytest.MonkeyPatch, thread: type[threading.Thread], error: type[Exception]
+) -> None:
     """If a signal handler raises an exception during the start of a thread, the caller gets this
     exception, even while it handles another exception.
     """
@@ -249,7 +252,7 @@ def test_an_interrupted_start_does_not_count_as_a_lack_of_threads(monkeypatch, t
 
 
 @needs_landlock
-def test_a_thousand_runs_leave_no_thread_and_no_descriptor(files):
+def test_a_thousand_runs_leave_no_thread_and_no_descriptor(files: Path) -> None:
     """After a thousand runs, no additional thread or descriptor remains."""
     access = Access(read=[str(files / "tree"), str(files / "missing")], execute=[SHELL])
     landlock.run(lambda: None, access)
@@ -260,7 +263,7 @@ def test_a_thousand_runs_leave_no_thread_and_no_descriptor(files):
     assert len(os.listdir("/proc/self/fd")) <= descriptors
 
 
-def test_an_error_of_the_function_is_raised_in_the_calling_thread(files):
+def test_an_error_of_the_function_is_raised_in_the_calling_thread(files: Path) -> None:
     """If the restricted function raises an exception, the calling thread gets the same
     exception.
     """
@@ -283,13 +286,15 @@ def test_an_error_of_the_function_is_raised_in_the_calling_thread(files):
         (99, 16, 2, 2),
     ],
 )
-def test_each_version_denies_all_of_its_rights(version, files, network, scoped):
+def test_each_version_denies_all_of_its_rights(
+    version: int, files: int, network: int, scoped: int
+) -> None:
     """For each Landlock version up to 6, the sandbox denies all rights in linux/landlock.h."""
     result = landlock.handled(version)
     assert result == ((1 << files) - 1, (1 << network) - 1, (1 << scoped) - 1)
 
 
-def seccomp(number, code):
+def seccomp(number: int, code: int) -> bytes:
     """Return a BPF program that makes one system call fail with an errno (seccomp(2))."""
     load, equal, ret = 0x20, 0x15, 0x06
     instructions = (
@@ -301,7 +306,7 @@ def seccomp(number, code):
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in instructions)
 
 
-def output_under(number, code, script):
+def output_under(number: int, code: int, script: str) -> str:
     """Return the output of a Python process whose seccomp filter denies a system call."""
     setup = f"""
 import ctypes
@@ -320,7 +325,7 @@ assert libc.prctl(22, 2, ctypes.byref(filter_), 0, 0) == 0
     return result.stdout
 
 
-def missing_under(number, code):
+def missing_under(number: int, code: int) -> str:
     """Return the result of landlock.missing in a process whose seccomp filter denies a call."""
     return output_under(number, code, 'print(landlock.missing(), end="")')
 
@@ -335,7 +340,9 @@ def missing_under(number, code):
         (errno.EOPNOTSUPP, "not among the active modules"),
     ],
 )
-def test_a_kernel_or_a_filter_without_landlock_is_detected(call, code, reason):
+def test_a_kernel_or_a_filter_without_landlock_is_detected(
+    call: str, code: int, reason: str
+) -> None:
     """A kernel without Landlock, or a filter that denies it, is detected. Each errno has a specific
     reason.
     """
@@ -347,7 +354,7 @@ def test_a_kernel_or_a_filter_without_landlock_is_detected(call, code, reason):
         assert reason in missing_under(SYSTEM_CALL_NUMBERS[call], code)
 
 
-def test_landlock_is_missing_if_the_kernel_has_no_version_of_it():
+def test_landlock_is_missing_if_the_kernel_has_no_version_of_it() -> None:
     """Landlock is missing if the system call landlock_create_ruleset returns an error."""
     libc = ctypes.CDLL(None, use_errno=True)
     version = libc.syscall(SYSTEM_CALL_NUMBERS["create"], None, ctypes.c_long(0), 1)

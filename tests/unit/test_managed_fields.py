@@ -3,16 +3,19 @@
 import pytest
 
 from agent.kube import managed_fields
+from tests.json_object import JsonObject
 
 OWN = {"f:set.example.org/a__b": {}, "f:former.example/apparmor": {}}
 FAIR = {"f:metadata": {"f:labels": OWN}}
 
 
-def entry(fields, manager="profile-loader", operation="Apply"):
+def entry(
+    fields: JsonObject | None, manager: str = "profile-loader", operation: str = "Apply"
+) -> JsonObject:
     return {"manager": manager, "operation": operation, "fieldsV1": fields}
 
 
-def applied(patch, entries):
+def applied(patch: list[JsonObject], entries: list[JsonObject]) -> list[JsonObject]:
     """Return managedFields after a JSON patch."""
     result = [dict(value) for value in entries]
     for item in patch:
@@ -37,7 +40,9 @@ def applied(patch, entries):
         [entry({"f:spec": {"f:taints": {}}}, operation="Update")],
     ],
 )
-def test_own_labels_and_entries_of_other_managers_are_not_forged(entries):
+def test_own_labels_and_entries_of_other_managers_are_not_forged(
+    entries: str | list[str | JsonObject | None] | None,
+) -> None:
     """The agent's labels and the entries of other managers do not count as forged, and neither do
     entries of the API server.
     """
@@ -56,7 +61,9 @@ def test_own_labels_and_entries_of_other_managers_are_not_forged(entries):
         ({"f:metadata": "odd"}, {}),
     ],
 )
-def test_a_repair_keeps_the_labels_of_the_agents_form(fields, left):
+def test_a_repair_keeps_the_labels_of_the_agents_form(
+    fields: JsonObject, left: dict[str, dict[str, dict[str, dict[object, object]]]]
+) -> None:
     """A repair releases all forged fields, and keeps the agent's labels and the entries of other
     managers.
     """

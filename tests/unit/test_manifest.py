@@ -1,16 +1,18 @@
 """Tests of agent.sources.manifest."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.core.model import Emptied, Missing, Read, SourceKey, Unreadable
+from agent.core.model import Emptied, Missing, Read, Snapshot, SourceKey, Unreadable
 from agent.sources import limits
 from agent.sources.directory import DirectorySource
 from agent.sources.manifest import ManifestSource
 from agent.sources.source_spec import local_source, parse_source
+from tests.narrowing import instance_of
 
 TWO = """
 apiVersion: v1
@@ -42,12 +44,12 @@ items:
 
 
 @pytest.fixture
-def path(tmp_path):
+def path(tmp_path: Path) -> Path:
     """The path of a manifest."""
     return tmp_path / "set.yaml"
 
 
-def read(path, text):
+def read(path: Path, text: str) -> Snapshot:
     path.write_text(text)
     (snapshot,) = ManifestSource(str(path)).read()
     return snapshot
@@ -59,16 +61,16 @@ ANNOTATED = (
 )
 
 
-def config_map(body, name="web"):
+def config_map(body: str, name: str = "web") -> str:
     return f"apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\n{body}\n"
 
 
-def test_each_configmap_of_each_document_is_read(path):
+def test_each_configmap_of_each_document_is_read(path: Path) -> None:
     """Each ConfigMap in each document or List is read, with data and binaryData. Resources of other
     kinds are skipped.
     """
     origin = f"manifest {path}"
-    snapshot = read(path, TWO)
+    snapshot = instance_of(read(path, TWO), Read)
     blobs = (
         SourceKey(
             profile_set=origin,
@@ -118,22 +120,24 @@ def test_each_configmap_of_each_document_is_read(path):
         "[" * 3000,
     ],
 )
-def test_a_malformed_file_is_unreadable(path, text):
+def test_a_malformed_file_is_unreadable(path: Path, text: str) -> None:
     """A malformed manifest is unreadable, so no profile is removed."""
     assert isinstance(read(path, text), Unreadable)
 
 
-def test_bytes_that_are_not_utf_8_are_unreadable(path):
+def test_bytes_that_are_not_utf_8_are_unreadable(path: Path) -> None:
     """A manifest that is not UTF-8 is unreadable."""
     path.write_bytes(b"a: \xff")
     assert isinstance(ManifestSource(str(path)).read()[0], Unreadable)
 
 
-def test_only_unsafe_and_large_keys_are_rejected(path, monkeypatch):
+def test_only_unsafe_and_large_keys_are_rejected(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A rejected key does not affect the other keys."""
     monkeypatch.setattr(limits, "KEY_BYTES", 8)
     body = "data:\n  ../up.json: '{}'\n  a/b.json: '{}'\n  big.json: '123456789'\n  ok.json: '{}'"
-    snapshot = read(path, config_map(body))
+    snapshot = instance_of(read(path, config_map(body)), Read)
     assert [(key, finding.code) for key, finding in snapshot.rejected_keys] == [
         ("default/web/../up.json", "key_unsafe"),
         ("default/web/a/b.json", "key_unsafe"),
@@ -142,7 +146,7 @@ def test_only_unsafe_and_large_keys_are_rejected(path, monkeypatch):
     assert [blob.key for blob in snapshot.source_keys] == ["default/web/ok.json"]
 
 
-def test_a_file_without_profiles_is_emptied_unless_an_annotation_allows_it(path):
+def test_a_file_without_profiles_is_emptied_unless_an_annotation_allows_it(path: Path) -> None:
     """A manifest without profiles counts as emptied, unless one of its ConfigMaps has the
     annotation allow-empty.
     """
@@ -155,7 +159,7 @@ def test_a_file_without_profiles_is_emptied_unless_an_annotation_allows_it(path)
     assert isinstance(read(path, allowed), Read)
 
 
-def test_missing_and_unreadable_files_differ(tmp_path):
+def test_missing_and_unreadable_files_differ(tmp_path: Path) -> None:
     """A missing file and an unreadable path, such as a directory, result in different snapshots."""
     os.mkfifo(tmp_path / "fifo")
     assert isinstance(ManifestSource(str(tmp_path / "absent")).read()[0], Missing)
@@ -163,12 +167,14 @@ def test_missing_and_unreadable_files_differ(tmp_path):
     assert isinstance(ManifestSource(str(tmp_path)).read()[0], Unreadable)
 
 
-def test_a_file_that_is_written_during_the_read_is_unreadable(path, monkeypatch):
+def test_a_file_that_is_written_during_the_read_is_unreadable(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A manifest that is written during the read is unreadable until the next pass."""
     path.write_text(config_map("data: {a.json: old}"))
     fstat, later = os.fstat, [config_map("data: {}")]
 
-    def written(fd):
+    def written(fd: int) -> os.stat_result:
         status = fstat(fd)
         for item in later:
             path.write_text(item)
@@ -181,14 +187,16 @@ def test_a_file_that_is_written_during_the_read_is_unreadable(path, monkeypatch)
 
 
 @given(text=st.text() | st.text(alphabet="{}[]:,&*!|>-'\" \nakindConfigMapdat"))
-def test_reading_raises_no_exception_for_any_content(tmp_path_factory, text):
+def test_reading_raises_no_exception_for_any_content(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
     """Whatever a manifest contains, a read returns a snapshot and raises no exception."""
     path = tmp_path_factory.mktemp("any") / "x.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     assert isinstance(ManifestSource(str(path)).read(), tuple)
 
 
-def test_a_scheme_or_the_type_of_the_path_selects_the_source(tmp_path):
+def test_a_scheme_or_the_type_of_the_path_selects_the_source(tmp_path: Path) -> None:
     """A scheme selects the type of a source. Without a scheme, the type of an existing path or the
     file extension selects it.
     """
@@ -213,13 +221,13 @@ def test_a_scheme_or_the_type_of_the_path_selects_the_source(tmp_path):
         ("http:x", 'there is no source "http:"'),
     ],
 )
-def test_an_invalid_source_text_is_an_error(text, mistake):
+def test_an_invalid_source_text_is_an_error(text: str, mistake: str) -> None:
     """The error about an invalid source text contains a valid example."""
     with pytest.raises(ValueError, match=mistake):
         parse_source(text)
 
 
-def test_a_configmap_that_occurs_twice_makes_the_file_unreadable(path):
+def test_a_configmap_that_occurs_twice_makes_the_file_unreadable(path: Path) -> None:
     """A manifest in which a ConfigMap occurs twice is unreadable."""
     one = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\ndata: {a.json: '{}'}\n"
     snapshot = read(path, f"{one}---\n{one}")
@@ -227,7 +235,7 @@ def test_a_configmap_that_occurs_twice_makes_the_file_unreadable(path):
     assert "the ConfigMap default/a occurs twice" in snapshot.reason
 
 
-def test_a_configmap_with_another_api_version_makes_the_file_unreadable(path):
+def test_a_configmap_with_another_api_version_makes_the_file_unreadable(path: Path) -> None:
     """A manifest with a ConfigMap of an unknown API version is unreadable."""
     result = read(path, config_map("data: {}").replace("v1", "v2"))
     assert isinstance(result, Unreadable)

@@ -14,23 +14,29 @@ USER_DATA = Path("manifests/cloud-init/user-data.yaml")
 COMMAND = "/usr/local/bin/profile-loader"
 
 
-def parsed(argv):
+class CaseSensitiveParser(configparser.ConfigParser):
+    """Keeps the case of the names of options."""
+
+    def optionxform(self, optionstr: str) -> str:
+        return optionstr
+
+
+def parsed(argv: list[str]) -> cli.Parsed:
     assert argv[0] == COMMAND
     return cli.parse(argv[1:], {}, lambda _: None)
 
 
-def test_the_unit_runs_restore_before_the_kubelet():
+def test_the_unit_runs_restore_before_the_kubelet() -> None:
     """The command of the systemd unit is a valid `restore`, and the unit runs before the
     kubelet.
     """
-    unit = configparser.ConfigParser(interpolation=None)
-    unit.optionxform = str
+    unit = CaseSensitiveParser(interpolation=None)
     unit.read_string(UNIT.read_text())
     assert isinstance(parsed(unit["Service"]["ExecStart"].split()), cli.Restore)
     assert unit["Unit"]["Before"] == "kubelet.service"
 
 
-def test_the_user_data_installs_the_profiles_that_it_writes():
+def test_the_user_data_installs_the_profiles_that_it_writes() -> None:
     """The cloud-init user data writes profiles to one directory, and the pass that it starts reads
     only that directory.
     """
@@ -46,7 +52,7 @@ def test_the_user_data_installs_the_profiles_that_it_writes():
     ]
 
 
-def test_the_page_lists_every_manifest():
+def test_the_page_lists_every_manifest() -> None:
     """manifests/README.md lists every manifest, and each listed path exists."""
     top = Path("manifests")
     listed = re.findall(r"\]\(([^)#]+)[^)]*\)", (top / "README.md").read_text())
@@ -64,7 +70,7 @@ RIGHTS = re.compile(
 FOLDERS = ("base", "components", "helm/profile-loader/templates")
 
 
-def test_every_right_and_toleration_has_a_comment():
+def test_every_right_and_toleration_has_a_comment() -> None:
     """The comment is in the same line, or in one of the four lines before it."""
     paths = [path for name in FOLDERS for path in Path("manifests", name).rglob("*.yaml")]
     paths.append(Path("manifests/helm/profile-loader/values.yaml"))
@@ -86,7 +92,7 @@ VERSION = tomllib.loads(Path("pyproject.toml").read_text())["project"]["version"
 IMAGE = f"docker.io/library/profile-loader:{VERSION}"
 
 
-def test_the_manifests_use_the_image_of_this_version():
+def test_the_manifests_use_the_image_of_this_version() -> None:
     """The base uses the plain image name with the version as its tag, and has the version as a
     label. The chart and the Containerfile have the same version.
     """
@@ -109,7 +115,7 @@ def test_the_manifests_use_the_image_of_this_version():
     assert f"\nARG VERSION={VERSION}\n" in Path("Containerfile").read_text()
 
 
-def test_the_newest_section_of_the_changelog_is_about_this_version():
+def test_the_newest_section_of_the_changelog_is_about_this_version() -> None:
     """The heading of the newest section contains this version, and either its date or the words
     "not yet released".
     """
@@ -118,7 +124,7 @@ def test_the_newest_section_of_the_changelog_is_about_this_version():
     assert re.fullmatch(pattern, headings[0])
 
 
-def test_the_documents_use_the_image_name_of_the_manifests():
+def test_the_documents_use_the_image_name_of_the_manifests() -> None:
     """In the documents, each command uses the full image name, and each sentence uses the full name
     or the plain name.
     """

@@ -4,23 +4,30 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
+from agent.core.vocabulary import ProfileSetState, SupportState
 from agent.heartbeat import Heartbeat
 from agent.reporting import json_report
 from agent.reporting.metrics import Metrics
 from agent.reporting.report_metrics import NAMES, SETS
-from agent.reporting.status_store import FORMATS
+from agent.reporting.status_store import FORMATS, StatusStore
 from tests.reports import scrape, status_store
 
 PROBLEM = Finding(code=FindingCode.PARSER_REJECTED, location="web", message="refused")
 
 
-def row(name="a.json", state="installed", action="keep", **more):
+def row(
+    name: str = "a.json",
+    state: str = "installed",
+    action: str = "keep",
+    **more: str | tuple[Finding, ...],
+) -> ProfileStatus:
     fields = {
         "kind": "seccomp",
         "profile_set": "configmap ns/web",
@@ -31,23 +38,25 @@ def row(name="a.json", state="installed", action="keep", **more):
     return ProfileStatus(name=name, localhost_profile=name, state=state, action=action, **fields)
 
 
-def report(*rows, sets=(), **more):
-    support = {"seccomp": KindSupport(state="enabled")}
+def report(
+    *rows: ProfileStatus, sets: tuple[ProfileSetStatus, ...] = (), **more: int | tuple[Finding]
+) -> Report:
+    support = {"seccomp": KindSupport(state=SupportState.ENABLED)}
     fields = {"seconds": {"act": 0.25}, "pass_number": 1, **more}
     return Report(profiles=rows, profile_sets=sets, kind_support=support, **fields)
 
 
-READ = ProfileSetStatus(profile_set="configmap ns/web", state="read", keys=1)
+READ = ProfileSetStatus(profile_set="configmap ns/web", state=ProfileSetState.READ, keys=1)
 
 
-def series(metrics):
+def series(metrics: Metrics) -> dict[str, float]:
     """Return the value of every series of the agent."""
     _, body = scrape(metrics, "text/plain")
     lines = [line for line in body.decode().splitlines() if line.startswith("profile_loader_")]
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
 
-def test_a_pass_is_counted_and_shown():
+def test_a_pass_is_counted_and_shown() -> None:
     """After a pass, the series show its profiles, actions, repairs, findings, sources and times."""
     metrics = Metrics("1.2.3")
     metrics.count_pass(
@@ -82,26 +91,26 @@ def test_a_pass_is_counted_and_shown():
     assert {name: values.get(name) for name in expected} == expected
 
 
-def test_the_series_of_the_sandbox_exists_only_for_a_kind_with_a_parser():
+def test_the_series_of_the_sandbox_exists_only_for_a_kind_with_a_parser() -> None:
     """The series for the sandbox exists only for a kind with a parser. The value of the series is 1
     with a sandbox, and 0 without a sandbox.
     """
     metrics = Metrics("1")
     supports = {
-        "apparmor": KindSupport(state="enabled", sandboxed=True),
-        "seccomp": KindSupport(state="enabled"),
+        "apparmor": KindSupport(state=SupportState.ENABLED, sandboxed=True),
+        "seccomp": KindSupport(state=SupportState.ENABLED),
     }
     metrics.count_pass(replace(report(), kind_support=supports), 1000.0)
     name_of_series = 'profile_loader_parser_sandboxed{kind="apparmor"}'
     assert {name: value for name, value in series(metrics).items() if "sandboxed" in name} == {
         name_of_series: 1
     }
-    supports["apparmor"] = KindSupport(state="enabled", sandboxed=False)
+    supports["apparmor"] = KindSupport(state=SupportState.ENABLED, sandboxed=False)
     metrics.count_pass(replace(report(), kind_support=supports), 1001.0)
     assert series(metrics)[name_of_series] == 0
 
 
-def test_the_mode_of_a_security_module_has_one_series_for_each_mode():
+def test_the_mode_of_a_security_module_has_one_series_for_each_mode() -> None:
     """The series of the current mode is 1, and the other series are 0."""
     metrics = Metrics("1")
     metrics.count_pass(report(security_modules={"selinux": "permissive"}), 1000.0)
@@ -114,7 +123,7 @@ def test_the_mode_of_a_security_module_has_one_series_for_each_mode():
     }  # fmt: skip
 
 
-def test_the_series_of_a_resolved_finding_is_zero():
+def test_the_series_of_a_resolved_finding_is_zero() -> None:
     """The series of a resolved finding has the value 0. The series of a removed source ends."""
     metrics = Metrics("1")
     metrics.count_pass(report(row("old", findings=(PROBLEM,)), sets=(READ,)), 1000.0)
@@ -125,7 +134,7 @@ def test_the_series_of_a_resolved_finding_is_zero():
     assert values["profile_loader_last_converged_timestamp_seconds"] == 1300
 
 
-def test_new_findings_between_passes_are_not_counted_as_a_pass():
+def test_new_findings_between_passes_are_not_counted_as_a_pass() -> None:
     """New findings of the publisher change gauges but no counters, because no pass has run."""
     metrics = Metrics("1")
     metrics.count_pass(report(row(action="restore", reason="went missing")), 1000.0)
@@ -135,7 +144,7 @@ def test_new_findings_between_passes_are_not_counted_as_a_pass():
     assert values['profile_loader_problems{code="parser_rejected"}'] == 1
 
 
-def test_the_repair_of_a_duplicated_profile_counts_once():
+def test_the_repair_of_a_duplicated_profile_counts_once() -> None:
     """If two keys provide the same content, the repair of this content counts once."""
     metrics = Metrics("1")
     duplicate = row(action="restore", reason="same content", reason_text='same content as "a"')
@@ -144,7 +153,7 @@ def test_the_repair_of_a_duplicated_profile_counts_once():
     assert values['profile_loader_drift_repairs_total{cause="drifted",kind="seccomp"}'] == 1
 
 
-def test_only_a_pass_changes_the_times():
+def test_only_a_pass_changes_the_times() -> None:
     """Only a pass changes the times in the metrics, so that old times reveal a stuck loop."""
     metrics = Metrics("1")
     store = status_store(metrics)
@@ -161,7 +170,7 @@ def test_only_a_pass_changes_the_times():
     }
 
 
-def test_a_node_without_a_kind_is_converged_if_that_is_allowed():
+def test_a_node_without_a_kind_is_converged_if_that_is_allowed() -> None:
     """With --allow-unsupported, a node without AppArmor counts as converged."""
     for allowed in (True, False):
         metrics = Metrics("1", allow_unsupported=allowed)
@@ -175,7 +184,7 @@ def test_a_node_without_a_kind_is_converged_if_that_is_allowed():
         }
 
 
-def test_a_finding_about_a_whole_kind_counts_once():
+def test_a_finding_about_a_whole_kind_counts_once() -> None:
     """A finding about a whole kind counts once."""
     none = Finding(
         code=FindingCode.KIND_UNSUPPORTED, location="kernel", message="No AppArmor here."
@@ -183,13 +192,13 @@ def test_a_finding_about_a_whole_kind_counts_once():
     refused = row("two", "rejected", "reject", findings=(none, PROBLEM))
     for rows in ((), (row("one", "unsupported", findings=(none,)), refused)):
         metrics = Metrics("1")
-        support = {"apparmor": KindSupport(state="disabled", finding=none)}
+        support = {"apparmor": KindSupport(state=SupportState.DISABLED, finding=none)}
         metrics.count_pass(replace(report(*rows), kind_support=support), 1.0)
         assert series(metrics)['profile_loader_problems{code="kind_unsupported"}'] == 1
     assert series(metrics)['profile_loader_problems{code="parser_rejected"}'] == 1
 
 
-def test_an_acknowledged_warning_counts():
+def test_an_acknowledged_warning_counts() -> None:
     """The acknowledgement hides a warning only from tables. Metrics and JSON still count it."""
     accepted = Finding(
         code=FindingCode.NOT_ENFORCING, location="a", message="m", is_acknowledged=True
@@ -207,7 +216,7 @@ def test_an_acknowledged_warning_counts():
     ]
 
 
-def test_a_repeated_report_counts_no_action_again():
+def test_a_repeated_report_counts_no_action_again() -> None:
     """If a pass returns the previous report, only the number of passes and the time of the last
     pass change.
     """
@@ -222,11 +231,11 @@ def test_a_repeated_report_counts_no_action_again():
     assert values["profile_loader_last_pass_timestamp_seconds"] == 1001
 
 
-def test_the_number_of_series_is_limited():
+def test_the_number_of_series_is_limited() -> None:
     """A thousand profiles and a thousand sources add at most 200 series."""
     metrics = Metrics("1")
     sets = [replace(READ, profile_set=f"configmap ns/{number}") for number in range(1000)]
-    sets[-1] = replace(sets[-1], state="unreadable")
+    sets[-1] = replace(sets[-1], state=ProfileSetState.UNREADABLE)
     metrics.count_pass(
         report(*(row(f"{number}.json") for number in range(1000)), sets=tuple(sets)), 1.0
     )
@@ -237,12 +246,15 @@ def test_the_number_of_series_is_limited():
     assert len(values) < NAMES + 2 * SETS + 60
 
 
-def test_the_default_configuration_has_few_series():
+def test_the_default_configuration_has_few_series() -> None:
     """With the default configuration, two kinds, five profiles, two sources and four verbs have
     fewer than 150 series.
     """
     metrics = Metrics("1")
-    both = {"apparmor": KindSupport(state="enabled"), "seccomp": KindSupport(state="enabled")}
+    both = {
+        "apparmor": KindSupport(state=SupportState.ENABLED),
+        "seccomp": KindSupport(state=SupportState.ENABLED),
+    }
     sets = (READ, replace(READ, profile_set="configmap ns/more"))
     rows = tuple(row(f"{number}.json", findings=(PROBLEM,)) for number in range(5))
     metrics.count_pass(replace(report(*rows, sets=sets), kind_support=both), 1.0)
@@ -254,7 +266,7 @@ def test_the_default_configuration_has_few_series():
     assert len([line for line in body.splitlines() if not line.startswith(b"#")]) < 150
 
 
-def test_a_name_of_two_keys_is_available_if_one_of_them_is_installed():
+def test_a_name_of_two_keys_is_available_if_one_of_them_is_installed() -> None:
     """A name that two keys provide is available if one of these keys is installed."""
     metrics = Metrics("1")
     installed, rejected = row("web", mode="enforce"), row("web", "rejected", "reject")
@@ -265,13 +277,13 @@ def test_a_name_of_two_keys_is_available_if_one_of_them_is_installed():
         assert values == {expected_name: 1}
 
 
-def test_an_unreadable_source_keeps_the_time_of_its_last_read():
+def test_an_unreadable_source_keeps_the_time_of_its_last_read() -> None:
     """While a source is unreadable, its last read time stays. A removed source, or a source that
     was never read, has no such time.
     """
     metrics = Metrics("1")
     metrics.count_pass(report(sets=(READ,)), 1000.0)
-    unreadable = replace(READ, state="unreadable")
+    unreadable = replace(READ, state=ProfileSetState.UNREADABLE)
     never = replace(unreadable, profile_set="configmap ns/never")
     metrics.count_pass(report(sets=(unreadable, never)), 1300.0)
     sources = {name: value for name, value in series(metrics).items() if "_source_" in name}
@@ -284,7 +296,7 @@ def test_an_unreadable_source_keeps_the_time_of_its_last_read():
     assert [name for name in series(metrics) if "_source_" in name] == []
 
 
-def test_the_counters_of_the_api_client_are_exposed():
+def test_the_counters_of_the_api_client_are_exposed() -> None:
     """Counters show the requests, watches and Events of the API client, and lost confinement."""
     metrics = Metrics("1")
     metrics.request("PATCH", "200", 0.25)
@@ -306,14 +318,14 @@ def test_the_counters_of_the_api_client_are_exposed():
     assert values["profile_loader_confinement_lost_processes"] == 2
 
 
-def test_a_scrape_can_request_openmetrics():
+def test_a_scrape_can_request_openmetrics() -> None:
     """A scrape can request the OpenMetrics format, and the response then has its content type."""
     content_type, body = scrape(Metrics("1"), "application/openmetrics-text; version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
 
 
-def test_every_metric_is_documented():
+def test_every_metric_is_documented() -> None:
     """docs/metrics.md contains a row with the type of each metric."""
     documented = dict(re.findall(r"^\| `(profile_loader_\w+)` \| (\w+) \|", DOCUMENT, re.MULTILINE))
     suffix = {"counter": "_total"}
@@ -328,12 +340,12 @@ def test_every_metric_is_documented():
 DOCUMENT = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
 
 
-def store_of(**more):
+def store_of(**more: Any) -> StatusStore:
     """Return a status store that has its own metrics."""
     return status_store(Metrics("1"), **more)
 
 
-def test_the_agent_is_ready_after_a_pass_that_observed_the_whole_node():
+def test_the_agent_is_ready_after_a_pass_that_observed_the_whole_node() -> None:
     """The agent is ready after a pass that observed the whole node. A rejected profile does not
     affect readiness.
     """
@@ -342,13 +354,15 @@ def test_the_agent_is_ready_after_a_pass_that_observed_the_whole_node():
     store.on_report(report(row("bad", "rejected")), 1.0, passed=True)
     assert store.ready() == ""
     blind = Report(
-        profiles=(), profile_sets=(), kind_support={"apparmor": KindSupport(state="unknown")}
+        profiles=(),
+        profile_sets=(),
+        kind_support={"apparmor": KindSupport(state=SupportState.UNKNOWN)},
     )
     store.on_report(blind, 2.0, passed=True)
     assert store.ready() == "cannot observe apparmor on this node"
 
 
-def test_health_depends_only_on_the_heartbeat_of_the_loop():
+def test_health_depends_only_on_the_heartbeat_of_the_loop() -> None:
     """Health depends only on the heartbeat of the loop, and not on the API server or the
     profiles.
     """
@@ -359,7 +373,7 @@ def test_health_depends_only_on_the_heartbeat_of_the_loop():
     assert store.health() == "no heartbeat from the main loop for 100 s"
 
 
-def test_a_pass_that_repeats_a_report_has_no_row_on_the_page():
+def test_a_pass_that_repeats_a_report_has_no_row_on_the_page() -> None:
     """The status page does not list passes that returned the previous report."""
     store = store_of()
     for at, number in ((1.0, 1), (2.0, 1), (3.0, 2)):
@@ -369,7 +383,7 @@ def test_a_pass_that_repeats_a_report_has_no_row_on_the_page():
     assert times == ["1970-01-01 00:00:03 UTC", "1970-01-01 00:00:01 UTC"]
 
 
-def test_the_page_is_rendered_once_per_report_and_set_of_labels():
+def test_the_page_is_rendered_once_per_report_and_set_of_labels() -> None:
     """The page is rendered once, and all requests share one bytes object until the report or the
     labels change. Only the beginning of the page, which contains the age of the report, is rendered
     for each request.
@@ -388,7 +402,7 @@ def test_the_page_is_rendered_once_per_report_and_set_of_labels():
     assert (b"a.example.org/b" in third, store.status()[1] is third) == (True, True)
 
 
-def test_the_json_report_is_rendered_once_per_report():
+def test_the_json_report_is_rendered_once_per_report() -> None:
     """All requests share one bytes object until the next report."""
     store = store_of(allow_unsupported=True)
     assert store.json() == b""
@@ -401,7 +415,7 @@ def test_the_json_report_is_rendered_once_per_report():
     assert (json.loads(second)["exit_status"], store.json() is second) == (1, True)
 
 
-def test_a_scrape_is_shared_until_the_next_report():
+def test_a_scrape_is_shared_until_the_next_report() -> None:
     """Each format of the metrics is rendered once per report for many requests."""
     store = store_of()
     store.on_report(report(row()), 1.0, passed=True)
@@ -414,13 +428,13 @@ def test_a_scrape_is_shared_until_the_next_report():
     )
 
 
-def test_the_number_of_rendered_formats_is_limited():
+def test_the_number_of_rendered_formats_is_limited() -> None:
     """The number of rendered formats is limited, so that a client cannot fill the memory with many
     format versions.
     """
     store = store_of()
 
-    def scrape(version):
+    def scrape(version: int) -> bytes:
         accept = f"application/openmetrics-text; version={version}.0.0"
         return store.metrics(accept)[1]
 
@@ -431,6 +445,6 @@ def test_the_number_of_rendered_formats_is_limited():
 
 
 @pytest.mark.parametrize("accept", ["text/plain;version=a", "text/plain;version=\xb2", "\0;;=,"])
-def test_a_malformed_accept_header_selects_the_text_format(accept):
+def test_a_malformed_accept_header_selects_the_text_format(accept: str) -> None:
     """A malformed Accept header selects the text format."""
     assert scrape(Metrics("1"), accept)[0] == scrape(Metrics("1"))[0]

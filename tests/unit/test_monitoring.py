@@ -24,7 +24,7 @@ PARTS = {
 }
 
 
-def exposed():
+def exposed() -> dict[str, str]:
     """Return the metric of each sample, by the name of the sample."""
     return {
         metric.name + part: metric.name
@@ -34,13 +34,13 @@ def exposed():
     }
 
 
-def expressions():
+def expressions() -> list[str]:
     """Return every expression of the alerts and the dashboard."""
     targets = [target for panel in DASHBOARD["panels"] for target in panel["targets"]]
     return [rule_or_target["expr"] for rule_or_target in (*RULES, *targets)]
 
 
-def test_alerts_and_panels_use_exactly_the_existing_metrics():
+def test_alerts_and_panels_use_exactly_the_existing_metrics() -> None:
     """Alerts and panels use every metric of the agent, and no other metric."""
     used = {name for text in expressions() for name in re.findall(r"profile_loader_\w+", text)}
     metrics = exposed()
@@ -48,14 +48,14 @@ def test_alerts_and_panels_use_exactly_the_existing_metrics():
     assert sorted(set(metrics.values()) - {metrics[name] for name in used}) == []
 
 
-def test_alerts_use_codes_that_exist():
+def test_alerts_use_codes_that_exist() -> None:
     """The alerts use only existing codes of findings."""
     codes = [code for text in expressions() for code in re.findall(r'code="(\w+)"', text)]
     assert codes != []
     assert set(codes) <= set(FindingCode)
 
 
-def test_the_runbook_has_one_heading_for_each_alert_in_the_same_order():
+def test_the_runbook_has_one_heading_for_each_alert_in_the_same_order() -> None:
     """The runbook has one heading for each alert, in the same order."""
     alerts = [rule["alert"] for rule in RULES]
     text = Path("docs/runbook.md").read_text()
@@ -66,7 +66,7 @@ def test_the_runbook_has_one_heading_for_each_alert_in_the_same_order():
     ]
 
 
-def test_every_alert_has_a_severity_and_a_summary():
+def test_every_alert_has_a_severity_and_a_summary() -> None:
     """Every alert has a severity, a summary, a description and a link to the runbook."""
     for rule in RULES:
         assert rule["labels"]["severity"] in ("critical", "warning")
@@ -74,7 +74,7 @@ def test_every_alert_has_a_severity_and_a_summary():
         assert rule["annotations"]["summary"].endswith(".")
 
 
-def test_the_monitor_scrapes_the_port_of_the_daemon_set():
+def test_the_monitor_scrapes_the_port_of_the_daemon_set() -> None:
     """The PodMonitor uses the labels, the namespace and the port name of the DaemonSet."""
     monitor = yaml.safe_load((MONITORING / "podmonitor.yaml").read_text())
     daemon = yaml.safe_load(Path("manifests/base/daemonset.yaml").read_text())
@@ -89,7 +89,7 @@ def test_the_monitor_scrapes_the_port_of_the_daemon_set():
     assert template["metadata"]["labels"][monitor["spec"]["jobLabel"]] == "profile-loader"
 
 
-def test_the_kustomization_contains_every_file():
+def test_the_kustomization_contains_every_file() -> None:
     """The kustomization contains every file, and the dashboard has the label for Grafana's
     sidecar.
     """
@@ -100,7 +100,7 @@ def test_the_kustomization_contains_every_file():
     assert dashboard["options"]["labels"] == {"grafana_dashboard": "1"}
 
 
-def test_panels_do_not_overlap():
+def test_panels_do_not_overlap() -> None:
     """The panels of the dashboard do not overlap in the grid of 24 columns, and each panel has a
     unique number.
     """

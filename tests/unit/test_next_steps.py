@@ -276,7 +276,7 @@ def sites() -> Iterator[Site]:
 SITES = tuple(sites())
 
 
-def test_every_code_is_found_in_the_source():
+def test_every_code_is_found_in_the_source() -> None:
     """The search finds at least one call for each code."""
     indirect = {
         FindingCode.SOURCE_MISSING, FindingCode.SOURCE_UNREADABLE, FindingCode.SOURCE_OVER_LIMIT,
@@ -285,7 +285,7 @@ def test_every_code_is_found_in_the_source():
     assert set(FindingCode) - {site.code for site in SITES} == indirect
 
 
-def test_every_error_and_warning_has_a_next_step():
+def test_every_error_and_warning_has_a_next_step() -> None:
     """Only a notice can have no next step."""
     without = [
         f"{site.place} {site.code}"
@@ -296,7 +296,7 @@ def test_every_error_and_warning_has_a_next_step():
 
 
 @pytest.mark.parametrize("code", FindingCode, ids=str)
-def test_the_runbook_describes_the_next_steps_of_a_code(code):
+def test_the_runbook_describes_the_next_steps_of_a_code(code) -> None:
     """The section of a code contains each option, command and action of the hints."""
     section = RUNBOOK[code].lower()
     hints = [hint for site in SITES if site.code is code for hint in site.hints]

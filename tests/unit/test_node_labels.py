@@ -1,15 +1,20 @@
 """Tests of agent.kube.node_labels, with an API server in memory."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
-from agent.core.report import ProfileSetStatus
+from agent.core.report import ProfileSetStatus, ProfileStatus
+from agent.core.vocabulary import ProfileSetState
 from agent.kube import node_findings, node_labels, startup_taint
 from agent.kube.errors import KubeError, StatusError, UnreachableError
 from agent.kube.node_labels import NodeLabeler
 from agent.kube.own_node import NodeMetadata, NodeOptions, WrongNodeError, node_metadata
 from tests.api_server import BOOT_ID, NAME, UID, ApiServer
+from tests.narrowing import not_none
 from tests.reports import SET, D, report, row
 
 READY = f"set.{D}/ns__web"
@@ -18,16 +23,18 @@ TAINT = {"key": f"{D}/startup", "effect": "NoSchedule"}
 OTHER = {"key": "other", "effect": "NoSchedule"}
 
 
-def own_node(server, *, boot_id=BOOT_ID, **options):
+def own_node(
+    server: ApiServer, *, boot_id: str = BOOT_ID, **options: Any
+) -> node_labels.NodeLabeler:
     options = {"name": NAME, "domain": D, **options}
     return NodeLabeler(server, NodeOptions(**options), boot_id=lambda: boot_id)
 
 
-def observed(server):
+def observed(server: ApiServer) -> NodeMetadata:
     return node_metadata(server.snapshot())
 
 
-def test_all_labels_are_set_in_one_request_and_unchanged_labels_in_none():
+def test_all_labels_are_set_in_one_request_and_unchanged_labels_in_none() -> None:
     """One request sets all labels. If the labels are unchanged, the agent only reads the Node once
     to verify it.
     """
@@ -45,7 +52,7 @@ def test_all_labels_are_set_in_one_request_and_unchanged_labels_in_none():
     assert server.labels == {"kubernetes.io/os": "linux", A: "installed"}
 
 
-def test_a_label_that_another_client_removed_or_changed_is_restored():
+def test_a_label_that_another_client_removed_or_changed_is_restored() -> None:
     """If another client removed or changed a label of the agent, the label is restored."""
     server = ApiServer()
     own = own_node(server)
@@ -57,7 +64,7 @@ def test_a_label_that_another_client_removed_or_changed_is_restored():
     assert server.owners == {A: {"profile-loader"}, B: {"profile-loader"}}
 
 
-def test_a_foreign_label_with_the_agents_prefix_stays_and_is_reported():
+def test_a_foreign_label_with_the_agents_prefix_stays_and_is_reported() -> None:
     """A foreign label with the agent's prefix stays and is reported, with a single request in
     total.
     """
@@ -79,7 +86,7 @@ def test_a_foreign_label_with_the_agents_prefix_stays_and_is_reported():
     assert server.requests() == []
 
 
-def test_a_foreign_label_that_was_removed_is_no_longer_reported():
+def test_a_foreign_label_that_was_removed_is_no_longer_reported() -> None:
     """After a foreign label is removed, it is no longer reported. The end of the report needs no
     request.
     """
@@ -92,7 +99,7 @@ def test_a_foreign_label_that_was_removed_is_no_longer_reported():
     assert (own.findings(), server.requests()) == ((), [])
 
 
-def test_a_label_that_another_manager_also_owns_stays_and_is_reported():
+def test_a_label_that_another_manager_also_owns_stays_and_is_reported() -> None:
     """If another manager also owns a label, the agent releases its own ownership and reports the
     label.
     """
@@ -106,7 +113,7 @@ def test_a_label_that_another_manager_also_owns_stays_and_is_reported():
     assert [finding.location for finding in own.findings()] == [B]
 
 
-def test_labels_with_similar_prefixes_are_foreign():
+def test_labels_with_similar_prefixes_are_foreign() -> None:
     """Labels with a longer prefix, a shorter prefix or no prefix are foreign."""
     own = own_node(ApiServer())
     others = {"kubernetes.io/os": "linux", f"x.{D}/a": "1", f"x{D}/a": "1", "plain": "1"}
@@ -116,7 +123,7 @@ def test_labels_with_similar_prefixes_are_foreign():
 
 
 @pytest.mark.parametrize("boot_id", ["", "another"])
-def test_a_node_with_another_boot_id_is_never_labelled(boot_id):
+def test_a_node_with_another_boot_id_is_never_labelled(boot_id: str) -> None:
     """If a Node has another boot ID or no boot ID, the agent sets no label."""
     server = ApiServer(boot_id=boot_id)
     with pytest.raises(WrongNodeError, match=boot_id or "none yet"):
@@ -124,7 +131,7 @@ def test_a_node_with_another_boot_id_is_never_labelled(boot_id):
     assert (server.labels, server.requests()) == ({}, ["GET"])
 
 
-def test_without_the_boot_id_of_this_kernel_no_label_is_set():
+def test_without_the_boot_id_of_this_kernel_no_label_is_set() -> None:
     """If the boot ID of this kernel is unknown, the agent sets no label, even on a Node without a
     boot ID.
     """
@@ -135,7 +142,7 @@ def test_without_the_boot_id_of_this_kernel_no_label_is_set():
 
 
 @pytest.mark.parametrize("part", ["status", "nodeInfo"])
-def test_a_node_without_node_info_is_not_labelled(part):
+def test_a_node_without_node_info_is_not_labelled(part: str) -> None:
     """A Node that was just created has no status, so the agent does not label it."""
     server = ApiServer()
     if part == "status":
@@ -147,7 +154,7 @@ def test_a_node_without_node_info_is_not_labelled(part):
     assert server.labels == {}
 
 
-def test_a_node_without_a_uid_is_verified_like_any_other_node():
+def test_a_node_without_a_uid_is_verified_like_any_other_node() -> None:
     """A Node without a uid is verified like any other Node, even if another Node was verified
     before.
     """
@@ -157,7 +164,7 @@ def test_a_node_without_a_uid_is_verified_like_any_other_node():
     assert server.labels == {}
 
 
-def test_a_node_that_was_created_again_is_labelled_only_with_its_own_token():
+def test_a_node_that_was_created_again_is_labelled_only_with_its_own_token() -> None:
     """If a Node was created again, the agent labels it only with a token that contains the
     new uid.
     """
@@ -174,7 +181,7 @@ def test_a_node_that_was_created_again_is_labelled_only_with_its_own_token():
     assert (server.labels, server.requests()) == ({A: "installed"}, ["GET", "APPLY"])
 
 
-def test_a_stale_store_does_not_label_a_new_node_with_the_same_name():
+def test_a_stale_store_does_not_label_a_new_node_with_the_same_name() -> None:
     """If the store is stale, the API server compares the uid and rejects the request, so a new Node
     with the same name is not labelled.
     """
@@ -187,7 +194,7 @@ def test_a_stale_store_does_not_label_a_new_node_with_the_same_name():
     assert (error.value.status, server.labels) == (409, {})
 
 
-def test_a_missing_node_is_not_created():
+def test_a_missing_node_is_not_created() -> None:
     """If the Node is missing, the request fails, and the API server does not create the Node."""
     server = ApiServer()
     own = own_node(server)
@@ -201,7 +208,7 @@ def test_a_missing_node_is_not_created():
 @pytest.mark.parametrize(
     "lost", [UnreachableError("no response in time"), StatusError(504, "Timeout", "x")]
 )
-def test_labels_are_applied_again_after_a_lost_response(lost):
+def test_labels_are_applied_again_after_a_lost_response(lost: KubeError) -> None:
     """After a lost response, the agent applies the labels again, because the store may be
     outdated.
     """
@@ -220,7 +227,7 @@ def test_labels_are_applied_again_after_a_lost_response(lost):
     assert server.requests() == []
 
 
-def test_a_rejected_request_has_no_effect():
+def test_a_rejected_request_has_no_effect() -> None:
     """A rejected request has no effect, so the agent need not undo it."""
     server = ApiServer()
     own = own_node(server)
@@ -234,21 +241,21 @@ def test_a_rejected_request_has_no_effect():
     assert server.requests() == []
 
 
-def denies(*keys):
+def denies(*keys: str) -> Callable[[dict[str, str], dict[str, str]], str]:
     """Return a policy that denies every change of some labels."""
 
-    def policy(before, after):
+    def policy(before: dict[str, str], after: dict[str, str]) -> str:
         changed = [key for key in keys if before.get(key) != after.get(key)]
         return f"denied: {changed[0]}" if changed else ""
 
     return policy
 
 
-def key(number):
+def key(number: int) -> str:
     return f"seccomp.{D}/{number}.json"
 
 
-def test_a_rejected_label_does_not_affect_the_others():
+def test_a_rejected_label_does_not_affect_the_others() -> None:
     """If one label is rejected, the other labels are still set and removed."""
     server = ApiServer()
     own = own_node(server)
@@ -271,7 +278,7 @@ def test_a_rejected_label_does_not_affect_the_others():
     )
 
 
-def test_rejected_labels_are_not_sent_again_with_every_change():
+def test_rejected_labels_are_not_sent_again_with_every_change() -> None:
     """The agent does not send rejected labels again with every change of other labels."""
     server = ApiServer()
     own = own_node(server)
@@ -290,7 +297,7 @@ def test_rejected_labels_are_not_sent_again_with_every_change():
     assert (server.labels, own.findings()) == (expected, ())
 
 
-def test_a_label_whose_removal_is_rejected_stays_and_the_others_are_removed():
+def test_a_label_whose_removal_is_rejected_stays_and_the_others_are_removed() -> None:
     """If the removal of a label is rejected, the other labels are still removed."""
     server = ApiServer()
     own = own_node(server)
@@ -304,7 +311,7 @@ def test_a_label_whose_removal_is_rejected_stays_and_the_others_are_removed():
     assert server.requests() == []
 
 
-def test_a_rejected_value_removes_the_previous_value():
+def test_a_rejected_value_removes_the_previous_value() -> None:
     """If a new value of a label is rejected, the agent removes the label with its previous
     value.
     """
@@ -318,7 +325,7 @@ def test_a_rejected_value_removes_the_previous_value():
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 40, 200])
-def test_many_rejected_labels_are_found_within_a_few_attempts(count):
+def test_many_rejected_labels_are_found_within_a_few_attempts(count: int) -> None:
     """An attempt sends a limited number of requests. The attempt sets the labels of all groups that
     contain no rejected label.
     """
@@ -339,7 +346,7 @@ def test_many_rejected_labels_are_found_within_a_few_attempts(count):
     assert server.labels.keys() == fine | {READY}
 
 
-def test_a_request_is_not_split_after_an_error_that_is_not_about_its_content():
+def test_a_request_is_not_split_after_an_error_that_is_not_about_its_content() -> None:
     """After an error that is not about its content, a request is not split into several
     requests.
     """
@@ -354,7 +361,7 @@ def test_a_request_is_not_split_after_an_error_that_is_not_about_its_content():
     assert server.requests() == ["APPLY"]
 
 
-def test_an_api_server_that_becomes_busy_ends_the_attempt():
+def test_an_api_server_that_becomes_busy_ends_the_attempt() -> None:
     """If the API server becomes busy during an attempt, the attempt ends, and the labels that are
     already set stay.
     """
@@ -365,7 +372,7 @@ def test_an_api_server_that_becomes_busy_ends_the_attempt():
     server.errors = [StatusError(403, "Forbidden", "denied")]
     applies = []
 
-    def busy(_, after):
+    def busy(_: dict[str, str], after: dict[str, str]) -> str:
         applies.append(dict(after))
         if len(applies) == 3:
             raise StatusError(429, "TooManyRequests", "later")
@@ -377,23 +384,23 @@ def test_an_api_server_that_becomes_busy_ends_the_attempt():
     assert applies == [{}, {A: "installed"}, {A: "installed", READY: "ready"}]
 
 
-def test_only_the_startup_taint_is_removed_and_only_once():
+def test_only_the_startup_taint_is_removed_and_only_once() -> None:
     """One request removes the startup taint with all of its effects. Other taints stay in order."""
     hard = {"key": TAINT["key"], "effect": "NoExecute"}
     server = ApiServer(taints=[TAINT, OTHER, hard])
     own = own_node(server, taint=TAINT["key"])
     own.remove_startup_taint(observed(server), report(row()))
-    assert server.node["spec"]["taints"] == [OTHER]
+    assert not_none(server.node)["spec"]["taints"] == [OTHER]
     # One request verifies the Node, and two requests read and remove the taints.
     assert server.requests() == ["GET", "GET", "PATCH"]
     own.remove_startup_taint(observed(server), report(row()))
     assert server.requests() == []
 
 
-def test_a_node_without_taints_is_read_once():
+def test_a_node_without_taints_is_read_once() -> None:
     """The taints of a Node without taints are read only once."""
     server = ApiServer()
-    del server.node["spec"]["taints"]
+    del not_none(server.node)["spec"]["taints"]
     own = own_node(server, taint=TAINT["key"])
     own.remove_startup_taint(observed(server), report(row()))
     own.remove_startup_taint(observed(server), report(row()))
@@ -401,33 +408,33 @@ def test_a_node_without_taints_is_read_once():
     assert server.requests() == ["GET", "GET"]
 
 
-def test_without_the_option_no_taint_is_read():
+def test_without_the_option_no_taint_is_read() -> None:
     """Without the option, the agent reads no taint, because the permission to remove taints is in a
     separate component.
     """
     server = ApiServer(taints=[TAINT])
     own_node(server).remove_startup_taint(observed(server), report(row()))
-    assert (server.node["spec"]["taints"], server.requests()) == ([TAINT], [])
+    assert (not_none(server.node)["spec"]["taints"], server.requests()) == ([TAINT], [])
 
 
-def test_the_startup_taint_stays_until_every_accepted_profile_is_installed():
+def test_the_startup_taint_stays_until_every_accepted_profile_is_installed() -> None:
     """The startup taint stays until a report shows every accepted profile as installed. No request
     about taints is sent before.
     """
     server = ApiServer(taints=[TAINT])
     own = own_node(server, taint=TAINT["key"])
     own.remove_startup_taint(observed(server), report(row(), row("b.json", "failed")))
-    assert (server.node["spec"]["taints"], server.requests()) == ([TAINT], [])
+    assert (not_none(server.node)["spec"]["taints"], server.requests()) == ([TAINT], [])
     own.remove_startup_taint(observed(server), report(row(), row("b.json")))
-    assert server.node["spec"]["taints"] == []
+    assert not_none(server.node)["spec"]["taints"] == []
 
 
-def test_a_foreign_node_keeps_its_taint():
+def test_a_foreign_node_keeps_its_taint() -> None:
     """The agent does not remove the taint from the Node of another machine."""
     server = ApiServer(taints=[TAINT], boot_id="another")
     with pytest.raises(WrongNodeError):
         own_node(server, taint=TAINT["key"]).remove_startup_taint(observed(server), report(row()))
-    assert server.node["spec"]["taints"] == [TAINT]
+    assert not_none(server.node)["spec"]["taints"] == [TAINT]
 
 
 @pytest.mark.parametrize(
@@ -446,24 +453,24 @@ def test_a_foreign_node_keeps_its_taint():
         ("planned", False),
     ],
 )
-def test_every_accepted_profile_must_be_installed(state, expected):
+def test_every_accepted_profile_must_be_installed(state: str, expected: bool) -> None:
     """The taint stays if an accepted profile could not be installed. A rejected key does not
     prevent the removal.
     """
     assert startup_taint.is_removable(report(row(), row("b.json", state))) is expected
 
 
-def test_an_unsupported_kind_does_not_keep_the_taint():
+def test_an_unsupported_kind_does_not_keep_the_taint() -> None:
     """A kind that the node does not support does not prevent the removal of the taint."""
     unsupported = row("web", "unsupported", kind="apparmor")
     assert startup_taint.is_removable(report(row(), unsupported, apparmor="disabled")) is True
     assert startup_taint.is_removable(report(row(), unsupported, apparmor="enabled")) is False
 
 
-EMPTIED = (ProfileSetStatus(profile_set=SET, state="emptied"),)
+EMPTIED = (ProfileSetStatus(profile_set=SET, state=ProfileSetState.EMPTIED),)
 
 
-def test_an_emptied_set_with_installed_profiles_does_not_keep_the_taint():
+def test_an_emptied_set_with_installed_profiles_does_not_keep_the_taint() -> None:
     """An emptied profile set with installed profiles does not prevent the removal of the taint."""
     assert startup_taint.is_removable(report(row(state="held"), sets=EMPTIED)) is True
 
@@ -471,11 +478,14 @@ def test_an_emptied_set_with_installed_profiles_does_not_keep_the_taint():
 @pytest.mark.parametrize(
     "rows", [[], [row(origin="configmap ns/other")], [row(state="failed")], [row("", "rejected")]]
 )
-def test_an_emptied_set_that_was_never_installed_keeps_the_taint(rows):
+def test_an_emptied_set_that_was_never_installed_keeps_the_taint(rows: list[ProfileStatus]) -> None:
     """The taint stays for an emptied profile set that was never installed, because a user may still
     fill it.
     """
-    sets = (*EMPTIED, ProfileSetStatus(profile_set="configmap ns/other", state="read", keys=1))
+    sets = (
+        *EMPTIED,
+        ProfileSetStatus(profile_set="configmap ns/other", state=ProfileSetState.READ, keys=1),
+    )
     assert startup_taint.is_removable(report(*rows, sets=sets)) is False
 
 
@@ -488,18 +498,20 @@ def test_an_emptied_set_that_was_never_installed_keeps_the_taint(rows):
         ("unreadable", "over_limit", True),
     ],
 )
-def test_only_a_set_that_may_still_be_read_keeps_the_taint(state, cause, expected):
+def test_only_a_set_that_may_still_be_read_keeps_the_taint(
+    state: str, cause: str | None, expected: bool
+) -> None:
     """The taint stays only for a profile set that may still be read. An invalid node selector, or a
     set that is too large, does not prevent the removal.
     """
     sets = (
         ProfileSetStatus(profile_set=SET, state=state, cause=cause),
-        ProfileSetStatus(profile_set="dir /p", state="read"),
+        ProfileSetStatus(profile_set="dir /p", state=ProfileSetState.READ),
     )
     assert startup_taint.is_removable(report(row(origin="dir /p"), sets=sets)) is expected
 
 
-def test_unlabel_removes_every_label_with_a_prefix_of_the_agent():
+def test_unlabel_removes_every_label_with_a_prefix_of_the_agent() -> None:
     """The command `unlabel` removes every label with a prefix of the agent, and no other label."""
     server = ApiServer({"kubernetes.io/os": "linux", f"{D}/a~b": "x", f"seccomp.{D}/old": "x"})
     own = own_node(server)
@@ -512,13 +524,13 @@ def test_unlabel_removes_every_label_with_a_prefix_of_the_agent():
     assert server.requests() == ["GET"]
 
 
-def test_forged_fields_are_released_before_an_apply():
+def test_forged_fields_are_released_before_an_apply() -> None:
     """The agent releases forged fields before it applies labels, because the apply would otherwise
     remove these fields.
     """
     server = ApiServer()
     own = own_node(server)
-    server.node["metadata"]["managedFields"] = [
+    not_none(server.node)["metadata"]["managedFields"] = [
         {
             "manager": "profile-loader",
             "operation": "Apply",
@@ -536,7 +548,7 @@ def test_forged_fields_are_released_before_an_apply():
     assert server.requests() == ["GET", "APPLY"]
 
 
-def test_unlabel_tries_again_after_a_label_changed():
+def test_unlabel_tries_again_after_a_label_changed() -> None:
     """If a label changes during `unlabel`, the command tries again, but only a limited number of
     times.
     """
@@ -544,7 +556,7 @@ def test_unlabel_tries_again_after_a_label_changed():
     own = own_node(server)
     changes = iter(range(3))
 
-    def change():
+    def change() -> None:
         if server.asked[-1].startswith("PATCH") and next(changes, None) is not None:
             server.set_label(A, f"value-{len(server.asked)}")
 
@@ -558,7 +570,7 @@ def test_unlabel_tries_again_after_a_label_changed():
     assert server.requests() == ["GET", "PATCH"] * node_labels.UNLABEL_ATTEMPTS
 
 
-def test_unlabel_of_a_node_that_was_created_again_changes_nothing():
+def test_unlabel_of_a_node_that_was_created_again_changes_nothing() -> None:
     """If the Node is created again during `unlabel`, the command changes nothing."""
     server = ApiServer({A: "installed"})
     server.during = lambda: (
@@ -570,7 +582,7 @@ def test_unlabel_of_a_node_that_was_created_again_changes_nothing():
     assert server.labels == {A: "installed"}
 
 
-def test_unlabel_without_permission_is_reported_immediately():
+def test_unlabel_without_permission_is_reported_immediately() -> None:
     """If `unlabel` lacks a permission, it reports this immediately."""
     server = ApiServer({A: "installed"})
     server.during = lambda: (
@@ -582,7 +594,7 @@ def test_unlabel_without_permission_is_reported_immediately():
     assert server.requests() == ["GET", "PATCH"]
 
 
-def test_desired_labels_contain_the_existing_labels():
+def test_desired_labels_contain_the_existing_labels() -> None:
     """The desired labels contain the existing labels, within the limit and the domain of the
     options.
     """
@@ -594,19 +606,23 @@ def test_desired_labels_contain_the_existing_labels():
 
 
 @pytest.mark.parametrize("metadata", ["text", ["list"], {"labels": ["list"]}, {"labels": "text"}])
-def test_a_node_whose_labels_are_not_a_mapping_is_unreadable(metadata):
+def test_a_node_whose_labels_are_not_a_mapping_is_unreadable(
+    metadata: str | list[str] | dict[str, str | list[str]],
+) -> None:
     """A Node whose labels are not a mapping is unreadable."""
     with pytest.raises(UnreachableError):
         node_metadata({"metadata": metadata})
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"labels": None}])
-def test_an_object_without_metadata_has_no_uid_and_no_labels(metadata):
+def test_an_object_without_metadata_has_no_uid_and_no_labels(
+    metadata: dict[str, None] | None,
+) -> None:
     """An object without metadata has an empty uid and no labels."""
     assert node_metadata({"metadata": metadata}) == NodeMetadata(uid="", labels={})
 
 
-def test_problems_of_the_node_are_findings():
+def test_problems_of_the_node_are_findings() -> None:
     """The findings about the Node contain its name and the reason."""
     assert [
         node_findings.wrong_node("the boot ID is different", NAME),
@@ -639,7 +655,9 @@ def test_problems_of_the_node_are_findings():
         (0, "Check the address of the API server, and the network."),
     ],
 )
-def test_a_single_run_that_cannot_set_labels_reports_an_error_and_the_next_step(status, answer):
+def test_a_single_run_that_cannot_set_labels_reports_an_error_and_the_next_step(
+    status: int, answer: str
+) -> None:
     """If a single run cannot set labels, it reports an error. The next step depends on the response
     of the API server.
     """

@@ -1,15 +1,17 @@
 """Tests of passes while a key is checked in the background."""
 
+from pathlib import Path
+
 import pytest
 
 from agent.wake_queue import WakeReason
-from tests.daemon_world import GRACE_SECONDS, converged_world
+from tests.daemon_world import GRACE_SECONDS, DaemonWorld, converged_world
 
 KEPT = ("installed", "keep", "unchanged")
 
 
 @pytest.fixture
-def world(tmp_path):
+def world(tmp_path: Path) -> DaemonWorld:
     """Return a daemon after one pass over a new key that is still being checked."""
     world = converged_world(tmp_path)
     world.backend.slow_texts = frozenset({"new:1"})
@@ -18,7 +20,7 @@ def world(tmp_path):
     return world
 
 
-def test_a_slow_check_does_not_delay_other_profiles(world):
+def test_a_slow_check_does_not_delay_other_profiles(world: DaemonWorld) -> None:
     """While one key is pending, the agent restores missing profiles and installs other new keys."""
     world.source.keys["fast"] = "fast:1"
     del world.node.loaded["web"]
@@ -33,12 +35,12 @@ def test_a_slow_check_does_not_delay_other_profiles(world):
     assert world.loaded() == {"web", "old", "third", "fast"}
 
 
-def test_a_node_with_a_pending_key_is_not_converged(world):
+def test_a_node_with_a_pending_key_is_not_converged(world: DaemonWorld) -> None:
     """A node with a pending key is not converged."""
     assert (world.report.pending, world.report.converged) == (1, False)
 
 
-def test_the_pass_after_the_check_installs_the_profile(world):
+def test_the_pass_after_the_check_installs_the_profile(world: DaemonWorld) -> None:
     """After the check of a pending key has ended, a pass installs the profile."""
     world.backend.slow_texts = frozenset()
     assert world.calls_for_pass(WakeReason.COMPILED)
@@ -47,7 +49,7 @@ def test_the_pass_after_the_check_installs_the_profile(world):
     assert world.report.converged
 
 
-def test_the_last_good_version_stays_while_an_update_is_checked(world):
+def test_the_last_good_version_stays_while_an_update_is_checked(world: DaemonWorld) -> None:
     """While an update is checked, a missing last good version is restored."""
     world.backend.slow_texts = frozenset({"new:1", "web:2"})
     world.source.keys["web"] = "web:2"
@@ -59,7 +61,7 @@ def test_the_last_good_version_stays_while_an_update_is_checked(world):
     assert world.node.loaded["web"] == b"compiled web:1"
 
 
-def test_no_profile_is_removed_while_a_key_is_pending(world):
+def test_no_profile_is_removed_while_a_key_is_pending(world: DaemonWorld) -> None:
     """While a key is pending, no profile is removed."""
     del world.source.keys["old"]
     world.node.removed.clear()
@@ -74,7 +76,7 @@ def test_no_profile_is_removed_while_a_key_is_pending(world):
     assert world.node.removed == ["old"]
 
 
-def test_a_new_profile_waits_for_a_pending_key_that_may_declare_it(world):
+def test_a_new_profile_waits_for_a_pending_key_that_may_declare_it(world: DaemonWorld) -> None:
     """A new profile waits for a pending key that may declare the same name."""
     world.backend.slow_texts = frozenset({"new,b:1"})
     world.source.keys |= {"new": "new,b:1", "other": "b:2"}
@@ -87,7 +89,7 @@ def test_a_new_profile_waits_for_a_pending_key_that_may_declare_it(world):
     assert "b" not in world.node.loaded
 
 
-def test_a_pass_over_a_pending_key_reuses_no_report(world):
+def test_a_pass_over_a_pending_key_reuses_no_report(world: DaemonWorld) -> None:
     """While a key is pending, a pass does not reuse the report of the previous pass."""
     first = world.run_pass()
     second = world.run_pass()

@@ -28,7 +28,7 @@ PROBES = dataclasses.replace(
 )
 
 
-def test_a_reader_never_gets_a_partial_profile(tmp_path):
+def test_a_reader_never_gets_a_partial_profile(tmp_path: Path) -> None:
     """If the agent replaces a file while a reader opens it, the reader gets one complete
     version.
     """
@@ -37,7 +37,7 @@ def test_a_reader_never_gets_a_partial_profile(tmp_path):
     host.write_file("/d", "a.json", versions[0])
     result, contents = threading.Event(), set()
 
-    def read():
+    def read() -> None:
         while not result.is_set():
             contents.add((tmp_path / "d/a.json").read_bytes())
 
@@ -62,7 +62,7 @@ for number in range(150):
 """
 
 
-def test_a_reader_gets_complete_versions_if_two_agents_share_a_directory(tmp_path):
+def test_a_reader_gets_complete_versions_if_two_agents_share_a_directory(tmp_path: Path) -> None:
     """If two agents write the same file at the same time, a reader gets only complete versions."""
     Host(tmp_path).write_file("/d", "a.json", b"a" * 20_000)
     contents = set()
@@ -75,7 +75,7 @@ def test_a_reader_gets_complete_versions_if_two_agents_share_a_directory(tmp_pat
     assert [path.name for path in (tmp_path / "d").iterdir()] == ["a.json"]
 
 
-def test_a_changed_text_with_the_same_name_is_compiled_again(tmp_path):
+def test_a_changed_text_with_the_same_name_is_compiled_again(tmp_path: Path) -> None:
     """If the content of a text changes, the text is compiled again, even with the same name and the
     same file times.
     """
@@ -98,7 +98,7 @@ def test_a_changed_text_with_the_same_name_is_compiled_again(tmp_path):
     assert (tmp_path / "compiled").read_text() == "".join(texts[:2])
 
 
-def test_the_message_of_the_parser_is_in_every_output(capsys):
+def test_the_message_of_the_parser_is_in_every_output(capsys: pytest.CaptureFixture[str]) -> None:
     """The table, the JSON document, the log and the Event contain the parser's message with its
     line.
     """
@@ -141,7 +141,7 @@ REMOVED_KINDS = {
 
 
 @pytest.mark.parametrize("path", PLAIN_MANIFESTS, ids=str)
-def test_nothing_in_the_manifests_outlives_an_uninstall(path):
+def test_nothing_in_the_manifests_outlives_an_uninstall(path: Path) -> None:
     """The manifests contain no custom resource, no webhook and no finalizer.
 
     The admission policy calls no program, and applies only to requests from the agent.

@@ -1,11 +1,13 @@
 """Tests of the decision table of agent.core.plan, with at least one test for each row."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from agent.core import plan
-from agent.core.actions import Adopt, Hold, Install, Keep, Release, Remove
+from agent.core.actions import Action, Adopt, Hold, Install, Keep, Release, Remove
 from agent.core.desired import Desired
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
@@ -16,11 +18,14 @@ from agent.core.model import (
     LedgerEntry,
     Missing,
     Observation,
+    Observed,
     ObservedProfile,
     Pending,
     Profile,
+    ProfileKind,
     Read,
     Rejection,
+    Snapshot,
     Unchecked,
     UnknownUse,
     Unobservable,
@@ -30,51 +35,74 @@ from agent.core.model import (
     Version,
 )
 from agent.core.plan import PlanOptions
+from agent.core.vocabulary import ProfileState, Provenance, PruneMode, Reason
+from tests.json_object import JsonObject
+from tests.narrowing import not_none
 from tests.world import CAPABILITIES
 
 ORIGIN = "configmap ns/web"
 REFUSED = Finding(code=FindingCode.PARSER_REJECTED, location="web", message="refused")
 
 
-def key(name="web.profile", *, kind="apparmor", origin=ORIGIN):
+def key(
+    name: str = "web.profile", *, kind: ProfileKind = "apparmor", origin: str = ORIGIN
+) -> KeyId:
     return KeyId(kind=kind, profile_set=origin, key=name)
 
 
-def version(content="v1", names=("web",), **more):
+def version(content: str = "v1", names: tuple[str, ...] = ("web",), **more: Any) -> Version:
     more.setdefault("evidence", {name: frozenset({f"raw:{content}"}) for name in names})
     return Version(
         names=names, source_digest=f"source {content}", body_digest=f"body {content}", **more
     )
 
 
-def profile(id_=None, content="v1", names=("web",), **more):
+def profile(
+    id_: KeyId | None = None,
+    content: str = "v1",
+    names: tuple[str, ...] = ("web",),
+    **more: Any,
+) -> Profile:
     return Profile(
         id=id_ or key(), version=version(content, names, **more), source=b"s", body_size=1
     )
 
 
-def entry(id_=None, content="v1", names=("web",), provenance="installed", **more):
+def entry(
+    id_: KeyId | None = None,
+    content: str = "v1",
+    names: tuple[str, ...] = ("web",),
+    provenance: Provenance = Provenance.INSTALLED,
+    **more: Any,
+) -> LedgerEntry:
     return LedgerEntry(
         id=id_ or key(), provenance=provenance, installed=version(content, names), **more
     )
 
 
-def fact(content="v1", mode="", **more):
+def fact(content: str = "v1", mode: str = "", **more: Any) -> ObservedProfile:
     return ObservedProfile(evidence=frozenset({f"raw:{content}"}), mode=mode, **more)
 
 
-def node_with_foreign(**loaded):
+def node_with_foreign(**loaded: str) -> Observation:
     """Return a node on which another program loaded this content."""
     return Observation(
         profiles={name: fact(content, is_agent_object=False) for name, content in loaded.items()}
     )
 
 
-def node_with(**loaded):
+def node_with(**loaded: str) -> Observation:
     return Observation(profiles={name: fact(content) for name, content in loaded.items()})
 
 
-def desired(*profiles, rejected=(), unchecked=(), pending=(), sets=None, same=None):
+def desired(
+    *profiles: Profile,
+    rejected: Sequence[KeyId] = (),
+    unchecked: Sequence[KeyId] = (),
+    pending: Sequence[KeyId] = (),
+    sets: Sequence[Snapshot] | None = None,
+    same: Mapping[KeyId, KeyId] | None = None,
+) -> Desired:
     sets = sets if sets is not None else [Read(profile_set=ORIGIN, revision="1", source_keys=())]
     return Desired(
         profiles={accepted.id: accepted for accepted in profiles},
@@ -86,33 +114,45 @@ def desired(*profiles, rejected=(), unchecked=(), pending=(), sets=None, same=No
     )
 
 
-def decide(desired_keys, *entries, observation, kind="apparmor", **options):
+def decide(
+    desired_keys: Desired,
+    *entries: LedgerEntry,
+    observation: Observed,
+    kind: ProfileKind = "apparmor",
+    **options: Any,
+) -> tuple[Action, ...]:
     by_key = {owner.id: owner for owner in entries}
     return plan.plan(
         desired_keys, by_key, {kind: observation}, PlanOptions(**options), CAPABILITIES
     )
 
 
-def summary(actions):
+def summary(
+    actions: Iterable[Action],
+) -> list[tuple[type[Action], Reason, tuple[str, ...]]]:
     """Return the type, the reason and the names of each action."""
     return [(type(action), action.reason, action.names) for action in actions]
 
 
-def test_a_new_profile_is_installed():
+def test_a_new_profile_is_installed() -> None:
     """A desired profile that is neither on the node nor in the ledger is installed."""
     desired_profile = profile()
     install = Install(
-        id=key(), reason="new", names=("web",), profile=desired_profile, replaceable=frozenset()
+        id=key(),
+        reason=Reason.NEW,
+        names=("web",),
+        profile=desired_profile,
+        replaceable=frozenset(),
     )
     assert decide(desired(desired_profile), observation=node_with()) == (install,)
 
 
-def test_a_foreign_profile_with_the_desired_content_is_adopted():
+def test_a_foreign_profile_with_the_desired_content_is_adopted() -> None:
     """If another program loaded the desired content, the profile is adopted."""
     desired_profile = profile()
     adopt = Adopt(
         id=key(),
-        reason="same content",
+        reason=Reason.SAME_CONTENT,
         names=("web",),
         profile=desired_profile,
         evidence={"web": frozenset({"raw:v1"})},
@@ -120,11 +160,12 @@ def test_a_foreign_profile_with_the_desired_content_is_adopted():
     assert decide(desired(desired_profile), observation=node_with(web="v1")) == (adopt,)
 
 
-def test_a_foreign_profile_with_other_content_is_held():
+def test_a_foreign_profile_with_other_content_is_held() -> None:
     """If another program loaded other content, the key is held, and the foreign profile is not
     replaced.
     """
     (hold,) = decide(desired(profile()), observation=node_with(web="foreign"))
+    assert isinstance(hold, Hold)
     assert (Hold, "foreign", ["foreign_name"]) == (
         type(hold),
         hold.state,
@@ -132,16 +173,17 @@ def test_a_foreign_profile_with_other_content_is_held():
     )
 
 
-def test_a_profile_with_the_desired_content_in_another_mode_is_foreign():
+def test_a_profile_with_the_desired_content_in_another_mode_is_foreign() -> None:
     """A foreign profile with the desired content in another mode is not adopted."""
     desired_profile = profile(modes={"web": "enforce"})
     (hold,) = decide(
         desired(desired_profile), observation=Observation(profiles={"web": fact(mode="complain")})
     )
+    assert isinstance(hold, Hold)
     assert hold.state == "foreign"
 
 
-def test_a_foreign_profile_that_is_taken_over_is_replaced():
+def test_a_foreign_profile_that_is_taken_over_is_replaced() -> None:
     """With --take-over, a foreign profile counts as agent-owned."""
     actions = decide(
         desired(profile()), observation=node_with(web="foreign"), take_over=frozenset({"web"})
@@ -149,42 +191,44 @@ def test_a_foreign_profile_that_is_taken_over_is_replaced():
     assert [action.replaceable for action in actions] == [frozenset({"web"})]
 
 
-def test_an_unchanged_profile_is_kept():
+def test_an_unchanged_profile_is_kept() -> None:
     """An installed profile that is desired and unchanged on the node needs no action."""
     actions = decide(desired(profile()), entry(), observation=node_with(web="v1"))
     assert summary(actions) == [(Keep, "unchanged", ("web",))]
 
 
-def test_a_drifted_profile_is_restored():
+def test_a_drifted_profile_is_restored() -> None:
     """If the node has other content under an agent-owned name, the agent's version is restored."""
     actions = decide(desired(profile()), entry(), observation=node_with(web="other"))
     assert [(Install, "drifted", ("web",))] == summary(actions)
     assert actions[0].replaceable == frozenset({"web"})
 
 
-def test_an_adopted_profile_that_changed_on_the_node_is_held():
+def test_an_adopted_profile_that_changed_on_the_node_is_held() -> None:
     """If an adopted profile changed on the node, it is held."""
     (hold,) = decide(
-        desired(profile()), entry(provenance="adopted"), observation=node_with(web="other")
+        desired(profile()), entry(provenance=Provenance.ADOPTED), observation=node_with(web="other")
     )
+    assert isinstance(hold, Hold)
     assert (hold.state, hold.names) == ("foreign", ("web",))
 
 
-def test_an_equal_profile_of_another_program_is_kept():
+def test_an_equal_profile_of_another_program_is_kept() -> None:
     """If another program removes a profile and loads the same content, the profile is kept."""
     actions = decide(desired(profile()), entry(), observation=node_with_foreign(web="v1"))
     assert summary(actions) == [(Keep, "unchanged", ("web",))]
 
 
-def test_other_content_of_another_program_is_held():
+def test_other_content_of_another_program_is_held() -> None:
     """If another program removes a profile and loads other content, the key is held, because the
     profile is foreign.
     """
     (hold,) = decide(desired(profile()), entry(), observation=node_with_foreign(web="other"))
+    assert isinstance(hold, Hold)
     assert (type(hold), hold.state, hold.names) == (Hold, "foreign", ("web",))
 
 
-def test_a_message_does_not_claim_that_unreadable_content_differs():
+def test_a_message_does_not_claim_that_unreadable_content_differs() -> None:
     """If the kernel shows no content, the message only states that another program created the
     profile.
     """
@@ -192,16 +236,18 @@ def test_a_message_does_not_claim_that_unreadable_content_differs():
         profiles={"web": fact("object", is_agent_object=False, is_readable=False)}
     )
     (hold,) = decide(desired(profile()), entry(), observation=observation)
+    assert isinstance(hold, Hold)
     assert "with content that cannot be verified" in hold.findings[0].message
 
 
-def test_an_update_replaces_an_equal_profile_of_another_program():
+def test_an_update_replaces_an_equal_profile_of_another_program() -> None:
     """An update replaces an equal profile of another program, as it replaces an adopted profile
     (ADR 7).
     """
     (action,) = decide(
         desired(profile(content="v2")), entry(), observation=node_with_foreign(web="v1")
     )
+    assert isinstance(action, Install)
     assert (action.reason, action.replaceable, action.foreign) == (
         "changed",
         frozenset({"web"}),
@@ -209,7 +255,7 @@ def test_an_update_replaces_an_equal_profile_of_another_program():
     )
 
 
-def test_a_foreign_profile_stays_foreign_while_another_name_of_its_key_is_restored():
+def test_a_foreign_profile_stays_foreign_while_another_name_of_its_key_is_restored() -> None:
     """A key with a foreign name and an agent-owned name is restored, and the foreign name stays
     foreign.
     """
@@ -217,6 +263,7 @@ def test_a_foreign_profile_stays_foreign_while_another_name_of_its_key_is_restor
     (action,) = decide(
         desired(profile(names=names)), entry(names=names), observation=node_with_foreign(a="v1")
     )
+    assert isinstance(action, Install)
     assert (action.reason, action.replaceable, action.foreign) == (
         "went missing",
         frozenset({"a"}),
@@ -225,6 +272,7 @@ def test_a_foreign_profile_stays_foreign_while_another_name_of_its_key_is_restor
     (restore,) = decide(
         desired(rejected=[key()]), entry(names=names), observation=node_with_foreign(a="v1")
     )
+    assert isinstance(restore, Install)
     assert (restore.reason, restore.replaceable, restore.foreign) == (
         "went missing",
         frozenset({"a"}),
@@ -233,7 +281,7 @@ def test_a_foreign_profile_stays_foreign_while_another_name_of_its_key_is_restor
 
 
 @pytest.mark.parametrize("content", ["v1", "other"])
-def test_a_profile_that_is_taken_over_becomes_agent_owned(content):
+def test_a_profile_that_is_taken_over_becomes_agent_owned(content: str) -> None:
     """With --take-over, a foreign profile is replaced even if it has the desired content, so that
     it becomes agent-owned.
     """
@@ -247,21 +295,21 @@ def test_a_profile_that_is_taken_over_becomes_agent_owned(content):
     assert (actions[0].replaceable, actions[0].foreign) == (frozenset({"web"}), frozenset())
 
 
-def test_a_staged_version_that_another_program_loaded_is_adopted():
+def test_a_staged_version_that_another_program_loaded_is_adopted() -> None:
     """If the agent was killed before a load and another program then loaded the staged version, the
     profile is adopted.
     """
-    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
+    stored = LedgerEntry(id=key(), provenance=Provenance.INSTALLED, staged=version("v1"))
     assert summary(decide(desired(profile()), stored, observation=node_with_foreign(web="v1"))) == [
         (Adopt, "same content", ("web",))
     ]
 
 
-def test_a_staged_version_that_this_agent_loaded_is_finished():
+def test_a_staged_version_that_this_agent_loaded_is_finished() -> None:
     """An unfinished installation is completed if the record of loaded objects proves that the agent
     loaded the staged version.
     """
-    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
+    stored = LedgerEntry(id=key(), provenance=Provenance.INSTALLED, staged=version("v1"))
     observation = Observation(
         profiles={"web": fact("object", is_agent_object=True, is_readable=False)}
     )
@@ -270,38 +318,41 @@ def test_a_staged_version_that_this_agent_loaded_is_finished():
     ]
 
 
-def test_an_update_that_another_program_has_loaded_is_adopted():
+def test_an_update_that_another_program_has_loaded_is_adopted() -> None:
     """If another program has already loaded the new version, the agent adopts it."""
-    stored = entry(provenance="adopted")
+    stored = entry(provenance=Provenance.ADOPTED)
     assert summary(
         decide(desired(profile(content="v2")), stored, observation=node_with_foreign(web="v2"))
     ) == [(Adopt, "same content", ("web",))]
 
 
-def test_a_rejected_update_does_not_replace_a_foreign_profile():
+def test_a_rejected_update_does_not_replace_a_foreign_profile() -> None:
     """The last good version of a rejected update does not replace a foreign profile."""
     (hold,) = decide(desired(rejected=[key()]), entry(), observation=node_with_foreign(web="other"))
+    assert isinstance(hold, Hold)
     assert (hold.state, [finding.code for finding in hold.findings]) == (
         "foreign",
         ["parser_rejected", "foreign_name"],
     )
 
 
-def test_a_missing_profile_is_restored():
+def test_a_missing_profile_is_restored() -> None:
     """A missing profile is restored, unless another program loads a profile with this name
     first.
     """
     (action,) = decide(desired(profile()), entry(), observation=node_with())
+    assert isinstance(action, Install)
     assert (action.reason, action.replaceable) == ("went missing", frozenset())
 
 
-def test_a_changed_profile_is_replaced():
+def test_a_changed_profile_is_replaced() -> None:
     """A new version replaces the installed version."""
     (action,) = decide(desired(profile(content="v2")), entry(), observation=node_with(web="v1"))
+    assert isinstance(action, Install)
     assert (action.reason, action.replaceable) == ("changed", frozenset({"web"}))
 
 
-def test_a_new_compilation_of_the_same_source_is_installed():
+def test_a_new_compilation_of_the_same_source_is_installed() -> None:
     """If the same source text compiles to another body, the new body is installed with the reason
     "recompiled".
     """
@@ -312,35 +363,38 @@ def test_a_new_compilation_of_the_same_source_is_installed():
         body_digest="older body",
         evidence={"web": frozenset({"raw:old"})},
     )
-    stored = LedgerEntry(id=key(), provenance="installed", installed=old)
+    stored = LedgerEntry(id=key(), provenance=Provenance.INSTALLED, installed=old)
     assert summary(decide(desired(desired_profile), stored, observation=node_with(web="old"))) == [
         (Install, "recompiled", ("web",))
     ]
 
 
-def test_an_unfinished_installation_is_repeated():
+def test_an_unfinished_installation_is_repeated() -> None:
     """After an interruption between load and commit, the agent recognizes its profile by the
     content, and repeats the installation.
     """
-    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
+    stored = LedgerEntry(id=key(), provenance=Provenance.INSTALLED, staged=version("v1"))
     (action,) = decide(desired(profile(content="v2")), stored, observation=node_with(web="v1"))
+    assert isinstance(action, Install)
     assert (action.reason, action.replaceable) == ("unfinished", frozenset({"web"}))
 
 
-def test_a_staged_version_does_not_prove_ownership_of_other_content():
+def test_a_staged_version_does_not_prove_ownership_of_other_content() -> None:
     """A staged version that was never loaded does not own a profile with other content."""
-    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
+    stored = LedgerEntry(id=key(), provenance=Provenance.INSTALLED, staged=version("v1"))
     (hold,) = decide(desired(profile(content="v2")), stored, observation=node_with(web="foreign"))
+    assert isinstance(hold, Hold)
     assert hold.state == "foreign"
 
 
-def test_a_key_with_one_foreign_name_is_held_completely():
+def test_a_key_with_one_foreign_name_is_held_completely() -> None:
     """If one name of a key is foreign, all names of the key are held."""
     (hold,) = decide(desired(profile(names=("a", "b"))), observation=node_with(a="v1"))
+    assert isinstance(hold, Hold)
     assert (hold.state, [finding.location for finding in hold.findings]) == ("foreign", ["a"])
 
 
-def test_a_dropped_name_is_removed_after_the_installation():
+def test_a_dropped_name_is_removed_after_the_installation() -> None:
     """Names that a new version no longer contains are removed after the installation of the new
     version.
     """
@@ -353,7 +407,7 @@ def test_a_dropped_name_is_removed_after_the_installation():
     assert summary(actions) == [(Install, "changed", ("a",)), (Remove, "not desired", ("b",))]
 
 
-def test_a_retired_name_is_removed():
+def test_a_retired_name_is_removed() -> None:
     """A retired name, which only a previous version contains, is removed when no process
     uses it.
     """
@@ -367,11 +421,15 @@ def test_a_retired_name_is_removed():
     ]
 
 
-def test_a_rejected_update_holds_the_last_good_version():
+def test_a_rejected_update_holds_the_last_good_version() -> None:
     """The last good version of a rejected key stays installed."""
     (hold,) = decide(desired(rejected=[key()]), entry(), observation=node_with(web="v1"))
     expected = Hold(
-        id=key(), reason="rejected", names=("web",), state="outdated", findings=(REFUSED,)
+        id=key(),
+        reason=Reason.REJECTED,
+        names=("web",),
+        state=ProfileState.OUTDATED,
+        findings=(REFUSED,),
     )
     assert expected == hold
 
@@ -383,7 +441,9 @@ def test_a_rejected_update_holds_the_last_good_version():
         (node_with(web="other"), "drifted", frozenset({"web"})),
     ],
 )
-def test_a_rejected_update_restores_the_last_good_version(observation, reason, replaceable):
+def test_a_rejected_update_restores_the_last_good_version(
+    observation: Observation, reason: str, replaceable: frozenset[str]
+) -> None:
     """A missing or changed last good version is restored from the ledger."""
     (action,) = decide(desired(rejected=[key()]), entry(), observation=observation)
     expected = Install(
@@ -397,41 +457,46 @@ def test_a_rejected_update_restores_the_last_good_version(observation, reason, r
     assert expected == action
 
 
-def test_a_new_pending_key_is_held():
+def test_a_new_pending_key_is_held() -> None:
     """A new pending key is held, because its names are still unknown."""
-    hold = Hold(id=key(), reason="pending", names=(), state="pending")
+    hold = Hold(id=key(), reason=Reason.PENDING, names=(), state=ProfileState.PENDING)
     assert decide(desired(pending=[key()]), observation=node_with()) == (hold,)
 
 
-def test_a_pending_update_holds_the_last_good_version():
+def test_a_pending_update_holds_the_last_good_version() -> None:
     """While an update is pending, the installed version is held and counts as outdated."""
-    hold = Hold(id=key(), reason="pending", names=("web",), state="outdated")
+    hold = Hold(id=key(), reason=Reason.PENDING, names=("web",), state=ProfileState.OUTDATED)
     assert decide(desired(pending=[key()]), entry(), observation=node_with(web="v1")) == (hold,)
 
 
 @pytest.mark.parametrize(
     ("observation", "reason"), [(node_with(), "went missing"), (node_with(web="v0"), "drifted")]
 )
-def test_a_pending_update_restores_the_last_good_version(observation, reason):
+def test_a_pending_update_restores_the_last_good_version(
+    observation: Observation, reason: str
+) -> None:
     """While an update is pending, a missing profile is restored."""
     (action,) = decide(desired(pending=[key()]), entry(), observation=observation)
     assert (type(action), action.reason, action.profile) == (Install, reason, None)
 
 
 @pytest.mark.parametrize("provenance", ["installed", "adopted"])
-def test_nothing_is_removed_or_released_while_a_key_is_pending(provenance):
+def test_nothing_is_removed_or_released_while_a_key_is_pending(provenance: str) -> None:
     """While a key is pending, no profile and no label of its kind is removed."""
-    hold = Hold(id=key(), reason="pending", names=("web",), state="held")
+    hold = Hold(id=key(), reason=Reason.PENDING, names=("web",), state=ProfileState.HELD)
     new = key("new.profile")
     actions = decide(
         desired(pending=[new]),
         entry(provenance=provenance),
         observation=Observation(profiles={"web": fact()}, uses={"web": Unused()}),
     )
-    assert actions == (Hold(id=new, reason="pending", names=(), state="pending"), hold)
+    assert actions == (
+        Hold(id=new, reason=Reason.PENDING, names=(), state=ProfileState.PENDING),
+        hold,
+    )
 
 
-def test_a_changed_profile_is_not_released_while_a_key_is_pending():
+def test_a_changed_profile_is_not_released_while_a_key_is_pending() -> None:
     """While a renamed key is pending, its changed profile is not released, because the key may
     repair it. The label is removed at once.
     """
@@ -439,14 +504,16 @@ def test_a_changed_profile_is_not_released_while_a_key_is_pending():
     observation = Observation(profiles={"web": fact("changed")}, uses={"web": Unused()})
     pending = decide(desired(pending=[new]), entry(), observation=observation)
     assert pending == (
-        Hold(id=new, reason="pending", names=(), state="pending"),
-        Hold(id=key(), reason="pending", names=("web",), state="held", desired=False),
+        Hold(id=new, reason=Reason.PENDING, names=(), state=ProfileState.PENDING),
+        Hold(
+            id=key(), reason=Reason.PENDING, names=("web",), state=ProfileState.HELD, desired=False
+        ),
     )
     accepted = decide(desired(profile(new)), entry(), observation=observation)
     assert summary(accepted) == [(Install, "drifted", ("web",)), (Release, "moved", ("web",))]
 
 
-def test_a_pending_key_of_another_kind_does_not_delay_a_removal():
+def test_a_pending_key_of_another_kind_does_not_delay_a_removal() -> None:
     """A pending AppArmor key does not delay the removal of a seccomp file."""
     stored = entry(key(kind="seccomp"))
     observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
@@ -456,7 +523,7 @@ def test_a_pending_key_of_another_kind_does_not_delay_a_removal():
     ]
 
 
-def test_a_new_name_waits_for_a_pending_key_that_may_declare_it():
+def test_a_new_name_waits_for_a_pending_key_that_may_declare_it() -> None:
     """A new name waits for a pending key that may declare the same name, because both keys would
     then be rejected.
     """
@@ -469,7 +536,7 @@ def test_a_new_name_waits_for_a_pending_key_that_may_declare_it():
     ]
 
 
-def test_a_name_of_a_pending_key_cannot_move_yet():
+def test_a_name_of_a_pending_key_cannot_move_yet() -> None:
     """A profile name in a pending key cannot move to another key before the check ends."""
     actions = decide(
         desired(profile(key("a.profile"), "v2"), pending=[key()]),
@@ -482,10 +549,12 @@ def test_a_name_of_a_pending_key_cannot_move_yet():
     ]
 
 
-def test_an_update_of_installed_names_does_not_wait_for_pending_keys():
+def test_an_update_of_installed_names_does_not_wait_for_pending_keys() -> None:
     """An update of installed names does not wait for pending keys."""
     desired_profile = profile(content="v2", names=("new",))
-    stored = LedgerEntry(id=key(), provenance="installed", installed=version("v1", ("new",)))
+    stored = LedgerEntry(
+        id=key(), provenance=Provenance.INSTALLED, installed=version("v1", ("new",))
+    )
     (action, _) = decide(
         desired(desired_profile, pending=[key("c.profile")]),
         stored,
@@ -494,31 +563,41 @@ def test_an_update_of_installed_names_does_not_wait_for_pending_keys():
     assert (type(action), action.reason) == (Install, "changed")
 
 
-def test_a_rejected_update_does_not_replace_a_changed_adopted_profile():
+def test_a_rejected_update_does_not_replace_a_changed_adopted_profile() -> None:
     """The last good version does not replace an adopted profile that another program changed."""
     (hold,) = decide(
-        desired(rejected=[key()]), entry(provenance="adopted"), observation=node_with(web="other")
+        desired(rejected=[key()]),
+        entry(provenance=Provenance.ADOPTED),
+        observation=node_with(web="other"),
     )
+    assert isinstance(hold, Hold)
     assert (hold.state, [finding.code for finding in hold.findings]) == (
         "foreign",
         ["parser_rejected", "foreign_name"],
     )
 
 
-def test_a_rejected_new_key_is_only_reported():
+def test_a_rejected_new_key_is_only_reported() -> None:
     """A rejected key that was never accepted is only reported."""
     assert decide(desired(rejected=[key()]), observation=node_with()) == (
-        Hold(id=key(), reason="rejected", names=(), state="rejected", findings=(REFUSED,)),
+        Hold(
+            id=key(),
+            reason=Reason.REJECTED,
+            names=(),
+            state=ProfileState.REJECTED,
+            findings=(REFUSED,),
+        ),
     )
 
 
-def test_an_unchecked_key_keeps_its_last_good_version():
+def test_an_unchecked_key_keeps_its_last_good_version() -> None:
     """If a key cannot be checked on this node, its installed profile stays."""
     (hold,) = decide(desired(unchecked=[key()]), entry(), observation=node_with(web="v1"))
+    assert isinstance(hold, Hold)
     assert (hold.reason, hold.state) == ("unchecked", "outdated")
 
 
-def test_an_undesired_unused_profile_is_removed():
+def test_an_undesired_unused_profile_is_removed() -> None:
     """An undesired profile is removed if no process uses it. The removal requires another check of
     the use.
     """
@@ -526,7 +605,7 @@ def test_an_undesired_unused_profile_is_removed():
     assert decide(desired(), entry(), observation=observation) == (
         Remove(
             id=key(),
-            reason="not desired",
+            reason=Reason.NOT_DESIRED,
             names=("web",),
             evidence={"web": frozenset({"raw:v1"})},
             require_unused=True,
@@ -538,7 +617,9 @@ def test_an_undesired_unused_profile_is_removed():
     ("use", "reason"),
     [(InUse(pids=(1, 2)), "in_use"), (UnknownUse(reason="no /proc"), "use_unknown")],
 )
-def test_an_undesired_profile_is_held_while_it_may_be_in_use(use, reason):
+def test_an_undesired_profile_is_held_while_it_may_be_in_use(
+    use: InUse | UnknownUse, reason: str
+) -> None:
     """An undesired profile is held while it may be in use."""
     observation = Observation(profiles={"web": fact()}, uses={"web": use})
     assert summary(decide(desired(), entry(), observation=observation)) == [
@@ -546,7 +627,7 @@ def test_an_undesired_profile_is_held_while_it_may_be_in_use(use, reason):
     ]
 
 
-def test_hats_and_children_stay_with_a_profile_in_use():
+def test_hats_and_children_stay_with_a_profile_in_use() -> None:
     """Hats and children stay while their profile is in use, unless the current version of the
     profile omits them.
     """
@@ -562,14 +643,14 @@ def test_hats_and_children_stay_with_a_profile_in_use():
     ) == [*names[1:]]
 
 
-def test_a_profile_whose_use_was_not_checked_is_held():
+def test_a_profile_whose_use_was_not_checked_is_held() -> None:
     """If the use of a profile was not checked, the profile is held."""
     assert summary(decide(desired(), entry(), observation=node_with(web="v1"))) == [
         (Hold, "use_unknown", ("web",))
     ]
 
 
-def test_prune_never_holds_undesired_profiles():
+def test_prune_never_holds_undesired_profiles() -> None:
     """With --prune=never, all undesired profiles are held."""
     observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     assert summary(decide(desired(), entry(), observation=observation, prune="never")) == [
@@ -587,7 +668,9 @@ def test_prune_never_holds_undesired_profiles():
         ({("apparmor", "web"): 60.0}, Remove),
     ],
 )
-def test_a_removal_waits_for_the_label_and_the_grace_period(absent_seconds, expected):
+def test_a_removal_waits_for_the_label_and_the_grace_period(
+    absent_seconds: dict[tuple[str, str], float] | None, expected: type[object]
+) -> None:
     """A profile is removed only after its label is known to be absent and the grace period has
     passed.
     """
@@ -613,16 +696,19 @@ def test_a_removal_waits_for_the_label_and_the_grace_period(absent_seconds, expe
         (desired(rejected=[key()]), True),
     ],
 )
-def test_a_hold_of_an_unobservable_profile_shows_whether_it_is_desired(desired_keys, expected):
+def test_a_hold_of_an_unobservable_profile_shows_whether_it_is_desired(
+    desired_keys: Desired, expected: bool
+) -> None:
     """The hold of an unobservable profile contains whether the profile is desired, because only
     desired profiles keep their labels.
     """
     blind = Unobservable(finding=REFUSED)
     (action,) = decide(desired_keys, entry(), observation=blind)
+    assert isinstance(action, Hold)
     assert (action.names, action.state, action.desired) == (("web",), "unobservable", expected)
 
 
-def test_a_name_that_an_unreadable_source_may_desire_keeps_its_label():
+def test_a_name_that_an_unreadable_source_may_desire_keeps_its_label() -> None:
     """A name keeps its label while an unreadable source may desire it."""
     sets = [
         Read(profile_set=ORIGIN, revision="1", source_keys=()),
@@ -630,10 +716,11 @@ def test_a_name_that_an_unreadable_source_may_desire_keeps_its_label():
     ]
     observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     (action,) = decide(desired(sets=sets), entry(), observation=observation)
+    assert isinstance(action, Hold)
     assert (type(action), action.reason, action.desired) == (Hold, "a source is unreadable", True)
 
 
-def test_unreferenced_files_are_unused_and_unreferenced_policy_may_be_in_use():
+def test_unreferenced_files_are_unused_and_unreferenced_policy_may_be_in_use() -> None:
     """A profile of either kind is held while a pod references it. Without a reference, only a
     seccomp file is known to be unused.
     """
@@ -650,6 +737,7 @@ def test_unreferenced_files_are_unused_and_unreferenced_policy_may_be_in_use():
     (free,) = decide(
         desired(), seccomp, observation=observation, kind="seccomp", pods_by_profile={}
     )
+    assert isinstance(free, Remove)
     assert (type(free), free.require_unused) == (Remove, False)
     (policy,) = decide(desired(), entry(), observation=observation, pods_by_profile={})
     assert (type(policy), policy.reason) == (Hold, "use_unknown")
@@ -660,7 +748,7 @@ def test_unreferenced_files_are_unused_and_unreferenced_policy_may_be_in_use():
     assert (type(named), named.reason) == (Hold, "in_use")
 
 
-def test_nothing_is_removed_while_the_pods_are_unknown():
+def test_nothing_is_removed_while_the_pods_are_unknown() -> None:
     """With --pod-aware, a list of pods that failed or is delayed does not count as empty."""
     observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     (held,) = decide(desired(), entry(), observation=observation, pod_aware=True, prune="always")
@@ -671,7 +759,7 @@ def test_nothing_is_removed_while_the_pods_are_unknown():
     assert type(removal) is Remove
 
 
-def test_prune_always_skips_the_proof_of_disuse_for_files_only():
+def test_prune_always_skips_the_proof_of_disuse_for_files_only() -> None:
     """--prune=always removes files without a proof of disuse, but no loaded AppArmor profiles."""
     observation = Observation(profiles={"web": fact()}, uses={"web": UnknownUse(reason="a file")})
     seccomp = entry(key(kind="seccomp"))
@@ -685,14 +773,16 @@ def test_prune_always_skips_the_proof_of_disuse_for_files_only():
 @pytest.mark.parametrize(
     ("stored", "observation", "reason"),
     [
-        (entry(provenance="adopted"), node_with(web="v1"), "adopted"),
+        (entry(provenance=Provenance.ADOPTED), node_with(web="v1"), "adopted"),
         (entry(), node_with(), "absent"),
         (entry(), node_with(web="foreign"), "foreign"),
         (entry(), node_with_foreign(web="v1"), "foreign"),
         (entry(retired={"web": frozenset({"raw:v1"})}), node_with_foreign(web="v1"), "foreign"),
     ],
 )
-def test_profiles_that_the_agent_must_not_remove_are_released(stored, observation, reason):
+def test_profiles_that_the_agent_must_not_remove_are_released(
+    stored: LedgerEntry, observation: Observation, reason: str
+) -> None:
     """Adopted profiles, absent profiles and profiles that another program replaced are removed from
     the ledger only.
     """
@@ -701,13 +791,13 @@ def test_profiles_that_the_agent_must_not_remove_are_released(stored, observatio
     ]
 
 
-def test_an_entry_without_an_installed_version_is_released():
+def test_an_entry_without_an_installed_version_is_released() -> None:
     """An entry that owns no name is deleted from the ledger."""
-    stored = LedgerEntry(id=key(), provenance="installed", staged=version())
+    stored = LedgerEntry(id=key(), provenance=Provenance.INSTALLED, staged=version())
     assert summary(decide(desired(), stored, observation=node_with())) == [
         (Release, "never installed", ("web",))
     ]
-    nothing = LedgerEntry(id=key(), provenance="installed")
+    nothing = LedgerEntry(id=key(), provenance=Provenance.INSTALLED)
     assert summary(decide(desired(), nothing, observation=node_with())) == [
         (Release, "never installed", ())
     ]
@@ -721,15 +811,19 @@ def test_an_entry_without_an_installed_version_is_released():
         Unreadable(profile_set=ORIGIN, reason="EACCES"),
     ],
 )
-def test_an_entry_with_a_staged_version_stays_while_its_set_is_not_read(unread):
+def test_an_entry_with_a_staged_version_stays_while_its_set_is_not_read(unread: Snapshot) -> None:
     """An entry with a staged version stays, because this version may be on the node.
 
     Without the entry, the staged version would look foreign.
     """
-    stored = LedgerEntry(id=key(), provenance="installed", staged=version())
+    stored = LedgerEntry(id=key(), provenance=Provenance.INSTALLED, staged=version())
     (hold,) = decide(desired(sets=[unread]), stored, observation=node_with(web="v1"))
     assert hold == Hold(
-        id=key(), reason="source unavailable", names=("web",), state="held", desired=False
+        id=key(),
+        reason=Reason.SOURCE_UNAVAILABLE,
+        names=("web",),
+        state=ProfileState.HELD,
+        desired=False,
     )
 
 
@@ -746,16 +840,18 @@ OWN_HIDDEN = fact("object", is_agent_object=True, is_readable=False)
         (OWN_HIDDEN, {"raw:v1", "raw:object"}),
     ],
 )
-def test_an_undesired_staged_version_is_removed(observed, evidence):
+def test_an_undesired_staged_version_is_removed(
+    observed: ObservedProfile, evidence: set[str]
+) -> None:
     """If the agent was killed between load and commit, and the key was deleted, the staged version
     is removed.
     """
-    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
+    stored = LedgerEntry(id=key(), provenance=Provenance.INSTALLED, staged=version("v1"))
     observation = Observation(profiles={"web": observed}, uses={"web": Unused()})
     assert decide(desired(), stored, observation=observation) == (
         Remove(
             id=key(),
-            reason="not desired",
+            reason=Reason.NOT_DESIRED,
             names=("web",),
             evidence={"web": frozenset(evidence)},
             require_unused=True,
@@ -772,13 +868,16 @@ def test_an_undesired_staged_version_is_removed(observed, evidence):
         (Unused(), {"label_absent_seconds": {}}, "label_pending"),
     ],
 )
-def test_an_undesired_staged_version_is_held_like_an_installed_version(use, options, reason):
+def test_an_undesired_staged_version_is_held_like_an_installed_version(
+    use: InUse | UnknownUse | Unused, options: JsonObject, reason: str
+) -> None:
     """The removal of a staged version requires the same proof of disuse as the removal of an
     installed version.
     """
-    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
+    stored = LedgerEntry(id=key(), provenance=Provenance.INSTALLED, staged=version("v1"))
     observation = Observation(profiles={"web": fact("v1", is_agent_object=True)}, uses={"web": use})
     (hold,) = decide(desired(), stored, observation=observation, **options)
+    assert isinstance(hold, Hold)
     assert (type(hold), hold.reason, hold.names, hold.desired) == (Hold, reason, ("web",), False)
 
 
@@ -792,18 +891,20 @@ def test_an_undesired_staged_version_is_held_like_an_installed_version(use, opti
         fact("other", equivalent_evidence=frozenset({"raw:v1"})),
     ],
 )
-def test_a_staged_version_that_is_not_proven_to_be_agent_owned_is_released(observed):
+def test_a_staged_version_that_is_not_proven_to_be_agent_owned_is_released(
+    observed: ObservedProfile,
+) -> None:
     """A staged version is released if neither its content nor its object proves that the agent
     loaded it.
     """
-    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
+    stored = LedgerEntry(id=key(), provenance=Provenance.INSTALLED, staged=version("v1"))
     observation = Observation(profiles={"web": observed}, uses={"web": Unused()})
     assert summary(decide(desired(), stored, observation=observation)) == [
         (Release, "foreign", ("web",))
     ]
 
 
-def test_an_update_that_was_not_recorded_is_removed_with_its_key():
+def test_an_update_that_was_not_recorded_is_removed_with_its_key() -> None:
     """If an update was loaded but not committed, and its key was deleted, the loaded version is
     removed.
     """
@@ -813,6 +914,7 @@ def test_an_update_that_was_not_recorded_is_removed_with_its_key():
         uses={"web": Unused(), "web2": Unused()},
     )
     (remove,) = decide(desired(), stored, observation=observation)
+    assert isinstance(remove, Remove)
     assert (type(remove), remove.names) == (Remove, ("web", "web2"))
     assert remove.evidence == {
         "web": frozenset({"raw:v1", "raw:v2"}),
@@ -824,11 +926,13 @@ def test_an_update_that_was_not_recorded_is_removed_with_its_key():
     ("content", "action"),
     [("v1", (Release, "adopted", ("web",))), ("v2", (Remove, "not desired", ("web",)))],
 )
-def test_an_adopted_profile_is_removed_only_if_the_agent_replaced_it(content, action):
+def test_an_adopted_profile_is_removed_only_if_the_agent_replaced_it(
+    content: str, action: tuple[type[object], str, tuple[str]]
+) -> None:
     """An adopted profile is removed only if the staged version on the node shows that the agent
     replaced the profile.
     """
-    stored = entry(content="v1", provenance="adopted", staged=version("v2"))
+    stored = entry(content="v1", provenance=Provenance.ADOPTED, staged=version("v2"))
     observation = Observation(profiles={"web": fact(content)}, uses={"web": Unused()})
     (decided,) = decide(desired(), stored, observation=observation)
     assert summary([decided]) == [action]
@@ -836,7 +940,7 @@ def test_an_adopted_profile_is_removed_only_if_the_agent_replaced_it(content, ac
         assert decided.evidence == {"web": frozenset({"raw:v2"})}
 
 
-def test_a_name_that_only_an_unfinished_update_added_is_removed():
+def test_a_name_that_only_an_unfinished_update_added_is_removed() -> None:
     """If only an unfinished update contains a name, and the key desires its installed version
     again, the name is removed.
     """
@@ -851,11 +955,11 @@ def test_a_name_that_only_an_unfinished_update_added_is_removed():
 
 
 @pytest.mark.parametrize("content", ["v1", "v2"])
-def test_an_unfinished_installation_of_another_key_is_repeated(content):
+def test_an_unfinished_installation_of_another_key_is_repeated(content: str) -> None:
     """If a key is renamed after an unfinished installation, the new key repeats the installation.
     The profile is not foreign.
     """
-    stored = LedgerEntry(id=key("old"), provenance="installed", staged=version("v1"))
+    stored = LedgerEntry(id=key("old"), provenance=Provenance.INSTALLED, staged=version("v1"))
     observation = Observation(profiles={"web": fact("v1", is_agent_object=True)})
     new = profile(key("new"), content=content)
     assert summary(decide(desired(new), stored, observation=observation)) == [
@@ -864,12 +968,12 @@ def test_an_unfinished_installation_of_another_key_is_repeated(content):
     ]
 
 
-def test_a_staged_name_of_an_unrelated_set_can_move():
+def test_a_staged_name_of_an_unrelated_set_can_move() -> None:
     """A key may provide a staged name of another profile set if no source provides that profile
     set.
     """
     stored = LedgerEntry(
-        id=key(origin="configmap ns/old"), provenance="installed", staged=version("v1")
+        id=key(origin="configmap ns/old"), provenance=Provenance.INSTALLED, staged=version("v1")
     )
     observation = Observation(profiles={"web": fact("v1", is_agent_object=True)})
     assert summary(decide(desired(profile()), stored, observation=observation)) == [
@@ -878,10 +982,10 @@ def test_a_staged_name_of_an_unrelated_set_can_move():
     ]
 
 
-def test_a_staged_name_that_another_entry_owns_is_removed_by_that_entry():
+def test_a_staged_name_that_another_entry_owns_is_removed_by_that_entry() -> None:
     """If one entry staged a name that another entry owns, only the owner removes the profile."""
     owner = entry(key("owner"), content="v2")
-    stored = LedgerEntry(id=key("staged"), provenance="installed", staged=version("v1"))
+    stored = LedgerEntry(id=key("staged"), provenance=Provenance.INSTALLED, staged=version("v1"))
     observation = Observation(profiles={"web": fact("v2")}, uses={"web": Unused()})
     assert summary(decide(desired(), owner, stored, observation=observation)) == [
         (Release, "moved", ("web",)),
@@ -889,10 +993,10 @@ def test_a_staged_name_that_another_entry_owns_is_removed_by_that_entry():
     ]
 
 
-def test_a_staged_profile_is_removed_if_its_owner_does_not_match_the_node():
+def test_a_staged_profile_is_removed_if_its_owner_does_not_match_the_node() -> None:
     """The owner releases the name, because the agent replaced its profile before the kill."""
     owner = entry(key("owner"), content="v1")
-    stored = LedgerEntry(id=key("staged"), provenance="installed", staged=version("v2"))
+    stored = LedgerEntry(id=key("staged"), provenance=Provenance.INSTALLED, staged=version("v2"))
     observation = Observation(profiles={"web": fact("v2")}, uses={"web": Unused()})
     assert summary(decide(desired(), owner, stored, observation=observation)) == [
         (Release, "foreign", ("web",)),
@@ -900,10 +1004,10 @@ def test_a_staged_profile_is_removed_if_its_owner_does_not_match_the_node():
     ]
 
 
-def test_a_staged_profile_stays_if_its_owner_stays():
+def test_a_staged_profile_stays_if_its_owner_stays() -> None:
     """The source of the owner cannot be read, so the owner restores its last good version."""
     owner = entry(key("owner", origin="configmap ns/unread"), content="v1")
-    stored = LedgerEntry(id=key("staged"), provenance="installed", staged=version("v2"))
+    stored = LedgerEntry(id=key("staged"), provenance=Provenance.INSTALLED, staged=version("v2"))
     observation = Observation(profiles={"web": fact("v2")}, uses={"web": Unused()})
     sets = [
         Read(profile_set=ORIGIN, revision="1", source_keys=()),
@@ -914,12 +1018,12 @@ def test_a_staged_profile_stays_if_its_owner_stays():
     assert not [action for action in actions if isinstance(action, Remove)]
 
 
-def test_two_entries_own_a_name_that_a_third_entry_staged():
+def test_two_entries_own_a_name_that_a_third_entry_staged() -> None:
     """If a third entry staged a name that two entries own, the releases of the name require no
     installed version.
     """
     first, second = entry(key("a"), content="v1"), entry(key("b"), content="v1")
-    third = LedgerEntry(id=key("c"), provenance="installed", staged=version("v2"))
+    third = LedgerEntry(id=key("c"), provenance=Provenance.INSTALLED, staged=version("v2"))
     actions = decide(
         desired(profile(key("new"), content="v1")),
         first,
@@ -932,20 +1036,20 @@ def test_two_entries_own_a_name_that_a_third_entry_staged():
 
 
 @pytest.mark.parametrize(("state", "reason"), [("rejected", "rejected"), ("pending", "pending")])
-def test_a_staged_version_stays_while_its_key_is_not_accepted(state, reason):
+def test_a_staged_version_stays_while_its_key_is_not_accepted(state: str, reason: str) -> None:
     """The staged version of a rejected or pending key stays until a new version of the key is
     accepted.
     """
-    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
+    stored = LedgerEntry(id=key(), provenance=Provenance.INSTALLED, staged=version("v1"))
     observation = Observation(profiles={"web": fact("v1")}, uses={"web": Unused()})
     assert summary(decide(desired(**{state: [key()]}), stored, observation=observation)) == [
         (Hold, reason, ())
     ]
 
 
-def test_a_staged_version_stays_while_its_key_is_blocked():
+def test_a_staged_version_stays_while_its_key_is_blocked() -> None:
     """If a foreign profile blocks a key without an installed version, the staged version stays."""
-    stored = LedgerEntry(id=key(), provenance="installed", staged=version("v1"))
+    stored = LedgerEntry(id=key(), provenance=Provenance.INSTALLED, staged=version("v1"))
     observation = Observation(
         profiles={"web": fact("v1", is_agent_object=True), "new": fact(is_agent_object=False)},
         uses={"web": Unused()},
@@ -956,12 +1060,12 @@ def test_a_staged_version_stays_while_its_key_is_blocked():
     ]
 
 
-def test_a_rejected_key_keeps_a_staged_version_that_it_needs():
+def test_a_rejected_key_keeps_a_staged_version_that_it_needs() -> None:
     """If a key is renamed after an unfinished installation and then rejected, its staged profile
     stays on the node.
     """
     refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
-    stored = LedgerEntry(id=key("old"), provenance="installed", staged=version("v1"))
+    stored = LedgerEntry(id=key("old"), provenance=Provenance.INSTALLED, staged=version("v1"))
     needed = replace(desired(), rejections={refused.id: refused})
     observation = Observation(profiles={"web": fact("v1")}, uses={"web": Unused()})
     assert summary(decide(needed, stored, observation=observation)) == [
@@ -970,7 +1074,7 @@ def test_a_rejected_key_keeps_a_staged_version_that_it_needs():
     ]
 
 
-def test_a_renamed_key_keeps_its_profile():
+def test_a_renamed_key_keeps_its_profile() -> None:
     """If a key is renamed, the ownership moves to the new key, and the node does not change."""
     actions = decide(
         desired(profile(key("new"))), entry(key("old")), observation=node_with(web="v1")
@@ -985,7 +1089,9 @@ def test_a_renamed_key_keeps_its_profile():
         (node_with(), (Install, "went missing", ("web",))),
     ],
 )
-def test_a_name_that_a_rejected_key_needs_stays(observation, action):
+def test_a_name_that_a_rejected_key_needs_stays(
+    observation: Observation, action: tuple[type[object], str, tuple[str]]
+) -> None:
     """If a key is renamed and rejected at the same time, the version of the previous key stays."""
     refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
     desired_keys = replace(desired(), rejections={key("new"): refused})
@@ -997,7 +1103,7 @@ def test_a_name_that_a_rejected_key_needs_stays(observation, action):
     ]
 
 
-def test_a_name_that_a_key_with_a_foreign_name_needs_stays():
+def test_a_name_that_a_key_with_a_foreign_name_needs_stays() -> None:
     """If a foreign profile blocks a renamed key, all names of the previous key stay."""
     desired_keys = desired(profile(key("new"), "v2", ("helper", "web")))
     actions = decide(
@@ -1011,7 +1117,7 @@ def test_a_name_that_a_key_with_a_foreign_name_needs_stays():
     assert summary(actions)[1:] == [(Install, "went missing", ("web",))]
 
 
-def test_an_incomplete_version_is_held_but_not_restored():
+def test_an_incomplete_version_is_held_but_not_restored() -> None:
     """If one name of a rejected key has moved to another key, the version is incomplete. The other
     name of the version is held but not restored.
     """
@@ -1031,7 +1137,7 @@ def test_an_incomplete_version_is_held_but_not_restored():
     ]
 
 
-def test_a_name_of_an_unrelated_set_can_move():
+def test_a_name_of_an_unrelated_set_can_move() -> None:
     """If a current key provides a name of an unrelated profile set, the entry of that set releases
     only this name.
     """
@@ -1042,7 +1148,7 @@ def test_a_name_of_an_unrelated_set_can_move():
     assert summary(actions) == [(Install, "changed", ("web",)), (Release, "moved", ("web",))]
 
 
-def test_entries_of_unrelated_sets_have_no_action():
+def test_entries_of_unrelated_sets_have_no_action() -> None:
     """Ledger entries of unrelated profile sets cause no action, because the sources of this pass do
     not provide these sets.
     """
@@ -1051,10 +1157,12 @@ def test_entries_of_unrelated_sets_have_no_action():
 
 
 @pytest.mark.parametrize("refused", ["rejected", "unchecked"])
-def test_a_name_of_a_rejected_key_cannot_move(refused):
+def test_a_name_of_a_rejected_key_cannot_move(refused: str) -> None:
     """A name in the last good version of a rejected key cannot move to another key."""
     desired_keys = desired(profile(key("new"), "v2"), **{refused: [key("old")]})
     new, old = decide(desired_keys, entry(key("old")), observation=node_with(web="v1"))
+    assert isinstance(old, Hold)
+    assert isinstance(new, Hold)
     assert (new.state, [finding.code for finding in new.findings]) == (
         "rejected",
         ["name_conflict"],
@@ -1062,7 +1170,7 @@ def test_a_name_of_a_rejected_key_cannot_move(refused):
     assert (type(old), old.names, old.state) == (Hold, ("web",), "outdated")
 
 
-def test_a_name_of_an_unreadable_set_cannot_move():
+def test_a_name_of_an_unreadable_set_cannot_move() -> None:
     """A name of an unreadable profile set cannot move, because the profile set may still provide
     it.
     """
@@ -1073,10 +1181,12 @@ def test_a_name_of_an_unreadable_set_cannot_move():
     desired_keys = desired(profile(content="v2"), sets=sets)
     stored = entry(key("old", origin="dir /x"))
     new, old = decide(desired_keys, stored, observation=node_with(web="v1"))
+    assert isinstance(old, Hold)
+    assert isinstance(new, Hold)
     assert (new.state, old.reason, old.state) == ("rejected", "source unavailable", "held")
 
 
-def test_an_unreadable_set_blocks_every_removal():
+def test_an_unreadable_set_blocks_every_removal() -> None:
     """An unreadable profile set blocks every removal, because a key may have moved to this set."""
     sets = [
         Read(profile_set=ORIGIN, revision="1", source_keys=()),
@@ -1096,7 +1206,7 @@ def test_an_unreadable_set_blocks_every_removal():
         Unreadable(profile_set=ORIGIN, reason="EACCES"),
     ],
 )
-def test_profiles_of_a_set_that_was_not_read_are_kept_and_restored(unread):
+def test_profiles_of_a_set_that_was_not_read_are_kept_and_restored(unread: Snapshot) -> None:
     """Profiles of an emptied, missing or unreadable set are never removed."""
     desired_keys = desired(sets=[unread])
     assert summary(decide(desired_keys, entry(), observation=node_with(web="v1"))) == [
@@ -1111,7 +1221,7 @@ def test_profiles_of_a_set_that_was_not_read_are_kept_and_restored(unread):
     "unread",
     [Emptied(profile_set="dir /x", revision=""), Missing(profile_set="dir /x", reason="not found")],
 )
-def test_names_of_a_missing_or_empty_set_can_move_together(unread):
+def test_names_of_a_missing_or_empty_set_can_move_together(unread: Snapshot) -> None:
     """If a ConfigMap is created again under another name, all of its profile names can move to the
     new profile set together.
     """
@@ -1131,7 +1241,7 @@ def test_names_of_a_missing_or_empty_set_can_move_together(unread):
     ]
 
 
-def test_a_duplicate_key_releases_its_names_to_the_first_key():
+def test_a_duplicate_key_releases_its_names_to_the_first_key() -> None:
     """If two keys have the same content, only the first key owns the profiles."""
     desired_keys = desired(profile(key("a")), same={key("b"): key("a")})
     actions = decide(desired_keys, entry(key("b")), observation=node_with(web="v1"))
@@ -1145,7 +1255,7 @@ def test_a_duplicate_key_releases_its_names_to_the_first_key():
         (Unsupported(finding=REFUSED), "unsupported"),
     ],
 )
-def test_an_unobservable_or_unsupported_kind_is_held(observed, state):
+def test_an_unobservable_or_unsupported_kind_is_held(observed: Observed, state: str) -> None:
     """If a kind is unobservable or unsupported, all of its keys and ledger entries are held.
     Rejected keys stay rejected.
     """
@@ -1160,9 +1270,9 @@ def test_an_unobservable_or_unsupported_kind_is_held(observed, state):
     ]
 
 
-def test_a_version_that_was_installed_before_an_adoption_is_removed():
+def test_a_version_that_was_installed_before_an_adoption_is_removed() -> None:
     """If a key adopts a foreign profile, the version that the agent installed before is removed."""
-    stored = entry(provenance="adopted", retired={"left": frozenset({"raw:v0"})})
+    stored = entry(provenance=Provenance.ADOPTED, retired={"left": frozenset({"raw:v0"})})
     observation = Observation(profiles={"web": fact(), "left": fact("v0")}, uses={"left": Unused()})
     assert summary(decide(desired(profile()), stored, observation=observation)) == [
         (Keep, "unchanged", ("web",)),
@@ -1195,50 +1305,57 @@ V1 = entry(names=("a", "b"))  # This version is installed under the key of `prof
     ],
 )
 def test_an_installation_has_a_fallback_if_the_last_good_version_is_missing(
-    stored, new, observation, replaceable
-):
+    stored: LedgerEntry,
+    new: tuple[str],
+    observation: Observation,
+    replaceable: frozenset[str] | None,
+) -> None:
     """If the last good version is not on the node, an installation has this version as its
     fallback. The fallback replaces no foreign profile.
     """
     (action, *_) = decide(
         desired(profile(content="v2", names=new)), stored, observation=observation
     )
+    assert isinstance(action, Install)
     assert action.previous_owners == {stored.id}
     if replaceable is None:
         assert action.fallback is None
     else:
         assert action.fallback == Install(
             id=stored.id,
-            reason=action.fallback.reason,
+            reason=not_none(action.fallback).reason,
             names=("a", "b"),
             profile=None,
             replaceable=replaceable,
         )
 
 
-def test_a_fallback_contains_no_name_of_another_key():
+def test_a_fallback_contains_no_name_of_another_key() -> None:
     """A version is not used as a fallback if another key provides or owns one of its names."""
     other = profile(key("other"), "v3", ("b",))
     desired_keys = desired(profile(content="v2", names=("a",)), other)
     (_, action, *_) = decide(desired_keys, V1, observation=node_with())
+    assert isinstance(action, Install)
     assert (action.names, action.fallback) == (("a",), None)
     owner = entry(key("owner", origin="dir /elsewhere"), "v3", ("b",))
     (action, *_) = decide(
         desired(profile(content="v2", names=("a",))), V1, owner, observation=node_with()
     )
+    assert isinstance(action, Install)
     assert action.fallback is None
 
 
-def test_an_update_with_a_foreign_name_is_held_completely():
+def test_an_update_with_a_foreign_name_is_held_completely() -> None:
     """If one name of an update is foreign, the update is not installed under any name."""
     desired_profile = profile(content="v2", names=("web", "extra"))
     (hold,) = decide(
         desired(desired_profile), entry(), observation=node_with(web="v1", extra="foreign")
     )
+    assert isinstance(hold, Hold)
     assert (hold.reason, hold.names, hold.state) == ("foreign", ("web",), "outdated")
 
 
-def test_removal_candidates_are_agent_owned_names_without_a_key():
+def test_removal_candidates_are_agent_owned_names_without_a_key() -> None:
     """Only agent-owned names without a key are removal candidates, so the agent observes the use of
     these names only.
     """
@@ -1251,7 +1368,7 @@ def test_removal_candidates_are_agent_owned_names_without_a_key():
             entry(
                 key("foreign"),
                 names=("foreign",),
-                provenance="adopted",
+                provenance=Provenance.ADOPTED,
                 retired={"left": frozenset({"raw:v0"})},
             ),
             entry(key("far", origin="dir /far"), names=("far",)),
@@ -1260,10 +1377,13 @@ def test_removal_candidates_are_agent_owned_names_without_a_key():
     assert plan.removal_candidates(desired_keys, stored, PlanOptions()) == frozenset(
         {"left", "old"}
     )
-    assert plan.removal_candidates(desired_keys, stored, PlanOptions(prune="never")) == frozenset()
+    assert (
+        plan.removal_candidates(desired_keys, stored, PlanOptions(prune=PruneMode.NEVER))
+        == frozenset()
+    )
 
 
-def test_a_name_of_a_blocked_key_cannot_move():
+def test_a_name_of_a_blocked_key_cannot_move() -> None:
     """A name of a key that a foreign profile blocks cannot move to another key."""
     first, second = profile(key("one"), "v2", ("b", "c")), profile(key("two"), "v2", ("a",))
     stored = entry(key("one"), names=("a",)), entry(key("three"), names=("b",))
@@ -1276,7 +1396,7 @@ def test_a_name_of_a_blocked_key_cannot_move():
     ]
 
 
-def test_a_key_that_looks_like_another_kind_keeps_its_last_good_version():
+def test_a_key_that_looks_like_another_kind_keeps_its_last_good_version() -> None:
     """If a partially written key looks like another kind, its last good version stays."""
     desired_keys = Desired(
         rejections={key(): Rejection(id=key(), findings=(REFUSED,))},
@@ -1287,10 +1407,11 @@ def test_a_key_that_looks_like_another_kind_keeps_its_last_good_version():
     (held,) = decide(
         desired_keys, seccomp, observation=node_with(web="v1"), kind="seccomp", prune="always"
     )
+    assert isinstance(held, Hold)
     assert (type(held), held.reason, held.desired) == (Hold, "source unavailable", True)
 
 
-def test_keys_in_a_rejected_directory_keep_their_last_good_version():
+def test_keys_in_a_rejected_directory_keep_their_last_good_version() -> None:
     """If a link or a FIFO replaced a directory, its keys are rejected and keep their last good
     version.
     """
@@ -1300,7 +1421,7 @@ def test_keys_in_a_rejected_directory_keep_their_last_good_version():
     assert (Hold, "source unavailable", ("web",)) in summary(actions)
 
 
-def test_a_key_that_is_accepted_as_another_kind_replaces_its_previous_profile():
+def test_a_key_that_is_accepted_as_another_kind_replaces_its_previous_profile() -> None:
     """If a key is accepted as another kind, its previous profile is removed."""
     other = Profile(id=key(kind="seccomp"), version=version(), source=b"s", body_size=1)
     desired_keys = Desired(

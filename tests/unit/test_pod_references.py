@@ -3,13 +3,14 @@
 import pytest
 
 from agent.core import pod_references
+from tests.json_object import JsonObject
 
 
-def local(name):
+def local(name: str) -> dict[str, str]:
     return {"type": "Localhost", "localhostProfile": name}
 
 
-def test_references_in_every_part_of_a_pod_count():
+def test_references_in_every_part_of_a_pod_count() -> None:
     """References in the pod, in its three types of containers, and in the annotations of older API
     servers count.
     """
@@ -43,7 +44,7 @@ def test_references_in_every_part_of_a_pod_count():
 
 
 @pytest.mark.parametrize("written", ["./a/b.json", "a//b.json", "a/./b.json", "a/b.json/"])
-def test_the_path_of_a_seccomp_file_is_normalized_as_in_the_kubelet(written):
+def test_the_path_of_a_seccomp_file_is_normalized_as_in_the_kubelet(written: str) -> None:
     """The agent normalizes the path of a seccomp file as the kubelet does, because the API server
     accepts other paths.
     """
@@ -67,6 +68,6 @@ def test_the_path_of_a_seccomp_file_is_normalized_as_in_the_kubelet(written):
         },
     ],
 )
-def test_a_terminated_pod_or_a_pod_without_a_profile_has_no_references(pod):
+def test_a_terminated_pod_or_a_pod_without_a_profile_has_no_references(pod: JsonObject) -> None:
     """A pod that has terminated does not reference a profile."""
     assert pod_references.referenced_profiles(pod) == frozenset()

@@ -10,12 +10,19 @@ from agent.reporting.progress import Progress
 class Terminal(io.StringIO):
     """A stream that counts as a terminal."""
 
-    def isatty(self):
+    def isatty(self) -> bool:
         """Return True."""
         return True
 
 
-def output(stream, counts, *, term="xterm", quiet=False, work="texts"):
+def output(
+    stream: io.StringIO,
+    counts: range | list[int],
+    *,
+    term: str = "xterm",
+    quiet: bool = False,
+    work: str = "texts",
+) -> str:
     """Return the output of a command that finishes the given counts of 100 parts, one count per
     second.
     """
@@ -27,7 +34,7 @@ def output(stream, counts, *, term="xterm", quiet=False, work="texts"):
     return stream.getvalue()
 
 
-def test_a_command_that_ends_soon_shows_no_progress():
+def test_a_command_that_ends_soon_shows_no_progress() -> None:
     """Without a terminal, a command shows no progress in its first ten seconds."""
     assert output(io.StringIO(), range(10)) == ""
 
@@ -35,7 +42,7 @@ def test_a_command_that_ends_soon_shows_no_progress():
 @pytest.mark.parametrize(
     ("stream", "term"), [(io.StringIO, "xterm"), (Terminal, "dumb")], ids=["pipe", "dumb terminal"]
 )
-def test_a_line_is_written_every_ten_seconds(stream, term):
+def test_a_line_is_written_every_ten_seconds(stream: type[io.StringIO], term: str) -> None:
     """Without a terminal, the command writes a line every ten seconds. A line contains the counts,
     the rate and the remaining time.
     """
@@ -45,19 +52,21 @@ def test_a_line_is_written_every_ten_seconds(stream, term):
     ]
 
 
-def test_the_remaining_time_is_unknown_at_first():
+def test_the_remaining_time_is_unknown_at_first() -> None:
     """The remaining time is unknown until the first part is finished."""
     assert output(io.StringIO(), [0] * 11) == "profile-loader: 0 of 100 texts\n"
 
 
-def test_a_long_time_is_shown_in_minutes():
+def test_a_long_time_is_shown_in_minutes() -> None:
     """A remaining time of hundreds of seconds is shown in minutes."""
     counts = [0] * 10 + [1]
     expected = "profile-loader: 1 of 100 texts, 0.1/s, about 16 min 30 s left\n"
     assert output(io.StringIO(), counts) == expected
 
 
-def test_a_terminal_shows_one_line_that_is_rewritten_and_finally_removed(monkeypatch):
+def test_a_terminal_shows_one_line_that_is_rewritten_and_finally_removed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """On a terminal, one line is rewritten and finally removed. The line fits the terminal, because
     a wrapped line cannot be removed.
     """
@@ -66,7 +75,7 @@ def test_a_terminal_shows_one_line_that_is_rewritten_and_finally_removed(monkeyp
     assert written == ["", "1 of 100 texts, 1/s", "2 of 100 texts, 1/s", ""]
 
 
-def test_the_rate_is_measured_for_each_kind_of_work(monkeypatch):
+def test_the_rate_is_measured_for_each_kind_of_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rate is measured separately for each type of work, so that fast checks do not affect the
     estimate for slow installations.
     """
@@ -84,6 +93,6 @@ def test_the_rate_is_measured_for_each_kind_of_work(monkeypatch):
     ]
 
 
-def test_a_quiet_command_shows_no_progress():
+def test_a_quiet_command_shows_no_progress() -> None:
     """With --quiet, a command shows no progress."""
     assert output(Terminal(), range(60), quiet=True) == ""

@@ -2,13 +2,16 @@
 thread.
 """
 
+from typing import Any
+
 import pytest
 
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
-from agent.core.report import ProfileSetStatus
+from agent.core.report import ProfileSetStatus, ProfileStatus
+from agent.core.vocabulary import ProfileSetState
 from agent.kube import event_outbox, events, label_contention, publisher
-from agent.kube.errors import StatusError, UnreachableError
+from agent.kube.errors import KubeError, StatusError, UnreachableError
 from agent.kube.event_outbox import EventOutbox
 from agent.kube.event_sender import EventSender
 from agent.kube.node_labels import NodeLabeler
@@ -16,6 +19,7 @@ from agent.kube.own_node import NodeOptions
 from agent.kube.publisher import FIRST_SECONDS, LONGEST_SECONDS, Publisher
 from agent.kube.reflector import Store
 from tests.api_server import BOOT_ID, NAME, ApiServer, WatchedNode
+from tests.narrowing import not_none
 from tests.reports import SET, D, report, row
 from tests.system.guest.pace import until
 
@@ -28,21 +32,21 @@ BAD = (Finding(code=FindingCode.NOT_JSON, location="line 1", message="The key is
 class Clock:
     """A clock that only advances when a test advances it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.now = 1000.0
 
-    def __call__(self):
+    def __call__(self) -> float:
         return self.now
 
 
 class World:
     """A publisher with its API server and the calls of its callbacks."""
 
-    def __init__(self, clock, server=None, **options):
+    def __init__(self, clock: Clock, server: ApiServer | None = None, **options: Any) -> None:
         self.clock = clock
         self.server = server or ApiServer()
         self.node = WatchedNode(self.server)
-        self.changes = []
+        self.changes: list[frozenset[str] | None] = []
         self.dropped = 0
         labeler = NodeLabeler(
             self.server, NodeOptions(name=NAME, domain=D, **options), lambda: BOOT_ID
@@ -55,16 +59,16 @@ class World:
             clock=clock,
         )
 
-    def _on_drop(self, number):
+    def _on_drop(self, number: int) -> None:
         self.dropped += number
 
-    def codes(self):
+    def codes(self) -> list[FindingCode]:
         return [finding.code for finding in self.publisher.findings]
 
-    def is_due(self):
+    def is_due(self) -> bool:
         return self.publisher.seconds_until_due() == 0
 
-    def run_until_idle(self):
+    def run_until_idle(self) -> None:
         """Run the steps of the publisher's thread without waiting."""
         for _ in range(100):
             if not self.is_due():
@@ -75,25 +79,25 @@ class World:
 
 
 @pytest.fixture
-def clock():
+def clock() -> Clock:
     return Clock()
 
 
 @pytest.fixture
-def world(clock):
+def world(clock: Clock) -> World:
     """A publisher whose Node has been read."""
     world = World(clock)
     world.node.deliver()
     return world
 
 
-def publish(world, *rows, **more):
+def publish(world: World, *rows: ProfileStatus, **more: Any) -> None:
     """Post a report, and run the steps that are due."""
     world.publisher.post(report(*rows, **more))
     world.run_until_idle()
 
 
-def test_the_labels_of_a_report_are_set_on_the_node(world):
+def test_the_labels_of_a_report_are_set_on_the_node(world: World) -> None:
     """The publisher sets the labels of a report on the Node. An identical report causes no
     request.
     """
@@ -106,7 +110,7 @@ def test_the_labels_of_a_report_are_set_on_the_node(world):
     assert (world.server.requests(), world.publisher.findings) == ([], ())
 
 
-def test_before_the_first_report_no_request_is_sent(world):
+def test_before_the_first_report_no_request_is_sent(world: World) -> None:
     """Before its first report, a restarted agent sends no request and removes no label."""
     world.server.set_label(A, "installed", "profile-loader")
     world.node.deliver()
@@ -115,7 +119,7 @@ def test_before_the_first_report_no_request_is_sent(world):
     assert (world.server.requests(), world.server.labels) == ([], {A: "installed"})
 
 
-def test_before_the_node_was_read_no_label_is_known(clock):
+def test_before_the_node_was_read_no_label_is_known(clock: Clock) -> None:
     """Before the Node was read, no label is known and no request is sent."""
     world = World(clock)
     world.publisher.post(report(row()))
@@ -129,7 +133,7 @@ def test_before_the_node_was_read_no_label_is_known(clock):
     assert world.server.requests() == []
 
 
-def test_a_missing_node_is_reported(clock):
+def test_a_missing_node_is_reported(clock: Clock) -> None:
     """If the Node is missing, the publisher reports this and does not create the Node."""
     world = World(clock)
     world.server.node = None
@@ -143,7 +147,7 @@ def test_a_missing_node_is_reported(clock):
     )
 
 
-def test_an_unread_node_without_a_reason_is_reported(world):
+def test_an_unread_node_without_a_reason_is_reported(world: World) -> None:
     """If the Node was not read for an unknown reason, the publisher reports this."""
     world.node.store = Store(objects=None, revision=world.node.store.revision + 1)
     world.publisher.post(report(row()))
@@ -151,7 +155,7 @@ def test_an_unread_node_without_a_reason_is_reported(world):
     assert "the Node was not read yet" in world.publisher.findings[0].message
 
 
-def test_a_label_counts_as_set_until_the_api_server_confirms_its_removal(world):
+def test_a_label_counts_as_set_until_the_api_server_confirms_its_removal(world: World) -> None:
     """A label counts as set until the API server confirms its removal."""
     publish(world, row(), row("b.json"))
     world.publisher.post(report(row()))
@@ -165,10 +169,10 @@ def test_a_label_counts_as_set_until_the_api_server_confirms_its_removal(world):
     assert world.codes() == []
 
 
-def test_a_label_that_may_have_been_set_counts_as_set(world):
+def test_a_label_that_may_have_been_set_counts_as_set(world: World) -> None:
     """After a lost response, a label that may have been set counts as set."""
     world.publisher.post(report(row()))
-    world.publisher.labeler.identity.require_own_node(world.node.store.objects[NAME])
+    world.publisher.labeler.identity.require_own_node(not_none(world.node.store.objects)[NAME])
     world.server.lost = [DOWN]
     world.publisher.step()
     assert world.server.labels == {A: "installed", READY: "ready"}
@@ -177,14 +181,14 @@ def test_a_label_that_may_have_been_set_counts_as_set(world):
     assert (world.publisher.labels_on_node(), world.server.labels) == (frozenset(), {})
 
 
-def test_a_report_during_a_request_does_not_remove_pending_labels(world):
+def test_a_report_during_a_request_does_not_remove_pending_labels(world: World) -> None:
     """If a new report arrives during a request, the pending labels still count as set."""
 
-    def overtake():
+    def overtake() -> None:
         world.server.during = lambda: None
         world.publisher.post(report())
 
-    world.publisher.labeler.identity.require_own_node(world.node.store.objects[NAME])
+    world.publisher.labeler.identity.require_own_node(not_none(world.node.store.objects)[NAME])
     world.publisher.post(report(row()))
     world.server.during = overtake
     world.publisher.step()
@@ -193,30 +197,30 @@ def test_a_report_during_a_request_does_not_remove_pending_labels(world):
     assert (world.publisher.labels_on_node(), world.server.labels) == (frozenset(), {})
 
 
-def test_the_labels_of_a_report_during_a_request_may_soon_be_set(world):
+def test_the_labels_of_a_report_during_a_request_may_soon_be_set(world: World) -> None:
     """If a new report arrives during a request, the labels of this report count as possibly set."""
 
-    def overtake():
+    def overtake() -> None:
         world.server.during = lambda: None
         world.publisher.post(report(row("b.json")))
 
-    world.publisher.labeler.identity.require_own_node(world.node.store.objects[NAME])
+    world.publisher.labeler.identity.require_own_node(not_none(world.node.store.objects)[NAME])
     world.publisher.post(report(row()))
     world.server.during = overtake
     world.publisher.step()
     assert world.publisher.labels_on_node() == {A, B, READY}
 
 
-def test_an_event_of_the_watch_during_a_request_is_kept(world):
+def test_an_event_of_the_watch_during_a_request_is_kept(world: World) -> None:
     """If the watch delivers an event during a request, the publisher does not lose the event."""
 
-    def event():
+    def event() -> None:
         world.server.during = lambda: None
         world.server.set_label("pool", "a")
         world.node.deliver()
         assert world.publisher.labels_on_node() == {A, READY}  # The main loop calls this method.
 
-    world.publisher.labeler.identity.require_own_node(world.node.store.objects[NAME])
+    world.publisher.labeler.identity.require_own_node(not_none(world.node.store.objects)[NAME])
     world.publisher.post(report(row()))
     world.server.during = event
     world.publisher.step()
@@ -226,7 +230,7 @@ def test_an_event_of_the_watch_during_a_request_is_kept(world):
     assert world.publisher.labels() == {A: "installed", READY: "ready"}
 
 
-def test_labels_are_unknown_while_the_store_is_not_confirmed(world):
+def test_labels_are_unknown_while_the_store_is_not_confirmed(world: World) -> None:
     """While the store is not confirmed, the labels are unknown."""
     publish(world, row())
     world.node.fail()
@@ -235,7 +239,7 @@ def test_labels_are_unknown_while_the_store_is_not_confirmed(world):
     assert world.publisher.labels_on_node() == {A, READY}
 
 
-def test_a_label_that_another_client_removed_is_restored(world):
+def test_a_label_that_another_client_removed_is_restored(world: World) -> None:
     """If another client removed a label, one request restores it."""
     publish(world, row())
     world.server.drop_label(A)
@@ -247,19 +251,21 @@ def test_a_label_that_another_client_removed_is_restored(world):
     assert world.server.requests() == ["APPLY"]
 
 
-def test_labels_stay_while_a_source_or_the_node_cannot_be_read(world):
+def test_labels_stay_while_a_source_or_the_node_cannot_be_read(world: World) -> None:
     """While a source or the Node cannot be read, every label stays."""
     publish(world, row(), seccomp="enabled")
     before = dict(world.server.labels)
     world.server.requests()
-    away = (ProfileSetStatus(profile_set=SET, state="unreadable", reason="forbidden"),)
+    away = (
+        ProfileSetStatus(profile_set=SET, state=ProfileSetState.UNREADABLE, reason="forbidden"),
+    )
     publish(world, row(state="held", reason="source unavailable"), sets=away, seccomp="enabled")
     publish(world, row(state="unobservable"), seccomp="enabled")
     publish(world, row(), seccomp="enabled")
     assert (world.server.labels, world.server.requests()) == (before, [])
 
 
-def test_another_node_with_the_same_name_is_reported_and_not_labelled(clock):
+def test_another_node_with_the_same_name_is_reported_and_not_labelled(clock: Clock) -> None:
     """If another Node has the same name, the publisher reports this, and sends neither labels nor
     Events.
     """
@@ -274,7 +280,7 @@ def test_another_node_with_the_same_name_is_reported_and_not_labelled(clock):
     assert world.server.requests() == ["GET"] * 10
 
 
-def test_the_delay_after_a_failure_grows(world, clock):
+def test_the_delay_after_a_failure_grows(world: World, clock: Clock) -> None:
     """The delay after a failure grows to at most a minute. New reports and changes of the store do
     not shorten it.
     """
@@ -296,7 +302,7 @@ def test_the_delay_after_a_failure_grows(world, clock):
     assert (world.codes(), world.publisher.seconds_until_due()) == ([], None)
 
 
-def test_retry_after_makes_the_delay_longer(world):
+def test_retry_after_makes_the_delay_longer(world: World) -> None:
     """The delay is at least as long as the header Retry-After of the API server requires."""
     world.server.errors = [StatusError(429, "TooManyRequests", "slow down", retry_after=600.0)]
     world.publisher.post(report(row()))
@@ -304,7 +310,7 @@ def test_retry_after_makes_the_delay_longer(world):
     assert world.publisher.seconds_until_due() == 600.0
 
 
-def test_each_change_is_reported_once(world):
+def test_each_change_is_reported_once(world: World) -> None:
     """Each change of the labels or of the findings is reported once."""
     publish(world, row())
     assert world.changes == []  # Labels that may have been set count as set.
@@ -318,7 +324,7 @@ def test_each_change_is_reported_once(world):
     assert world.changes == [{A, READY}, frozenset()]
 
 
-def test_events_follow_their_labels_one_at_a_time(world):
+def test_events_follow_their_labels_one_at_a_time(world: World) -> None:
     """The publisher sets the label of a profile before it sends the Event about the profile. The
     publisher sends Events one at a time.
     """
@@ -333,7 +339,7 @@ def test_events_follow_their_labels_one_at_a_time(world):
     assert world.dropped == 0
 
 
-def test_an_event_that_is_rejected_is_dropped_and_counted(world):
+def test_an_event_that_is_rejected_is_dropped_and_counted(world: World) -> None:
     """If the API server rejects an Event, the Event is dropped and counted."""
     publish(world, row())
     denied = StatusError(403, "Forbidden", "events is forbidden")
@@ -344,7 +350,9 @@ def test_an_event_that_is_rejected_is_dropped_and_counted(world):
 
 
 @pytest.mark.parametrize("error", [DOWN, StatusError(429, "TooManyRequests", "slow", 30.0)])
-def test_an_event_that_could_not_be_sent_waits_and_causes_no_finding(world, clock, error):
+def test_an_event_that_could_not_be_sent_waits_and_causes_no_finding(
+    world: World, clock: Clock, error: KubeError
+) -> None:
     """An Event that could not be sent stays queued, and causes no finding."""
     publish(world, row())
     world.server.requests()
@@ -361,11 +369,13 @@ def test_an_event_that_could_not_be_sent_waits_and_causes_no_finding(world, cloc
     assert (len(world.server.events), world.dropped) == (20, 0)
 
 
-def _fail_posts(world, error):
+def _fail_posts(world: World, error: KubeError) -> None:
     world.server.errors = [error] if world.server.asked[-1].startswith("POST") else []
 
 
-def test_an_event_whose_response_was_lost_is_sent_again_unchanged(world, clock):
+def test_an_event_whose_response_was_lost_is_sent_again_unchanged(
+    world: World, clock: Clock
+) -> None:
     """An Event whose response was lost is sent again with the same name and time. If the second
     request results in a Conflict, the Event counts as sent.
     """
@@ -390,7 +400,7 @@ def test_an_event_whose_response_was_lost_is_sent_again_unchanged(world, clock):
     assert repeated == [first]
 
 
-def test_events_are_sent_while_labels_are_rejected(world, clock):
+def test_events_are_sent_while_labels_are_rejected(world: World, clock: Clock) -> None:
     """If a policy denies a label, Events are still sent."""
     publish(world, row())
     world.server.requests()
@@ -401,7 +411,9 @@ def test_events_are_sent_while_labels_are_rejected(world, clock):
     assert world.codes() == ["node_unreachable"]
 
 
-def test_labels_that_another_client_keeps_removing_are_restored_with_growing_delays(world, clock):
+def test_labels_that_another_client_keeps_removing_are_restored_with_growing_delays(
+    world: World, clock: Clock
+) -> None:
     """If another client keeps removing labels, the publisher reports this, and restores the labels
     with growing delays.
     """
@@ -425,7 +437,7 @@ def test_labels_that_another_client_keeps_removing_are_restored_with_growing_del
     assert (world.server.labels, world.codes()) == ({A: "installed", READY: "ready"}, [])
 
 
-def test_events_above_the_rate_limit_are_dropped_and_counted(world):
+def test_events_above_the_rate_limit_are_dropped_and_counted(world: World) -> None:
     """Events above the rate limit are dropped and counted. Warnings have priority."""
     rows = [row(f"{index}.json", action="install", reason="new") for index in range(100)]
     publish(world, *rows, row("bad.json", "rejected", findings=BAD))
@@ -434,7 +446,9 @@ def test_events_above_the_rate_limit_are_dropped_and_counted(world):
     assert world.dropped == 101 - events.BURST
 
 
-def test_the_number_of_waiting_events_is_limited(world, monkeypatch):
+def test_the_number_of_waiting_events_is_limited(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If the queue is full, the oldest Events stay, and the newest Events are dropped and
     counted.
     """
@@ -446,17 +460,17 @@ def test_the_number_of_waiting_events_is_limited(world, monkeypatch):
     assert (len(world.server.events), world.dropped) == (3, 2)
 
 
-def test_the_startup_taint_is_removed_after_the_labels_are_set(clock):
+def test_the_startup_taint_is_removed_after_the_labels_are_set(clock: Clock) -> None:
     """The startup taint is removed after the labels are set."""
     server = ApiServer(taints=[{"key": "start", "effect": "NoSchedule"}])
     world = World(clock, server, taint="start")
     world.node.deliver()
     publish(world, row())
     assert server.requests() == ["GET", "APPLY", "GET", "PATCH"]
-    assert server.node["spec"]["taints"] == []
+    assert not_none(server.node)["spec"]["taints"] == []
 
 
-def test_labels_that_could_not_be_set_are_reported(clock):
+def test_labels_that_could_not_be_set_are_reported(clock: Clock) -> None:
     """Labels above the limit and labels of other field managers are reported."""
     world = World(clock, ApiServer({f"seccomp.{D}/x": "forged"}), limit=1)
     world.node.deliver()
@@ -464,7 +478,7 @@ def test_labels_that_could_not_be_set_are_reported(clock):
     assert world.codes() == ["label_limit", "label_foreign"]
 
 
-def test_the_thread_publishes_a_posted_report(world):
+def test_the_thread_publishes_a_posted_report(world: World) -> None:
     """A posted report wakes the thread of the publisher, which publishes the report."""
     world.publisher.start()
     world.publisher.post(report(row()))
@@ -472,7 +486,7 @@ def test_the_thread_publishes_a_posted_report(world):
     assert (world.server.labels, world.changes) == ({A: "installed", READY: "ready"}, [])
 
 
-def test_rejected_labels_are_sent_again_with_growing_delays(world, clock):
+def test_rejected_labels_are_sent_again_with_growing_delays(world: World, clock: Clock) -> None:
     """The publisher sends rejected labels again with growing delays. Other labels do not wait for
     rejected labels.
     """

@@ -1,23 +1,27 @@
 """Tests of agent.commands.render, which creates ConfigMaps from a directory."""
 
 import time
+from pathlib import Path
 
 import yaml
 
 from agent.commands import render
+from agent.core.labels import DOMAIN
+from agent.core.model import Read
 from agent.sources.directory import DirectorySource
-from agent.sources.manifest import DOMAIN, ManifestSource
+from agent.sources.manifest import ManifestSource
+from tests.narrowing import instance_of
 
 LABELS = {"app.kubernetes.io/component": "profiles", "profile-loader.io/profiles": "true"}
 
 
-def rendered(path):
+def rendered(path: Path) -> tuple[str, tuple[str, ...]]:
     """Return the text and the error messages for a rendered directory."""
     result = render.render(str(path), "node-profiles", "kube-system", DOMAIN)
     return result.text, result.mistakes
 
 
-def test_rendered_config_maps_contain_the_same_profiles(tmp_path):
+def test_rendered_config_maps_contain_the_same_profiles(tmp_path: Path) -> None:
     """Rendered ConfigMaps contain the same profiles as the directory, even with subdirectories and
     binary data.
     """
@@ -31,12 +35,12 @@ def test_rendered_config_maps_contain_the_same_profiles(tmp_path):
     (original,) = DirectorySource(str(top), clock_ns=time.time_ns).read()
     (rendered_set,) = ManifestSource(str(tmp_path / "set.yaml")).read()
     assert mistakes == ()
-    assert {key.path: key.content for key in rendered_set.source_keys} == {
-        key.path: key.content for key in original.source_keys
+    assert {key.path: key.content for key in instance_of(rendered_set, Read).source_keys} == {
+        key.path: key.content for key in instance_of(original, Read).source_keys
     }
 
 
-def test_each_directory_has_a_config_map_with_its_prefix(tmp_path):
+def test_each_directory_has_a_config_map_with_its_prefix(tmp_path: Path) -> None:
     """Each directory becomes a ConfigMap. An annotation contains the path of the directory, and a
     label lets the DaemonSet select the ConfigMap.
     """
@@ -69,7 +73,7 @@ def test_each_directory_has_a_config_map_with_its_prefix(tmp_path):
     ]
 
 
-def test_a_large_directory_is_split_into_several_config_maps(tmp_path):
+def test_a_large_directory_is_split_into_several_config_maps(tmp_path: Path) -> None:
     """A large directory is split into several ConfigMaps. Each ConfigMap is smaller than 1 MiB, and
     no ConfigMap is empty.
     """
@@ -81,7 +85,7 @@ def test_a_large_directory_is_split_into_several_config_maps(tmp_path):
     assert (len(sizes), max(sizes) < 1 << 20) == (3, True)
 
 
-def test_a_file_that_is_too_large_for_a_config_map_is_a_mistake(tmp_path):
+def test_a_file_that_is_too_large_for_a_config_map_is_a_mistake(tmp_path: Path) -> None:
     """A file that is too large for a ConfigMap is a mistake. All other files are rendered."""
     (tmp_path / "a b.json").write_text("{}")
     (tmp_path / "c.json").write_text("{}")
@@ -91,7 +95,7 @@ def test_a_file_that_is_too_large_for_a_config_map_is_a_mistake(tmp_path):
     assert len(mistakes) == 2
 
 
-def test_a_file_that_equals_the_output_has_no_differences(tmp_path):
+def test_a_file_that_equals_the_output_has_no_differences(tmp_path: Path) -> None:
     """Only a file that equals the output exactly has no differences. A byte order mark or other
     line endings are differences.
     """
@@ -109,7 +113,7 @@ def test_a_file_that_equals_the_output_has_no_differences(tmp_path):
         assert (render.differences(str(committed), text) == []) == is_equal
 
 
-def test_differences_are_a_unified_diff(tmp_path):
+def test_differences_are_a_unified_diff(tmp_path: Path) -> None:
     """Differences are printed as a unified diff from the file to the output."""
     committed = tmp_path / "web.yaml"
     committed.write_text("a\nold\n")
@@ -124,7 +128,7 @@ def test_differences_are_a_unified_diff(tmp_path):
     ]
 
 
-def test_bytes_that_look_like_their_escape_sequence_are_a_difference(tmp_path):
+def test_bytes_that_look_like_their_escape_sequence_are_a_difference(tmp_path: Path) -> None:
     """Invalid bytes and text that looks like their escape sequence would result in equal lines of a
     diff, so one line contains the reason instead.
     """
@@ -135,7 +139,7 @@ def test_bytes_that_look_like_their_escape_sequence_are_a_difference(tmp_path):
     ]
 
 
-def test_a_directory_that_cannot_be_read_is_reported(tmp_path):
+def test_a_directory_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     """The message about a missing directory differs from the message about an empty directory."""
     absent = f"{tmp_path}/absent"
     result = render.render(absent, "n", "ns", DOMAIN)
@@ -157,7 +161,7 @@ INLINED = (
 )
 
 
-def include_directory(tmp_path):
+def include_directory(tmp_path: Path) -> str:
     """Create an include directory with one abstraction."""
     directory = tmp_path / "apparmor.d"
     (directory / "abstractions").mkdir(parents=True)
@@ -165,7 +169,7 @@ def include_directory(tmp_path):
     return str(directory)
 
 
-def test_an_inlined_profile_has_no_include_rules(tmp_path):
+def test_an_inlined_profile_has_no_include_rules(tmp_path: Path) -> None:
     """With --inline, the output for a single file is the text of the profile without include rules,
     whatever the file extension is.
     """
@@ -175,7 +179,7 @@ def test_an_inlined_profile_has_no_include_rules(tmp_path):
     assert result == render.Rendered(text=INLINED.format(directory=include), mistakes=())
 
 
-def test_config_maps_can_have_inlined_profiles(tmp_path):
+def test_config_maps_can_have_inlined_profiles(tmp_path: Path) -> None:
     """Rendered ConfigMaps can contain AppArmor profiles with expanded includes. Other profiles do
     not change.
     """
@@ -200,7 +204,7 @@ def test_config_maps_can_have_inlined_profiles(tmp_path):
     )
 
 
-def test_a_profile_that_cannot_be_inlined_has_a_reason(tmp_path):
+def test_a_profile_that_cannot_be_inlined_has_a_reason(tmp_path: Path) -> None:
     """If the includes of a profile cannot be expanded, the error contains the reason, for example a
     missing or large file or an absolute path.
     """

@@ -1,5 +1,7 @@
 """Tests of agent.control.repair_fights, alone and in a daemon."""
 
+from pathlib import Path
+
 import pytest
 
 from agent.control.repair_fights import (
@@ -9,19 +11,19 @@ from agent.control.repair_fights import (
     RepairFights,
 )
 from agent.wake_queue import WakeReason
-from tests.daemon_world import converged_world
+from tests.daemon_world import DaemonWorld, converged_world
 from tests.reports import report, row
 
 FOREIGN = b"written by another program"
 
 
 @pytest.fixture
-def world(tmp_path):
+def world(tmp_path: Path) -> DaemonWorld:
     """Return a daemon that has installed and labelled three profiles."""
     return converged_world(tmp_path)
 
 
-def fight(world, seconds):
+def fight(world: DaemonWorld, seconds: float) -> int:
     """Undo each repair for some time, and return the number of passes that ran."""
     passes, end = 0, world.clock.now + seconds
     while world.clock.now < end:
@@ -33,7 +35,7 @@ def fight(world, seconds):
     return passes
 
 
-def test_a_repair_fight_is_reported_and_repaired_with_growing_delays(world):
+def test_a_repair_fight_is_reported_and_repaired_with_growing_delays(world: DaemonWorld) -> None:
     """A repair fight is reported, and the delays between repairs grow. After a time without
     changes, repairs are immediate again.
     """
@@ -57,7 +59,7 @@ def test_a_repair_fight_is_reported_and_repaired_with_growing_delays(world):
     assert world.calls_for_pass(WakeReason.KERNEL)
 
 
-def test_a_repair_fight_is_not_reported_after_its_end(tmp_path):
+def test_a_repair_fight_is_not_reported_after_its_end(tmp_path: Path) -> None:
     """After a repair fight has ended, a pass runs long before the resync and ends the finding."""
     world = converged_world(tmp_path, resync_seconds=1e6)
     began = world.clock.now
@@ -76,7 +78,7 @@ def test_a_repair_fight_is_not_reported_after_its_end(tmp_path):
     assert world.sleep() > 1e5
 
 
-def test_each_repair_of_content_in_two_keys_counts_once(world):
+def test_each_repair_of_content_in_two_keys_counts_once(world: DaemonWorld) -> None:
     """If two keys have the same content, the report has two rows but counts one repair."""
     world.source.keys |= {"copy": "web:1"}
     world.run_pass()
@@ -88,7 +90,7 @@ def test_each_repair_of_content_in_two_keys_counts_once(world):
     assert [row.is_repair for row in world.report.profiles if row.name == "web"] == [True, False]
 
 
-def test_repair_fights_about_many_profiles_are_counted_separately():
+def test_repair_fights_about_many_profiles_are_counted_separately() -> None:
     """The agent counts the repairs of each profile separately, so that fights about many profiles
     are possible.
     """
@@ -114,7 +116,7 @@ def test_repair_fights_about_many_profiles_are_counted_separately():
         {"action": "restore", "reason": "same content"},
     ],
 )
-def test_updates_and_failures_do_not_count_as_repairs(fields):
+def test_updates_and_failures_do_not_count_as_repairs(fields: dict[str, str]) -> None:
     """Updates and failed installations do not count as repairs."""
     fights, now = RepairFights(), 1000.0
     for _ in range(2 * FIGHT_REPAIRS):

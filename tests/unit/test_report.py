@@ -2,15 +2,15 @@
 
 from dataclasses import replace
 
-from agent.core.report import exit_status, merge_reports
+from agent.core.report import ProfileStatus, exit_status, merge_reports
 from tests.reports import report, row
 
 
-def change(name, action, state="installed", reason="new"):
+def change(name: str, action: str, state: str = "installed", reason: str = "new") -> ProfileStatus:
     return row(name, action=action, state=state, reason=reason)
 
 
-def test_the_reports_of_two_passes_are_merged():
+def test_the_reports_of_two_passes_are_merged() -> None:
     """The reports of two passes are merged. A change by the first pass is reported even if the
     second pass did not change the profile.
     """
@@ -43,6 +43,6 @@ def test_the_reports_of_two_passes_are_merged():
     )
 
 
-def test_a_report_with_a_pending_key_is_not_converged():
+def test_a_report_with_a_pending_key_is_not_converged() -> None:
     """If the update of a key is pending, the node is not converged."""
     assert exit_status(replace(report(row()), pending=1), allow_unsupported=False) == 1

@@ -22,6 +22,16 @@ from agent.core.model import (
 )
 from agent.core.ports import Sandbox
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report, exit_status
+from agent.core.vocabulary import (
+    ActionName,
+    OutcomeResult,
+    ProfileSetState,
+    ProfileState,
+    Provenance,
+    Reason,
+    SupportState,
+)
+from tests.narrowing import not_none
 from tests.world import CAPABILITIES
 
 ID = KeyId(kind="seccomp", profile_set="dir /p", key="audit.json")
@@ -33,28 +43,34 @@ FAILED = Finding(code=FindingCode.WRITE_FAILED, location="audit.json", message="
 VERSION = Version(names=("audit.json",), source_digest="s", body_digest="b")
 PROFILE = Profile(id=ID, version=VERSION, source=b"", body_size=0, findings=(WARNED,))
 INSTALL = Install(
-    id=ID, reason="new", names=("audit.json",), profile=PROFILE, replaceable=frozenset()
+    id=ID, reason=Reason.NEW, names=("audit.json",), profile=PROFILE, replaceable=frozenset()
 )
 RESTORE = Install(
-    id=ID, reason="went missing", names=("audit.json",), profile=None, replaceable=frozenset()
+    id=ID, reason=Reason.WENT_MISSING, names=("audit.json",), profile=None, replaceable=frozenset()
 )
-ADOPT = Adopt(id=ID, reason="same content", names=("audit.json",), profile=PROFILE, evidence={})
+ADOPT = Adopt(
+    id=ID, reason=Reason.SAME_CONTENT, names=("audit.json",), profile=PROFILE, evidence={}
+)
 KEEP = Keep(
     id=ID,
-    reason="unchanged",
+    reason=Reason.UNCHANGED,
     names=("audit.json",),
     profile=PROFILE,
     evidence={},
-    provenance="installed",
+    provenance=Provenance.INSTALLED,
 )
-HOLD = Hold(id=ID, reason="rejected", names=(), state="rejected", findings=(FAILED,))
+HOLD = Hold(
+    id=ID, reason=Reason.REJECTED, names=(), state=ProfileState.REJECTED, findings=(FAILED,)
+)
 REMOVE = Remove(
-    id=ID, reason="not desired", names=("audit.json",), evidence={}, require_unused=True
+    id=ID, reason=Reason.NOT_DESIRED, names=("audit.json",), evidence={}, require_unused=True
 )
-RELEASE = Release(id=ID, reason="absent", names=("audit.json",))
+RELEASE = Release(id=ID, reason=Reason.ABSENT, names=("audit.json",))
 
 
-def states_and_actions(action, result, desired=None, findings=()):
+def states_and_actions(
+    action: object, result: str, desired: Desired | None = None, findings: tuple[object, ...] = ()
+) -> list[tuple[ProfileState | str, ActionName]]:
     outcome = Outcome(action=action, result=result, version=VERSION, findings=findings)
     report = report_builder.build_report(
         report_builder.PassResult(
@@ -83,7 +99,7 @@ def states_and_actions(action, result, desired=None, findings=()):
         (KEEP, "failed", ("failed", "keep")),
         (HOLD, "held", ("rejected", "reject")),
         (
-            Hold(id=ID, reason="x", names=(), state="foreign"),
+            Hold(id=ID, reason="x", names=(), state=ProfileState.FOREIGN),
             "held",
             ("foreign", "hold"),
         ),
@@ -96,23 +112,27 @@ def states_and_actions(action, result, desired=None, findings=()):
         (RELEASE, "planned", ("planned", "release")),
     ],
 )
-def test_each_outcome_has_a_state_and_an_action(action, result, expected):
+def test_each_outcome_has_a_state_and_an_action(
+    action: object, result: str, expected: tuple[str, str]
+) -> None:
     """A row is "installed" only if the desired version was observed on the node."""
     assert states_and_actions(action, result) == [expected]
 
 
-def test_a_moved_name_has_only_one_row():
+def test_a_moved_name_has_only_one_row() -> None:
     """If a name moved to another key, only this key has a row for the name."""
-    assert states_and_actions(Release(id=ID, reason="moved", names=("audit.json",)), "done") == []
+    assert (
+        states_and_actions(Release(id=ID, reason=Reason.MOVED, names=("audit.json",)), "done") == []
+    )
 
 
-def test_a_restored_version_of_a_rejected_key_is_outdated():
+def test_a_restored_version_of_a_rejected_key_is_outdated() -> None:
     """The row of a rejected key with a restored last good version has the state "outdated"."""
     rejected = Desired(rejections={ID: Rejection(id=ID, findings=(FAILED,))})
     assert states_and_actions(RESTORE, "done", rejected) == [("outdated", "restore")]
 
 
-def test_a_row_has_the_localhost_profile_and_the_verified_version():
+def test_a_row_has_the_localhost_profile_and_the_verified_version() -> None:
     """A row contains kind, key, localhostProfile, digests, mode and findings."""
     version = Version(
         names=("web", "web//hat"), source_digest="s", body_digest="p", modes={"web": "enforce"}
@@ -120,9 +140,9 @@ def test_a_row_has_the_localhost_profile_and_the_verified_version():
     id_ = KeyId(kind="apparmor", profile_set="dir /p", key="web.profile")
     profile = Profile(id=id_, version=version, source=b"", body_size=0, findings=(WARNED,))
     action = Install(
-        id=id_, reason="new", names=version.names, profile=profile, replaceable=frozenset()
+        id=id_, reason=Reason.NEW, names=version.names, profile=profile, replaceable=frozenset()
     )
-    outcome = Outcome(action=action, result="done", version=version)
+    outcome = Outcome(action=action, result=OutcomeResult.DONE, version=version)
     report = report_builder.build_report(
         report_builder.PassResult(
             desired=Desired(profiles={id_: profile}),
@@ -150,11 +170,11 @@ def test_a_row_has_the_localhost_profile_and_the_verified_version():
     )
 
 
-def test_a_duplicate_key_has_its_own_row():
+def test_a_duplicate_key_has_its_own_row() -> None:
     """A duplicate key has a separate row, which contains the key with the same content."""
     duplicate = KeyId(kind="seccomp", profile_set="dir /p", key="duplicate.json")
     desired = Desired(profiles={ID: PROFILE}, duplicates={duplicate: ID})
-    outcome = Outcome(action=INSTALL, result="done", version=VERSION)
+    outcome = Outcome(action=INSTALL, result=OutcomeResult.DONE, version=VERSION)
     report = report_builder.build_report(
         report_builder.PassResult(
             desired=desired,
@@ -170,9 +190,9 @@ def test_a_duplicate_key_has_its_own_row():
     ]
 
 
-def test_a_removal_does_not_repeat_the_findings_of_the_profile():
+def test_a_removal_does_not_repeat_the_findings_of_the_profile() -> None:
     """Warnings and notices are reported for installed profiles, but not for removed profiles."""
-    outcome = Outcome(action=REMOVE, result="done", version=VERSION)
+    outcome = Outcome(action=REMOVE, result=OutcomeResult.DONE, version=VERSION)
     report = report_builder.build_report(
         report_builder.PassResult(
             desired=Desired(profiles={ID: PROFILE}),
@@ -185,7 +205,7 @@ def test_a_removal_does_not_repeat_the_findings_of_the_profile():
     assert report.profiles[0].findings == ()
 
 
-def test_profile_sets_have_four_states_and_kinds_have_three_states():
+def test_profile_sets_have_four_states_and_kinds_have_three_states() -> None:
     """A profile set is read, emptied, missing or unreadable. A kind is enabled, disabled or
     unknown.
     """
@@ -219,14 +239,20 @@ def test_profile_sets_have_four_states_and_kinds_have_three_states():
     expected = Report(
         profiles=(),
         profile_sets=(
-            ProfileSetStatus(profile_set="a", state="read", keys=1, created="2026-01-01T00:00:00Z"),
-            ProfileSetStatus(profile_set="b", state="emptied", reason="it contains no profile"),
-            ProfileSetStatus(profile_set="c", state="missing", reason="no such file"),
-            ProfileSetStatus(profile_set="d", state="unreadable", reason="EIO", cause="unanswered"),
+            ProfileSetStatus(
+                profile_set="a", state=ProfileSetState.READ, keys=1, created="2026-01-01T00:00:00Z"
+            ),
+            ProfileSetStatus(
+                profile_set="b", state=ProfileSetState.EMPTIED, reason="it contains no profile"
+            ),
+            ProfileSetStatus(profile_set="c", state=ProfileSetState.MISSING, reason="no such file"),
+            ProfileSetStatus(
+                profile_set="d", state=ProfileSetState.UNREADABLE, reason="EIO", cause="unanswered"
+            ),
         ),
         kind_support={
-            "seccomp": KindSupport(state="enabled"),
-            "apparmor": KindSupport(state="disabled", finding=FAILED),
+            "seccomp": KindSupport(state=SupportState.ENABLED),
+            "apparmor": KindSupport(state=SupportState.DISABLED, finding=FAILED),
         },
         findings=report.findings,
         dry_run=True,
@@ -248,10 +274,12 @@ def test_profile_sets_have_four_states_and_kinds_have_three_states():
             outcomes=[],
         )
     )
-    assert unobservable.kind_support == {"apparmor": KindSupport(state="unknown", finding=FAILED)}
+    assert unobservable.kind_support == {
+        "apparmor": KindSupport(state=SupportState.UNKNOWN, finding=FAILED)
+    }
 
 
-def test_a_report_has_the_state_of_the_sandbox_and_a_finding_if_it_is_missing():
+def test_a_report_has_the_state_of_the_sandbox_and_a_finding_if_it_is_missing() -> None:
     """The report shows whether the sandbox is active, missing or not needed. A missing sandbox
     causes a finding.
     """
@@ -271,13 +299,17 @@ def test_a_report_has_the_state_of_the_sandbox_and_a_finding_if_it_is_missing():
             )
         )
         assert built.kind_support == {
-            "apparmor": KindSupport(state="enabled", sandboxed=sandboxed),
-            "seccomp": KindSupport(state="enabled"),
+            "apparmor": KindSupport(state=SupportState.ENABLED, sandboxed=sandboxed),
+            "seccomp": KindSupport(state=SupportState.ENABLED),
         }
         assert built.findings == findings
 
 
-def report(*states, sets=("read",), findings=()):
+def report(
+    *states: str,
+    sets: tuple[str, ...] = ("read",),
+    findings: tuple[object, ...] | list[Finding] = (),
+) -> Report:
     rows = tuple(
         ProfileStatus(
             kind="seccomp",
@@ -286,8 +318,8 @@ def report(*states, sets=("read",), findings=()):
             name="",
             localhost_profile="",
             state=state,
-            action="hold",
-            reason="",
+            action=ActionName.HOLD,
+            reason=Reason.NONE,
         )
         for state in states
     )
@@ -316,14 +348,16 @@ def report(*states, sets=("read",), findings=()):
         (report("installed", findings=[UNPUBLISHED]), {}, 3),
     ],
 )
-def test_the_exit_status_follows_from_the_report(built, flags, status):
+def test_the_exit_status_follows_from_the_report(
+    built: Report, flags: dict[str, bool], status: int
+) -> None:
     """The exit status follows from the report: 0 for success, 1 for a failure, and 3 for an
     unavailable source or API server.
     """
     assert exit_status(built, **({"allow_unsupported": False} | flags)) == status
 
 
-def test_a_pass_has_converged_if_every_desired_profile_is_installed():
+def test_a_pass_has_converged_if_every_desired_profile_is_installed() -> None:
     """The node has converged if every desired profile is installed, even if its labels are not
     published.
     """
@@ -332,7 +366,7 @@ def test_a_pass_has_converged_if_every_desired_profile_is_installed():
     assert [each.converged for each in reports] == [True, True, True, False]
 
 
-def test_a_report_has_the_names_of_accepted_and_rejected_keys():
+def test_a_report_has_the_names_of_accepted_and_rejected_keys() -> None:
     """A report contains the names of accepted and rejected keys, so that collisions of their label
     keys are found.
     """
@@ -360,12 +394,14 @@ def test_a_report_has_the_names_of_accepted_and_rejected_keys():
         ("over_limit", "source_over_limit"),
     ],
 )
-def test_a_source_over_a_limit_has_its_own_code(cause, code):
+def test_a_source_over_a_limit_has_its_own_code(cause: str, code: str) -> None:
     """The finding about a source above a limit has another code than the finding about an
     unreadable source.
     """
-    finding = report_builder.source_finding(
-        Unreadable(profile_set="d", reason="2 MiB are too much", cause=cause)
+    finding = not_none(
+        report_builder.source_finding(
+            Unreadable(profile_set="d", reason="2 MiB are too much", cause=cause)
+        )
     )
     assert (finding.code, finding.location, "2 MiB are too much" in finding.message) == (
         code,

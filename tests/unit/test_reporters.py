@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from agent.core import diagnostics, labels
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
+from agent.core.vocabulary import ActionName, ProfileSetState, ProfileState, Reason, SupportState
 from agent.kube import events
 from agent.reporting import json_report, logs, table
 from agent.reporting.metrics import Metrics
@@ -32,7 +34,9 @@ NONE = Finding(
 )
 
 
-def row(name="profiles/audit.json", state="installed", **more):
+def row(
+    name: str = "profiles/audit.json", state: str = "installed", **more: bool | str | tuple[Finding]
+) -> ProfileStatus:
     fields = {
         "kind": "seccomp",
         "profile_set": "dir /p",
@@ -50,10 +54,12 @@ REPORT = Report(
         row(name="", key="web.profile", kind="apparmor", state="rejected", findings=(BAD,)),
     ),
     profile_sets=(
-        ProfileSetStatus(profile_set="dir /p", state="read", keys=2),
-        ProfileSetStatus(profile_set="dir /q", state="missing", reason="/q does not exist"),
+        ProfileSetStatus(profile_set="dir /p", state=ProfileSetState.READ, keys=2),
+        ProfileSetStatus(
+            profile_set="dir /q", state=ProfileSetState.MISSING, reason="/q does not exist"
+        ),
     ),
-    kind_support={"apparmor": KindSupport(state="disabled", finding=NONE)},
+    kind_support={"apparmor": KindSupport(state=SupportState.DISABLED, finding=NONE)},
     findings=(
         Finding(
             code=FindingCode.SOURCE_MISSING,
@@ -66,7 +72,7 @@ REPORT = Report(
 )
 
 
-def test_the_table_contains_profiles_findings_and_a_summary():
+def test_the_table_contains_profiles_findings_and_a_summary() -> None:
     """The table shows the state of each profile, each finding, and the next step."""
     assert table.table(REPORT, width=80) == (
         "KIND      PROFILE              STATE      WHY\n"
@@ -85,7 +91,7 @@ def test_the_table_contains_profiles_findings_and_a_summary():
 
 
 @pytest.mark.parametrize("width", [40, 80])
-def test_only_the_states_are_colored(width):
+def test_only_the_states_are_colored(width: int) -> None:
     """Only the states are colored. Colors do not change the layout or any other word."""
     plain = table.table(REPORT, width=width)
     colored = table.table(REPORT, width=width, has_colors=True)
@@ -97,20 +103,20 @@ def test_only_the_states_are_colored(width):
 
 
 @pytest.mark.parametrize("width", [40, 60, 100])
-def test_the_table_fits_the_terminal(width):
+def test_the_table_fits_the_terminal(width: int) -> None:
     """No line is wider than the terminal."""
     long = row(
-        name="k8s-apparmor-example", reason="a reason of many words that does not fit at all"
+        name="k8s-apparmor-example", reason_text="a reason of many words that does not fit at all"
     )
     text = table.table(Report(profiles=(long,), profile_sets=(), kind_support={}), width=width)
     assert [line for line in text.splitlines() if len(line) > width] == []
 
 
-def test_a_name_that_is_too_long_has_a_line_of_its_own():
+def test_a_name_that_is_too_long_has_a_line_of_its_own() -> None:
     """A name that is too long is on a line of its own, so that the layout of other rows does not
     change.
     """
-    long = row(name="x" * 90, state="rejected", reason="bad")
+    long = row(name="x" * 90, state="rejected", reason_text="bad")
     text = table.table(
         Report(profiles=(*REPORT.profiles, long), profile_sets=(), kind_support={}), width=80
     )
@@ -122,7 +128,7 @@ def test_a_name_that_is_too_long_has_a_line_of_its_own():
     ]
 
 
-def test_a_full_stop_is_added_between_a_message_and_its_hint():
+def test_a_full_stop_is_added_between_a_message_and_its_hint() -> None:
     """If a message has no full stop, as in the output of the parser, a full stop is added between
     the message and the hint.
     """
@@ -138,7 +144,7 @@ def test_a_full_stop_is_added_between_a_message_and_its_hint():
     assert "  unexpected TOK_ID. Correct it.\n" in text
 
 
-def test_no_control_character_reaches_the_terminal():
+def test_no_control_character_reaches_the_terminal() -> None:
     """A malicious name cannot forge a line or a color on the terminal, because control characters
     are escaped.
     """
@@ -151,7 +157,7 @@ def test_no_control_character_reaches_the_terminal():
     assert "a\\x1b[31m\\nb" in text
 
 
-def test_a_report_without_profiles_has_a_summary():
+def test_a_report_without_profiles_has_a_summary() -> None:
     """A report without profiles has a summary. In a dry run, the summary begins with "Dry run"."""
     assert (
         table.table(Report(profiles=(), profile_sets=(), kind_support={}), width=80)
@@ -161,7 +167,9 @@ def test_a_report_without_profiles_has_a_summary():
     assert table.table(dry, width=80).endswith("Dry run: 1 planned.\n")
 
 
-def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys):
+def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """The log and the reports contain the names of pods. Public pages, metrics and Events contain
     only their number.
     """
@@ -195,7 +203,7 @@ def test_names_of_pods_are_in_the_log_and_reports_but_not_on_public_pages(capsys
     assert ["Pods: secret/pod-a, secret/pod-b, c/c, ..." in text for text in private] == [True] * 3
 
 
-def test_the_served_report_has_the_fields_of_the_printed_report():
+def test_the_served_report_has_the_fields_of_the_printed_report() -> None:
     """The served report has the fields of the printed report and the numbers of omitted objects.
     The served report lists failures first.
     """
@@ -214,7 +222,7 @@ def test_the_served_report_has_the_fields_of_the_printed_report():
     assert served == printed
 
 
-def test_the_size_of_the_served_report_is_limited():
+def test_the_size_of_the_served_report_is_limited() -> None:
     """The size of the served report is limited, even with 10,500 profiles, long names and
     findings.
     """
@@ -223,7 +231,8 @@ def test_the_size_of_the_served_report_is_limited():
     rows = [row(f"good-{number}-{control}") for number in range(10_000)]
     rows += [row(f"bad-{number}", "rejected", findings=(finding,) * 20) for number in range(500)]
     sets = [
-        ProfileSetStatus(profile_set=f"{number}{'<' * 200}", state="read") for number in range(9000)
+        ProfileSetStatus(profile_set=f"{number}{'<' * 200}", state=ProfileSetState.READ)
+        for number in range(9000)
     ]
     full = report_of(*rows, sets=tuple(sets), findings=(finding,) * 9000)
     content = json_report.public_document(full, exit_status=1, domain=D)
@@ -235,9 +244,11 @@ def test_the_size_of_the_served_report_is_limited():
 
 
 @pytest.mark.parametrize("sandboxed", [True, False, None])
-def test_the_state_of_the_sandbox_is_in_the_document_and_in_the_table(sandboxed):
+def test_the_state_of_the_sandbox_is_in_the_document_and_in_the_table(
+    sandboxed: bool | None,
+) -> None:
     """The JSON document and the table show whether the sandbox of the parser is active."""
-    support = KindSupport(state="enabled", sandboxed=sandboxed)
+    support = KindSupport(state=SupportState.ENABLED, sandboxed=sandboxed)
     report = Report(profiles=(), profile_sets=(), kind_support={"apparmor": support})
     document = json.loads(json_report.document(report, exit_status=0))
     assert document["support"]["apparmor"]["sandboxed"] is sandboxed
@@ -247,7 +258,7 @@ def test_the_state_of_the_sandbox_is_in_the_document_and_in_the_table(sandboxed)
     assert line not in table.table(report, width=80)
 
 
-def test_the_document_has_every_field():
+def test_the_document_has_every_field() -> None:
     """The JSON document contains every field that the schema page lists."""
     document = json.loads(json_report.document(REPORT, exit_status=3))
     assert document["profiles"][0] == {
@@ -284,7 +295,7 @@ def test_the_document_has_every_field():
 
 
 @pytest.fixture
-def root():
+def root() -> Iterator[logging.RootLogger]:
     """Yield the root logger, and restore it afterwards."""
     logger = logging.getLogger()
     before = logger.handlers[:], logger.level
@@ -293,22 +304,24 @@ def root():
     logging.captureWarnings(capture=False)
 
 
-def lines(capsys):
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, float | str]]:
     return [json.loads(line) for line in capsys.readouterr().err.splitlines()]
 
 
-def test_the_table_lists_the_node_selector_of_each_installed_profile_on_request():
+def test_the_table_lists_the_node_selector_of_each_installed_profile_on_request() -> None:
     """On request, the table lists the nodeSelector of each installed profile on one line. A profile
     without a label has no nodeSelector.
     """
     rows = (
         ProfileStatus(
             kind="apparmor", profile_set="o", key="web.profile", name="web",
-            localhost_profile="web", state="installed", action="keep", reason="", mode="complain",
+            localhost_profile="web", state=ProfileState.INSTALLED, action=ActionName.KEEP,
+            reason=Reason.NONE, mode="complain",
         ),
         ProfileStatus(
             kind="seccomp", profile_set="o", key="a.json", name="p/a.json",
-            localhost_profile="p/a.json", state="failed", action="keep", reason="",
+            localhost_profile="p/a.json", state=ProfileState.FAILED, action=ActionName.KEEP,
+            reason=Reason.NONE,
         ),
     )  # fmt: skip
     report = Report(profiles=rows, profile_sets=(), kind_support={})
@@ -324,7 +337,9 @@ def test_the_table_lists_the_node_selector_of_each_installed_profile_on_request(
 
 
 @pytest.mark.usefixtures("root")
-def test_the_log_has_a_line_for_each_change_and_finding_and_a_summary(capsys):
+def test_the_log_has_a_line_for_each_change_and_finding_and_a_summary(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """The log contains one JSON object for each change and each finding, and a summary."""
     logs.configure("json", "debug")
     logs.log(REPORT)
@@ -340,7 +355,9 @@ def test_the_log_has_a_line_for_each_change_and_finding_and_a_summary(capsys):
 
 
 @pytest.mark.usefixtures("root")
-def test_no_control_character_in_the_log_reaches_the_terminal(capsys):
+def test_no_control_character_in_the_log_reaches_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """The human-readable log escapes malicious names."""
     logs.configure("console", "debug")
     bad = Finding(code=FindingCode.BAD_VALUE, location="\x07", message="\x1b[2J")
@@ -353,11 +370,11 @@ def test_no_control_character_in_the_log_reaches_the_terminal(capsys):
 
 @pytest.mark.usefixtures("root")
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_a_traceback_shows_no_local_variable(capsys, form):
+def test_a_traceback_shows_no_local_variable(capsys: pytest.CaptureFixture[str], form: str) -> None:
     """A logged traceback does not contain the values of local variables."""
     logs.configure(form, "debug")
 
-    def fail():
+    def fail() -> None:
         # This text is only a value at run time, and does not occur in the source code.
         private = "what-nobody-may-see".upper()
         raise ValueError(len(private))
@@ -371,7 +388,9 @@ def test_a_traceback_shows_no_local_variable(capsys, form):
 
 
 @pytest.mark.usefixtures("root")
-def test_a_finding_is_logged_when_it_is_new_and_when_it_is_resolved(capsys):
+def test_a_finding_is_logged_when_it_is_new_and_when_it_is_resolved(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """A finding is logged once when it is new and once when it is resolved."""
     logs.configure("json", "info")
     logger = logs.ReportLogger()
@@ -391,7 +410,7 @@ def test_a_finding_is_logged_when_it_is_new_and_when_it_is_resolved(capsys):
 class Terminal(io.StringIO):
     """A stream that replaces standard error and counts as a terminal."""
 
-    def isatty(self):
+    def isatty(self) -> bool:
         return True
 
 
@@ -400,7 +419,9 @@ class Terminal(io.StringIO):
     ("variables", "has_colors"),
     [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)],
 )
-def test_a_terminal_can_disable_colors(monkeypatch, variables, has_colors):
+def test_a_terminal_can_disable_colors(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], has_colors: bool
+) -> None:
     """NO_COLOR and TERM=dumb disable colors."""
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")

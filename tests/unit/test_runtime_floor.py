@@ -2,26 +2,32 @@
 
 import json
 import time
+from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from agent.__main__ import main
 from agent.backends.seccomp import releases, syscalls
 from agent.backends.seccomp.backend import SeccompBackend
+from agent.core.findings import Finding
 from agent.host.filesystem import Host
+from tests.json_object import JsonObject
 
 
-def denying(*names, **more):
+def denying(*names: str, **more: list[str]) -> JsonObject:
     rules = [{"names": list(names), "action": "SCMP_ACT_ERRNO"}]
     return {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules} | more
 
 
-def allowing(*names, **more):
+def allowing(*names: str, **more: object) -> JsonObject:
     rules = [{"names": list(names), "action": "SCMP_ACT_ALLOW"}]
     return {"defaultAction": "SCMP_ACT_ERRNO", "syscalls": rules} | more
 
 
-def check(tree, floor="", form="oci"):
+def check(
+    tree: JsonObject, floor: str = "", form: Literal["oci", "docker"] = "oci"
+) -> tuple[bytes, tuple[Finding, ...]]:
     backend = SeccompBackend(
         host=Host("/nowhere"),
         clock_ns=time.time_ns,
@@ -41,7 +47,7 @@ def check(tree, floor="", form="oci"):
         ("runc=1.2.3,crun=1.14", releases.RuntimeFloor(runc=(1, 2, 3), crun=(1, 14))),
     ],
 )
-def test_a_floor_is_read(text, expected):
+def test_a_floor_is_read(text: str, expected: releases.RuntimeFloor) -> None:
     """A program that the value of --runtime-floor does not contain keeps its default."""
     assert releases.parse(text) == expected
     assert releases.parse(str(expected)) == expected
@@ -57,7 +63,9 @@ def test_a_floor_is_read(text, expected):
         ("libseccomp=2.4.1", "the oldest supported release is 2.5.4"),
     ],
 )
-def test_a_mistake_in_the_floor_is_a_usage_error(text, message, capsys):
+def test_a_mistake_in_the_floor_is_a_usage_error(
+    text: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """An invalid value of --runtime-floor results in exit status 2 and a message with the expected
     form.
     """
@@ -74,7 +82,7 @@ def test_a_mistake_in_the_floor_is_a_usage_error(text, message, capsys):
         ("listns", "2.6.1"),
     ],
 )
-def test_a_newer_call_can_be_denied_with_a_newer_floor(name, release):
+def test_a_newer_call_can_be_denied_with_a_newer_floor(name: str, release: str) -> None:
     """If a denied call needs a newer floor, the rejection contains this floor, and the profile is
     accepted with it.
     """
@@ -88,7 +96,7 @@ def test_a_newer_call_can_be_denied_with_a_newer_floor(name, release):
     assert {finding.severity for finding in findings} <= {"warning", "notice"}
 
 
-def test_a_floor_below_the_first_release_of_a_call_is_not_enough():
+def test_a_floor_below_the_first_release_of_a_call_is_not_enough() -> None:
     """If the floor is older than the first release that knows a call, the message contains the
     floor.
     """
@@ -97,7 +105,7 @@ def test_a_floor_below_the_first_release_of_a_call_is_not_enough():
 
 
 @pytest.mark.parametrize("name", sorted(releases.INTRODUCED))
-def test_a_known_call_is_never_reported_as_a_misspelling(name):
+def test_a_known_call_is_never_reported_as_a_misspelling(name: str) -> None:
     """The rejection of a newer call never suggests a misspelling, and contains facts about the
     call.
     """
@@ -105,7 +113,7 @@ def test_a_known_call_is_never_reported_as_a_misspelling(name):
     assert error.hint.startswith(f"{name} exists since Linux ")
 
 
-def test_a_call_of_other_architectures_is_not_reported_as_a_misspelling():
+def test_a_call_of_other_architectures_is_not_reported_as_a_misspelling() -> None:
     """The rejection of a call that only other architectures have, such as kern_features on sparc,
     does not suggest a misspelling.
     """
@@ -113,13 +121,13 @@ def test_a_call_of_other_architectures_is_not_reported_as_a_misspelling():
     assert "architectures that the agent does not support" in error.hint
 
 
-def test_a_misspelt_name_gets_a_suggestion():
+def test_a_misspelt_name_gets_a_suggestion() -> None:
     """If no architecture has a call with this name, the message suggests a similar name."""
     _, (error,) = check(denying("fchmodta"))
     assert error.hint == "Did you mean fchmodat?"
 
 
-def test_an_ignored_name_in_an_allow_list_refers_to_the_floor():
+def test_an_ignored_name_in_an_allow_list_refers_to_the_floor() -> None:
     """One warning contains all names in an allow list that the oldest libseccomp does not know, and
     refers to the floor.
     """
@@ -133,7 +141,7 @@ def test_an_ignored_name_in_an_allow_list_refers_to_the_floor():
     assert "syscall_ignored" not in codes
 
 
-def test_the_hint_about_a_newer_variant_refers_to_the_floor():
+def test_the_hint_about_a_newer_variant_refers_to_the_floor() -> None:
     """The hint recommends a newer variant of a call only if every libseccomp at or above the floor
     knows the variant.
     """
@@ -147,7 +155,7 @@ def test_the_hint_about_a_newer_variant_refers_to_the_floor():
 
 
 @pytest.mark.parametrize("flag", ["LOG", "SPEC_ALLOW", "TSYNC"])
-def test_a_flag_is_accepted_from_the_first_runc_that_knows_it(flag):
+def test_a_flag_is_accepted_from_the_first_runc_that_knows_it(flag: str) -> None:
     """If a filter flag needs a newer runc, the rejection contains the necessary floor. With this
     floor, the written form contains the flag.
     """
@@ -159,7 +167,7 @@ def test_a_flag_is_accepted_from_the_first_runc_that_knows_it(flag):
     assert json.loads(body)["flags"] == tree["flags"]
 
 
-def test_an_unknown_flag_is_rejected_with_every_floor():
+def test_an_unknown_flag_is_rejected_with_every_floor() -> None:
     """An unknown filter flag is rejected with every floor."""
     tree = denying("chmod", flags=["SECCOMP_FILTER_FLAG_LOGS"])
     for floor in ("", "runc=1.5"):
@@ -169,7 +177,9 @@ def test_an_unknown_flag_is_rejected_with_every_floor():
 
 
 @pytest.mark.parametrize("source", ["flag", "variable", "file"])
-def test_the_floor_can_be_set_in_three_ways(source, tmp_path, monkeypatch, capsys):
+def test_the_floor_can_be_set_in_three_ways(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """An operator can set the floor with a flag, an environment variable or a YAML key."""
     profile = tmp_path / "profile.json"
     profile.write_text(json.dumps(denying("fchmodat2", architectures=["SCMP_ARCH_X86_64"])))
@@ -187,7 +197,7 @@ def test_the_floor_can_be_set_in_three_ways(source, tmp_path, monkeypatch, capsy
     assert main(words) == 0, capsys.readouterr()
 
 
-def test_convert_uses_the_floor(tmp_path, capsys):
+def test_convert_uses_the_floor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command `convert` converts a profile that needs a newer libseccomp only with a newer
     floor.
     """
@@ -198,7 +208,7 @@ def test_convert_uses_the_floor(tmp_path, capsys):
     assert "fchmodat2" in capsys.readouterr().out
 
 
-def test_every_call_of_the_tables_is_known_or_has_its_first_release():
+def test_every_call_of_the_tables_is_known_or_has_its_first_release() -> None:
     """For each call of a supported architecture, the agent knows the first libseccomp release that
     has the call.
     """

@@ -3,11 +3,13 @@
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from agent.backends.seccomp.backend import SeccompBackend
+from agent.core.finding_codes import FindingCode
 from agent.core.model import (
     Observation,
     ObservedProfile,
@@ -21,42 +23,45 @@ from agent.core.model import (
 from agent.core.ownership import has_same_content
 from agent.core.ports import Failed, Installed, Removed, StillInUse
 from agent.host.filesystem import Host
+from agent.host.stat_signature import Signature
 from tests.inspection import install
+from tests.json_object import JsonObject
+from tests.narrowing import instance_of, not_none
 
 AUDIT = b'{"defaultAction":"SCMP_ACT_LOG"}'
-CHMOD = {
+CHMOD: JsonObject = {
     "defaultAction": "SCMP_ACT_ALLOW",
     "syscalls": [{"names": ["chmod", "fchmodat", "chmodat"], "action": "SCMP_ACT_ERRNO"}],
 }
 
 
 @pytest.fixture
-def backend(tmp_path):
+def backend(tmp_path: Path) -> SeccompBackend:
     return SeccompBackend(
         host=Host(tmp_path), clock_ns=time.time_ns, directory="/seccomp", machine="x86_64"
     )
 
 
-def source_key(content, key="a.json", **more):
+def source_key(content: bytes | JsonObject, key: str = "a.json", **more: str) -> SourceKey:
     if not isinstance(content, bytes):
         content = json.dumps(content).encode()
     return SourceKey(profile_set="dir /x", key=key, content=content, **more)
 
 
-def accepted(backend, content, **more):
+def accepted(backend: SeccompBackend, content: bytes | JsonObject, **more: str) -> Profile:
     profile = backend.inspect(source_key(content, **more))
     assert isinstance(profile, Profile), profile
     return profile
 
 
-def codes(profile):
+def codes(profile: Profile) -> set[FindingCode]:
     return {finding.code for finding in profile.findings}
 
 
 # --- check ---------------------------------------------------------------------------------------
 
 
-def test_prevent_chmod_is_accepted_with_name_and_with_names(backend):
+def test_prevent_chmod_is_accepted_with_name_and_with_names(backend: SeccompBackend) -> None:
     """The AKS example prevent-chmod is accepted with `name` and with `names` in its rules."""
     old = CHMOD | {
         "syscalls": [
@@ -67,23 +72,23 @@ def test_prevent_chmod_is_accepted_with_name_and_with_names(backend):
     assert codes(accepted(backend, CHMOD)) == common
     profile = accepted(backend, old)
     assert codes(profile) == common | {"name_rewritten"}
-    assert json.loads(backend.body(profile))["syscalls"][0] == {
+    assert json.loads(not_none(backend.body(profile)))["syscalls"][0] == {
         "names": ["chmod"],
         "action": "SCMP_ACT_ERRNO",
     }
 
 
-def test_a_profile_without_rules_gets_a_rule_equal_to_its_default(backend):
+def test_a_profile_without_rules_gets_a_rule_equal_to_its_default(backend: SeccompBackend) -> None:
     """The agent adds a rule that equals the default action to a profile without rules."""
     profile = accepted(backend, AUDIT)
-    assert json.loads(backend.body(profile)) == {
+    assert json.loads(not_none(backend.body(profile))) == {
         "defaultAction": "SCMP_ACT_LOG",
         "syscalls": [{"names": ["futex_waitv"], "action": "SCMP_ACT_LOG"}],
     }
     assert codes(profile) == {"rule_added", "not_enforcing", "dangerous_syscalls", "abi_missing"}
 
 
-def test_an_allow_list_without_execve_causes_a_warning(backend):
+def test_an_allow_list_without_execve_causes_a_warning(backend: SeccompBackend) -> None:
     """An allow list without execve causes a warning that no container can start."""
     assert codes(accepted(backend, b'{"defaultAction":"SCMP_ACT_ERRNO"}')) == {
         "rule_added",
@@ -92,7 +97,7 @@ def test_an_allow_list_without_execve_causes_a_warning(backend):
     }
 
 
-def test_dangerous_and_ignored_calls_of_an_allow_list_are_reported(backend):
+def test_dangerous_and_ignored_calls_of_an_allow_list_are_reported(backend: SeccompBackend) -> None:
     """In an allow list, dangerous calls and unknown calls each cause a separate finding."""
     profile = accepted(
         backend,
@@ -110,7 +115,7 @@ def test_dangerous_and_ignored_calls_of_an_allow_list_are_reported(backend):
     assert codes(profile) == {"dangerous_syscalls", "start_impossible", "syscall_ignored"}
 
 
-def test_the_kubernetes_tutorial_profile_is_accepted(backend):
+def test_the_kubernetes_tutorial_profile_is_accepted(backend: SeccompBackend) -> None:
     """The agent accepts fine-grained.json of the Kubernetes tutorial with three warnings."""
     text = """
         accept4 epoll_wait pselect6 futex madvise epoll_ctl getsockname setsockopt vfork mmap read
@@ -127,7 +132,7 @@ def test_the_kubernetes_tutorial_profile_is_accepted(backend):
     }
     profile = accepted(backend, tree)
     assert codes(profile) == {"clone3_denied", "dangerous_syscalls", "start_limited"}
-    assert json.loads(backend.body(profile)) == tree
+    assert json.loads(not_none(backend.body(profile))) == tree
 
 
 @pytest.mark.parametrize(
@@ -137,7 +142,9 @@ def test_the_kubernetes_tutorial_profile_is_accepted(backend):
         ("aarch64", ["SCMP_ARCH_AARCH64"], [["fchmodat"]]),
     ],
 )
-def test_architecture_fields_are_resolved_for_the_node(tmp_path, machine, architectures, names):
+def test_architecture_fields_are_resolved_for_the_node(
+    tmp_path: Path, machine: str, architectures: list[str], names: list[list[str]]
+) -> None:
     """The agent resolves the fields archMap and arches for the architecture of the node."""
     backend = SeccompBackend(host=Host(tmp_path), clock_ns=time.time_ns, machine=machine)
     errno = {"action": "SCMP_ACT_ERRNO"}
@@ -155,13 +162,13 @@ def test_architecture_fields_are_resolved_for_the_node(tmp_path, machine, archit
             ],
         },
     )
-    tree = json.loads(backend.body(profile))
+    tree = json.loads(not_none(backend.body(profile)))
     assert "expanded_for_arch" in codes(profile)
     assert tree["architectures"] == architectures
     assert tree["syscalls"] == [{"names": call_names} | errno for call_names in names]
 
 
-def test_docker_format_keeps_capabilities(tmp_path):
+def test_docker_format_keeps_capabilities(tmp_path: Path) -> None:
     """In the docker format, the agent keeps conditions on capabilities, which CRI-O supports, and
     converts errno to errnoRet.
     """
@@ -170,10 +177,12 @@ def test_docker_format_keeps_capabilities(tmp_path):
     )
     rule = {"names": ["bpf"], "action": "SCMP_ACT_ERRNO", "excludes": {"caps": ["CAP_BPF"]}}
     tree = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule | {"errno": "EPERM"}]}
-    assert json.loads(backend.body(accepted(backend, tree)))["syscalls"] == [rule | {"errnoRet": 1}]
+    assert json.loads(not_none(backend.body(accepted(backend, tree))))["syscalls"] == [
+        rule | {"errnoRet": 1}
+    ]
 
 
-def test_every_profile_is_rejected_on_an_unknown_machine(tmp_path):
+def test_every_profile_is_rejected_on_an_unknown_machine(tmp_path: Path) -> None:
     """The agent rejects profiles for an architecture whose system calls it does not know."""
     rejection = SeccompBackend(host=Host(tmp_path), clock_ns=time.time_ns, machine="pdp11").inspect(
         source_key(AUDIT)
@@ -185,7 +194,7 @@ def test_every_profile_is_rejected_on_an_unknown_machine(tmp_path):
 @pytest.mark.parametrize(
     "path", ["../a", "/a", "a//b", ".a", "a/.b", "a b", "a..b", "", "a/", "ä", "a" * 201, "a\n"]
 )
-def test_an_unsafe_path_is_rejected(backend, path):
+def test_an_unsafe_path_is_rejected(backend: SeccompBackend, path: str) -> None:
     """The agent rejects a path that leaves the directory or that no pod can reference."""
     rejection = backend.inspect(
         source_key(AUDIT, key="k", name=path) if path else source_key(AUDIT, key="")
@@ -194,7 +203,7 @@ def test_an_unsafe_path_is_rejected(backend, path):
     assert "path_unsafe" in {finding.code for finding in rejection.findings}
 
 
-def test_the_prefix_of_the_profile_set_overrides_the_prefix_of_the_backend(tmp_path):
+def test_the_prefix_of_the_profile_set_overrides_the_prefix_of_the_backend(tmp_path: Path) -> None:
     """The prefix of a profile set overrides the prefix of the backend."""
     backend = SeccompBackend(
         host=Host(tmp_path), clock_ns=time.time_ns, prefix="node/", machine="x86_64"
@@ -206,12 +215,14 @@ def test_the_prefix_of_the_profile_set_overrides_the_prefix_of_the_backend(tmp_p
 # --- install and observe -------------------------------------------------------------------------
 
 
-def test_an_installed_file_has_the_canonical_form_and_is_observed(backend, tmp_path):
+def test_an_installed_file_has_the_canonical_form_and_is_observed(
+    backend: SeccompBackend, tmp_path: Path
+) -> None:
     """An installed file has the canonical form. The observed evidence of the file equals the
     expected evidence of its version.
     """
     profile = accepted(backend, AUDIT, prefix="p/")
-    token = f"bytes:{digest(backend.body(profile))}"
+    token = f"bytes:{digest(not_none(backend.body(profile)))}"
     result = install(backend, profile, replaceable=())
     assert result == Installed(evidence={"p/a.json": frozenset({token})}, modes={})
     assert (tmp_path / "seccomp/p/a.json").read_bytes() == backend.body(profile)
@@ -226,7 +237,7 @@ def test_an_installed_file_has_the_canonical_form_and_is_observed(backend, tmp_p
     assert {name: type(use) for name, use in observation.uses.items()} == {"p/a.json": UnknownUse}
 
 
-def test_a_foreign_file_is_never_replaced(backend, tmp_path):
+def test_a_foreign_file_is_never_replaced(backend: SeccompBackend, tmp_path: Path) -> None:
     """A foreign file stays unchanged, even if it was created after the observation."""
     (tmp_path / "seccomp").mkdir()
     (tmp_path / "seccomp/a.json").write_bytes(b"theirs")
@@ -237,7 +248,7 @@ def test_a_foreign_file_is_never_replaced(backend, tmp_path):
     assert isinstance(install(backend, accepted(backend, AUDIT), replaceable=["a.json"]), Installed)
 
 
-def test_a_failed_write_is_reported(backend, tmp_path):
+def test_a_failed_write_is_reported(backend: SeccompBackend, tmp_path: Path) -> None:
     """If a file is at the path of a necessary directory, the installation fails with a finding."""
     (tmp_path / "seccomp").mkdir()
     (tmp_path / "seccomp/p").write_bytes(b"")
@@ -246,7 +257,7 @@ def test_a_failed_write_is_reported(backend, tmp_path):
     assert result.finding.code == "write_failed"
 
 
-def write_foreign_file(tmp_path, content):
+def write_foreign_file(tmp_path: Path, content: bytes | dict[str, str | list[JsonObject]]) -> Path:
     """Write a foreign file into the directory of the backend, and return its path."""
     path = tmp_path / "seccomp/a.json"
     path.parent.mkdir(exist_ok=True)
@@ -255,16 +266,16 @@ def write_foreign_file(tmp_path, content):
     return path
 
 
-def is_equal(backend, content):
+def is_equal(backend: SeccompBackend, content: bytes | JsonObject) -> bool:
     """Return whether the file in the directory equals a profile."""
-    observed = backend.observe(["a.json"], []).profiles["a.json"]
+    observed = instance_of(backend.observe(["a.json"], []), Observation).profiles["a.json"]
     return has_same_content(accepted(backend, content).version.evidence["a.json"], observed)
 
 
 ALLOW = "SCMP_ACT_ALLOW"
 
 
-def after_unknown_names(rule):
+def after_unknown_names(rule: JsonObject) -> dict[str, str | list[JsonObject]]:
     """Return a profile with a rule after a hundred unknown names."""
     names = [f"unknown{number}" for number in range(100)]
     return {
@@ -273,7 +284,9 @@ def after_unknown_names(rule):
     }
 
 
-def test_a_file_with_the_same_meaning_has_the_canonical_token(backend, tmp_path):
+def test_a_file_with_the_same_meaning_has_the_canonical_token(
+    backend: SeccompBackend, tmp_path: Path
+) -> None:
     """A file that every runtime reads like the canonical form has the canonical token, so the agent
     can adopt it.
     """
@@ -311,7 +324,12 @@ def test_a_file_with_the_same_meaning_has_the_canonical_token(backend, tmp_path)
     ],
     ids=["name", "arches", "without rules", "arches after more warnings than a report contains"],
 )
-def test_a_file_that_a_runtime_reads_differently_is_not_equal(backend, tmp_path, file, source):
+def test_a_file_that_a_runtime_reads_differently_is_not_equal(
+    backend: SeccompBackend,
+    tmp_path: Path,
+    file: bytes | dict[str, str | list[JsonObject]],
+    source: bytes | JsonObject,
+) -> None:
     """The agent does not adopt a file that containerd or cri-dockerd reads differently."""
     path = write_foreign_file(tmp_path, file)
     tokens = {f"bytes:{digest(path.read_bytes())}"}
@@ -322,7 +340,9 @@ def test_a_file_that_a_runtime_reads_differently_is_not_equal(backend, tmp_path,
     assert not is_equal(backend, source)
 
 
-def test_a_file_that_other_users_can_write_is_not_equal(backend, tmp_path):
+def test_a_file_that_other_users_can_write_is_not_equal(
+    backend: SeccompBackend, tmp_path: Path
+) -> None:
     """The content of a file that other users can write does not count as evidence."""
     path = write_foreign_file(tmp_path, CHMOD)
     assert is_equal(backend, CHMOD)
@@ -338,14 +358,16 @@ class RacingHost(Host):
 
     races = False
 
-    def read_regular(self, base, name, *, limit):
-        content = super().read_regular(base, name, limit=limit)
+    def read_regular(
+        self, base: str, name: str, *, limit: int, private: bool = False
+    ) -> bytes | None:
+        content = super().read_regular(base, name, limit=limit, private=private)
         if self.races:
             Path(self.path(base), name).write_bytes(b"{}")
         return content
 
 
-def test_a_write_by_another_process_during_an_installation_is_detected(tmp_path):
+def test_a_write_by_another_process_during_an_installation_is_detected(tmp_path: Path) -> None:
     """The backend caches a file only if its signature is the same before and after reading."""
     host = RacingHost(tmp_path)
     backend = SeccompBackend(
@@ -354,7 +376,9 @@ def test_a_write_by_another_process_during_an_installation_is_detected(tmp_path)
     profile = accepted(backend, CHMOD)
     backend.observe(["a.json"], [])
     host.races = True
-    assert isinstance(backend.install(profile, backend.body(profile), replaceable=()), Installed)
+    assert isinstance(
+        backend.install(profile, not_none(backend.body(profile)), replaceable=()), Installed
+    )
     host.races = False
     assert not backend.is_unchanged()
     assert not is_equal(backend, CHMOD)
@@ -363,16 +387,18 @@ def test_a_write_by_another_process_during_an_installation_is_detected(tmp_path)
 class CoarseHost(Host):
     """A host with coarse time stamps, on which a second write does not change the signature."""
 
-    frozen = None
+    frozen: dict[str, Signature] | None = None
 
-    def signatures(self, base, names):
+    def signatures(
+        self, base: str, names: Iterable[str] | None = None
+    ) -> dict[str, Signature] | None:
         return self.frozen or super().signatures(base, names)
 
-    def signature(self, path):
+    def signature(self, path: str) -> Signature | None:
         return self.frozen["a.json"] if self.frozen else super().signature(path)
 
 
-def test_a_recently_written_file_is_read_again(tmp_path):
+def test_a_recently_written_file_is_read_again(tmp_path: Path) -> None:
     """A recently written file is read again, because two writes within one tick of coarse time
     stamps have the same signature.
     """
@@ -392,7 +418,9 @@ def test_a_recently_written_file_is_read_again(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["link", "directory", "fifo", "large", "linked parent"])
-def test_an_irregular_or_huge_file_is_observed_without_evidence(backend, tmp_path, what):
+def test_an_irregular_or_huge_file_is_observed_without_evidence(
+    backend: SeccompBackend, tmp_path: Path, what: str
+) -> None:
     """Links, directories, FIFOs and huge files are observed without blocking."""
     base = tmp_path / "seccomp"
     base.mkdir()
@@ -413,7 +441,7 @@ def test_an_irregular_or_huge_file_is_observed_without_evidence(backend, tmp_pat
     )
 
 
-def test_an_unreadable_path_makes_the_backend_unobservable(tmp_path):
+def test_an_unreadable_path_makes_the_backend_unobservable(tmp_path: Path) -> None:
     """If a path is unreadable, the backend is unobservable, and does not report the file as
     absent.
     """
@@ -429,7 +457,9 @@ def test_an_unreadable_path_makes_the_backend_unobservable(tmp_path):
 # --- remove --------------------------------------------------------------------------------------
 
 
-def test_remove_checks_the_content_before_it_removes_a_file(backend, tmp_path):
+def test_remove_checks_the_content_before_it_removes_a_file(
+    backend: SeccompBackend, tmp_path: Path
+) -> None:
     """The backend removes a file only if the file has the expected content. A missing file is not
     an error.
     """
@@ -450,7 +480,9 @@ def test_remove_checks_the_content_before_it_removes_a_file(backend, tmp_path):
     assert not (tmp_path / "seccomp/a.json").exists()
 
 
-def test_a_file_with_the_same_meaning_is_not_removed(backend, tmp_path):
+def test_a_file_with_the_same_meaning_is_not_removed(
+    backend: SeccompBackend, tmp_path: Path
+) -> None:
     """A file with the same meaning but other bytes is not removed, because only the exact content
     proves that the agent wrote it.
     """
@@ -463,7 +495,9 @@ def test_a_file_with_the_same_meaning_is_not_removed(backend, tmp_path):
     assert path.exists()
 
 
-def test_a_link_in_place_of_an_agent_owned_file_is_not_removed(backend, tmp_path):
+def test_a_link_in_place_of_an_agent_owned_file_is_not_removed(
+    backend: SeccompBackend, tmp_path: Path
+) -> None:
     """If a link is at the path of an agent-owned file, the link is not removed."""
     (tmp_path / "seccomp").mkdir()
     (tmp_path / "seccomp/a.json").symlink_to("elsewhere")
@@ -475,7 +509,7 @@ def test_a_link_in_place_of_an_agent_owned_file_is_not_removed(backend, tmp_path
     assert (tmp_path / "seccomp/a.json").is_symlink()
 
 
-def test_a_file_that_cannot_be_read_is_not_removed():
+def test_a_file_that_cannot_be_read_is_not_removed() -> None:
     """A read of /proc/self/mem always fails with EIO."""
     backend = SeccompBackend(
         host=Host("/proc"), clock_ns=time.time_ns, directory="/self", machine="x86_64"
@@ -486,14 +520,14 @@ def test_a_file_that_cannot_be_read_is_not_removed():
     assert 'The profile "mem" was not removed: the file cannot be read (' in result.finding.message
 
 
-def test_every_context_is_accepted(backend):
+def test_every_context_is_accepted(backend: SeccompBackend) -> None:
     """A stored version is valid in every context, because the canonical form depends only on the
     machine.
     """
     assert backend.accepts_context("")
 
 
-def test_an_input_error_makes_the_backend_unobservable():
+def test_an_input_error_makes_the_backend_unobservable() -> None:
     """An input error makes the backend unobservable. The test reads /proc/self/mem, which always
     fails with EIO.
     """
@@ -515,7 +549,9 @@ def test_an_input_error_makes_the_backend_unobservable():
         (["mount"], ""),
     ],
 )
-def test_a_newer_variant_of_a_denied_call_causes_a_warning(backend, denied, newer):
+def test_a_newer_variant_of_a_denied_call_causes_a_warning(
+    backend: SeccompBackend, denied: list[str], newer: str
+) -> None:
     """If a newer variant of a denied call stays allowed, the profile has a warning."""
     rule = {"names": denied, "action": "SCMP_ACT_ERRNO", "errnoRet": 1}
     profile = accepted(backend, {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]})
@@ -523,7 +559,7 @@ def test_a_newer_variant_of_a_denied_call_causes_a_warning(backend, denied, newe
     assert [f"but {newer} (" in message for message in messages] == [True] * bool(newer)
 
 
-def test_the_shipped_profile_has_a_hint_about_fchmodat2(backend):
+def test_the_shipped_profile_has_a_hint_about_fchmodat2(backend: SeccompBackend) -> None:
     """The shipped profile prevent-chmod is accepted with the hint that fchmodat2 stays allowed."""
     profile = accepted(backend, Path("profiles/prevent-chmod").read_bytes(), key="prevent-chmod")
     (hint,) = (item.hint for item in profile.findings if item.code == "newer_call_allowed")

@@ -2,11 +2,16 @@
 
 import json
 import time
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import pytest
 
 from agent.backends.seccomp.backend import SeccompBackend
+from agent.core.finding_codes import FindingCode
+from agent.core.findings import Finding
 from agent.host.filesystem import Host
+from tests.json_object import JsonObject
 
 # This allow list is sufficient to start every container.
 USUAL = (
@@ -25,13 +30,18 @@ BOTH = ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"]
 NAMESPACES = 2114060288  # These flags of clone create namespaces.
 
 
-def profile(*rules, **more):
+def profile(*rules: JsonObject, **more: object) -> JsonObject:
     allowed = {"names": USUAL, "action": "SCMP_ACT_ALLOW"}
     tree = {"defaultAction": "SCMP_ACT_ERRNO", "architectures": BOTH, "syscalls": [allowed, *rules]}
     return tree | more
 
 
-def rule(*names, action="SCMP_ACT_ALLOW", args=(), **more):
+def rule(
+    *names: str,
+    action: str = "SCMP_ACT_ALLOW",
+    args: Sequence[tuple[Any, ...]] = (),
+    **more: object,
+) -> JsonObject:
     conditions = [
         {"index": index, "op": f"SCMP_CMP_{op}", "value": value}
         | ({"valueTwo": two} if two else {})
@@ -41,12 +51,19 @@ def rule(*names, action="SCMP_ACT_ALLOW", args=(), **more):
     return {"names": list(names), "action": action} | ({"args": conditions} if args else {}) | more
 
 
-def denying(*names, **more):
+def denying(*names: str, **more: object) -> JsonObject:
     denied = rule(*names, action="SCMP_ACT_ERRNO")
     return {"defaultAction": "SCMP_ACT_ALLOW", "architectures": BOTH, "syscalls": [denied]} | more
 
 
-def check(tree, *, machine="x86_64", form="oci", kernel="6.1", **options):
+def check(
+    tree: bytes | JsonObject,
+    *,
+    machine: str = "x86_64",
+    form: Literal["oci", "docker"] = "oci",
+    kernel: str = "6.1",
+    **options: Any,
+) -> tuple[bytes, tuple[Finding, ...]]:
     content = tree if isinstance(tree, bytes) else json.dumps(tree).encode()
     backend = SeccompBackend(
         host=Host("/nowhere"),
@@ -59,20 +76,20 @@ def check(tree, *, machine="x86_64", form="oci", kernel="6.1", **options):
     return backend.check(content)
 
 
-def errors(tree, **options):
+def errors(tree: bytes | JsonObject, **options: Any) -> tuple[Finding, ...]:
     body, findings = check(tree, **options)
     assert body == b""
     assert {item.severity for item in findings} == {"error"}
     return findings
 
 
-def codes(tree, **options):
+def codes(tree: JsonObject, **options: Any) -> set[FindingCode]:
     body, findings = check(tree, **options)
     assert body, findings
     return {item.code for item in findings}
 
 
-ENOSYS = {"action": "SCMP_ACT_ERRNO", "errnoRet": 38}
+ENOSYS: JsonObject = {"action": "SCMP_ACT_ERRNO", "errnoRet": 38}
 ACCEPTED = {
     "a default action with another error number denies socketcall": profile(
         rule("socketcall", **ENOSYS), rule("socket", args=[(0, "LT", 38)])
@@ -125,14 +142,14 @@ ACCEPTED = {
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_rules_that_do_not_contradict_each_other_are_accepted(name):
+def test_rules_that_do_not_contradict_each_other_are_accepted(name: str) -> None:
     """Rules that do not contradict each other are accepted. Actions are compared in their normal
     form, and conditions exactly.
     """
     codes(ACCEPTED[name])
 
 
-def test_rules_of_different_pods_are_not_compared():
+def test_rules_of_different_pods_are_not_compared() -> None:
     """A rule that requires a capability and a rule that excludes it are not compared, because no
     pod has both rules.
     """
@@ -149,7 +166,9 @@ def test_rules_of_different_pods_are_not_compared():
     ("kernel", "count"), [("4.7", 1), ("4.8", 2), ("4.19.0-27-amd64", 2), ("6.1", 2)]
 )
 @pytest.mark.parametrize("form", ["oci", "docker"])
-def test_a_condition_on_the_kernel_is_resolved_for_the_node(form, kernel, count):
+def test_a_condition_on_the_kernel_is_resolved_for_the_node(
+    form: Literal["oci", "docker"], kernel: str, count: int
+) -> None:
     """A rule with minKernel is written if the kernel of the node is new enough, and a notice
     reports this.
     """
@@ -160,14 +179,14 @@ def test_a_condition_on_the_kernel_is_resolved_for_the_node(form, kernel, count)
     assert "expanded_for_kernel" in {item.code for item in findings}
 
 
-def test_an_excluded_kernel_is_resolved_too():
+def test_an_excluded_kernel_is_resolved_too() -> None:
     """A rule that excludes newer kernels with minKernel is omitted on such kernels."""
     tree = profile(rule("ptrace", excludes={"minKernel": "4.8"}))
     assert len(json.loads(check(tree, kernel="4.7")[0])["syscalls"]) == 2
     assert len(json.loads(check(tree, kernel="4.8")[0])["syscalls"]) == 1
 
 
-def test_names_of_error_numbers_are_rewritten():
+def test_names_of_error_numbers_are_rewritten() -> None:
     """The names of error numbers are replaced by the numbers, so that a name equals its number."""
     swapon = rule("swapon", action="SCMP_ACT_ERRNO", errno="EOPNOTSUPP", errnoRet=95)
     body, findings = check(profile(swapon, defaultErrno="ENOSYS"))
@@ -177,7 +196,7 @@ def test_names_of_error_numbers_are_rewritten():
 
 
 @pytest.mark.parametrize("key", ["$schema", "_comment", "//", "description", "Comment", "#"])
-def test_comment_keys_are_removed_with_one_notice(key):
+def test_comment_keys_are_removed_with_one_notice(key: str) -> None:
     """Comment keys are removed from every object of the profile."""
     tree = profile(rule("personality", args=[(0, "EQ", 8)]) | {key: "why"})
     tree["syscalls"][1]["args"][0][key] = "why"
@@ -187,14 +206,14 @@ def test_comment_keys_are_removed_with_one_notice(key):
 
 
 @pytest.mark.parametrize("key", ["_syscalls", "$defaultAction", "//flags", "DefaultAction", "x"])
-def test_a_disabled_or_misspelt_field_is_not_a_comment(key):
+def test_a_disabled_or_misspelt_field_is_not_a_comment(key: str) -> None:
     """A disabled or misspelt field is rejected and does not count as a comment, because the author
     may have meant the field.
     """
     assert [item.code for item in errors(profile() | {key: []})] == ["unknown_field"]
 
 
-def test_a_comment_next_to_a_condition_on_a_socket_is_removed():
+def test_a_comment_next_to_a_condition_on_a_socket_is_removed() -> None:
     """A comment next to a condition on a socket call is removed. The agent also adds a rule for
     socketcall, because 32-bit programs could bypass the condition.
     """
@@ -218,7 +237,9 @@ OTHER_FORMATS = [
 
 
 @pytest.mark.parametrize(("tree", "where", "hint"), OTHER_FORMATS)
-def test_a_file_of_a_known_format_gets_one_message(tree, where, hint):
+def test_a_file_of_a_known_format_gets_one_message(
+    tree: dict[str, str | JsonObject], where: str, hint: str
+) -> None:
     """A file in another known format causes one message, with the type of the file and the location
     of the profile in it.
     """
@@ -227,7 +248,7 @@ def test_a_file_of_a_known_format_gets_one_message(tree, where, hint):
     assert hint in error.hint
 
 
-def test_a_resource_in_yaml_gets_the_command_that_converts_it():
+def test_a_resource_in_yaml_gets_the_command_that_converts_it() -> None:
     """If a key with the extension .json contains a resource in YAML, the finding contains the
     command that converts the resource.
     """
@@ -273,7 +294,7 @@ REJECTED = {
 
 
 @pytest.mark.parametrize("name", REJECTED)
-def test_a_rejection_is_one_message_with_the_next_step(name):
+def test_a_rejection_is_one_message_with_the_next_step(name: str) -> None:
     """A single mistake causes one error with a next step, and no warnings that follow from the
     mistake.
     """
@@ -288,7 +309,9 @@ def test_a_rejection_is_one_message_with_the_next_step(name):
     [({}, 38), ({"defaultErrnoRet": 1}, 38), ({"defaultErrnoRet": 38}, 1)],
 )
 @pytest.mark.parametrize(("call", "through"), [("socket", "socketcall"), ("semop", "ipc")])
-def test_a_condition_that_32_bit_programs_could_evade_is_completed(more, errno, call, through):
+def test_a_condition_that_32_bit_programs_could_evade_is_completed(
+    more: dict[str, int], errno: int, call: str, through: str
+) -> None:
     """If 32-bit programs could bypass a condition, the agent adds a rule that denies the
     multiplexing call.
 
@@ -309,7 +332,9 @@ def test_a_condition_that_32_bit_programs_could_evade_is_completed(more, errno, 
         ({"architectures": ["SCMP_ARCH_S390X", "SCMP_ARCH_S390"]}, "s390x"),
     ],
 )
-def test_a_condition_that_native_programs_evade_is_rejected(more, machine):
+def test_a_condition_that_native_programs_evade_is_rejected(
+    more: dict[str, list[str]], machine: str
+) -> None:
     """A condition that native programs can bypass through socketcall is rejected, because the C
     library may need socketcall.
     """
@@ -317,7 +342,7 @@ def test_a_condition_that_native_programs_evade_is_rejected(more, machine):
     assert {item.code for item in errors(tree, machine=machine)} == {"fails_open"}
 
 
-def test_no_rule_is_added_where_the_author_allows_the_multiplexing_call():
+def test_no_rule_is_added_where_the_author_allows_the_multiplexing_call() -> None:
     """If the author allows the multiplexing call, no rule is added. A warning reports that 32-bit
     programs can bypass the condition.
     """
@@ -350,12 +375,12 @@ NEXT_STEPS = {
 
 
 @pytest.mark.parametrize("name", NEXT_STEPS)
-def test_the_next_step_of_a_rejection_works(name):
+def test_the_next_step_of_a_rejection_works(name: str) -> None:
     """A rejected profile is accepted after a change that follows the hint."""
     codes(NEXT_STEPS[name])
 
 
-def test_allow_unknown_syscalls_accepts_a_newer_call():
+def test_allow_unknown_syscalls_accepts_a_newer_call() -> None:
     """The hint of the code unknown_syscall contains the option that accepts the call."""
     codes(denying("chmod", "fchmodat2"), allow_unknown_syscalls=True)
 
@@ -371,7 +396,9 @@ def test_allow_unknown_syscalls_accepts_a_newer_call():
         (("arch_prctl",), "start_impossible"),
     ],
 )
-def test_start_warnings_follow_the_measured_lists(missing, code):
+def test_start_warnings_follow_the_measured_lists(
+    missing: tuple[str, ...], code: str | None
+) -> None:
     """A warning about the start of containers appears exactly if a measured runtime cannot start a
     container.
     """
@@ -389,7 +416,7 @@ def test_start_warnings_follow_the_measured_lists(missing, code):
         ([rule("clone3", action="SCMP_ACT_KILL_PROCESS")], True),
     ],
 )
-def test_clone3_must_fail_with_enosys(rules, is_warned):
+def test_clone3_must_fail_with_enosys(rules: list[JsonObject], is_warned: bool) -> None:
     """A profile in which clone3 fails with an error other than ENOSYS has a warning, because glibc
     then cannot start threads.
     """
@@ -397,7 +424,7 @@ def test_clone3_must_fail_with_enosys(rules, is_warned):
 
 
 @pytest.mark.parametrize(("errno", "is_warned"), [(1, True), (38, False)])
-def test_an_explicit_error_of_clone3_must_be_enosys(errno, is_warned):
+def test_an_explicit_error_of_clone3_must_be_enosys(errno: int, is_warned: bool) -> None:
     """An explicit rule must let clone3 fail with ENOSYS, even if the default action allows
     calls.
     """
@@ -409,7 +436,7 @@ def test_an_explicit_error_of_clone3_must_be_enosys(errno, is_warned):
 @pytest.mark.parametrize(
     ("name", "code"), [("execve", "start_impossible"), ("statx", "start_limited"), ("chmod", None)]
 )
-def test_a_denied_call_that_a_runtime_needs_causes_a_warning(name, code):
+def test_a_denied_call_that_a_runtime_needs_causes_a_warning(name: str, code: str | None) -> None:
     """A denied call that a runtime needs causes a warning, even if the default action
     allows calls.
     """
@@ -417,7 +444,7 @@ def test_a_denied_call_that_a_runtime_needs_causes_a_warning(name, code):
     assert result == ({code} if code else set())
 
 
-def without_clone(*rules):
+def without_clone(*rules: JsonObject) -> JsonObject:
     allowed = rule(*(name for name in USUAL if name != "clone"))
     return profile() | {"syscalls": [allowed, rule("clone3", **ENOSYS), *rules]}
 
@@ -434,7 +461,9 @@ def without_clone(*rules):
         ([rule("ptrace")], None),
     ],
 )
-def test_a_profile_is_compared_with_the_default_of_containerd(rules, names):
+def test_a_profile_is_compared_with_the_default_of_containerd(
+    rules: list[JsonObject], names: str | None
+) -> None:
     """In comparison with the default profile of containerd, the warning lists only calls that this
     profile denies for the same arguments.
     """
@@ -452,7 +481,9 @@ def test_a_profile_is_compared_with_the_default_of_containerd(rules, names):
         (("chmod",), "x86_64", False),
     ],
 )
-def test_denied_calls_that_the_architecture_lacks_cause_a_warning(names, machine, is_warned):
+def test_denied_calls_that_the_architecture_lacks_cause_a_warning(
+    names: tuple[str, ...], machine: str, is_warned: bool
+) -> None:
     """If the architecture lacks the denied calls, for example chmod on arm64, a warning reports
     that the profile denies no call.
     """
@@ -461,7 +492,7 @@ def test_denied_calls_that_the_architecture_lacks_cause_a_warning(names, machine
 
 
 @pytest.mark.parametrize("flags", [NAMESPACES, 0x10000000])
-def test_the_flags_of_clone_are_another_argument_on_s390x(flags):
+def test_the_flags_of_clone_are_another_argument_on_s390x(flags: int) -> None:
     """On s390x, the flags of clone are the second argument. A condition on the first argument would
     compare the address of the stack.
     """

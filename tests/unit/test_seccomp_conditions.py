@@ -2,24 +2,31 @@
 
 import json
 import time
+from typing import Any
 
 import pytest
 
 from agent.backends.seccomp.backend import SeccompBackend
+from agent.core.findings import Finding
 from agent.host.filesystem import Host
+from tests.json_object import JsonObject
 
 X86_64, X86, X32 = (f"SCMP_ARCH_{name}" for name in ("X86_64", "X86", "X32"))
 BOTH, THREE = [X86_64, X86], [X86_64, X86, X32]
 
 
-def check(document, **options):
+def check(document: JsonObject, **options: Any) -> tuple[bytes, list[Finding]]:
     body, findings = SeccompBackend(
         host=Host("/"), clock_ns=time.time_ns, machine="x86_64", **options
     ).check(json.dumps(document).encode())
     return body, [finding for finding in findings if finding.severity == "error"]
 
 
-def profile(*rules, architectures=(X86_64,), default="SCMP_ACT_ALLOW"):
+def profile(
+    *rules: JsonObject,
+    architectures: tuple[str] | list[str] = (X86_64,),
+    default: str = "SCMP_ACT_ALLOW",
+) -> JsonObject:
     return {
         "defaultAction": default,
         "architectures": list(architectures),
@@ -27,7 +34,9 @@ def profile(*rules, architectures=(X86_64,), default="SCMP_ACT_ALLOW"):
     }
 
 
-def rule(name, *conditions, action="SCMP_ACT_ERRNO", **more):
+def rule(
+    name: str, *conditions: tuple[int, str, int], action: str = "SCMP_ACT_ERRNO", **more: int
+) -> JsonObject:
     args = [
         {"index": index, "op": f"SCMP_CMP_{op}", "value": value} for index, op, value in conditions
     ]
@@ -68,7 +77,7 @@ UNANCHORED = [
 
 
 @pytest.mark.parametrize("document", UNANCHORED)
-def test_a_rule_is_added_if_the_filter_would_not_load_the_call_number(document):
+def test_a_rule_is_added_if_the_filter_would_not_load_the_call_number(document: JsonObject) -> None:
     """The agent adds a rule if the filter would not load the call number, because libseccomp would
     then drop the conditional rules.
     """
@@ -78,7 +87,7 @@ def test_a_rule_is_added_if_the_filter_would_not_load_the_call_number(document):
 
 
 @pytest.mark.parametrize("document", UNANCHORED)
-def test_a_second_rule_is_not_added_to_the_written_form(document):
+def test_a_second_rule_is_not_added_to_the_written_form(document: JsonObject) -> None:
     """A second check of the written form adds no further rule."""
     body, _ = check(document)
     assert check(json.loads(body)) == (body, [])
@@ -95,7 +104,7 @@ ANCHORED = [
 
 
 @pytest.mark.parametrize("document", ANCHORED)
-def test_no_rule_is_added_if_the_filter_loads_the_call_number(document):
+def test_no_rule_is_added_if_the_filter_loads_the_call_number(document: JsonObject) -> None:
     """The agent adds no rule if the filter loads the call number anyway."""
     body, errors = check(document)
     assert errors == []
@@ -118,7 +127,9 @@ def test_no_rule_is_added_if_the_filter_loads_the_call_number(document):
         ),
     ],
 )
-def test_a_profile_is_rejected_if_the_added_rule_would_change_its_meaning(document):
+def test_a_profile_is_rejected_if_the_added_rule_would_change_its_meaning(
+    document: JsonObject,
+) -> None:
     """If an added rule would change the meaning of a profile, the profile is rejected with a hint
     that works.
     """
@@ -129,7 +140,7 @@ def test_a_profile_is_rejected_if_the_added_rule_would_change_its_meaning(docume
     assert "getpid" in errors[0].hint
 
 
-def test_a_rule_that_depends_on_capabilities_does_not_prevent_the_error():
+def test_a_rule_that_depends_on_capabilities_does_not_prevent_the_error() -> None:
     """A rule that depends on capabilities does not prevent the error, because the filter for pods
     without the capability lacks this rule.
     """
@@ -152,7 +163,9 @@ WIDE = 1 << 32
         ((0, "LE", 3), (0, "LT", WIDE)),
     ],
 )
-def test_bounds_with_different_upper_halves_are_rejected(first, second):
+def test_bounds_with_different_upper_halves_are_rejected(
+    first: tuple[int, str, int], second: tuple[int, str, int]
+) -> None:
     """Two bounds with different upper 32 bits are rejected, because the filter would lack one of
     the bounds.
     """
@@ -172,7 +185,9 @@ def test_bounds_with_different_upper_halves_are_rejected(first, second):
         ((0, "LT", 7), (0, "GT", 9)),
     ],
 )
-def test_bounds_that_libseccomp_compiles_correctly_are_accepted(first, second):
+def test_bounds_that_libseccomp_compiles_correctly_are_accepted(
+    first: tuple[int, str, int], second: tuple[int, str, int]
+) -> None:
     """Bounds are accepted if libseccomp compiles them correctly, for example bounds with the same
     upper half.
     """
@@ -191,7 +206,9 @@ def test_bounds_that_libseccomp_compiles_correctly_are_accepted(first, second):
         (((0, "EQ", 5), (1, "EQ", 6), (2, "EQ", 8)), ((1, "EQ", 6), (2, "NE", 8))),
     ],
 )
-def test_opposite_comparisons_after_more_conditions_are_rejected(long, short):
+def test_opposite_comparisons_after_more_conditions_are_rejected(
+    long: tuple[tuple[int, str, int], ...], short: tuple[tuple[int, str, int], ...]
+) -> None:
     """Opposite comparisons are rejected: `a and x == v` would be lost next to `x != v`."""
     rules = rule("clone", *long), rule("clone", *short)
     for ordered in (rules, rules[::-1]):
@@ -216,12 +233,14 @@ def test_opposite_comparisons_after_more_conditions_are_rejected(long, short):
         (((1, "EQ", 8),), ((1, "NE", 8),)),
     ],
 )
-def test_comparisons_that_are_not_opposite_are_accepted(first, second):
+def test_comparisons_that_are_not_opposite_are_accepted(
+    first: tuple[tuple[int, str, int], ...], second: tuple[tuple[int, str, int], ...]
+) -> None:
     """Comparisons are accepted if their values, arguments or first conditions are not opposite."""
     assert check(profile(rule("clone", *first), rule("clone", *second)))[1] == []
 
 
-def test_opposite_comparisons_with_different_actions_are_accepted():
+def test_opposite_comparisons_with_different_actions_are_accepted() -> None:
     """Opposite comparisons with different actions are accepted, as in Podman's default profile."""
     pods = {"excludes": {"caps": ["CAP_AUDIT_WRITE"]}}
     rules = (
@@ -234,7 +253,7 @@ def test_opposite_comparisons_with_different_actions_are_accepted():
 @pytest.mark.parametrize(
     ("short", "long"), [("EQ", "NE"), ("NE", "EQ"), ("GT", "LE"), ("LE", "GT"), ("GE", "LT")]
 )
-def test_opposite_comparisons_with_different_actions_need_an_order(short, long):
+def test_opposite_comparisons_with_different_actions_need_an_order(short: str, long: str) -> None:
     """If the longer of two opposite rules comes later, it is rejected with a hint to move it."""
     rules = [
         rule("clone", (2, short, 8), action="SCMP_ACT_ALLOW"),
@@ -247,7 +266,9 @@ def test_opposite_comparisons_with_different_actions_need_an_order(short, long):
 
 
 @pytest.mark.parametrize("operator", ["NE", "LT", "LE", "GE", "GT"])
-def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_it(operator):
+def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_it(
+    operator: str,
+) -> None:
     """A comparison before the last condition is rejected if another rule has the same comparison,
     because libseccomp may then lose a part of the shared tree.
     """
@@ -284,7 +305,9 @@ def test_a_comparison_before_the_last_one_is_rejected_if_another_rule_compares_i
         [((1, "GE", 5), (2, "EQ", 8)), ((0, "EQ", 1), (1, "EQ", 7), (2, "EQ", 8))],
     ],
 )
-def test_comparisons_that_libseccomp_compiles_correctly_are_accepted(rules):
+def test_comparisons_that_libseccomp_compiles_correctly_are_accepted(
+    rules: list[tuple[tuple[int, str, int], ...]],
+) -> None:
     """A range is accepted as the last condition, and as an earlier condition if libseccomp does not
     merge the trees of two rules.
     """
@@ -302,7 +325,9 @@ def test_comparisons_that_libseccomp_compiles_correctly_are_accepted(rules):
         (((1, "GT", 3), (2, "EQ", 3)), ((0, "EQ", 3), (1, "GE", 3), (2, "NE", 3))),
     ],
 )
-def test_merged_trees_are_rejected_in_every_order(first, second):
+def test_merged_trees_are_rejected_in_every_order(
+    first: tuple[tuple[int, str, int], ...], second: tuple[tuple[int, str, int], ...]
+) -> None:
     """If rules share comparisons and a subtree has two parents, the rules are rejected in every
     order.
     """
@@ -311,7 +336,7 @@ def test_merged_trees_are_rejected_in_every_order(first, second):
         assert (body, [error.code for error in errors]) == (b"", ["fails_open"])
 
 
-def test_a_condition_that_is_always_true_is_not_written():
+def test_a_condition_that_is_always_true_is_not_written() -> None:
     """A condition that is always true, because its mask is empty, is not written."""
     always = {"index": 1, "op": "SCMP_CMP_MASKED_EQ", "value": 0, "valueTwo": 0}
     document = profile(rule("clone") | {"args": [always]})
@@ -320,7 +345,7 @@ def test_a_condition_that_is_always_true_is_not_written():
     assert json.loads(body)["syscalls"] == [rule("clone")]
 
 
-def test_a_condition_that_is_always_true_does_not_hide_a_later_rule():
+def test_a_condition_that_is_always_true_does_not_hide_a_later_rule() -> None:
     """A rule whose condition is always true conflicts with another rule for the same call."""
     always = {"index": 0, "op": "SCMP_CMP_MASKED_EQ", "value": 0, "valueTwo": 0}
     allowed = rule("setuid", action="SCMP_ACT_ALLOW") | {"args": [always]}
@@ -342,7 +367,9 @@ def test_a_condition_that_is_always_true_does_not_hide_a_later_rule():
         ),
     ],
 )
-def test_rules_for_socket_calls_are_compared_as_rules_for_socketcall(rules):
+def test_rules_for_socket_calls_are_compared_as_rules_for_socketcall(
+    rules: tuple[JsonObject, JsonObject],
+) -> None:
     """On i386, rules for socket calls are compared as rules for socketcall."""
     assert check(profile(*rules))[1] == []
     body, errors = check(profile(*rules, architectures=BOTH))
@@ -355,7 +382,9 @@ BOUND, LONG = (0, "GT", 2), ((0, "EQ", 2), (1, "NE", 9))
 
 
 @pytest.mark.parametrize("architectures", [BOTH, [X86_64, X32]])
-def test_a_comparison_that_two_calls_share_is_rejected_on_32_bit_abis(architectures):
+def test_a_comparison_that_two_calls_share_is_rejected_on_32_bit_abis(
+    architectures: list[str],
+) -> None:
     """On 32-bit ABIs, a comparison that the rules of two calls share is rejected."""
     common = [{**rule("setuid", *args), "names": ["setuid", "setgid"]} for args in ((BOUND,), LONG)]
     document = profile(*common, rule("setgid", (0, "LT", 2)), architectures=architectures)
@@ -366,13 +395,13 @@ def test_a_comparison_that_two_calls_share_is_rejected_on_32_bit_abis(architectu
     assert check(document | {"architectures": [X86_64]})[1] == []
 
 
-def test_two_calls_with_the_same_rules_are_accepted():
+def test_two_calls_with_the_same_rules_are_accepted() -> None:
     """Two calls with exactly the same rules are accepted."""
     common = [{**rule("setuid", *args), "names": ["setuid", "setgid"]} for args in ((BOUND,), LONG)]
     assert check(profile(*common, architectures=BOTH))[1] == []
 
 
-def test_a_shared_comparison_with_different_next_conditions_is_accepted():
+def test_a_shared_comparison_with_different_next_conditions_is_accepted() -> None:
     """A shared comparison with different next conditions is accepted, because the resulting
     instructions are different.
     """
@@ -394,7 +423,9 @@ CONTRADICTIONS = [
 
 
 @pytest.mark.parametrize("rules", CONTRADICTIONS)
-def test_rules_that_contradict_each_other_without_the_first_argument_are_rejected(rules):
+def test_rules_that_contradict_each_other_without_the_first_argument_are_rejected(
+    rules: tuple[JsonObject, JsonObject],
+) -> None:
     """On i386, rules that contradict each other apart from the first argument are rejected, because
     libseccomp builds no filter from them.
     """
@@ -404,7 +435,7 @@ def test_rules_that_contradict_each_other_without_the_first_argument_are_rejecte
     assert "On SCMP_ARCH_X86" in errors[0].message
 
 
-def test_the_order_of_the_names_in_a_rule_has_an_effect():
+def test_the_order_of_the_names_in_a_rule_has_an_effect() -> None:
     """In a rule, the name socketcall covers only the names that follow it."""
     earlier = rule("socket", (1, "NE", 40))
     later = {"action": "SCMP_ACT_TRAP"}
@@ -414,20 +445,22 @@ def test_the_order_of_the_names_in_a_rule_has_an_effect():
 
 
 @pytest.mark.parametrize("rules", CONTRADICTIONS)
-def test_contradicting_socket_rules_are_accepted_without_32_bit_abis(rules):
+def test_contradicting_socket_rules_are_accepted_without_32_bit_abis(
+    rules: tuple[JsonObject, JsonObject],
+) -> None:
     """Without 32-bit ABIs, contradicting socket rules are accepted, because on x86_64 each socket
     call has its own number.
     """
     assert check(profile(*rules))[1] == []
 
 
-def test_contradicting_socket_rules_are_accepted_after_a_rule_for_socketcall():
+def test_contradicting_socket_rules_are_accepted_after_a_rule_for_socketcall() -> None:
     """After an unconditional rule for socketcall, contradicting socket rules are accepted."""
     rules = (rule("socketcall"), *CONTRADICTIONS[0])
     assert check(profile(*rules, architectures=BOTH))[1] == []
 
 
-def warnings(document):
+def warnings(document: JsonObject) -> list[Finding]:
     _, findings = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64").check(
         json.dumps(document).encode()
     )
@@ -441,7 +474,9 @@ MASKED = {"index": 2, "op": "SCMP_CMP_MASKED_EQ", "value": 0xFFFFFFFF, "valueTwo
     ("denied", "through"),
     [(rule("socket") | {"args": [MASKED]}, "socketcall"), (rule("shmat"), "ipc")],
 )
-def test_a_denied_call_that_a_multiplexing_call_still_reaches_causes_a_warning(denied, through):
+def test_a_denied_call_that_a_multiplexing_call_still_reaches_causes_a_warning(
+    denied: JsonObject, through: str
+) -> None:
     """A warning reports that an i386 program can make a denied call through socketcall or ipc."""
     (warning,) = warnings(profile(denied, architectures=BOTH))
     assert f"through {through}(2)" in warning.message
@@ -449,14 +484,14 @@ def test_a_denied_call_that_a_multiplexing_call_still_reaches_causes_a_warning(d
     assert warnings(profile(denied)) == []
 
 
-def test_a_call_that_libseccomp_denies_completely_causes_no_warning():
+def test_a_call_that_libseccomp_denies_completely_causes_no_warning() -> None:
     """A call that a rule denies unconditionally causes no warning, because libseccomp also denies
     it in socketcall.
     """
     assert warnings(profile(rule("socket"), architectures=BOTH)) == []
 
 
-def with_capability(key, entry):
+def with_capability(key: str, entry: JsonObject) -> JsonObject:
     return entry | {key: {"caps": ["CAP_SYS_ADMIN"]}}
 
 
@@ -495,7 +530,9 @@ def with_capability(key, entry):
         ),
     ],
 )
-def test_rules_that_depend_on_capabilities_must_agree_where_a_pod_has_both(rules, codes):
+def test_rules_that_depend_on_capabilities_must_agree_where_a_pod_has_both(
+    rules: tuple[JsonObject, JsonObject], codes: list[str]
+) -> None:
     """Rules that depend on capabilities must agree if a pod can have both rules. If no pod can have
     both rules, their actions may differ.
     """

@@ -8,13 +8,20 @@ import pytest
 
 from agent.backends.seccomp import baseline, meaning, resolve, syntax
 from agent.backends.seccomp.document import Answer
+from tests.json_object import JsonObject
 
 ABIS = ("SCMP_ARCH_X86_64", "SCMP_ARCH_X86")
 ALLOW, EPERM = Answer(action="SCMP_ACT_ALLOW"), Answer(action="SCMP_ACT_ERRNO", errno=1)
 ENOSYS = Answer(action="SCMP_ACT_ERRNO", errno=38)
 
 
-def of(*rules, capabilities=(), machine="x86_64", kernel=(6, 1), **more):
+def of(
+    *rules: JsonObject,
+    capabilities: tuple[str, ...] = (),
+    machine: str = "x86_64",
+    kernel: tuple[int, int] = (6, 1),
+    **more: int,
+) -> meaning.Meaning:
     tree = {"defaultAction": "SCMP_ACT_ERRNO", "architectures": list(ABIS), "syscalls": rules}
     document, findings = syntax.read(json.dumps(tree | more).encode())
     assert document is not None, findings
@@ -22,21 +29,26 @@ def of(*rules, capabilities=(), machine="x86_64", kernel=(6, 1), **more):
     return meaning.of(resolve.resolve(document, node).document, resolve.abis(machine))
 
 
-def rule(name, *args, action="SCMP_ACT_ALLOW", **more):
+def rule(
+    name: str,
+    *args: tuple[int, str, int],
+    action: str = "SCMP_ACT_ALLOW",
+    **more: int | dict[str, str | list[str]],
+) -> JsonObject:
     conditions = [
         {"index": index, "op": f"SCMP_CMP_{op}", "value": value} for index, op, value in args
     ]
     return {"names": [name], "action": action, "args": conditions} | more
 
 
-def test_a_call_without_a_rule_has_the_default():
+def test_a_call_without_a_rule_has_the_default() -> None:
     """The result of a call without a rule is the default action with its error number."""
     assert of().answers(ABIS[0], "mount", (0,) * 6) == {EPERM}
     assert of(defaultErrnoRet=38).answers(ABIS[0], "mount", (0,) * 6) == {ENOSYS}
 
 
 @pytest.mark.parametrize(("family", "answer"), [(1, ALLOW), (40, ENOSYS), (38, EPERM)])
-def test_conditions_apply_to_the_arguments(family, answer):
+def test_conditions_apply_to_the_arguments(family: int, answer: Answer) -> None:
     """Each rule applies only to arguments that meet its conditions."""
     profile = of(
         rule("socket", (0, "EQ", 1)),
@@ -45,7 +57,7 @@ def test_conditions_apply_to_the_arguments(family, answer):
     assert profile.answers(ABIS[0], "socket", (family, 0, 0, 0, 0, 0)) == {answer}
 
 
-def test_a_rule_without_conditions_decides_for_its_call():
+def test_a_rule_without_conditions_decides_for_its_call() -> None:
     """An unconditional rule determines the result of its call, because libseccomp drops the
     conditional rules of this call.
     """
@@ -54,13 +66,13 @@ def test_a_rule_without_conditions_decides_for_its_call():
     assert profile.call(ABIS[0], "socket").is_always_allowed
 
 
-def test_a_rule_that_equals_the_default_is_ignored():
+def test_a_rule_that_equals_the_default_is_ignored() -> None:
     """A rule that equals the default action is ignored, so a later rule can apply."""
     profile = of(rule("clone", action="SCMP_ACT_ERRNO", errnoRet=1), rule("clone", (0, "EQ", 0)))
     assert profile.call(ABIS[0], "clone").every_answer() == {ALLOW, EPERM}
 
 
-def test_a_32_bit_abi_compares_32_bits():
+def test_a_32_bit_abi_compares_32_bits() -> None:
     """A filter for a 32-bit ABI ignores the upper half of an argument."""
     profile = of(rule("ptrace", (0, "EQ", 1)))
     arguments = ((1 << 32) + 1, 0, 0, 0, 0, 0)
@@ -68,7 +80,7 @@ def test_a_32_bit_abi_compares_32_bits():
     assert profile.answers(ABIS[1], "ptrace", arguments) == {ALLOW}
 
 
-def test_a_multiplexed_call_has_the_rules_of_its_operations():
+def test_a_multiplexed_call_has_the_rules_of_its_operations() -> None:
     """A multiplexed call has the rules of its operations. For example, operation 1 of socketcall(2)
     is socket.
     """
@@ -80,7 +92,7 @@ def test_a_multiplexed_call_has_the_rules_of_its_operations():
 @pytest.mark.parametrize(
     ("capabilities", "answer"), [((), EPERM), (("CAP_BPF",), ALLOW), (("CAP_SYS_ADMIN",), EPERM)]
 )
-def test_capabilities_select_rules(capabilities, answer):
+def test_capabilities_select_rules(capabilities: tuple[str, ...], answer: Answer) -> None:
     """A rule with capabilities applies to pods that have these capabilities."""
     profile = of(rule("bpf", includes={"caps": ["CAP_BPF"]}), capabilities=capabilities)
     assert profile.answers(ABIS[0], "bpf", (0,) * 6) == {answer}
@@ -89,7 +101,7 @@ def test_capabilities_select_rules(capabilities, answer):
 @pytest.mark.parametrize(
     ("kernel", "answer"), [((4, 7), EPERM), ((4, 8), ALLOW), ((4, 19), ALLOW), ((5, 0), ALLOW)]
 )
-def test_the_kernel_selects_rules(kernel, answer):
+def test_the_kernel_selects_rules(kernel: tuple[int, int], answer: Answer) -> None:
     """The kernel version selects rules with minKernel. Versions are compared as numbers and not as
     text.
     """
@@ -99,12 +111,12 @@ def test_the_kernel_selects_rules(kernel, answer):
 
 @pytest.mark.parametrize("name", baseline.NAMES)
 @pytest.mark.parametrize("machine", sorted(resolve.MACHINES))
-def test_a_default_profile_allows_nothing_beyond_itself(name, machine):
+def test_a_default_profile_allows_nothing_beyond_itself(name: str, machine: str) -> None:
     """A default profile that is compared with itself allows no additional call."""
     assert list(baseline.beyond(baseline.of(name, machine), name, machine)) == []
 
 
-def test_the_default_profile_of_containerd_allows_what_containerd_does():
+def test_the_default_profile_of_containerd_allows_what_containerd_does() -> None:
     """The model of containerd's default profile unconditionally allows 301 of the 373 calls of
     x86_64, as measured with containerd.
     """

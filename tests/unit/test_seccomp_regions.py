@@ -14,11 +14,11 @@ OPERATORS = ("NE", "LT", "LE", "EQ", "GE", "GT", "MASKED_EQ")
 SMALL = 16  # the values of the exhaustive tests
 
 
-def condition(op, value, value_two=0, index=0):
+def condition(op: str, value: int, value_two: int = 0, index: int = 0) -> Condition:
     return Condition(index=index, op=f"SCMP_CMP_{op}", value=value, value_two=value_two)
 
 
-def are_met(one, word):
+def are_met(one: Condition, word: int) -> bool:
     return {
         "SCMP_CMP_NE": word != one.value,
         "SCMP_CMP_LT": word < one.value,
@@ -30,7 +30,7 @@ def are_met(one, word):
     }[one.op]
 
 
-def random_conditions(draw, count):
+def random_conditions(draw: random.Random, count: int) -> list[Condition]:
     result = []
     for _ in range(count):
         op = draw.choice(OPERATORS)
@@ -42,17 +42,17 @@ def random_conditions(draw, count):
     return result
 
 
-def fulfilling(conditions):
+def fulfilling(conditions: list[Condition]) -> set[tuple[int, int]]:
     """Return all pairs of small arguments that meet the conditions."""
     return {
         pair
-        for pair in itertools.product(range(SMALL), repeat=2)
+        for pair in itertools.product(range(SMALL), range(SMALL))
         if all(are_met(item, pair[item.index]) for item in conditions)
     }
 
 
 @pytest.mark.parametrize("seed", range(300))
-def test_conditions_are_compatible_exactly_if_some_arguments_meet_them(seed):
+def test_conditions_are_compatible_exactly_if_some_arguments_meet_them(seed: int) -> None:
     """The search finds the smallest arguments that meet all conditions, or reports that no such
     arguments exist.
     """
@@ -66,7 +66,7 @@ def test_conditions_are_compatible_exactly_if_some_arguments_meet_them(seed):
 
 
 @pytest.mark.parametrize("seed", range(300))
-def test_implication_is_inclusion(seed):
+def test_implication_is_inclusion(seed: int) -> None:
     """Condition A implies condition B exactly if all arguments that meet A also meet B."""
     draw = random.Random(f"implies/{seed}")  # noqa: S311 - the same every time
     first, second = (
@@ -77,7 +77,7 @@ def test_implication_is_inclusion(seed):
 
 
 @pytest.mark.parametrize("seed", range(300))
-def test_outside_is_difference(seed):
+def test_outside_is_difference(seed: int) -> None:
     """The search finds arguments that match none of several rules exactly if such arguments
     exist.
     """
@@ -106,13 +106,13 @@ LARGEST = 2**64 - 1
         ([condition("GE", 5), condition("LE", 6), *(condition("NE", n) for n in (5, 6))], None),
     ],
 )
-def test_the_smallest_word_of_64_bits(conditions, smallest):
+def test_the_smallest_word_of_64_bits(conditions: list[Condition], smallest: int | None) -> None:
     """Intervals, fixed bits and excluded words are combined correctly at the ends of the range."""
     expected = None if smallest is None else {0: smallest}
     assert regions.example(conditions) == expected
 
 
-def test_a_search_that_would_take_too_long_reports_arguments():
+def test_a_search_that_would_take_too_long_reports_arguments() -> None:
     """A search that reaches its limit stops, and reports that matching arguments may exist."""
     others = [
         [condition("MASKED_EQ", LARGEST >> shift, 1 << shift % 7)] for shift in range(1, 60)

@@ -8,27 +8,33 @@ errors.
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from agent.backends.seccomp.backend import SeccompBackend
-from agent.core.model import Profile, Rejection, SourceKey
+from agent.core.finding_codes import FindingCode
+from agent.core.model import Inspected, Profile, Rejection, SourceKey
 from agent.host.filesystem import Host
+from tests.json_object import JsonObject
+from tests.narrowing import instance_of
 
 
-def allow(*rules, **more):
+def allow(*rules: JsonObject | None, **more: object) -> JsonObject:
     return {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": list(rules)} | more
 
 
-def deny(**more):
+def deny(
+    **more: object,
+) -> JsonObject:
     return {"names": ["chmod"], "action": "SCMP_ACT_ERRNO"} | more
 
 
-def arg(**more):
+def arg(**more: object) -> JsonObject:
     return {"index": 0, "value": 1, "op": "SCMP_CMP_EQ"} | more
 
 
-def default(action, **more):
+def default(action: str, **more: object) -> JsonObject:
     return {"defaultAction": action, "syscalls": [deny()]} | more
 
 
@@ -37,7 +43,7 @@ TEXT = (
 )
 TWO_DEFAULTS = '{"defaultAction":"SCMP_ACT_ERRNO","%s":"SCMP_ACT_ALLOW"}'
 
-CASES = [
+CASES: list[tuple[str, object, set[str]]] = [
     # In these profiles, two rules match the same arguments, and libseccomp may apply the rule that
     # allows the call.
     (
@@ -238,7 +244,7 @@ CASES = [
 ]
 
 
-def inspect(content, **options):
+def inspect(content: bytes | str | list[object] | JsonObject | None, **options: Any) -> Inspected:
     if not isinstance(content, (str, bytes)):
         content = json.dumps(content)
     if isinstance(content, str):
@@ -249,15 +255,17 @@ def inspect(content, **options):
     return backend.inspect(SourceKey(profile_set="dir /x", key="p.json", content=content))
 
 
-def errors(inspected):
+def errors(inspected: Rejection) -> set[FindingCode]:
     assert isinstance(inspected, Rejection)
     return {finding.code for finding in inspected.findings if finding.severity == "error"}
 
 
 @pytest.mark.parametrize(("content", "codes"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
-def test_an_unsafe_profile_is_rejected(content, codes):
+def test_an_unsafe_profile_is_rejected(
+    content: bytes | str | list[object] | JsonObject | None, codes: set[str]
+) -> None:
     """An unsafe profile is rejected with the code that describes the measured fault."""
-    assert errors(inspect(content)) == codes
+    assert errors(instance_of(inspect(content), Rejection)) == codes
 
 
 @pytest.mark.parametrize(
@@ -271,14 +279,16 @@ def test_an_unsafe_profile_is_rejected(content, codes):
     ],
     ids=["null rule", "unknown errno", "two errors", "caps", "flag"],
 )
-def test_the_docker_format_rejects_profiles_that_are_unsafe_with_crio(content, codes):
+def test_the_docker_format_rejects_profiles_that_are_unsafe_with_crio(
+    content: JsonObject, codes: set[str]
+) -> None:
     """In the docker format, a field that CRI-O ignores or rejects, or that makes CRI-O crash,
     causes a rejection.
     """
-    assert errors(inspect(content, format="docker")) == codes
+    assert errors(instance_of(inspect(content, format="docker"), Rejection)) == codes
 
 
-def test_all_mistakes_are_reported_together_with_their_fields():
+def test_all_mistakes_are_reported_together_with_their_fields() -> None:
     """One inspection reports all mistakes, each with its field."""
     rejection = inspect(allow(deny(action="X"), deny(names=["chmodd"]), None, flag=1))
     assert isinstance(rejection, Rejection)
@@ -290,14 +300,14 @@ def test_all_mistakes_are_reported_together_with_their_fields():
     }
 
 
-def test_unknown_names_can_be_allowed():
+def test_unknown_names_can_be_allowed() -> None:
     """With allow_unknown_syscalls, an unknown call name is accepted. A malformed name is still
     rejected.
     """
     assert isinstance(inspect(allow(deny(names=["mseal"])), allow_unknown_syscalls=True), Profile)
-    assert errors(inspect(allow(deny(names=["MSEAL"])), allow_unknown_syscalls=True)) == {
-        "fails_open"
-    }
+    assert errors(
+        instance_of(inspect(allow(deny(names=["MSEAL"])), allow_unknown_syscalls=True), Rejection)
+    ) == {"fails_open"}
 
 
 @pytest.mark.parametrize(
@@ -308,7 +318,9 @@ def test_unknown_names_can_be_allowed():
     ],
     ids=["let through", "denied"],
 )
-def test_a_condition_next_to_a_rule_for_socketcall_is_accepted(rule, codes):
+def test_a_condition_next_to_a_rule_for_socketcall_is_accepted(
+    rule: dict[str, str | list[str]], codes: set[str]
+) -> None:
     """A condition on the call socket is accepted if the profile has a rule for socketcall."""
     tied = {"names": ["socket"], "action": "SCMP_ACT_ALLOW", "args": [arg()]}
     profile = inspect(
@@ -329,7 +341,9 @@ def test_a_condition_next_to_a_rule_for_socketcall_is_accepted(rule, codes):
         ({"action": "SCMP_ACT_ALLOW"}, "SCMP_CMP_NE"),
     ],
 )
-def test_a_comparison_that_higher_bits_evade_causes_a_warning(rule, op):
+def test_a_comparison_that_higher_bits_evade_causes_a_warning(
+    rule: dict[str, str], op: str
+) -> None:
     """A comparison that a program can bypass with higher bits causes a warning: the kernel uses
     only the lower 32 bits, but the filter compares 64 bits.
     """

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from agent.host.filesystem import Host
 from agent.host.ledger import FileLedger
 from agent.reporting import json_report, table
 from tests.daemon_world import RevisionBackend
+from tests.narrowing import not_none
 from tests.world import Node, build_reconciler
 
 DIRECTORY = "sys/fs/selinux"
@@ -27,7 +29,7 @@ def reconciler_with(folder, observe_modules):
 @pytest.mark.parametrize(
     ("content", "expected"), [("1", "enforcing"), ("0", "permissive"), ("0\n", "permissive")]
 )
-def test_the_kernel_shows_the_mode_of_selinux(tmp_path, content, expected):
+def test_the_kernel_shows_the_mode_of_selinux(tmp_path: Path, content, expected) -> None:
     """The file `enforce` contains 1 or 0."""
     (tmp_path / DIRECTORY).mkdir(parents=True)
     (tmp_path / DIRECTORY / "enforce").write_text(content)
@@ -35,14 +37,14 @@ def test_the_kernel_shows_the_mode_of_selinux(tmp_path, content, expected):
     assert states == {"selinux": ModuleState(mode=ModuleMode(expected))}
 
 
-def test_without_the_directory_selinux_is_disabled(tmp_path):
+def test_without_the_directory_selinux_is_disabled(tmp_path: Path) -> None:
     """The kernel creates the directory only if SELinux was enabled at boot."""
     states = security_modules.states(Host(tmp_path))
     assert states == {"selinux": ModuleState(mode=ModuleMode.DISABLED)}
 
 
 @pytest.mark.parametrize("content", [None, "", "2", "directory"])
-def test_an_unreadable_mode_is_unknown(tmp_path, content):
+def test_an_unreadable_mode_is_unknown(tmp_path: Path, content) -> None:
     """A directory without a readable mode does not mean that SELinux is disabled."""
     (tmp_path / DIRECTORY).mkdir(parents=True)
     enforce = tmp_path / DIRECTORY / "enforce"
@@ -52,10 +54,10 @@ def test_an_unreadable_mode_is_unknown(tmp_path, content):
         enforce.write_text(content)
     state = security_modules.states(Host(tmp_path))["selinux"]
     assert state.mode == ModuleMode.UNKNOWN
-    assert state.finding.code == "module_unobservable"
+    assert not_none(state.finding).code == "module_unobservable"
 
 
-def test_a_directory_that_cannot_be_found_is_unknown(tmp_path):
+def test_a_directory_that_cannot_be_found_is_unknown(tmp_path: Path) -> None:
     """An error other than a missing directory does not mean that SELinux is disabled."""
     (tmp_path / "sys").mkdir()
     (tmp_path / "sys/fs").symlink_to("fs")
@@ -63,7 +65,7 @@ def test_a_directory_that_cannot_be_found_is_unknown(tmp_path):
     assert state.mode == ModuleMode.UNKNOWN
 
 
-def test_a_change_of_the_mode_is_reported(tmp_path):
+def test_a_change_of_the_mode_is_reported(tmp_path: Path) -> None:
     """A changed mode is a change of the node, and the next pass makes a new report."""
     modes = [ModuleState(mode=ModuleMode.ENFORCING)]
     reconciler = reconciler_with(tmp_path, lambda: {"selinux": modes[0]})
@@ -78,7 +80,7 @@ def test_a_change_of_the_mode_is_reported(tmp_path):
     assert second.security_modules == {"selinux": ModuleMode.DISABLED}
 
 
-def test_reports_contain_the_mode(tmp_path):
+def test_reports_contain_the_mode(tmp_path: Path) -> None:
     """The JSON report and the table contain the mode. The table also contains the notice."""
     (tmp_path / DIRECTORY).mkdir(parents=True)
     reconciler = reconciler_with(tmp_path, lambda: security_modules.states(Host(tmp_path)))

@@ -3,7 +3,7 @@
 import pytest
 
 from agent.core import selector
-from agent.core.selector import Selector, Term
+from agent.core.selector import Relation, Selector, Term
 
 LABELS = {"pool": "a", "kubernetes.io/os": "linux", "empty": ""}
 
@@ -34,7 +34,7 @@ LABELS = {"pool": "a", "kubernetes.io/os": "linux", "empty": ""}
         ("pool=a , kubernetes.io/os=windows", False),
     ],
 )
-def test_a_selector_matches_like_kubectl(text, expected):
+def test_a_selector_matches_like_kubectl(text: str, expected: bool) -> None:
     """A selector matches the same labels as in kubectl. The cases contain every operator, and
     several conditions together.
     """
@@ -58,20 +58,20 @@ def test_a_selector_matches_like_kubectl(text, expected):
         "a=!",
     ],
 )
-def test_an_invalid_selector_is_an_error(text):
+def test_an_invalid_selector_is_an_error(text: str) -> None:
     """An invalid selector is an error, and never selects all objects."""
     with pytest.raises(ValueError, match=r"\"") as error:
         selector.parse(text)
     assert text in str(error.value)
 
 
-def test_a_selector_has_one_term_per_condition():
+def test_a_selector_has_one_term_per_condition() -> None:
     """Each condition of a selector is parsed into one term."""
     assert selector.parse("a=b,c notin (d,e),!f,g") == Selector(
         terms=(
-            Term(key="a", relation="in", values=frozenset({"b"})),
-            Term(key="c", relation="notin", values=frozenset({"d", "e"})),
-            Term(key="f", relation="absent"),
-            Term(key="g", relation="exists"),
+            Term(key="a", relation=Relation.IN, values=frozenset({"b"})),
+            Term(key="c", relation=Relation.NOT_IN, values=frozenset({"d", "e"})),
+            Term(key="f", relation=Relation.ABSENT),
+            Term(key="g", relation=Relation.EXISTS),
         )
     )

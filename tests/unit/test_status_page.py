@@ -10,9 +10,12 @@ import pytest
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
+from agent.core.vocabulary import ActionName, ProfileSetState, SupportState
 from agent.reporting.status_page import MAX_BYTES, STYLE, PassSummary, StatusView
 from agent.reporting.status_page import page as parts_of
 from tests import status_page_example
+from tests.json_object import JsonObject
+from tests.narrowing import not_none
 
 DOCS = Path("docs")
 EVIL = "</title><script>alert(1)</script>\"'>\x1b[31m\u202e"
@@ -21,7 +24,7 @@ ENDED = 1_800_000_301.0
 VOID = {"meta", "br", "link"}
 
 
-def row(name, state="installed", **more):
+def row(name: str, state: str = "installed", **more: str | tuple[Finding]) -> ProfileStatus:
     fields = {
         "kind": "seccomp",
         "profile_set": "configmap ns/web",
@@ -29,15 +32,17 @@ def row(name, state="installed", **more):
         "reason": "",
         **more,
     }
-    return ProfileStatus(name=name, localhost_profile=name, state=state, action="keep", **fields)
+    return ProfileStatus(
+        name=name, localhost_profile=name, state=state, action=ActionName.KEEP, **fields
+    )
 
 
-def view(**more):
+def view(**more: Report | str | dict[str, str]) -> StatusView:
     """Return a view with content for every part of the page."""
     finding = Finding(
         code=FindingCode.NOT_JSON, location="b.json", message="line 1: no JSON", hint="Correct it."
     )
-    fields = {
+    fields: JsonObject = {
         "version": "1.2.3",
         "node": "node-1",
         "report": Report(
@@ -46,8 +51,12 @@ def view(**more):
                 row("web", kind="apparmor", mode="enforce", reason="drifted"),
                 row("b.json", "rejected", findings=(finding,)),
             ),
-            profile_sets=(ProfileSetStatus(profile_set="configmap ns/web", state="read", keys=3),),
-            kind_support={"seccomp": KindSupport(state="enabled")},
+            profile_sets=(
+                ProfileSetStatus(
+                    profile_set="configmap ns/web", state=ProfileSetState.READ, keys=3
+                ),
+            ),
+            kind_support={"seccomp": KindSupport(state=SupportState.ENABLED)},
         ),
         "labels": {"seccomp.example.org/a.json": "installed", "example.org/seccomp": "enabled"},
         "passes": (
@@ -60,7 +69,7 @@ def view(**more):
     return StatusView(**{**fields, **more})
 
 
-def page(view, age=12.0):
+def page(view: StatusView, age: float = 12.0) -> str:
     """Return the page that a client receives some seconds after the last pass."""
     parts = parts_of(view)
     return parts.opening(view.at + age) + parts.ending
@@ -71,14 +80,16 @@ class Structure(HTMLParser):
     tag is not closed.
     """
 
-    def __init__(self, text):
+    def __init__(self, text: str) -> None:
         super().__init__()
-        self.open, self.tags, self.tables = [], [], []
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: list[list[list[str]]] = []
         self.feed(text)
         self.close()
         assert self.open == []
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
@@ -89,15 +100,15 @@ class Structure(HTMLParser):
         if tag in ("th", "td"):
             self.tables[-1][-1].append("")
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
-    def handle_data(self, data):
+    def handle_data(self, data: str) -> None:
         if not {"th", "td"}.isdisjoint(self.open):
             self.tables[-1][-1][-1] += data
 
 
-def test_a_finding_has_a_row_for_each_profile_that_has_it():
+def test_a_finding_has_a_row_for_each_profile_that_has_it() -> None:
     """A finding of two profiles has two rows, each with one of the profiles."""
     bad = Finding(code=FindingCode.NOT_ENFORCING, location="defaultAction", message="It logs only.")
     rows = (row("a.json", findings=(bad,)), row("b.json", findings=(bad,)))
@@ -109,16 +120,20 @@ def test_a_finding_has_a_row_for_each_profile_that_has_it():
     ]
 
 
-def test_findings_are_sorted_by_severity():
+def test_findings_are_sorted_by_severity() -> None:
     """Findings are sorted by severity: errors, warnings, notices."""
-    codes = {"not_enforcing": "warning", "parser_not_sandboxed": "notice", "not_json": "error"}
-    findings = tuple(Finding(code=FindingCode(code), location="x", message="m") for code in codes)
+    codes = (
+        FindingCode.NOT_ENFORCING,  # a warning
+        FindingCode.PARSER_NOT_SANDBOXED,  # a notice
+        FindingCode.NOT_JSON,  # an error
+    )
+    findings = tuple(Finding(code=code, location="x", message="m") for code in codes)
     report = Report(profiles=(), profile_sets=(), kind_support={}, findings=findings)
     rows = Structure(page(view(report=report))).tables[0][1:]
     assert [line[1] for line in rows] == ["not_json", "not_enforcing", "parser_not_sandboxed"]
 
 
-def test_the_page_shows_everything_about_the_last_pass():
+def test_the_page_shows_everything_about_the_last_pass() -> None:
     """The page contains, in this order, the summary, the findings, the profiles, the sources, other
     labels and the last passes.
     """
@@ -152,13 +167,13 @@ def test_the_page_shows_everything_about_the_last_pass():
 @pytest.mark.parametrize(
     ("age", "shown"), [(-5, "0 s"), (12, "12 s"), (150, "2 min"), (7100, "118 min"), (9000, "2 h")]
 )
-def test_the_page_begins_with_a_summary(age, shown):
+def test_the_page_begins_with_a_summary(age: int, shown: str) -> None:
     """The page begins with the number of profiles in each state and the age of the report."""
     answer = f'<p class="answer bad">2 installed, 1 rejected, last pass {shown} ago.</p>'
     assert f"profile-loader on node-1</h1>{answer}" in page(view(), age)
 
 
-def test_a_code_is_a_link_to_its_entry_in_the_runbook():
+def test_a_code_is_a_link_to_its_entry_in_the_runbook() -> None:
     """A code is a link to its entry in the runbook. Without an address of the runbook, the code is
     plain text.
     """
@@ -171,7 +186,7 @@ def test_a_code_is_a_link_to_its_entry_in_the_runbook():
     assert "http" not in without
 
 
-def test_every_code_is_a_heading_of_the_runbook():
+def test_every_code_is_a_heading_of_the_runbook() -> None:
     """Every code of a finding is a heading of the runbook, so that its link has a target."""
     headings = re.findall(r"^### (\w+)$", (DOCS / "runbook.md").read_text(), re.MULTILINE)
     assert set(FindingCode) <= set(headings)
@@ -181,7 +196,7 @@ def test_every_code_is_a_heading_of_the_runbook():
     ("present", "shown"),
     [("complain", "outdated"), ("enforce", "set"), (None, "not set")],
 )
-def test_the_label_of_a_profile_is_compared_with_its_mode(present, shown):
+def test_the_label_of_a_profile_is_compared_with_its_mode(present: str | None, shown: str) -> None:
     """The page compares the label of a profile with its mode. The label counts as set only if its
     value is the value in the nodeSelector.
     """
@@ -190,23 +205,23 @@ def test_the_label_of_a_profile_is_compared_with_its_mode(present, shown):
     assert [line[6] for line in lines if line[0] == "web"] == [shown]
 
 
-def test_a_label_of_a_rejected_profile_is_shown():
+def test_a_label_of_a_rejected_profile_is_shown() -> None:
     """If the Node still has the label of a profile that is not installed, the page shows this."""
     lines = Structure(page(view(labels={"seccomp.example.org/b.json": "installed"}))).tables[1]
     assert [line[6] for line in lines if line[0] == "b.json"] == ["set"]
 
 
-def test_each_filter_is_a_link_to_an_anchor_with_a_rule():
+def test_each_filter_is_a_link_to_an_anchor_with_a_rule() -> None:
     """Each filter is a link to an anchor. The style sheet hides the other rows, so filters need no
     script and no request.
     """
     tags = Structure(page(view())).tags
     anchors = {attributes["id"] for _, attributes in tags if "id" in attributes}
     links = {attributes["href"] for tag, attributes in tags if tag == "a"}
-    filters = {link for link in links if link.startswith("#show-")}
+    filters = {link for link in links if not_none(link).startswith("#show-")}
     states = {"#show-failures", "#show-installed", "#show-rejected"}
     assert filters == {*states, "#show-apparmor", "#show-seccomp"}
-    assert {link[1:] for link in links if link.startswith("#")} <= anchors
+    assert {not_none(link)[1:] for link in links if not_none(link).startswith("#")} <= anchors
     for link in filters:
         assert f"{link}:target~.profiles tbody>:not(" in STYLE
     classes = [attributes.get("class") for tag, attributes in tags if tag == "tr"]
@@ -217,14 +232,14 @@ def test_each_filter_is_a_link_to_an_anchor_with_a_rule():
     ]
 
 
-def test_before_the_first_pass_the_page_has_no_table():
+def test_before_the_first_pass_the_page_has_no_table() -> None:
     """Before the first pass, the page has no table, and reports that no pass has ended yet."""
     text = page(StatusView(version="1", node="n", report=None))
     assert "No pass has ended yet." in text
     assert Structure(text).tables == []
 
 
-def everywhere(text):
+def everywhere(text: str) -> StatusView:
     """Return a view in which every field contains the same text."""
     finding = Finding(code=FindingCode.NOT_JSON, location=text, message=text, hint=text)
     return StatusView(
@@ -242,14 +257,16 @@ def everywhere(text):
                     findings=(finding,),
                 ),
             ),
-            profile_sets=(ProfileSetStatus(profile_set=text, state="unreadable", reason=text),),
-            kind_support={"seccomp": KindSupport(state="unknown", finding=finding)},
+            profile_sets=(
+                ProfileSetStatus(profile_set=text, state=ProfileSetState.UNREADABLE, reason=text),
+            ),
+            kind_support={"seccomp": KindSupport(state=SupportState.UNKNOWN, finding=finding)},
         ),
         labels={text: text},
     )
 
 
-def test_a_malicious_name_is_escaped_in_every_place():
+def test_a_malicious_name_is_escaped_in_every_place() -> None:
     """A malicious name never becomes a tag, an attribute or a control character."""
     text = page(everywhere(EVIL))
     assert [tag for tag, _ in Structure(text).tags] == [
@@ -259,7 +276,7 @@ def test_a_malicious_name_is_escaped_in_every_place():
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f\u202e]", text)
 
 
-def test_the_page_is_one_file_without_a_script():
+def test_the_page_is_one_file_without_a_script() -> None:
     """The page contains no script, no event handler and no external resource. The links of the page
     lead only to its own parts and to other pages of the server.
     """
@@ -268,12 +285,12 @@ def test_the_page_is_one_file_without_a_script():
     names = {name for _, attributes in tags for name in attributes}
     assert {name for name in names if name.startswith("on") or name in ("src", "style")} == set()
     links = [item["href"] for tag, item in tags if tag == "a"]
-    assert {link for link in links if link[0] != "#"} == {"metrics", "report.json"}
+    assert {link for link in links if not_none(link)[0] != "#"} == {"metrics", "report.json"}
     assert "url(" not in STYLE
     assert "@import" not in STYLE
 
 
-def test_a_screen_reader_can_read_the_page():
+def test_a_screen_reader_can_read_the_page() -> None:
     """For screen readers, the page has a language, a title, ordered headings, and tables with
     captions and scopes.
     """
@@ -299,7 +316,7 @@ def test_a_screen_reader_can_read_the_page():
     assert viewport["content"] == "width=device-width,initial-scale=1"
 
 
-def test_the_pictures_in_the_guide_show_the_current_page():
+def test_the_pictures_in_the_guide_show_the_current_page() -> None:
     """The recorded digests match the page and the pictures. After a change of the page, run
     scripts/screenshots.py, and look at each picture.
     """
@@ -313,7 +330,7 @@ def test_the_pictures_in_the_guide_show_the_current_page():
     assert [name for name in pictures if f"({name})" not in guide] == []
 
 
-def luminance(color):
+def luminance(color: str) -> float:
     """Return the relative luminance of a color `#rrggbb` (WCAG 2.2)."""
     parts = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [
@@ -325,7 +342,7 @@ def luminance(color):
 
 # The background colors of Chromium in both color schemes.
 @pytest.mark.parametrize(("scheme", "background"), [(0, "#ffffff"), (1, "#121212")])
-def test_colors_have_enough_contrast(scheme, background):
+def test_colors_have_enough_contrast(scheme: int, background: str) -> None:
     """The contrast of the colors is at least 4.5:1 for text and 3:1 for lines (WCAG 2.2, 1.4.3 and
     1.4.11).
     """
@@ -335,7 +352,7 @@ def test_colors_have_enough_contrast(scheme, background):
         assert (light + 0.05) / (dark + 0.05) >= least, (name, scheme)
 
 
-def test_the_size_of_the_page_is_limited_and_failures_precede_other_rows():
+def test_the_size_of_the_page_is_limited_and_failures_precede_other_rows() -> None:
     """The size of the page is limited, even with 10,500 profiles, 10,000 findings and 10,000
     labels. Failures precede other rows.
     """
@@ -345,7 +362,7 @@ def test_the_size_of_the_page_is_limited_and_failures_precede_other_rows():
     rows = [row(f"good-{item}-{'&' * 150}.json") for item in range(10_000)]
     rows += [row(f"bad-{item}.json", "rejected", findings=(finding,) * 20) for item in range(500)]
     sets = tuple(
-        ProfileSetStatus(profile_set=f"{item}{'<' * 200}", state="read", keys=1)
+        ProfileSetStatus(profile_set=f"{item}{'<' * 200}", state=ProfileSetState.READ, keys=1)
         for item in range(10_000)
     )
     labels = {f"{item}.example.org/{'&' * 60}": "installed" for item in range(10_000)}
@@ -357,7 +374,7 @@ def test_the_size_of_the_page_is_limited_and_failures_precede_other_rows():
     assert int(omitted[1]) > 7500
 
 
-def test_a_page_with_3000_profiles_is_complete():
+def test_a_page_with_3000_profiles_is_complete() -> None:
     """The page contains all rows of 3,000 profiles with ordinary names."""
     rows = tuple(row(f"profiles/audit-{item}.json", reason="unchanged") for item in range(3000))
     text = page(view(report=Report(profiles=rows, profile_sets=(), kind_support={})))

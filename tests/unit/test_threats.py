@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +10,7 @@ from agent.__main__ import main
 from agent.backends.seccomp.backend import SeccompBackend
 from agent.core.model import Profile, Rejection, SourceKey
 from agent.host.filesystem import Host
+from tests.json_object import JsonObject
 
 SECRET = "hunter2-hunter2"  # noqa: S105 - the tests search the output for it
 
@@ -16,7 +18,9 @@ SECRET = "hunter2-hunter2"  # noqa: S105 - the tests search the output for it
 @pytest.mark.parametrize(
     "prefix", ["../", "/etc/", "a/../../", "..", ".hidden/", "a//", "a\0/", "a\n/", "%2e%2e/"]
 )
-def test_the_prefix_of_a_configmap_cannot_leave_the_seccomp_directory(tmp_path, prefix):
+def test_the_prefix_of_a_configmap_cannot_leave_the_seccomp_directory(
+    tmp_path: Path, prefix: str
+) -> None:
     """The prefix annotation of a ConfigMap can select only a directory in the kubelet's seccomp
     directory.
     """
@@ -34,11 +38,13 @@ def test_the_prefix_of_a_configmap_cannot_leave_the_seccomp_directory(tmp_path, 
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
-def test_no_output_shows_a_profiles_body(tmp_path, capsys, form):
+def test_no_output_shows_a_profiles_body(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
     """Neither the report nor the log contains the text of a profile."""
     source = tmp_path / "source"
     source.mkdir()
-    good = {
+    good: JsonObject = {
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{"names": ["chmod"], "action": "SCMP_ACT_ERRNO", "comment": SECRET}],
     }

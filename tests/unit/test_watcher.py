@@ -1,11 +1,13 @@
 """Tests of agent.host.watcher, which reports each change of a watched path."""
 
+import _queue
 import contextlib
 import ctypes
 import errno
 import queue
 import shutil
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,38 +30,38 @@ SECONDS = 10.0  # the longest wait for an expected wake-up
 class Wakes:
     """A watcher and the wake reasons that it has sent."""
 
-    def __init__(self, reasons):
-        self.queue = queue.SimpleQueue()
+    def __init__(self, reasons: dict[Path, str]) -> None:
+        self.queue: _queue.SimpleQueue = queue.SimpleQueue()
         self.watcher = FileWatcher(reasons, self.queue.put)
         self.watcher.update_watches()
 
-    def next(self):
+    def next(self) -> str:
         """Wait for a wake reason."""
         return self.queue.get(timeout=SECONDS)
 
-    def pending(self):
+    def pending(self) -> list[str]:
         """Return the wake reasons that have arrived so far."""
         return [self.queue.get() for _ in range(self.queue.qsize())]
 
-    def poll(self):
+    def poll(self) -> set[str]:
         """Poll once, and return all wake reasons, including reasons from delayed events."""
         self.pending()
         self.watcher.poll()
         return set(self.pending())
 
 
-def watchdog_threads():
+def watchdog_threads() -> set[watcher._BoundedInotify | watcher._Observer | InotifyEmitter]:
     return {thread for thread in threading.enumerate() if isinstance(thread, BaseThread)}
 
 
-def running(kind):
+def running(kind: type[BaseThread]) -> watcher._Observer | InotifyEmitter:
     """Return the only running watchdog thread of a class."""
     (thread,) = [thread for thread in watchdog_threads() if isinstance(thread, kind)]
     return thread
 
 
 @pytest.fixture
-def watch():
+def watch() -> Iterator[type[Wakes]]:
     """Create watchers, and stop all threads of watchdog after the test."""
     before = watchdog_threads()
     yield Wakes
@@ -70,14 +72,14 @@ def watch():
         thread.join()
 
 
-def changed(wakes, file):
+def changed(wakes: Wakes, file: Path) -> str:
     """Change a file and return the reason of its event, or raise queue.Empty if there is none."""
     wakes.pending()
     file.write_text("changed")
     return wakes.next()
 
 
-def test_a_change_in_a_subdirectory_wakes_the_agent(watch, tmp_path):
+def test_a_change_in_a_subdirectory_wakes_the_agent(watch: type[Wakes], tmp_path: Path) -> None:
     """A change at any depth in a directory wakes the agent with the reason of only this
     directory.
     """
@@ -89,7 +91,7 @@ def test_a_change_in_a_subdirectory_wakes_the_agent(watch, tmp_path):
     assert set(wakes.pending()) <= {"source"}
 
 
-def test_a_replaced_directory_is_watched(watch, tmp_path):
+def test_a_replaced_directory_is_watched(watch: type[Wakes], tmp_path: Path) -> None:
     """If a directory is replaced, the new directory is watched."""
     path = tmp_path / "profiles"
     path.mkdir()
@@ -101,7 +103,7 @@ def test_a_replaced_directory_is_watched(watch, tmp_path):
     assert changed(wakes, path / "deep/file") == "source"
 
 
-def test_a_link_to_a_directory_is_watched(watch, tmp_path):
+def test_a_link_to_a_directory_is_watched(watch: type[Wakes], tmp_path: Path) -> None:
     """If a path is a link to a directory, the target is watched. The wake reason is the reason of
     the link.
     """
@@ -112,7 +114,7 @@ def test_a_link_to_a_directory_is_watched(watch, tmp_path):
     assert changed(wakes, tmp_path / "real/file") == "source"
 
 
-def test_the_new_target_of_a_link_is_watched(watch, tmp_path):
+def test_the_new_target_of_a_link_is_watched(watch: type[Wakes], tmp_path: Path) -> None:
     """If the target of a link changes, the new target is watched."""
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -125,7 +127,7 @@ def test_the_new_target_of_a_link_is_watched(watch, tmp_path):
     assert changed(wakes, tmp_path / "two/file") == "source"
 
 
-def test_two_paths_to_one_directory_are_both_watched(watch, tmp_path):
+def test_two_paths_to_one_directory_are_both_watched(watch: type[Wakes], tmp_path: Path) -> None:
     """If two paths lead to one directory, the paths share a watch until one of the paths
     changes.
     """
@@ -142,7 +144,7 @@ def test_two_paths_to_one_directory_are_both_watched(watch, tmp_path):
         pass
 
 
-def test_a_directory_that_is_created_later_is_watched(watch, tmp_path):
+def test_a_directory_that_is_created_later_is_watched(watch: type[Wakes], tmp_path: Path) -> None:
     """If a directory is created later, the next poll adds a watch."""
     wakes = watch({tmp_path / "late": "files"})
     assert wakes.pending() == []
@@ -151,7 +153,9 @@ def test_a_directory_that_is_created_later_is_watched(watch, tmp_path):
     assert changed(wakes, tmp_path / "late/file") == "files"
 
 
-def test_reading_a_file_does_not_wake_the_agent(watch, tmp_path, monkeypatch):
+def test_reading_a_file_does_not_wake_the_agent(
+    watch: type[Wakes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Reading a file does not wake the agent, because each pass would otherwise cause
     another pass.
     """
@@ -169,7 +173,7 @@ def test_reading_a_file_does_not_wake_the_agent(watch, tmp_path, monkeypatch):
     assert [mask & look for mask in masks for look in looks] == [0, 0, 0]
 
 
-def test_a_watch_whose_emitter_ended_is_replaced(watch, tmp_path):
+def test_a_watch_whose_emitter_ended_is_replaced(watch: type[Wakes], tmp_path: Path) -> None:
     """If an emitter ends without an error, the next poll replaces its watch."""
     wakes = watch({tmp_path: "source"})
     emitter = running(InotifyEmitter)
@@ -182,14 +186,16 @@ def test_a_watch_whose_emitter_ended_is_replaced(watch, tmp_path):
 class RecordedEvents(FileSystemEventHandler):
     """Records the events of a watch in the order of their arrival."""
 
-    def __init__(self):
-        self.events = queue.SimpleQueue()
+    def __init__(self) -> None:
+        self.events: _queue.SimpleQueue = queue.SimpleQueue()
 
-    def on_any_event(self, event):
+    def on_any_event(
+        self, event: events.DirCreatedEvent | events.DirDeletedEvent | events.DirModifiedEvent
+    ) -> None:
         self.events.put((type(event), event.src_path))
 
 
-def inotify_instances():
+def inotify_instances() -> int:
     """Return the number of inotify instances of this process."""
     count = 0
     for descriptor in Path("/proc/self/fd").iterdir():
@@ -199,7 +205,9 @@ def inotify_instances():
 
 
 @pytest.mark.parametrize("moved", [1, 4])
-def test_a_failed_thread_of_watchdog_is_logged_and_replaced(watch, tmp_path, monkeypatch, moved):
+def test_a_failed_thread_of_watchdog_is_logged_and_replaced(
+    watch: type[Wakes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
     """If a thread of watchdog fails, the watcher logs this and replaces the watch. The test moves
     directories out of the tree, and then removes other directories.
 
@@ -239,7 +247,7 @@ def test_a_failed_thread_of_watchdog_is_logged_and_replaced(watch, tmp_path, mon
     assert inotify_instances() == 1
 
 
-def test_the_previous_hook_handles_other_failed_threads(monkeypatch):
+def test_the_previous_hook_handles_other_failed_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """The watcher handles only failed threads of watchdog. The previous hook handles all other
     threads.
     """
@@ -250,7 +258,9 @@ def test_the_previous_hook_handles_other_failed_threads(monkeypatch):
     assert died.get(timeout=SECONDS).exc_type is ZeroDivisionError
 
 
-def test_each_thread_of_the_watcher_has_a_class_of_watchdog(watch, tmp_path):
+def test_each_thread_of_the_watcher_has_a_class_of_watchdog(
+    watch: type[Wakes], tmp_path: Path
+) -> None:
     """The hook recognizes the threads of watchdog by their class."""
     before = set(threading.enumerate())
     watch({tmp_path: "source"})
@@ -262,7 +272,9 @@ def test_each_thread_of_the_watcher_has_a_class_of_watchdog(watch, tmp_path):
     )
 
 
-def test_without_watches_each_period_wakes_the_agent(tmp_path, monkeypatch):
+def test_without_watches_each_period_wakes_the_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without watches, the end of each period wakes the agent, because the signature of a directory
     does not cover its subdirectories.
 
@@ -270,7 +282,7 @@ def test_without_watches_each_period_wakes_the_agent(tmp_path, monkeypatch):
     because passes would then never end.
     """
 
-    def full():
+    def full() -> int:
         ctypes.set_errno(errno.EMFILE)
         return -1
 
@@ -287,7 +299,9 @@ def test_without_watches_each_period_wakes_the_agent(tmp_path, monkeypatch):
         assert wakes.pending() == ["source"]
 
 
-def test_other_files_in_the_directory_of_a_manifest_do_not_wake_the_agent(watch, tmp_path):
+def test_other_files_in_the_directory_of_a_manifest_do_not_wake_the_agent(
+    watch: type[Wakes], tmp_path: Path
+) -> None:
     """Other files in the directory of a manifest do not wake the agent."""
     before = inotify_watches()
     (tmp_path / "below").mkdir()
@@ -301,7 +315,9 @@ def test_other_files_in_the_directory_of_a_manifest_do_not_wake_the_agent(watch,
     assert inotify_watches() == before
 
 
-def test_a_watched_directory_does_not_wake_the_agent_in_a_period(watch, tmp_path):
+def test_a_watched_directory_does_not_wake_the_agent_in_a_period(
+    watch: type[Wakes], tmp_path: Path
+) -> None:
     """While a directory is watched, the end of a period does not wake the agent."""
     wakes = watch({tmp_path: "source"})
     wakes.pending()
@@ -309,7 +325,7 @@ def test_a_watched_directory_does_not_wake_the_agent_in_a_period(watch, tmp_path
     assert wakes.pending() == []
 
 
-def inotify_watches():
+def inotify_watches() -> int:
     """Return the number of inotify watches of this process (proc(5), fdinfo)."""
     count = 0
     for information in Path("/proc/self/fdinfo").iterdir():
@@ -319,14 +335,16 @@ def inotify_watches():
     return count
 
 
-def tree(top, number):
+def tree(top: Path, number: int) -> None:
     """Create a number of directories, a hundred in each parent directory."""
     for outer in range(number // 100):
         for inner in range(100):
             (top / str(outer) / str(inner)).mkdir(parents=True)
 
 
-def test_too_many_directories_are_polled_and_not_watched(watch, tmp_path):
+def test_too_many_directories_are_polled_and_not_watched(
+    watch: type[Wakes], tmp_path: Path
+) -> None:
     """If there are too many directories, they are polled and not watched."""
     before = inotify_watches()
     tree(tmp_path / "big", 2 * WATCH_LIMIT)
@@ -346,7 +364,7 @@ def test_too_many_directories_are_polled_and_not_watched(watch, tmp_path):
     assert changed(wakes, tmp_path / "big/file") == "source"
 
 
-def test_a_moved_tree_uses_no_more_watches_than_allowed(watch, tmp_path):
+def test_a_moved_tree_uses_no_more_watches_than_allowed(watch: type[Wakes], tmp_path: Path) -> None:
     """If a large tree is moved into a directory, the number of watches stays within the limit."""
     before = inotify_watches()
     tree(tmp_path / "big", 2 * WATCH_LIMIT)

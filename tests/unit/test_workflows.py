@@ -24,7 +24,7 @@ SCRIPT = Path("scripts/release-notes")
 ACTION = re.compile(r"[\w-]+/[\w-]+@(?:[0-9a-f]{40} # v\d+\.\d+\.\d+|v\d+)")
 
 
-def workflows():
+def workflows() -> dict[str, str]:
     """Return the texts of the release workflow and of the workflow for users."""
     (example,) = re.findall(
         r"^```yaml\n(name: .*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE
@@ -33,7 +33,7 @@ def workflows():
 
 
 @pytest.mark.parametrize("name", ["release", "users"])
-def test_a_workflow_has_jobs_with_steps_and_few_rights(name):
+def test_a_workflow_has_jobs_with_steps_and_few_rights(name: str) -> None:
     """A workflow may read the repository, and only single jobs have more rights."""
     workflow = yaml.safe_load(workflows()[name])
     assert workflow["permissions"] == {"contents": "read"}
@@ -44,20 +44,20 @@ def test_a_workflow_has_jobs_with_steps_and_few_rights(name):
 
 
 @pytest.mark.parametrize("name", ["release", "users"])
-def test_each_action_has_a_version(name):
+def test_each_action_has_a_version(name: str) -> None:
     """Each action has a commit or a version tag as its version, and never the name of a branch."""
     actions = re.findall(r"uses: (.*)", workflows()[name])
     assert actions
     assert [action for action in actions if not ACTION.fullmatch(action)] == []
 
 
-def commands(text):
+def commands(text: str) -> list[str]:
     """Return the shell commands of a workflow."""
     jobs = yaml.safe_load(text)["jobs"].values()
     return [step["run"] for job in jobs for step in job["steps"] if "run" in step]
 
 
-def test_each_path_of_the_release_workflow_exists():
+def test_each_path_of_the_release_workflow_exists() -> None:
     """Each script, chart and build file that the release workflow uses exists in this
     repository.
     """
@@ -73,7 +73,7 @@ def test_each_path_of_the_release_workflow_exists():
 
 
 @pytest.mark.parametrize("command", commands(RELEASE.read_text()))
-def test_each_step_is_valid_shell(command):
+def test_each_step_is_valid_shell(command: str) -> None:
     """The shell can parse each command of the release workflow."""
     result = subprocess.run(
         ["bash", "-n"], input=command, text=True, capture_output=True, check=False
@@ -81,7 +81,7 @@ def test_each_step_is_valid_shell(command):
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_the_commands_of_the_user_workflow_have_known_options():
+def test_the_commands_of_the_user_workflow_have_known_options() -> None:
     """Each command and each option in the workflow for users exists."""
     used = [shlex.split(command) for command in commands(workflows()["users"])]
     assert [words[:2] for words in used] == [["$LOADER", "check"], ["$LOADER", "render"]]
@@ -90,7 +90,7 @@ def test_the_commands_of_the_user_workflow_have_known_options():
         assert {word for word in words if word.startswith("--")} <= known
 
 
-def test_the_hooks_run_known_commands():
+def test_the_hooks_run_known_commands() -> None:
     """The entry of each hook is a command of profile-loader."""
     hooks = yaml.safe_load(HOOKS.read_text())
     entries = [hook["entry"].split() for hook in hooks]
@@ -106,7 +106,7 @@ OTHERS = ["README", "README.txt", "a.md", "b.yaml", "b.yml", "web~", "web.bak", 
 
 
 @pytest.mark.parametrize("name", [*PROFILES, *OTHERS])
-def test_the_check_hook_skips_the_files_that_the_agent_skips(name):
+def test_the_check_hook_skips_the_files_that_the_agent_skips(name: str) -> None:
     """The check hook skips the files that the agent skips, so that a commit of only such files is
     accepted.
     """
@@ -147,7 +147,9 @@ CHANGELOG = """# Changelog
         ("1-2.0", 1, ""),
     ],
 )
-def test_the_release_notes_are_the_section_of_the_version(tmp_path, version, status, output):
+def test_the_release_notes_are_the_section_of_the_version(
+    tmp_path: Path, version: str, status: int, output: str
+) -> None:
     """The release notes are the changelog section of the version. Without a date or changes in this
     section, the release fails.
     """

@@ -8,7 +8,12 @@ measures the work by the clock and not by CPU time, because a guest cannot see h
 
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+_Result = TypeVar("_Result")
+_Text = TypeVar("_Text", str, bytes)
 
 IN_GUEST = Path("/vminit").exists()
 ROUNDS = 20_000
@@ -30,11 +35,13 @@ class Pace:
         clock: A function that returns the time in seconds.
     """
 
-    def __init__(self, work, idle_seconds, clock):
+    def __init__(
+        self, work: Callable[[], object], idle_seconds: float, clock: Callable[[], float]
+    ) -> None:
         self.work, self.idle_seconds, self.clock = work, idle_seconds, clock
         self.slowest = 0.0  # There is no measurement yet.
 
-    def measure(self):
+    def measure(self) -> float:
         """Measure the work, and return the largest factor of all measurements."""
         begin, times = self.clock(), 0
         while self.clock() - begin < SAMPLE_SECONDS:
@@ -44,20 +51,20 @@ class Pace:
         self.slowest = max(1.0, self.slowest, min(slow, SLOWEST))
         return self.slowest
 
-    def measured(self):
+    def measured(self) -> float:
         """Return the largest measured factor. Before the first call of `measure`, measure
         the work.
         """
         return self.slowest or self.measure()
 
 
-def _work():
+def _work() -> None:
     total = 0
     for number in range(ROUNDS):
         total += number * number % 7
 
 
-def _clock():
+def _clock() -> float:
     return time.monotonic()
 
 
@@ -69,12 +76,12 @@ class Limit:
     machine.
     """
 
-    def __init__(self, seconds, pace=PACE):
+    def __init__(self, seconds: float, pace: Pace = PACE) -> None:
         self.limit, self.pace = seconds, pace
         pace.measured()
         self.spent, self.last = 0.0, pace.clock()
 
-    def seconds(self):
+    def seconds(self) -> float:
         """Return the number of seconds since the start. A pause of the whole machine counts as one
         step.
         """
@@ -83,29 +90,34 @@ class Limit:
         self.last = now
         return self.spent
 
-    def expired(self):
+    def expired(self) -> bool:
         """Return whether the limit has expired, after scaling it to the speed of this machine."""
         if self.seconds() <= self.limit * self.pace.measured():
             return False
         return self.spent > self.limit * self.pace.measure()
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.limit:g} s (this machine: {self.pace.slowest:.1f} times slower than idle)"
 
 
-def scaled(seconds):
+def scaled(seconds: float) -> float:
     """Scale a time limit for an idle machine to the current speed of this machine."""
     return seconds * PACE.measured()
 
 
-def in_time(taken, seconds, pace=PACE):
+def in_time(taken: float, seconds: float, pace: Pace = PACE) -> bool:
     """Return whether a duration is within a limit, after scaling the limit to the speed of this
     machine.
     """
     return taken < seconds * pace.measured() or taken < seconds * pace.measure()
 
 
-def until(condition, what, seconds=30.0, interval=0.02):
+def until(
+    condition: Callable[[], _Result | None],
+    what: str | Callable[[], str],
+    seconds: float = 30.0,
+    interval: float = 0.02,
+) -> _Result:
     """Check a condition repeatedly, and return its first true result.
 
     Args:
@@ -125,14 +137,14 @@ def until(condition, what, seconds=30.0, interval=0.02):
         time.sleep(interval)
 
 
-def pause(seconds):
+def pause(seconds: float) -> None:
     """Wait for a number of seconds, scaled to the speed of this machine."""
     limit = Limit(seconds)
     while not limit.expired():
         time.sleep(0.002)
 
 
-def ended(process, seconds=30.0):
+def ended(process: subprocess.Popen[_Text], seconds: float = 30.0) -> tuple[int, float]:
     """Wait until a process ends. Return its exit status and the number of seconds that the wait
     took.
     """
