@@ -46,6 +46,7 @@ def _pass(source: str, root: str, kinds: str) -> "Reconciler":
         config,
         parts=app.backend_parts(config),
         sources=[_config_maps(Path(path))] if is_api else app.open_sources(config, None),
+        ledger=app.ledger(config),
         heartbeat=Heartbeat(time.monotonic),
     )
 
