@@ -119,8 +119,11 @@ def needed(
 
 
 def finding(
-    name: str, specifier: packaging.specifiers.SpecifierSet, pin: Pin, environment: dict[str, str]
-):
+    name: str,
+    specifier: packaging.specifiers.SpecifierSet,
+    pin: Pin | None,
+    environment: dict[str, str],
+) -> str | None:
     """Return the problem with the pin of a requirement, or None."""
     where = f"on Python {environment['python_version']} ({environment['platform_machine']})"
     if pin is None or (pin.marker is not None and not pin.marker.evaluate(environment)):
@@ -142,7 +145,7 @@ def findings(
     for environment in environments():
         requirements, unknown = needed(roots, environment, requirements_of)
         result |= {
-            finding(name, specifier, not_none(locked.get(name)), environment)
+            finding(name, specifier, locked.get(name), environment)
             for name, specifier in requirements
         }
         result |= {f"{name} is not installed, so its requirements are unknown" for name in unknown}

@@ -350,7 +350,7 @@ SCENARIOS = [
     if callable(one)
     and one.__doc__
     and getattr(one, "__module__", "") == __name__
-    and name.split("_")[0] in {"shipped", "an", "enforce", "a", "names", "the"}
+    and name.split("_")[0] in {"shipped", "profiles", "an", "enforce", "a", "names", "the"}
 ]
 
 
