@@ -18,6 +18,7 @@ import yaml
 from agent.core.finding_codes import FindingCode
 from agent.core.findings import Finding
 from agent.core.report import KindSupport, ProfileSetStatus, ProfileStatus, Report
+from agent.core.vocabulary import ModuleMode
 from agent.reporting.http_server import READING_CONNECTIONS, HttpServer
 from agent.reporting.metrics import Metrics
 from tests.reports import scrape, status_store
@@ -78,6 +79,7 @@ def metrics():
             ProfileSetStatus(profile_set="dir /etc/profiles", state="missing"),
         ),
         kind_support={"apparmor": enabled, "seccomp": enabled},
+        security_modules={"selinux": ModuleMode.PERMISSIVE},
         seconds={"act": 0.1},
         pass_number=1,
     )
