@@ -50,7 +50,7 @@ class Killed(BaseException):
 
 @dataclass
 class Steps:
-    """Counts effects, and ends the process before the effect with the number `fatal`."""
+    """Counts effects, and stops the process before the effect with the number `fatal`."""
 
     fatal: int = -1
     count: int = 0
@@ -67,7 +67,7 @@ def token(content: bytes) -> model.Evidence:
 
 @dataclass
 class Node:
-    """The state that remains when the agent ends: loaded profiles, their users and the ledger."""
+    """The state that remains when the agent exits: loaded profiles, their users and the ledger."""
 
     loaded: dict[str, bytes] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)

@@ -400,7 +400,7 @@ def test_an_unobservable_kind_is_not_changed(
 def test_no_profile_in_use_is_removed(
     history: list[tuple[list[Snapshot], list[tuple[str, str]]]],
 ) -> None:
-    """A profile that confines a process is never removed, even if no source desires it."""
+    """A profile that confines a process is never removed, even if it is in no source."""
     node = Node()
     for snapshot, changes in history:
         apply_changes(node, changes)

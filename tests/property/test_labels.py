@@ -137,7 +137,7 @@ def test_a_name_that_imitates_a_label_key_has_a_different_label_key(text) -> Non
 
 @given(cases(), st.integers(0, 12), st.booleans())
 def test_labels_are_added_for_verified_profiles_only(case, limit, digest) -> None:
-    """Profiles that cannot be observed keep their labels, and profiles that no source desires have
+    """Profiles that cannot be observed keep their labels, and profiles that are in no source have
     no label.
     """
     built, present = case

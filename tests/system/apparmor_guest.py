@@ -265,8 +265,8 @@ def a_dropped_hat_is_removed_alone():
     first = installed(text("hatted", "  ^A { file, }\n  ^B { file, }\n"))
     second = installed(text("hatted", "  ^A { file, }\n"), replaceable=["hatted", "hatted//A"])
     assert "hatted//B" in look("hatted//B").profiles
-    # This removal happens without a proof of disuse, because Linux 6.1 cannot prove the disuse of a
-    # hat.
+    # This removal does not require that the profile is proved unused, because Linux 6.1 offers no
+    # way to prove this for a hat.
     assert removed(["hatted//B"], first.evidence, require_unused=False) == Removed()
     assert set(look("hatted", "hatted//A", "hatted//B").profiles) == {"hatted", "hatted//A"}
     assert second.evidence["hatted"] & look("hatted").profiles["hatted"].evidence

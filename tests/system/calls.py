@@ -51,7 +51,7 @@ futex futex_waitv
 getuid geteuid getgid getegid
 """.strip().splitlines()
 RARE = (
-    # The agent needs these calls after a signal, for example after SIGTERM, or when it ends a
+    # The agent needs these calls after a signal, for example after SIGTERM, or when it stops a
     # hanging parser.
     *("restart_syscall", "rt_sigreturn", "rt_sigaction", "rt_sigprocmask", "sigaltstack"),
     *("exit", "exit_group", "kill", "tgkill", "getpid", "gettid"),

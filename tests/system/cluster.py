@@ -106,7 +106,7 @@ class Cluster:
         log.close()
 
     def stop(self, name, *, kill=True):
-        """Stop a program, and wait until it has ended."""
+        """Stop a program, and wait until it has exited."""
         process = self.running.pop(name, None)
         if process is None:
             return

@@ -1,4 +1,6 @@
-"""Runs the scenarios that attack the proof of disuse and the confinement tracker, on one kernel."""
+"""Runs the scenarios that try to defeat the check for disuse and the confinement tracker, on one
+kernel.
+"""
 
 import re
 from pathlib import Path

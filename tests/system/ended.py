@@ -1,4 +1,4 @@
-"""Runs the agent, and creates a rare situation while the agent ends.
+"""Runs the agent, and creates a rare situation while the agent exits.
 
 Audit events of Python (PEP 578) show the progress of the agent, so that the agent itself needs no
 hook. The environment variable SWALLOWED contains the name of an audit event. After the agent has

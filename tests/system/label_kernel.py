@@ -136,7 +136,9 @@ class Api:
         assert self.events.status == 200, self.events.status
 
     def until(self, wanted):
-        """Read events until the Node has all of these labels, and return the time of that event."""
+        """Read events until one shows the Node with all of these labels, and return the time of
+        this last event.
+        """
         at = time.monotonic()
         while not wanted.items() <= self.labels.items():
             line = self.events.readline()
@@ -170,7 +172,7 @@ class Guest:
 
     def __exit__(self, *_):
         with contextlib.suppress(OSError):
-            # On this command, the guest sends its log and ends.
+            # When the guest receives this command, it sends its log and exits.
             self.socket.shutdown(socket.SHUT_RDWR)
         self.lines.close()
         self.socket.close()
@@ -332,7 +334,7 @@ def measured():
             vm.run, given, "python3 guest/cluster.py", timeout_seconds=LIMIT_SECONDS, network=True
         )
         value, error = None, None
-        while not run.done():  # If the guest ends unexpectedly, the test starts it again.
+        while not run.done():  # If the guest stops unexpectedly, the test starts it again.
             with contextlib.suppress(TimeoutError):
                 connection, _ = listener.accept()
                 value, error = None, None

@@ -3,9 +3,9 @@
 This module does not define any right of the agent. The user, the capabilities, privileges, root
 file system, profiles, mounts, namespaces and limits come from the pod that kustomize builds. A
 field that the pod does not set gets the default of containerd for pods of the kubelet (packages
-pkg/oci and internal/cri of containerd). The seccomp profile of CRI-O and Podman in Debian's package
-serves as RuntimeDefault. This module evaluates the conditions in the seccomp profile as CRI-O and
-Podman do.
+pkg/oci and internal/cri of containerd). The seccomp profile that Debian packages for CRI-O and
+Podman serves as RuntimeDefault. This module evaluates the conditions in the seccomp profile as
+CRI-O and Podman do.
 """
 
 import copy

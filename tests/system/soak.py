@@ -157,7 +157,7 @@ class Soak(SoakModel):
         self.record(f"{name} has no {key} any more")
 
     def _may_go(self, key):
-        # The agent restores a file that a reboot removed only while a key desires the file.
+        # The agent restores a file that a reboot removed only while a key defines the file.
         if not self._used(key) or key in self.disturbed:
             self.possible.setdefault(key, {None}).add(None)
 
@@ -220,8 +220,8 @@ class Soak(SoakModel):
     def edit(self):
         """Delete or overwrite one of the agent's files, as another program would."""
         now = time.monotonic()
-        # After an edit of a file that no key desires, the agent would release the file, and the
-        # file would become foreign.
+        # If a file that no key defines were edited, the agent would release the file, and the file
+        # would become foreign.
         names = [
             name
             for name in sorted(self.steady)
@@ -337,7 +337,7 @@ class Soak(SoakModel):
         until_passed(self.random.uniform(0.1, 1.0))
 
     def restart(self):
-        """End the daemon. Start it again at once or at the end of the batch."""
+        """Stop the daemon. Start the daemon again at once or at the end of the batch."""
         number = self.random.choice([signal.SIGTERM, signal.SIGKILL])
         status, seconds = self.daemon.stop(number)
         if number == signal.SIGTERM and (status, pace.in_time(seconds, 5.0)) != (0, True):
@@ -361,7 +361,8 @@ class Soak(SoakModel):
             for name in self.foreign:
                 self._freed(name)
             self.foreign.clear()
-            # The agent does not restore a held profile that no key desires.
+            # The agent does not restore a profile that no key defines and that is kept only because
+            # it may be in use.
             desired = {key for keys in self.maps.values() for key in keys or ()}
             for name, versions in self.possible.items():
                 if name not in desired:

@@ -29,7 +29,7 @@ WARM = 12  # the number of batches before the growth is measured
 
 
 class InvariantError(AssertionError):
-    """The node, its labels or the daemon violate an invariant of the model."""
+    """An invariant of the model is violated by the node, its labels or the daemon."""
 
 
 class SoakModel:
@@ -45,7 +45,7 @@ class SoakModel:
         self.possible = {}
         self.foreign = {}  # The signature that the foreign file of each name must keep.
         self.pods = {}  # Whether a pod has used the profile since before this batch, by name.
-        self.released = set()  # The names whose pod ended in this batch.
+        self.released = set()  # The names whose pod was stopped in this batch.
         self.edits = {}  # The times at which the file of a profile was edited, by name.
         self.relabelled = []  # The times at which the test changed the agent's labels.
         self.steady = set()  # The names that have been desired since the last checked batch.

@@ -125,7 +125,7 @@ def outcomes(release, folder, local_directory, stride):
 
 @pytest.mark.parametrize("release", apparmor_releases.RELEASES)
 def test_the_next_step_of_a_rejection_works(tmp_path, local_directory, release):
-    """After the next steps of its findings, every tenth profile of the packages is accepted."""
+    """After the recommended next steps are applied, every tenth profile is accepted."""
     refusals, remaining = outcomes(release, tmp_path, local_directory, 10)
     assert "attachment_refused" in refusals
     assert remaining == {}
@@ -134,7 +134,7 @@ def test_the_next_step_of_a_rejection_works(tmp_path, local_directory, release):
 @pytest.mark.search
 @pytest.mark.parametrize("release", apparmor_releases.RELEASES)
 def test_the_next_step_of_every_rejection_works(tmp_path, local_directory, release):
-    """After the next steps of its findings, every profile of the packages is accepted."""
+    """Once the recommended next steps are applied, every profile in the packages is accepted."""
     refusals, remaining = outcomes(release, tmp_path, local_directory, 1)
     assert "attachment_refused" in refusals
     assert remaining == {}

@@ -178,8 +178,8 @@ def test_the_cpu_limit_of_the_parser_is_reported(is_quick):
 
 
 def test_a_stream_of_new_texts_does_not_starve_a_slow_text():
-    """A slow text is compiled completely, even if a new text arrives during each run of the
-    parser.
+    """A text that compiles slowly is compiled completely, even if a new text arrives during each
+    run of the parser.
     """
     made = parser.Parser("", include_dir="/etc/apparmor.d")
     queue = CompileQueue(cpu_limit=3.0, pauses_slow_texts=True)

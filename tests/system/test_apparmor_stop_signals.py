@@ -35,8 +35,8 @@ RULES = {
 def test_a_profile_that_receives_no_stop_signals_has_a_warning(
     tmp_path, release, abi, rules, can_be_stopped
 ):
-    """A profile must receive both TERM and KILL, because a runtime stops a container with these
-    signals.
+    """A profile must allow its processes to receive both TERM and KILL, because a runtime stops a
+    container with these signals.
     """
     text = f"{abi}include <tunables/global>\nprofile web {{\n  file,\n  {rules}\n}}\n"
     options = apparmor_releases.backend_options(release, tmp_path)

@@ -215,7 +215,7 @@ def test_a_configmap_can_be_created_later_deleted_and_emptied(agent):
 
 
 def test_an_emptied_configmap_with_the_annotation_removes_its_profiles(agent):
-    """With the annotation allow-empty, an emptied ConfigMap is valid, and the agent removes its
+    """If a ConfigMap has the annotation allow-empty, it may become empty, and the agent removes its
     profiles.
     """
     agent.node()
@@ -228,8 +228,8 @@ def test_an_emptied_configmap_with_the_annotation_removes_its_profiles(agent):
 
 
 def test_a_rejected_update_keeps_the_last_good_version_and_its_label(agent):
-    """After a rejected update, the label describes the installed version, and an Event contains the
-    reason.
+    """If an update is rejected, the label describes the installed version, and an Event contains
+    the reason.
     """
     agent.node()
     agent.config_map({"a.json": profile()})
@@ -245,7 +245,9 @@ def test_a_rejected_update_keeps_the_last_good_version_and_its_label(agent):
 
 
 def test_kubectl_describe_node_shows_the_events_of_profiles(agent):
-    """Each installed, updated, restored, held or removed profile causes an Event about the Node."""
+    """Each profile that is installed, updated, restored, held or removed causes an Event about the
+    Node.
+    """
     agent.node()
     agent.config_map({"a.json": profile(), "b.json": profile()})
     agent.start("--prune=always", "--removal-grace=100ms")
@@ -300,8 +302,8 @@ def test_a_full_and_immutable_configmap_is_read(agent):
 
 
 def test_a_node_selector_limits_a_set_to_some_nodes(agent):
-    """A profile set is installed while its node selector matches. An invalid node selector removes
-    no profile.
+    """A profile set is installed while its node selector matches. If a node selector is invalid,
+    the agent removes no profile.
     """
     agent.node({"pool": "a"})
     chosen = f"{DOMAIN}/node-selector"
@@ -402,7 +404,7 @@ def test_a_node_of_another_machine_is_not_labelled(agent):
 
 
 def test_labels_survive_a_restart_and_a_kill(agent):
-    """If all labels are correct, the agent sends no patch when it ends or starts."""
+    """If all labels are correct, the agent sends no patch when it exits or starts."""
     agent.node()
     agent.config_map({"a.json": profile()})
     agent.start()
@@ -629,8 +631,8 @@ def test_many_full_configmaps_are_rejected_separately(agent):
 
 
 def test_labels_and_keys_follow_a_restored_store(agent):
-    """After a restore of etcd, the agent installs the restored keys, and the labels describe the
-    restored state.
+    """After etcd has been restored from a backup, the agent installs the restored keys, and the
+    labels describe the restored state.
     """
     agent.node()
     agent.config_map({"a.json": profile()})
@@ -651,7 +653,9 @@ def test_labels_and_keys_follow_a_restored_store(agent):
 
 
 def test_a_profile_that_a_pod_references_is_in_use(agent):
-    """With --pod-aware, the agent does not remove a file while a pod on this Node references it."""
+    """If --pod-aware is set, the agent does not remove a file while a pod on this Node references
+    it.
+    """
     agent.node()
     agent.config_map({"a.json": profile(), "b.json": profile()})
     agent.start("--pod-aware", "--removal-grace", "1s")
@@ -684,7 +688,9 @@ def test_a_profile_that_a_pod_references_is_in_use(agent):
 
 
 def test_oneshot_sets_labels_and_leaves_a_removal_to_a_later_run(agent):
-    """The first run removes the label of an undesired file, and a later run removes the file."""
+    """The first run removes the label of a file that is in no source any more, and a later run
+    removes the file.
+    """
     agent.node()
     agent.config_map({"a.json": profile(), "b.json": profile()})
     assert agent.once("--prune", "always").returncode == 0
@@ -697,8 +703,8 @@ def test_oneshot_sets_labels_and_leaves_a_removal_to_a_later_run(agent):
 
 
 def test_oneshot_without_an_api_server_restores_profiles(agent):
-    """Without an API server, one pass restores the profiles in the ledger, and the exit status is
-    not 0.
+    """If the API server is unreachable, one pass restores the profiles in the ledger, and the exit
+    status is not 0.
     """
     agent.node()
     agent.config_map({"a.json": profile()})
@@ -750,8 +756,8 @@ def test_an_outage_changes_nothing_and_missing_files_are_restored(agent):
 
 
 def test_a_start_without_an_api_server_restores_the_last_good_profiles(agent):
-    """After a reboot during an outage, the agent installs the profiles before the API server
-    responds.
+    """If the node reboots while the API server is down, the agent installs the profiles before the
+    API server responds.
     """
     agent.node()
     agent.config_map({"a.json": profile()})

@@ -54,8 +54,8 @@ def reads_a_volume(objects):
 
 
 def has_no_right_for_apparmor(objects):
-    """Return whether the agent manages only seccomp profiles, with the rights that seccomp
-    needs.
+    """Return whether the agent manages only seccomp profiles and has only the permissions that this
+    requires.
     """
     security = agent(objects)["securityContext"]
     return (
@@ -81,7 +81,7 @@ def has_own_seccomp_profile(objects):
 
 
 def may_list_pods(objects):
-    """Return whether the agent considers pods, and may list and watch them."""
+    """Return whether the agent takes pods into account and is allowed to list and watch them."""
     (rule,) = objects["ClusterRole", "profile-loader-pods"]["rules"]
     return (
         variable(objects, "PROFILE_LOADER_POD_AWARE") == "true"

@@ -161,7 +161,9 @@ def test_a_damaged_ledger_entry_removes_nothing(daemon, damage):
 
 
 def test_a_ledger_of_a_newer_release_stops_all_changes(daemon):
-    """After a downgrade, the daemon changes nothing, and a finding names the newer version."""
+    """If the agent was downgraded, the daemon changes nothing, and a finding contains the newer
+    version.
+    """
     daemon.start()
     wait_until_converged(daemon, a=1)
     assert daemon.stop()[0] == 0
@@ -195,8 +197,8 @@ RELEASED = {
 
 
 def test_a_ledger_of_a_previous_release_stays_unchanged(daemon):
-    """After an upgrade, the agent owns the profiles, and writes no file and no ledger entry
-    again.
+    """When the agent has been upgraded, it still owns the profiles, and writes no file and no
+    ledger entry again.
     """
     daemon.start()
     wait_until_converged(daemon, a=1)
@@ -354,11 +356,11 @@ def started_at(thread):
         # The start time is the field starttime of proc_pid_stat(5). The name of a process may
         # contain spaces and brackets.
         return int((thread / "stat").read_text().rpartition(")")[2].split()[19]), int(thread.name)
-    return math.inf, 0  # The thread has ended.
+    return math.inf, 0  # The thread has exited.
 
 
 def test_a_signal_right_before_the_main_thread_waits_ends_the_daemon(daemon):
-    """A signal ends the daemon, even if it arrives right before a wait of the main thread, or in
+    """A signal stops the daemon, even if it arrives right before a wait of the main thread, or in
     another thread.
     """
     daemon.start()
@@ -378,7 +380,7 @@ def test_a_signal_right_before_the_main_thread_waits_ends_the_daemon(daemon):
 
 
 def test_a_signal_while_python_ignores_exceptions_ends_the_daemon(daemon, monkeypatch):
-    """A signal ends the daemon even if it arrives during a destructor, in which Python ignores
+    """A signal stops the daemon even if it arrives during a destructor, in which Python ignores
     exceptions.
     """
     monkeypatch.setenv("SWALLOWED", "import")
@@ -399,8 +401,8 @@ def parsers(daemon):
 
 @pytest.mark.parametrize("swallowed", ["", "os.listdir"])
 def test_a_running_parser_ends_with_the_daemon(daemon, monkeypatch, swallowed):
-    """If a signal ends the daemon, the running parser ends too, even if the signal arrives during a
-    destructor.
+    """If a signal stops the daemon, the running parser is stopped too, even if the signal arrives
+    during a destructor.
     """
     kernel = daemon.root / "sys/kernel/security/apparmor"
     (kernel / "features/policy/versions").mkdir(parents=True)
@@ -422,7 +424,7 @@ def test_a_running_parser_ends_with_the_daemon(daemon, monkeypatch, swallowed):
 
 
 def test_an_unread_log_does_not_delay_the_end(daemon, monkeypatch):
-    """If no process reads the log, the daemon ends without waiting for the thread that writes the
+    """If no process reads the log, the daemon exits without waiting for the thread that writes the
     log.
     """
     monkeypatch.setenv("TALKING", "1")
@@ -507,7 +509,7 @@ def test_other_signals_do_not_end_the_daemon(daemon):
 
 def test_the_files_with_keys_of_a_kubeconfig_are_removed(daemon, tmp_path, monkeypatch):
     """The kubernetes package writes the keys of a kubeconfig to temporary files. The daemon removes
-    the temporary files when it ends.
+    the temporary files when the daemon exits.
     """
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
@@ -605,7 +607,7 @@ def test_with_64_descriptors_the_daemon_survives_many_connections(daemon):
 
 
 def test_without_free_descriptors_nothing_is_changed(daemon):
-    """Without free descriptors, the daemon cannot observe the node. The daemon reports this,
+    """If no descriptor is free, the daemon cannot observe the node. The daemon reports this,
     changes nothing, and recovers later.
     """
     daemon.start(limits={resource.RLIMIT_NOFILE: 28})

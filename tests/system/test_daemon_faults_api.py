@@ -214,8 +214,8 @@ def test_memory_stays_below_the_limit_of_the_manifest(daemon):
 
 
 def test_with_64_descriptors_the_daemon_watches_labels_and_restores(daemon):
-    """With 64 descriptors, the daemon watches the API server, sets labels and restores files. The
-    daemon uses less than half of the descriptors.
+    """If the daemon may open at most 64 descriptors, it watches the API server, sets labels and
+    restores files. The daemon uses less than half of the descriptors.
     """
     daemon.start(limits={resource.RLIMIT_NOFILE: 64})
     daemon.until_labels(LABELS)

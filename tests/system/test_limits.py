@@ -235,8 +235,8 @@ def test_the_api_server_sets_the_creation_time(cluster, agent):
 def features(agent):
     """Create the features of an AppArmor kernel for the agent, from a file of the parser.
 
-    The file contains `name {content}` at each level. In the kernel, each name is a directory or a
-    file.
+    The file contains `name {content}` at each level. The kernel represents each name as a directory
+    or a file in securityfs.
     """
     words = Path("/etc/apparmor.d/abi/3.0").read_text().replace("{", " { ").replace("}", " } ")
     folder = agent.root / "sys/kernel/security/apparmor/features"

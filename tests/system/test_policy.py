@@ -230,8 +230,8 @@ def test_a_wider_role_does_not_bypass_the_policy(cluster, agent):
 
 
 def test_a_node_that_was_created_again_is_another_node(cluster, tmp_path):
-    """After a Node was created again, the policy denies the old token, because its claims contain
-    the uid of the previous Node.
+    """When a Node has been deleted and created again, the policy denies the old token, because its
+    claims contain the uid of the previous Node.
     """
     cluster.node("anew")
     agent = api(cluster, cluster.agent_token("anew"), tmp_path)
@@ -243,7 +243,7 @@ def test_a_node_that_was_created_again_is_another_node(cluster, tmp_path):
 
 
 def test_labels_of_a_previous_domain_can_be_removed_and_not_added(cluster, agent, tmp_path):
-    """After a change of the label domain, the agent may remove its old labels, but may not add such
+    """When the label domain has changed, the agent may remove its old labels, but may not add such
     labels.
     """
     shutil.copytree(ROOT, tmp_path / "manifests")

@@ -413,8 +413,8 @@ LIST = response(200, {"metadata": {"resourceVersion": "7"}, "items": []})
 def test_an_error_status_is_not_retried_and_contains_retry_after(
     tmp_path, scripted, status, retry_after
 ):
-    """After an error status, the client does not retry, follows no redirect, and limits the value
-    of Retry-After.
+    """If the response has an error status, the client does not retry, follows no redirect, and
+    limits the value of Retry-After.
     """
     with ScriptedServer(scripted) as server:
         api = client.Api(kubeconfig=config(tmp_path, server.url), version="1.2.3")
@@ -645,8 +645,8 @@ def test_the_delay_grows_with_each_failed_list(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stable", [0.0, 60.0])
 def test_a_list_follows_a_broken_watch(tmp_path, monkeypatch, stable):
-    """After a broken watch, the reflector lists the objects, because resource versions may belong
-    to another history.
+    """If a watch breaks, the reflector lists the objects, because resource versions may belong to
+    another history.
     """
     monkeypatch.setattr(reflector_module, "STABLE_SECONDS", stable)
     event = {"type": "ADDED", "object": config_map("one", key="a")}
@@ -822,8 +822,8 @@ def test_bounds_apply_after_each_page(tmp_path):
 
 
 def test_a_list_follows_when_dropped_content_has_room_again(tmp_path, monkeypatch):
-    """When a dropped object fits again, the reflector lists the objects, because no event contains
-    the content of this object.
+    """When an object that was left out because of a limit fits again, the reflector lists the
+    objects, because no event contains the content of this object.
     """
     monkeypatch.setattr(reflector_module, "ROOM_SECONDS", 0.0)
     start = {"type": "DELETED", "object": config_map("a")}

@@ -43,9 +43,9 @@ SCENARIOS = [
 
 
 # The result of a pass with all rights. The pass replaces one AppArmor profile, installs a new
-# profile, restores a missing profile, removes an undesired profile, and holds an undesired profile
-# that is in use. The pass also installs a new seccomp file, and removes a seccomp file that no key
-# desires.
+# profile, restores a missing profile, removes a profile that is in no source, and keeps such a
+# profile if it is in use. The pass also installs a new seccomp file, and removes a seccomp file
+# that no key defines.
 EVERYTHING = {
     "status": 0,
     "problems": [],

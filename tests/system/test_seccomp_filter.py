@@ -126,8 +126,8 @@ def outcome_of(body):
 
 @pytest.mark.parametrize("name", PROBLEMATIC)
 def test_the_harness_detects_a_filter_that_fails_open(name):
-    """The harness detects that the unchanged form of each problematic profile allows a
-    denied call.
+    """For each problematic profile in its original form, the harness detects that the compiled
+    filter allows a call that the profile denies.
     """
     verdict = outcome_of(json.dumps(PROBLEMATIC[name]))
     assert verdict.outcome is Outcome.FAILS_OPEN, verdict
@@ -148,7 +148,7 @@ def test_a_problematic_profile_is_rejected_or_completed(name):
 
 @pytest.mark.parametrize("document", REWRITTEN)
 def test_the_hint_for_opposite_comparisons_corrects_the_profile(document):
-    """After a user has followed the hint of a rejection, the profile is accepted and compiled
+    """When a user has followed the hint of a rejection, the profile is accepted and compiled
     correctly.
     """
     kind = SeccompBackend(host=Host("/"), clock_ns=time.time_ns, machine="x86_64")

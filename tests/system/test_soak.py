@@ -53,8 +53,8 @@ def not_grown(counted, most=MOST_KIB):
 
 
 def test_after_random_changes_the_node_and_its_labels_are_correct(daemon):
-    """After each batch of changes, files, labels, metrics and the log match the model. The memory
-    does not grow.
+    """After each batch of changes, files, labels, metrics and the log match the model. The daemon's
+    memory use does not grow.
     """
     print(f"seed {SEED}, {SECONDS:g} s")
     with Proxy(daemon.cluster.port) as proxy:

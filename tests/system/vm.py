@@ -124,7 +124,7 @@ class GuestResult:
 
 
 class GuestError(Exception):
-    """The guest ended unexpectedly in all three starts."""
+    """The guest stopped unexpectedly in all three starts."""
 
 
 def sha256(path):
@@ -391,7 +391,7 @@ def _drive(number, path):
 
 
 def _boot(folder, image, append, timeout_seconds, more):
-    """Run the emulator, and return the command's output and whether the guest ended by itself."""
+    """Run the emulator, and return the command's output and whether the guest stopped by itself."""
     serial = folder / "output"
     serial.write_bytes(b"")
     (folder / "console").write_bytes(b"")

@@ -42,7 +42,7 @@ def test_a_warning_is_acknowledged_by_its_code_and_a_digest(prefix: str) -> None
 
 
 def test_an_acknowledgement_does_not_apply_to_another_version() -> None:
-    """After a change of the profile, its warning is no longer acknowledged."""
+    """When a profile has changed, its warning is no longer acknowledged."""
     inspected = profile(FindingCode.NOT_ENFORCING)
     assert acknowledge(inspected, {("not_enforcing", "f" * 64)}) is inspected
 

@@ -133,8 +133,8 @@ def test_a_failed_start_of_the_parser_is_reported_by_the_next_pass(tmp_path: Pat
 
 
 def test_a_new_text_is_compiled_before_a_slow_text(tmp_path: Path) -> None:
-    """A new text cancels the run of a slow text. The run of the slow text starts again when no
-    other text waits.
+    """When a new text arrives, the parser run for a slowly compiling text is cancelled. The run
+    starts again when no other text waits.
     """
     go = tmp_path / "go"
     backend = script_backend(
@@ -192,7 +192,7 @@ def test_a_rejected_text_does_not_reach_the_parser(tmp_path: Path) -> None:
 
 
 def test_no_parser_outlives_the_agent(tmp_path: Path) -> None:
-    """If the agent exits during a compilation, the parser ends too."""
+    """If the agent exits during a compilation, the parser exits too."""
     path = script(
         tmp_path,
         f"echo $$ > {tmp_path}/pid.new; mv {tmp_path}/pid.new {tmp_path}/pid\nexec sleep 600",

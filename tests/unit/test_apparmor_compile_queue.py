@@ -138,8 +138,8 @@ def test_an_inconclusive_run_is_repeated_with_back_off(failure: RunFailure) -> N
 
 
 def test_slow_texts_pause_between_their_runs() -> None:
-    """The runs of slow texts have pauses, so that these texts together use at most a quarter of one
-    processor.
+    """The queue pauses between the parser runs for texts that compile slowly, so that these texts
+    together use at most a quarter of one processor.
     """
     queue = queue_of("a:slow", pauses=True)
     # The first time slice is the quick run.
@@ -149,7 +149,9 @@ def test_slow_texts_pause_between_their_runs() -> None:
 
 
 def test_the_run_of_a_slow_text_is_cancelled_for_a_new_text() -> None:
-    """If a new text cancels the run of a slow text, the slow text keeps its level in the queue."""
+    """If a parser run is cancelled because a new text arrives, the text of the cancelled run keeps
+    its level in the queue.
+    """
     queue = queue_of("a:slow")
     queue.record_run(not_none(queue.take(0.0)), limited(RunFailure.CPU_TIME), 0.0)
     slow = not_none(queue.take(0.0))
@@ -230,8 +232,8 @@ def test_two_full_runs_never_share_the_memory() -> None:
 def run_stream(queue: CompileQueue, seconds: float) -> list[tuple[str, float, float]]:
     """Run a queue while a new text arrives every second.
 
-    Return (key, begin, end) of each run. Each new text takes one second, and each slow text exceeds
-    every slice. A cancelled run takes no time.
+    Return (key, begin, end) of each run. Each new text takes one second to compile, and each other
+    text exceeds every time slice. A cancelled run takes no time.
     """
     now, number, runs = 0.0, 0, []
     while now < seconds:
@@ -252,7 +254,9 @@ def run_stream(queue: CompileQueue, seconds: float) -> list[tuple[str, float, fl
 
 
 def test_a_stream_of_new_texts_does_not_starve_a_slow_text() -> None:
-    """Even if new texts arrive continuously, a slow text gets all of its slices and a result."""
+    """Even if new texts arrive continuously, a text that compiles slowly gets all of its time
+    slices and a result.
+    """
     queue = queue_of("a:slow", pauses=True)
     runs = run_stream(queue, 300.0)
     assert queue.find("a:slow") is None
@@ -261,7 +265,9 @@ def test_a_stream_of_new_texts_does_not_starve_a_slow_text() -> None:
 
 
 def test_every_slow_text_is_compiled_in_a_stream_of_new_texts() -> None:
-    """Among all profile sets, the slow text that has waited longest has priority."""
+    """Among the texts that compile slowly in all profile sets, the text that has waited longest has
+    priority.
+    """
     keys = [f"{profile_set}:{number}" for profile_set in "abc" for number in range(3)]
     queue = queue_of(*keys, pauses=True)
     run_stream(queue, 2400.0)
@@ -269,8 +275,8 @@ def test_every_slow_text_is_compiled_in_a_stream_of_new_texts() -> None:
 
 
 def test_slow_texts_delay_a_new_text_by_at_most_one_slice() -> None:
-    """Slow texts delay a new text by at most one slice, and their reserved runs use at most a
-    quarter of the time.
+    """Texts that compile slowly delay a new text by at most one time slice, and the parser runs
+    reserved for them use at most a quarter of the time.
     """
     queue = queue_of(*(f"a:{number}" for number in range(100)), pauses=True)
     runs = run_stream(queue, 3000.0)
@@ -284,7 +290,7 @@ def test_slow_texts_delay_a_new_text_by_at_most_one_slice() -> None:
 
 
 def test_a_reserved_run_of_a_deleted_text_ends() -> None:
-    """The reserved run of a text ends when the text is deleted."""
+    """The reserved run of a text is cancelled when the text is deleted."""
     queue = queue_of("a:slow")
     queue.record_run(not_none(queue.take(0.0)), limited(RunFailure.CPU_TIME), 0.0)
     submit(queue, "b:new")

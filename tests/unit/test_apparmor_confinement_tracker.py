@@ -149,7 +149,7 @@ def test_a_thread_that_is_not_the_leader_is_reported(node: Node) -> None:
 
 
 def test_a_live_thread_of_an_ended_leader_is_reported(node: Node) -> None:
-    """A live thread is reported even if its leader has ended and looks like a zombie."""
+    """A live thread is reported even if its leader has exited and looks like a zombie."""
     node.thread(20, "web (enforce)", state="Z")
     node.thread(20, "web (enforce)", tid=21)
     tracker = observed(node)
@@ -370,7 +370,7 @@ def test_lost_confinement_before_a_removal_is_reported(
 def test_lost_confinement_is_still_reported_after_a_restart(
     tracker: ConfinementTracker, node: Node
 ) -> None:
-    """After a restart of the agent, the finding stays until the process ends."""
+    """If the agent restarts, the finding stays until the process exits."""
     node.thread(12, "unconfined")
     tracker.record_removals(["other"])
     tracker.observe(NAMES)

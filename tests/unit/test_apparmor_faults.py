@@ -343,8 +343,8 @@ def test_a_text_that_exceeds_the_parser_s_limits_is_rejected_until_it_changes(
 
 @pytest.mark.parametrize("fault", ["kill -9 $$", "exit 10"])
 def test_a_signal_never_causes_a_rejection(tmp_path: Path, fault: str) -> None:
-    """If a signal ends the parser or its child process (status ECHILD), the text is not
-    rejected.
+    """If a signal kills the parser or its child process (status ECHILD), the agent does not reject
+    the text.
     """
     host = node(tmp_path)
     options = {"cpu_limit": 1.0, "state_dir": "/state"}

@@ -27,7 +27,7 @@ class Files:
     """Include files in memory, with the interface of include_expansion.IncludeFiles."""
 
     def find(self, name: str) -> tuple[include_expansion.IncludedFile, ...] | None:
-        """Return the files that a name includes."""
+        """Return the files to which an include rule with this name resolves."""
         if name == "broken":
             raise IncludeFileError("broken is not UTF-8", "Save it as UTF-8.")
         if name in DIRECTORIES:

@@ -66,7 +66,7 @@ def test_the_record_of_another_boot_is_ignored_and_replaced(host: Host) -> None:
 def test_an_interrupted_load_counts_if_it_was_the_only_change_of_policy(
     host: Host, revision: int, own: set[str]
 ) -> None:
-    """If the agent ended between a load and its record, the object counts as agent-owned if no
+    """If the agent exited between a load and its record, the object counts as agent-owned if no
     other change of the policy happened.
     """
     objects(host).begin(EXPECTED, 6)
@@ -95,7 +95,7 @@ def test_an_interrupted_load_counts_if_it_was_the_only_change_of_policy(
 def test_an_interrupted_load_counts_if_the_kernel_shows_the_expected_content(
     host: Host, profiles: dict[str, ObservedProfile], own: set[str]
 ) -> None:
-    """After an interrupted load, the object counts as agent-owned only if it has the expected
+    """If a load was interrupted, the object counts as agent-owned only if it has the expected
     content.
     """
     objects(host).begin(EXPECTED, 6)
@@ -103,7 +103,7 @@ def test_an_interrupted_load_counts_if_the_kernel_shows_the_expected_content(
 
 
 def test_a_failed_load_is_not_an_interrupted_load(host: Host) -> None:
-    """After a failed load, an object of the same name that another program loads does not count as
+    """If a load failed, an object of the same name that another program loads does not count as
     agent-owned.
     """
     own_objects = objects(host)

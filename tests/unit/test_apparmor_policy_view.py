@@ -150,8 +150,8 @@ def test_a_directory_that_vanished_is_not_loaded(kernel: Kernel) -> None:
 
 
 def test_all_profiles_are_listed_after_a_removal(kernel: Kernel) -> None:
-    """After a removal, the agent lists all profiles, because the kernel removes hats together with
-    their parent.
+    """When a profile has been removed, the agent lists all profiles, because the kernel removes
+    hats together with their parent.
     """
     kernel.remove_foreign("old.1")
     kernel.writer.remove("old")
@@ -160,7 +160,7 @@ def test_all_profiles_are_listed_after_a_removal(kernel: Kernel) -> None:
 
 
 def test_all_profiles_are_listed_after_an_invalidation(kernel: Kernel) -> None:
-    """After an invalidation, as in a full pass, the agent does not use the index."""
+    """When the index has been invalidated, as in a full pass, the agent does not use it."""
     kernel.view.invalidate()
     assert kernel.observe("old") == {"old": observed("aa")}
     assert kernel.was_walked
@@ -241,8 +241,8 @@ class SwappingHost(CountingHost):
 
     Each step of the script consists of an action and a file name. The action "other" replaces the
     profile after the agent has read the file. The action "back" loads the first content again
-    before the agent reads the file. The first content then has its first generation again, because
-    the kernel keeps the raw data of a version that a process uses.
+    before the agent reads the file. Content that is loaded a second time then gets its original
+    generation number again, because the kernel keeps the raw data of a version that a process uses.
     """
 
     def __init__(self, kernel: Kernel, script: list[tuple[str, str]]) -> None:

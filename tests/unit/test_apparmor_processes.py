@@ -160,7 +160,7 @@ def test_the_use_is_unknown_if_a_live_thread_cannot_be_read(tmp_path: Path) -> N
 
 
 def test_a_thread_that_ended_during_the_read_has_no_effect(tmp_path: Path) -> None:
-    """If a thread ends while its directory is read, the result does not change."""
+    """If a thread exits while its directory is read, the result does not change."""
     host = host_of(tmp_path)
     (tmp_path / "proc/20/task/20").mkdir(parents=True)
     assert host.uses(["web"]) == {"web": Unused()}
@@ -173,7 +173,7 @@ def test_without_a_procfs_disuse_is_not_proven(tmp_path: Path) -> None:
 
 
 def test_the_last_process_of_a_chain_of_forks_is_found(tmp_path: Path) -> None:
-    """In a chain of processes, each process forks the next process and ends. The agent finds the
+    """In a chain of processes, each process forks the next process and exits. The agent finds the
     last process of the chain.
     """
     host = Changing(tmp_path)
@@ -192,8 +192,8 @@ def test_the_last_process_of_a_chain_of_forks_is_found(tmp_path: Path) -> None:
 
 
 def test_an_endless_chain_of_forks_is_no_proof(tmp_path: Path) -> None:
-    """The number of listings is limited, so an endless chain of forks prevents the proof. The agent
-    reports all uses that it has found so far.
+    """The number of listings is limited, so the agent cannot prove that a profile is unused while
+    an endless chain of forks runs. The agent reports all uses that it has found so far.
     """
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)
@@ -267,8 +267,8 @@ def test_a_thread_whose_creator_left_the_profile_is_found(tmp_path: Path) -> Non
 
 
 def test_an_endless_chain_of_threads_is_no_proof(tmp_path: Path) -> None:
-    """The number of listings of the threads of a process is limited, so an endless chain of threads
-    prevents the proof.
+    """The number of listings of the threads of a process is limited, so the agent cannot prove that
+    a profile is unused while an endless chain of threads runs.
     """
     host = Changing(tmp_path)
     look = host_of(tmp_path, host=host)

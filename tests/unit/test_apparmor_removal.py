@@ -205,8 +205,8 @@ def removal_with_raw_data(
 
 
 def test_a_profile_without_hidden_references_is_removed(tmp_path: Path) -> None:
-    """For the proof, the agent replaces the profile once. If the raw data of the old version then
-    disappear, the profile is removed.
+    """To prove that the profile is unused, the agent replaces it once. If the raw data of the old
+    version then disappear, the profile is removed.
     """
     result, host = removal_with_raw_data(tmp_path, KernelWithRawData)
     assert (result, host.number) == (Removed(), 2)
@@ -237,8 +237,8 @@ def test_a_profile_with_a_learning_profile_stays(tmp_path: Path) -> None:
 
 
 def test_a_failed_proof_is_only_repeated_after_the_raw_data_disappear(tmp_path: Path) -> None:
-    """While the same raw data remain, the agent does not repeat the proof and does not replace the
-    profile again.
+    """While the same raw data remain, the agent does not check again whether the profile is unused,
+    and does not replace the profile again.
     """
     node(tmp_path, revision="5\n")
     host = KernelWithRawData(tmp_path)
@@ -277,8 +277,8 @@ def test_a_learning_profile_is_read_again_at_each_attempt(tmp_path: Path) -> Non
 def test_a_change_by_another_program_does_not_prevent_the_proof(
     tmp_path: Path, vanishes: bool
 ) -> None:
-    """If another program changes the list of profiles during the proof, the proof still leads to
-    the same result.
+    """If another program changes the list of profiles while the agent checks whether a profile is
+    unused, the check still has the same result.
     """
     _, host = removal_with_raw_data(tmp_path / "0", keeps=1, kernel=ChangingKernel)
     walks = host.walks

@@ -61,8 +61,8 @@ def test_the_deny_list_can_be_changed() -> None:
     ],
 )
 def test_an_unsafe_name_is_rejected(name: str) -> None:
-    """A name is rejected if it would jam the kernel, forge a line of the kernel's list, or not be
-    found by a runtime.
+    """A name is rejected if it would make the kernel reject every later load, forge a line of the
+    kernel's list, or not be found by a runtime.
     """
     assert codes(declared(name)) == ["name_unsafe"]
 

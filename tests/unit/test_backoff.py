@@ -12,7 +12,7 @@ def test_delays_double_up_to_the_longest() -> None:
 
 
 def test_a_success_starts_the_delays_again() -> None:
-    """After a success, the next failure has the first delay again."""
+    """After a success, the retry delay is reset to its initial value."""
     backoff = Backoff(first_seconds=1.0, longest_seconds=60.0)
     for _ in range(4):
         backoff.next_delay()

@@ -190,7 +190,7 @@ def test_other_statuses_take_precedence_over_pending_changes(
 
 def test_a_dry_run_needs_no_lock(run, tmp_path: Path) -> None:
     """Status 4 never meets status 5: while another agent holds the lock, a dry run still shows the
-    pending changes, and any other run ends with status 4.
+    pending changes, and any other run exits with status 4.
     """
     state = tmp_path / "root/var/lib/profile-loader"
     state.mkdir(parents=True)
@@ -235,8 +235,8 @@ LOGS_ALL = '{"defaultAction": "SCMP_ACT_LOG", "architectures": ["SCMP_ARCH_X86_6
 
 
 def test_an_acknowledged_warning_is_only_in_the_json_report(run: Run, tmp_path: Path) -> None:
-    """Only the JSON report contains an acknowledged warning. The acknowledgement ends as soon as
-    the profile changes.
+    """Only the JSON report contains an acknowledged warning. The acknowledgement becomes invalid as
+    soon as the profile changes.
     """
     path = tmp_path / "own.json"
     path.write_text(LOGS_ALL)
@@ -276,8 +276,8 @@ def test_only_a_warning_about_one_version_can_be_acknowledged(
 def test_the_shipped_profiles_cause_no_warning_about_their_purpose(
     run: Run,
 ) -> None:
-    """The shipped profiles cause no warning about their purpose. For example, one shipped profile
-    denies all calls on purpose.
+    """The shipped profiles cause no warnings about what they do on purpose. For example, one
+    shipped profile denies all calls on purpose.
     """
     text = run("check", str(PROFILES), "--kinds=seccomp").stdout
     warnings = re.findall(r"^warning: (\w+): ", text, re.MULTILINE)
@@ -322,7 +322,7 @@ def test_a_wrong_input_of_a_run_is_explained(
     status: int,
     answer: str,
 ) -> None:
-    """The message about a wrong input of `run` contains the location, the cause and the next step,
+    """The message about invalid input to `run` contains the location, the cause and the next step,
     and no text of a library.
     """
     wrong_inputs(tmp_path)
@@ -358,7 +358,7 @@ def test_a_wrong_input_of_a_check_is_explained(
     status: int,
     answer: str,
 ) -> None:
-    """The message about a wrong input of `check` contains the location, the cause and the next
+    """The message about invalid input to `check` contains the location, the cause and the next
     step.
     """
     wrong_inputs(tmp_path)
@@ -483,7 +483,7 @@ users: [{name: a, user: {token: x}}]
 
 
 def test_an_unreachable_api_server_is_an_error_of_a_single_run(run: Run, tmp_path: Path) -> None:
-    """A single run that cannot reach the API server installs the profiles and ends with status
+    """If a single run cannot reach the API server, it installs the profiles and exits with status
     3.
     """
     (tmp_path / "kubeconfig").write_text(KUBECONFIG)

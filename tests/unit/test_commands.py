@@ -36,15 +36,15 @@ def test_a_command_that_hangs_is_killed_with_its_children() -> None:
 
 
 def test_a_command_with_too_much_output_is_ended() -> None:
-    """A command that exceeds the output limit is ended, and the result contains at most this number
-    of bytes.
+    """A command that exceeds the output limit is stopped, and the result contains at most this
+    number of bytes.
     """
     exited = run(PYTHON, "-c", "import os\nwhile True: os.write(1, b'x' * 4096)")
     assert (len(exited.stdout), exited.status != 0) == (1 << 16, True)
 
 
 def test_the_cpu_time_of_a_command_is_limited() -> None:
-    """A command in an endless loop is ended at its CPU limit."""
+    """A command in an endless loop is stopped at its CPU limit."""
     assert run(PYTHON, "-c", "while True: pass", cpu_seconds=1).limit is Limit.CPU_TIME
 
 
@@ -78,7 +78,7 @@ def test_the_output_limit_of_a_process_that_the_command_starts_is_reported() -> 
 
 
 def test_a_process_that_outlives_the_command_is_killed(tmp_path: Path) -> None:
-    """After a command has ended, all of its child processes are killed."""
+    """After a command has exited, all of its child processes are killed."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -133,7 +133,7 @@ def test_a_configmap_that_is_not_confirmed_is_unreadable(
 def test_a_selector_without_a_confirmed_list_is_unreadable(
     spec: source_spec.ConfigMapSpec, profile_set: str, store: ConfigMaps
 ) -> None:
-    """Without a confirmed list, a selector is unreadable and does not count as empty."""
+    """Until a list is confirmed, a source with a selector counts as unreadable and not as empty."""
     assert read(spec, store) == (
         Unreadable(
             profile_set=profile_set,
@@ -143,7 +143,7 @@ def test_a_selector_without_a_confirmed_list_is_unreadable(
 
 
 def test_a_selector_is_unreadable_before_the_first_list() -> None:
-    """Before the first list, a selector is unreadable."""
+    """Until the first list response arrives, a source with a selector counts as unreadable."""
     store: ConfigMaps = Store(objects=None, reason="not read yet", tried=False)
     assert [type(snapshot) for snapshot in read(SEVERAL, store)] == [Unreadable]
 
@@ -314,7 +314,9 @@ def test_an_installed_configmap_has_not_grown(tmp_path: Path) -> None:
 
 
 def test_a_configmap_whose_versions_are_known_late_gets_room() -> None:
-    """A dropped ConfigMap is read as soon as its installed versions are known."""
+    """A ConfigMap that was left out because of the size limit is read as soon as its installed
+    versions are known.
+    """
     sizes: dict[str, int] = {}
     bounds = bounded(sizes, byte_limit=200, config_map_limit=10)
     kept = bounds.within(dict(aged(number) for number in range(3)))
@@ -323,7 +325,9 @@ def test_a_configmap_whose_versions_are_known_late_gets_room() -> None:
 
 
 def test_a_dropped_configmap_is_read_when_room_becomes_free() -> None:
-    """If a ConfigMap is deleted or becomes smaller, a dropped ConfigMap is read again."""
+    """If a ConfigMap is deleted or becomes smaller, another ConfigMap that was left out because of
+    the size limit is read again.
+    """
     bounds = bounded(byte_limit=300, config_map_limit=10)
     kept = bounds.within(dict(aged(number, 150) for number in range(3)))
     assert dropped(kept) == ["m2"]
@@ -334,7 +338,7 @@ def test_a_dropped_configmap_is_read_when_room_becomes_free() -> None:
 
 def test_the_number_of_stored_configmap_names_is_limited() -> None:
     """The number of stored names is limited: the oldest names are stored, and the newest names are
-    dropped.
+    left out.
     """
     bounds = bounded(byte_limit=300, config_map_limit=2)
     kept = bounds.within(dict(aged(number, 0) for number in range(9)))

@@ -48,7 +48,7 @@ def test_removed_profiles_are_checked_before_the_processes_are_observed_again(
     world: DaemonWorld, tracker: RecordingTracker
 ) -> None:
     """A pass checks removed profiles before it observes processes again. The observation includes
-    held profiles that no source desires.
+    profiles that are in no source and are kept only because they may be in use.
     """
     tracker.problems = LOST
     del world.node.loaded["web"]
@@ -102,8 +102,8 @@ def test_while_the_controller_waits_processes_are_observed_every_ten_seconds(
 def test_a_profile_is_removed_soon_after_its_last_process_ended(
     world: DaemonWorld, tracker: RecordingTracker
 ) -> None:
-    """When the last process of an undesired profile ends, exactly one pass runs, even if it cannot
-    remove the profile.
+    """When the last process under a profile that is in no source exits, exactly one pass runs, even
+    if it cannot remove the profile.
     """
     tracker.in_use = frozenset({"old"})
     withdraw_a_used_profile(world)
@@ -139,8 +139,8 @@ def test_processes_are_not_observed_between_a_change_and_its_delayed_repair(
 def test_processes_of_an_undesired_profile_are_checked_if_another_program_removes_it(
     world: DaemonWorld, tracker: RecordingTracker
 ) -> None:
-    """If another program removes an undesired profile, the daemon checks the processes of this
-    profile.
+    """If another program removes a profile that is in no source, the daemon checks the processes
+    that ran under this profile.
     """
     tracker.in_use = frozenset({"old"})
     withdraw_a_used_profile(world)
@@ -154,8 +154,8 @@ def test_processes_of_an_undesired_profile_are_checked_if_another_program_remove
 def test_processes_are_checked_after_the_agent_itself_removed_a_profile(
     world: DaemonWorld, tracker: RecordingTracker
 ) -> None:
-    """After the agent has removed a profile, the daemon checks its processes, because the proof of
-    disuse may be wrong.
+    """After the agent has removed a profile, the daemon checks its processes, because the
+    conclusion that the profile was unused may be wrong.
     """
     del world.source.keys["old"]
     world.run_pass()

@@ -87,8 +87,8 @@ def test_equal_reasons_cause_one_check_of_the_node(world: DaemonWorld) -> None:
 
 
 def test_the_first_loss_of_policy_is_repaired_at_once(world: DaemonWorld) -> None:
-    """The daemon repairs the first loss of policy at once, because containers may need the
-    profile.
+    """The first time that a profile disappears, the daemon restores it immediately, because
+    containers may need it.
     """
     world.run_pass()
     world.queue.reasons.clear()
@@ -178,7 +178,9 @@ def test_a_requested_full_pass_runs_once_even_if_its_wake_reason_is_lost(
 
 
 def test_a_failure_is_retried_with_growing_delays(world: DaemonWorld) -> None:
-    """The delays between retries of a failure grow. After a success, the delays begin again."""
+    """The delays between retries of a failure grow. After a success, the retry delay is reset to
+    its initial value.
+    """
     world.backend.failure = WRITE_FAILED
     world.source.keys["new"] = "new:1"
     waits = []
@@ -300,8 +302,8 @@ def test_the_first_pass_waits_for_the_first_responses_of_the_api_server(world: D
 
 
 def test_the_first_pass_does_not_wait_long_for_a_silent_api_server(world: DaemonWorld) -> None:
-    """The first pass does not wait long for an API server that does not respond, because it may
-    restore missing profiles.
+    """The first pass does not wait long for an unresponsive API server, because the pass may have
+    to restore missing profiles.
     """
     begin = world.clock.now
     world.cluster.answers = [False] * 100
@@ -340,7 +342,7 @@ def test_the_heartbeat_continues_during_a_long_wait(world: DaemonWorld) -> None:
 
 
 def test_the_loop_runs_until_an_exception_ends_the_process(world: DaemonWorld) -> None:
-    """The loop runs until an exception ends the process, for example from a signal handler."""
+    """The loop runs until an exception stops the process, for example from a signal handler."""
 
     class EndedError(BaseException):
         pass

@@ -83,7 +83,7 @@ def test_a_key_that_is_still_being_checked_is_pending() -> None:
 
 
 def test_a_key_that_its_source_rejected_is_rejected() -> None:
-    """A key that its source rejected is rejected, and its last good version is held."""
+    """A key that its source rejected is rejected, and its last good version is kept."""
     finding = Finding(code=FindingCode.KEY_TOO_LARGE, location="big.profile", message="2 MiB")
     note = Finding(code=FindingCode.KEY_TOO_LARGE, location="notes.md", message="2 MiB")
     snapshot = read({}, rejected_keys=(("big.profile", finding), ("notes.md", note)))
@@ -123,7 +123,9 @@ def test_a_key_with_the_same_content_is_a_duplicate() -> None:
 
 
 def test_a_conflict_rejects_duplicates_too() -> None:
-    """Two equal keys and a different key with the same name are all rejected."""
+    """If three keys define a profile of the same name, all three are rejected, even if two have
+    equal content.
+    """
     desired = joined(read({"1.profile": b"a:x", "2.profile": b"a:x", "3.profile": b"a:y"}))
     assert (desired.profiles, desired.duplicates, set(codes(desired))) == (
         {},

@@ -29,7 +29,9 @@ def read(path: Path, *, clock_ns: Callable[[], int] = time.time_ns) -> Snapshot:
 
 
 def during(action: Callable[[], None]) -> Callable[[], int]:
-    """Return a clock that also runs an action. A source reads the clock before it reads a file."""
+    """Return a clock that calls the given action each time it is read. A source reads the clock
+    before it reads a file.
+    """
 
     def clock() -> int:
         action()
@@ -371,7 +373,7 @@ def test_a_file_that_became_a_link_is_rejected(top: Path) -> None:
 
 
 def test_a_new_generation_of_a_volume_is_read(top: Path) -> None:
-    """After a change of the generation, the keys of a volume come from the new generation."""
+    """When the generation of a volume has changed, the keys come from the new generation."""
     volume(top, "..1", a=b"old")
     source = DirectorySource(str(top), clock_ns=Clock())
     assert contents(source)["a.json"] == b"old"

@@ -641,8 +641,8 @@ def test_a_removal_deletes_the_profile_from_the_node_and_the_ledger() -> None:
 def test_a_profile_that_the_backend_finds_in_use_is_held(
     use: model.InUse | model.UnknownUse, code: str
 ) -> None:
-    """If the backend finds right before a removal that the profile is in use, the profile
-    is held.
+    """If the backend finds right before a removal that the profile is in use, the agent keeps the
+    profile.
     """
     result = StillInUse(uses={"a": use})
     kind = type("Kind", (FailingKind,), {"result": result})
@@ -819,14 +819,16 @@ def test_a_missing_profile_is_restored_without_a_write() -> None:
 
 
 def test_a_version_with_new_expected_evidence_is_staged_first() -> None:
-    """New expected evidence is recorded before the installation, so that it proves ownership."""
+    """The evidence that the installation is expected to leave is recorded beforehand, so that it
+    can later prove ownership.
+    """
     node, profile = Node(), inspected()
     less = instance_of(
         replace(profile, version=replace(profile.version, evidence={})),
         model.Profile,
     )
     node.entries = {profile.id: stored(less)}
-    steps = Steps(fatal=3)  # The agent ends after it has stored both bodies and staged the entry.
+    steps = Steps(fatal=3)  # The agent exits after it has stored both bodies and staged the entry.
     runner = Executor(
         backends={"apparmor": MemoryKind(node, steps)},
         ledger=MemoryLedger(node, steps),

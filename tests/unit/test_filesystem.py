@@ -216,7 +216,9 @@ def test_signatures_without_names_include_the_directory(host: Host, tmp_path: Pa
 
 
 def test_signatures_of_a_missing_directory_are_none(host: Host, tmp_path: Path) -> None:
-    """For a missing directory or a file, the result is None, unlike for an empty directory."""
+    """The result is None if the directory is missing or the path is a file, but not if the
+    directory is empty.
+    """
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_bytes(b"")
     signatures = [host.signatures(path, ["a"]) for path in ("/absent", "/file", "/empty")]

@@ -81,7 +81,7 @@ def test_few_problems_are_all_reported() -> None:
 
 
 def test_the_search_ends_after_an_error_and_enough_problems() -> None:
-    """After an error and enough problems, the check stops iterating over the problems."""
+    """Once the check has found an error and enough problems in total, it stops looking for more."""
     result = iter([finding(FindingCode.NOT_JSON, number) for number in range(MAX_FINDINGS + 5)])
     assert len(limit_findings(result)) == MAX_FINDINGS + 1
     assert len([*result]) == 4

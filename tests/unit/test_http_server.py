@@ -148,8 +148,8 @@ def test_the_page_may_not_load_anything(server: HttpServer) -> None:
 
 @pytest.fixture
 def died(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """Return the exceptions that ended threads. In the agent, each of these exceptions would end
-    the process.
+    """Return the exceptions that terminated threads. In the agent, each of these exceptions would
+    terminate the process.
     """
     exceptions = []
     monkeypatch.setattr(threading, "excepthook", lambda args: exceptions.append(args.exc_value))
@@ -164,7 +164,7 @@ def send(server: HttpServer, content: bytes) -> bytes:
 
 
 def receive(connection: socket.socket) -> bytes:
-    """Return all bytes that the server sends until the connection ends."""
+    """Return all bytes that the server sends until the connection is closed."""
     content = b""
     # The server closed the connection before it read every byte.
     with contextlib.suppress(ConnectionResetError):
@@ -195,7 +195,7 @@ def test_a_malicious_mail_header_is_ignored(server: HttpServer, died: list[objec
 def test_an_unexpected_error_ends_only_its_connection(
     server: HttpServer, pages: Pages, died: list[object]
 ) -> None:
-    """An unexpected error ends only its connection. The thread of the server continues."""
+    """An unexpected error closes only its connection. The thread of the server continues."""
     pages.metrics = lambda _accept: ("text/plain", None)
     with structlog.testing.capture_logs() as logged:
         assert send(server, head(request="GET /metrics HTTP/1.0")) == b""
@@ -367,7 +367,7 @@ def unread(stack: contextlib.ExitStack, server: HttpServer, path: str) -> socket
 
 
 def is_reset(connection: socket.socket) -> bool:
-    """Return whether the connection ends before the client has received the whole page."""
+    """Return whether the connection is closed before the client has received the whole page."""
     size = 0
     try:
         while piece := connection.recv(1 << 20):

@@ -128,8 +128,8 @@ def test_a_label_that_returns_starts_the_grace_period_again(world: DaemonWorld) 
 
 
 def test_a_profile_that_is_desired_again_gets_its_label_back(world: DaemonWorld) -> None:
-    """If a source desires a profile again, the agent sets its label again. A later grace period
-    starts from the beginning.
+    """If a source contains a removed profile again, the agent sets its label again. A later grace
+    period starts from the beginning.
     """
     del world.source.keys["old"]
     world.run_pass()
@@ -147,8 +147,8 @@ def test_a_profile_that_is_desired_again_gets_its_label_back(world: DaemonWorld)
 
 
 def test_a_profile_in_use_loses_its_label_and_stays_loaded(world: DaemonWorld) -> None:
-    """The agent removes the label of an undesired profile that is in use. The profile itself stays
-    loaded for running pods.
+    """If a profile that is in use disappears from its source, the agent removes the label. The
+    profile itself stays loaded for running pods.
     """
     world.node.used = {"old"}
     del world.source.keys["old"]
@@ -180,7 +180,7 @@ def test_a_label_stays_if_a_source_becomes_unreadable_before_it_was_removed(
     world: DaemonWorld,
 ) -> None:
     """If a source becomes unreadable before a label was removed, the label stays, because the
-    source may desire the profile.
+    source may contain the profile.
     """
     del world.source.keys["old"]
     world.controller.run_pass()

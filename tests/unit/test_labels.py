@@ -112,8 +112,8 @@ def test_an_unverified_profile_has_no_label_and_its_set_is_not_ready(state: str)
 
 
 def test_a_held_profile_that_is_not_desired_has_no_label() -> None:
-    """A held profile that no source desires has no label, so that the node attracts no new pods for
-    it.
+    """A profile that is in no source any more and is kept only because it may be in use has no
+    label, so that no new pods are scheduled for it.
     """
     computed = labels_of(report(row(), row("gone.json", "held", desired=False)))
     assert computed.labels == {f"seccomp.{D}/a.json": "installed", f"set.{D}/ns__web": "ready"}

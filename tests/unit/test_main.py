@@ -119,8 +119,8 @@ def test_a_file_with_the_same_meaning_is_adopted_unchanged(run: Run, top: Path) 
 
 
 def test_an_undesired_file_stays_unless_prune_is_always(run: Run, top: Path) -> None:
-    """A file that no source desires stays unless --prune=always is set, because its use is
-    unknown.
+    """A file that is in no source stays unless --prune=always is set, because the agent cannot tell
+    whether it is in use.
     """
     (top / "source/other.json").write_text(DENY)
     run()
@@ -460,8 +460,8 @@ def test_an_unreadable_certificate_is_reported_with_its_option(top: Path, more: 
 
 
 def test_an_interrupt_ends_a_command_silently(tmp_path: Path) -> None:
-    """After Ctrl-C, the command prints no error, the parser ends too, and the exit status
-    is 130.
+    """If the user presses Ctrl-C, the command prints no error, the parser is stopped too, and the
+    exit status is 130.
     """
     os.mkfifo(tmp_path / "began")
     parser = tmp_path / "parser"
@@ -591,7 +591,7 @@ def test_foreign_files_in_the_state_directory_stay(run: Run, top: Path) -> None:
 
 
 def test_restore_reports_a_retired_file_as_held(run: Run, top: Path) -> None:
-    """The command `restore` reports a file with a previous prefix as held."""
+    """The command `restore` reports that a file with a previous prefix is held."""
     run("--seccomp-prefix=a/")
     run("--seccomp-prefix=b/")
     status, report = run("--output=json", command=("restore",), source=False)

@@ -124,7 +124,9 @@ def test_the_mode_of_a_security_module_has_one_series_for_each_mode() -> None:
 
 
 def test_the_series_of_a_resolved_finding_is_zero() -> None:
-    """The series of a resolved finding has the value 0. The series of a removed source ends."""
+    """The series of a resolved finding has the value 0. The series of a removed source is no longer
+    exported.
+    """
     metrics = Metrics("1")
     metrics.count_pass(report(row("old", findings=(PROBLEM,)), sets=(READ,)), 1000.0)
     metrics.count_pass(report(row("new")), 1300.0)

@@ -38,7 +38,7 @@ EXCEPTIONS = {
     "ExpansionError": FindingCode.INCLUDE_REFUSED,
     "IncludeFileError": FindingCode.INCLUDE_REFUSED,
 }
-# The hints of these calls come from a value that another call built.
+# These calls take their hints from a value that is built elsewhere.
 COPIES = {
     *("reporting/problem_record.py", "core/left_out.py", "commands/check.py"),
     "commands/inline.py",
@@ -141,7 +141,9 @@ def arguments(call: ast.Call, callee: Scope) -> Mapping[str, ast.expr]:
 
 
 def callers(callee: Scope) -> Iterator[tuple[Scope, ast.Call]]:
-    """Yield the calls of a function in its own module, and the calls `module.function()`."""
+    """Yield the calls to a function within its own module, and the calls of the form
+    `module.function()`.
+    """
     for scope, call in CALLS[callee.name]:
         if scope.path == callee.path or owner(call) == Path(callee.path).stem:
             yield scope, call

@@ -209,8 +209,8 @@ def test_a_missing_node_is_not_created() -> None:
     "lost", [UnreachableError("no response in time"), StatusError(504, "Timeout", "x")]
 )
 def test_labels_are_applied_again_after_a_lost_response(lost: KubeError) -> None:
-    """After a lost response, the agent applies the labels again, because the store may be
-    outdated.
+    """If a response is lost, the agent applies the labels again, because the data in the store may
+    be outdated.
     """
     server = ApiServer()
     own = own_node(server)
@@ -347,7 +347,7 @@ def test_many_rejected_labels_are_found_within_a_few_attempts(count: int) -> Non
 
 
 def test_a_request_is_not_split_after_an_error_that_is_not_about_its_content() -> None:
-    """After an error that is not about its content, a request is not split into several
+    """If an error is not about the content of a request, the request is not split into several
     requests.
     """
     server = ApiServer()
@@ -362,8 +362,8 @@ def test_a_request_is_not_split_after_an_error_that_is_not_about_its_content() -
 
 
 def test_an_api_server_that_becomes_busy_ends_the_attempt() -> None:
-    """If the API server becomes busy during an attempt, the attempt ends, and the labels that are
-    already set stay.
+    """If the API server becomes busy during an attempt, the agent stops the attempt, and the labels
+    that are already set stay.
     """
     server = ApiServer()
     own = own_node(server)

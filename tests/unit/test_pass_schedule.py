@@ -1,4 +1,4 @@
-"""Tests of agent.control.pass_schedule, which schedules the retries of failures."""
+"""Tests of agent.control.pass_schedule, which schedules retries after failures."""
 
 import pytest
 

@@ -41,7 +41,7 @@ def test_a_node_with_a_pending_key_is_not_converged(world: DaemonWorld) -> None:
 
 
 def test_the_pass_after_the_check_installs_the_profile(world: DaemonWorld) -> None:
-    """After the check of a pending key has ended, a pass installs the profile."""
+    """When the check of a pending key has finished, a pass installs the profile."""
     world.backend.slow_texts = frozenset()
     assert world.calls_for_pass(WakeReason.COMPILED)
     world.run_pass()

@@ -161,8 +161,8 @@ def test_a_foreign_profile_with_the_desired_content_is_adopted() -> None:
 
 
 def test_a_foreign_profile_with_other_content_is_held() -> None:
-    """If another program loaded other content, the key is held, and the foreign profile is not
-    replaced.
+    """If another program loaded other content, the agent installs nothing for the key and does not
+    replace the foreign profile.
     """
     (hold,) = decide(desired(profile()), observation=node_with(web="foreign"))
     assert isinstance(hold, Hold)
@@ -205,7 +205,7 @@ def test_a_drifted_profile_is_restored() -> None:
 
 
 def test_an_adopted_profile_that_changed_on_the_node_is_held() -> None:
-    """If an adopted profile changed on the node, it is held."""
+    """If an adopted profile has changed on the node, the agent neither replaces nor removes it."""
     (hold,) = decide(
         desired(profile()), entry(provenance=Provenance.ADOPTED), observation=node_with(web="other")
     )
@@ -220,8 +220,8 @@ def test_an_equal_profile_of_another_program_is_kept() -> None:
 
 
 def test_other_content_of_another_program_is_held() -> None:
-    """If another program removes a profile and loads other content, the key is held, because the
-    profile is foreign.
+    """If another program removes a profile and loads other content, the agent installs nothing for
+    the key, because the profile is foreign.
     """
     (hold,) = decide(desired(profile()), entry(), observation=node_with_foreign(web="other"))
     assert isinstance(hold, Hold)
@@ -388,7 +388,7 @@ def test_a_staged_version_does_not_prove_ownership_of_other_content() -> None:
 
 
 def test_a_key_with_one_foreign_name_is_held_completely() -> None:
-    """If one name of a key is foreign, all names of the key are held."""
+    """If one name of a key is foreign, the agent changes none of the key's profiles."""
     (hold,) = decide(desired(profile(names=("a", "b"))), observation=node_with(a="v1"))
     assert isinstance(hold, Hold)
     assert (hold.state, [finding.location for finding in hold.findings]) == ("foreign", ["a"])
@@ -458,13 +458,13 @@ def test_a_rejected_update_restores_the_last_good_version(
 
 
 def test_a_new_pending_key_is_held() -> None:
-    """A new pending key is held, because its names are still unknown."""
+    """The agent takes no action on a new pending key, because its names are still unknown."""
     hold = Hold(id=key(), reason=Reason.PENDING, names=(), state=ProfileState.PENDING)
     assert decide(desired(pending=[key()]), observation=node_with()) == (hold,)
 
 
 def test_a_pending_update_holds_the_last_good_version() -> None:
-    """While an update is pending, the installed version is held and counts as outdated."""
+    """While an update is pending, the installed version is kept and counts as outdated."""
     hold = Hold(id=key(), reason=Reason.PENDING, names=("web",), state=ProfileState.OUTDATED)
     assert decide(desired(pending=[key()]), entry(), observation=node_with(web="v1")) == (hold,)
 
@@ -537,7 +537,7 @@ def test_a_new_name_waits_for_a_pending_key_that_may_declare_it() -> None:
 
 
 def test_a_name_of_a_pending_key_cannot_move_yet() -> None:
-    """A profile name in a pending key cannot move to another key before the check ends."""
+    """A profile name in a pending key cannot move to another key before the check is complete."""
     actions = decide(
         desired(profile(key("a.profile"), "v2"), pending=[key()]),
         entry(),
@@ -598,8 +598,8 @@ def test_an_unchecked_key_keeps_its_last_good_version() -> None:
 
 
 def test_an_undesired_unused_profile_is_removed() -> None:
-    """An undesired profile is removed if no process uses it. The removal requires another check of
-    the use.
+    """A profile that is no longer desired is removed if no process uses it. The removal requires
+    another check of the use.
     """
     observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     assert decide(desired(), entry(), observation=observation) == (
@@ -620,7 +620,7 @@ def test_an_undesired_unused_profile_is_removed() -> None:
 def test_an_undesired_profile_is_held_while_it_may_be_in_use(
     use: InUse | UnknownUse, reason: str
 ) -> None:
-    """An undesired profile is held while it may be in use."""
+    """A profile that is no longer desired is kept while it may be in use."""
     observation = Observation(profiles={"web": fact()}, uses={"web": use})
     assert summary(decide(desired(), entry(), observation=observation)) == [
         (Hold, reason, ("web",))
@@ -644,14 +644,14 @@ def test_hats_and_children_stay_with_a_profile_in_use() -> None:
 
 
 def test_a_profile_whose_use_was_not_checked_is_held() -> None:
-    """If the use of a profile was not checked, the profile is held."""
+    """If the agent has not checked whether a profile is in use, the profile is kept."""
     assert summary(decide(desired(), entry(), observation=node_with(web="v1"))) == [
         (Hold, "use_unknown", ("web",))
     ]
 
 
 def test_prune_never_holds_undesired_profiles() -> None:
-    """With --prune=never, all undesired profiles are held."""
+    """If --prune=never is set, all profiles that are no longer desired are kept."""
     observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     assert summary(decide(desired(), entry(), observation=observation, prune="never")) == [
         (Hold, "prune=never", ("web",))
@@ -709,7 +709,7 @@ def test_a_hold_of_an_unobservable_profile_shows_whether_it_is_desired(
 
 
 def test_a_name_that_an_unreadable_source_may_desire_keeps_its_label() -> None:
-    """A name keeps its label while an unreadable source may desire it."""
+    """A name keeps its label while an unreadable source may contain it."""
     sets = [
         Read(profile_set=ORIGIN, revision="1", source_keys=()),
         Unreadable(profile_set="other", reason="away"),
@@ -721,7 +721,7 @@ def test_a_name_that_an_unreadable_source_may_desire_keeps_its_label() -> None:
 
 
 def test_unreferenced_files_are_unused_and_unreferenced_policy_may_be_in_use() -> None:
-    """A profile of either kind is held while a pod references it. Without a reference, only a
+    """A profile of either kind is kept while a pod references it. Without a reference, only a
     seccomp file is known to be unused.
     """
     observation = Observation(profiles={"web": fact()}, uses={"web": UnknownUse(reason="a file")})
@@ -760,7 +760,9 @@ def test_nothing_is_removed_while_the_pods_are_unknown() -> None:
 
 
 def test_prune_always_skips_the_proof_of_disuse_for_files_only() -> None:
-    """--prune=always removes files without a proof of disuse, but no loaded AppArmor profiles."""
+    """--prune=always removes files even if the agent cannot prove that they are unused, but removes
+    no loaded AppArmor profiles in this case.
+    """
     observation = Observation(profiles={"web": fact()}, uses={"web": UnknownUse(reason="a file")})
     seccomp = entry(key(kind="seccomp"))
     actions = decide(desired(), seccomp, observation=observation, kind="seccomp", prune="always")
@@ -871,9 +873,7 @@ def test_an_undesired_staged_version_is_removed(
 def test_an_undesired_staged_version_is_held_like_an_installed_version(
     use: InUse | UnknownUse | Unused, options: JsonObject, reason: str
 ) -> None:
-    """The removal of a staged version requires the same proof of disuse as the removal of an
-    installed version.
-    """
+    """A staged version is removed only if it is proved unused, as an installed version is."""
     stored = LedgerEntry(id=key(), provenance=Provenance.INSTALLED, staged=version("v1"))
     observation = Observation(profiles={"web": fact("v1", is_agent_object=True)}, uses={"web": use})
     (hold,) = decide(desired(), stored, observation=observation, **options)
@@ -941,7 +941,7 @@ def test_an_adopted_profile_is_removed_only_if_the_agent_replaced_it(
 
 
 def test_a_name_that_only_an_unfinished_update_added_is_removed() -> None:
-    """If only an unfinished update contains a name, and the key desires its installed version
+    """If only an unfinished update contains a name, and the key defines its installed version
     again, the name is removed.
     """
     stored = entry(content="v1", staged=version("v2", ("web", "web2")))
@@ -1118,8 +1118,8 @@ def test_a_name_that_a_key_with_a_foreign_name_needs_stays() -> None:
 
 
 def test_an_incomplete_version_is_held_but_not_restored() -> None:
-    """If one name of a rejected key has moved to another key, the version is incomplete. The other
-    name of the version is held but not restored.
+    """If one name of a rejected key has moved to another key, the version is incomplete. The
+    profile under the other name is kept but not restored.
     """
     refused = Rejection(id=key("new"), findings=(REFUSED,), names=("web",))
     desired_keys = desired(profile(key("api"), "v2", ("api",)))
@@ -1256,8 +1256,8 @@ def test_a_duplicate_key_releases_its_names_to_the_first_key() -> None:
     ],
 )
 def test_an_unobservable_or_unsupported_kind_is_held(observed: Observed, state: str) -> None:
-    """If a kind is unobservable or unsupported, all of its keys and ledger entries are held.
-    Rejected keys stay rejected.
+    """If a kind is unobservable or unsupported, the agent takes no action on its keys and ledger
+    entries. Rejected keys stay rejected.
     """
     desired_keys = desired(profile(), rejected=[key("bad")], unchecked=[key("later")])
     far = entry(key("far", origin="dir /elsewhere"))
@@ -1397,7 +1397,9 @@ def test_a_name_of_a_blocked_key_cannot_move() -> None:
 
 
 def test_a_key_that_looks_like_another_kind_keeps_its_last_good_version() -> None:
-    """If a partially written key looks like another kind, its last good version stays."""
+    """If a partially written key looks like a profile of another kind, its last good version stays
+    installed.
+    """
     desired_keys = Desired(
         rejections={key(): Rejection(id=key(), findings=(REFUSED,))},
         keys=frozenset({(ORIGIN, "web.profile")}),

@@ -40,7 +40,7 @@ class Clock:
 
 
 class World:
-    """A publisher with its API server and the calls of its callbacks."""
+    """A publisher, its API server, and a record of the calls to its callbacks."""
 
     def __init__(self, clock: Clock, server: ApiServer | None = None, **options: Any) -> None:
         self.clock = clock
@@ -120,7 +120,7 @@ def test_before_the_first_report_no_request_is_sent(world: World) -> None:
 
 
 def test_before_the_node_was_read_no_label_is_known(clock: Clock) -> None:
-    """Before the Node was read, no label is known and no request is sent."""
+    """Until the Node has been read, no label is known and no request is sent."""
     world = World(clock)
     world.publisher.post(report(row()))
     world.publisher.step()
@@ -170,7 +170,7 @@ def test_a_label_counts_as_set_until_the_api_server_confirms_its_removal(world: 
 
 
 def test_a_label_that_may_have_been_set_counts_as_set(world: World) -> None:
-    """After a lost response, a label that may have been set counts as set."""
+    """If a response is lost, a label that may have been set counts as set."""
     world.publisher.post(report(row()))
     world.publisher.labeler.identity.require_own_node(not_none(world.node.store.objects)[NAME])
     world.server.lost = [DOWN]

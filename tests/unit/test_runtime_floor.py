@@ -83,8 +83,8 @@ def test_a_mistake_in_the_floor_is_a_usage_error(
     ],
 )
 def test_a_newer_call_can_be_denied_with_a_newer_floor(name: str, release: str) -> None:
-    """If a denied call needs a newer floor, the rejection contains this floor, and the profile is
-    accepted with it.
+    """If a denied call is known only to a newer release than --runtime-floor allows, the rejection
+    states that release, and the profile is accepted if the option is set to it.
     """
     body, (error,) = check(denying(name))
     assert (body, error.code) == (b"", "unknown_syscall")
@@ -97,8 +97,8 @@ def test_a_newer_call_can_be_denied_with_a_newer_floor(name: str, release: str) 
 
 
 def test_a_floor_below_the_first_release_of_a_call_is_not_enough() -> None:
-    """If the floor is older than the first release that knows a call, the message contains the
-    floor.
+    """If --runtime-floor is older than the first release that knows a call, the message states the
+    value of the option.
     """
     _, (error,) = check(denying("mseal"), "libseccomp=2.5.5")
     assert error.message.startswith("libseccomp 2.5.5 does not know mseal")
@@ -128,8 +128,8 @@ def test_a_misspelt_name_gets_a_suggestion() -> None:
 
 
 def test_an_ignored_name_in_an_allow_list_refers_to_the_floor() -> None:
-    """One warning contains all names in an allow list that the oldest libseccomp does not know, and
-    refers to the floor.
+    """A single warning lists all names in an allow list that the oldest supported libseccomp does
+    not know, and states that version.
     """
     tree = allowing("read", "fchmodat2", "mseal")
     warnings = [item for item in check(tree)[1] if item.code == "syscall_ignored"]
@@ -142,8 +142,8 @@ def test_an_ignored_name_in_an_allow_list_refers_to_the_floor() -> None:
 
 
 def test_the_hint_about_a_newer_variant_refers_to_the_floor() -> None:
-    """The hint recommends a newer variant of a call only if every libseccomp at or above the floor
-    knows the variant.
+    """The hint recommends a newer variant of a call only if every libseccomp from the version in
+    --runtime-floor onwards knows the variant.
     """
     tree = denying("fchmodat")
     hints = {
@@ -156,8 +156,8 @@ def test_the_hint_about_a_newer_variant_refers_to_the_floor() -> None:
 
 @pytest.mark.parametrize("flag", ["LOG", "SPEC_ALLOW", "TSYNC"])
 def test_a_flag_is_accepted_from_the_first_runc_that_knows_it(flag: str) -> None:
-    """If a filter flag needs a newer runc, the rejection contains the necessary floor. With this
-    floor, the written form contains the flag.
+    """If a filter flag needs a newer runc, the rejection contains the necessary value of
+    --runtime-floor. If this value is set, the written form contains the flag.
     """
     tree = denying("chmod", flags=[f"SECCOMP_FILTER_FLAG_{flag}"])
     body, (error,) = check(tree)
@@ -168,7 +168,7 @@ def test_a_flag_is_accepted_from_the_first_runc_that_knows_it(flag: str) -> None
 
 
 def test_an_unknown_flag_is_rejected_with_every_floor() -> None:
-    """An unknown filter flag is rejected with every floor."""
+    """An unknown filter flag is rejected for every value of --runtime-floor."""
     tree = denying("chmod", flags=["SECCOMP_FILTER_FLAG_LOGS"])
     for floor in ("", "runc=1.5"):
         body, (error,) = check(tree, floor)
@@ -180,7 +180,7 @@ def test_an_unknown_flag_is_rejected_with_every_floor() -> None:
 def test_the_floor_can_be_set_in_three_ways(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An operator can set the floor with a flag, an environment variable or a YAML key."""
+    """An operator can set --runtime-floor with a flag, an environment variable or a YAML key."""
     profile = tmp_path / "profile.json"
     profile.write_text(json.dumps(denying("fchmodat2", architectures=["SCMP_ARCH_X86_64"])))
     value = "libseccomp=2.5.5"
@@ -198,8 +198,8 @@ def test_the_floor_can_be_set_in_three_ways(
 
 
 def test_convert_uses_the_floor(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command `convert` converts a profile that needs a newer libseccomp only with a newer
-    floor.
+    """The command `convert` converts a profile that needs a newer libseccomp only if
+    --runtime-floor is set to that version.
     """
     profile = tmp_path / "profile.json"
     profile.write_text(json.dumps(denying("fchmodat2")))

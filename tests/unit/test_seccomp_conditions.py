@@ -402,8 +402,8 @@ def test_two_calls_with_the_same_rules_are_accepted() -> None:
 
 
 def test_a_shared_comparison_with_different_next_conditions_is_accepted() -> None:
-    """A shared comparison with different next conditions is accepted, because the resulting
-    instructions are different.
+    """A shared comparison that is followed by different conditions is accepted, because the
+    resulting instructions are different.
     """
     document = profile(
         rule("setuid", (0, "EQ", 2), (1, "NE", 9)),

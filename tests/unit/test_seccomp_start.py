@@ -1,4 +1,6 @@
-"""Tests that exactly the profiles under which a runtime cannot start a container have a warning."""
+"""Tests that a profile causes a warning if and only if a runtime cannot start a container under
+this profile.
+"""
 
 import json
 import time
@@ -117,8 +119,8 @@ def test_programs_need_additional_calls() -> None:
 def test_releases_that_are_older_than_the_floor_are_not_mentioned(
     floor: str, labels: set[str]
 ) -> None:
-    """A warning mentions no release below the floor, except for the newest measured release up to
-    the floor.
+    """A warning mentions no release that is older than --runtime-floor, except for the newest
+    measured release up to this limit.
     """
     _, message, _ = not_none(warning({"exit_group"}, floor))
     assert {label for label in ("runc 1.1.5", "runc 1.3.6", "crun 1.8.1") if label in message} == (

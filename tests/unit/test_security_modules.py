@@ -20,7 +20,9 @@ DIRECTORY = "sys/fs/selinux"
 
 
 def reconciler_with(folder, observe_modules):
-    """Return a reconciler without sources that observes security modules with this function."""
+    """Return a reconciler that has no sources and uses the given function to observe security
+    modules.
+    """
     (folder / "state/entries").mkdir(parents=True)
     ledger = FileLedger(Host(folder), "/state")
     return build_reconciler([], RevisionBackend(Node()), ledger, observe_modules=observe_modules)

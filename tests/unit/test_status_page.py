@@ -233,7 +233,7 @@ def test_each_filter_is_a_link_to_an_anchor_with_a_rule() -> None:
 
 
 def test_before_the_first_pass_the_page_has_no_table() -> None:
-    """Before the first pass, the page has no table, and reports that no pass has ended yet."""
+    """Before the first pass, the page has no table, and reports that no pass has finished yet."""
     text = page(StatusView(version="1", node="n", report=None))
     assert "No pass has ended yet." in text
     assert Structure(text).tables == []

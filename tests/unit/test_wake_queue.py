@@ -15,7 +15,7 @@ def test_one_wait_returns_every_reason_in_the_queue_once() -> None:
 
 
 def test_a_reason_from_another_thread_ends_a_wait() -> None:
-    """A reason from another thread ends the wait of the main loop."""
+    """A reason from another thread wakes the main loop."""
     wake_queue = WakeQueue()
     timer = threading.Timer(0.05, wake_queue.put, [WakeReason.KERNEL])
     timer.start()

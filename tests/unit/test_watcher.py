@@ -104,8 +104,8 @@ def test_a_replaced_directory_is_watched(watch: type[Wakes], tmp_path: Path) -> 
 
 
 def test_a_link_to_a_directory_is_watched(watch: type[Wakes], tmp_path: Path) -> None:
-    """If a path is a link to a directory, the target is watched. The wake reason is the reason of
-    the link.
+    """If a path is a link to a directory, the target is watched. The wake reason is the one
+    registered for the link.
     """
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
@@ -174,7 +174,7 @@ def test_reading_a_file_does_not_wake_the_agent(
 
 
 def test_a_watch_whose_emitter_ended_is_replaced(watch: type[Wakes], tmp_path: Path) -> None:
-    """If an emitter ends without an error, the next poll replaces its watch."""
+    """If an emitter stops without an error, the next poll replaces its watch."""
     wakes = watch({tmp_path: "source"})
     emitter = running(InotifyEmitter)
     emitter.stop()

@@ -74,7 +74,7 @@ class Daemon:
 
     def stop(self, number=signal.SIGTERM):
         """Stop the daemon with a signal. Return the exit status and the number of seconds until the
-        daemon ended.
+        daemon exited.
         """
         self.process.send_signal(number)
         return pace.ended(self.process)
@@ -272,8 +272,8 @@ def a_process_that_lost_its_confinement_is_reported_until_it_ends():
 
 
 def a_held_profile_is_removed_soon_after_its_last_process_ends():
-    """When the last confined process ends, its profile is removed minutes before the next
-    resync.
+    """When the last confined process exits, the agent removes its profile minutes before the next
+    full resync.
     """
     source(web=plain("web"), other=plain("other"))
     with Daemon():
@@ -288,8 +288,8 @@ def a_held_profile_is_removed_soon_after_its_last_process_ends():
 
 
 def sigterm_during_a_parser_run_ends_the_daemon_within_two_seconds():
-    """If the daemon is stopped while the parser runs, the parser ends too, and the node does not
-    change.
+    """If the daemon is stopped while the parser runs, the parser is stopped too, and the node does
+    not change.
     """
     slow = Path("/tmp/slow-parser")  # noqa: S108
     slow.write_text("#!/bin/bash\ntouch /tmp/in-parser\nsleep 60\n")

@@ -59,7 +59,7 @@ def wait_until_converged():
 
 
 def require_clean_stop(running):
-    """Stop the daemon with SIGTERM. Require that the daemon ends within two seconds and does not
+    """Stop the daemon with SIGTERM. Require that the daemon exits within two seconds and does not
     change the policy.
     """
     before = {name: content(name) for name in loaded()}

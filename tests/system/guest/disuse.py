@@ -1,4 +1,5 @@
-"""Scenarios that attack the proof of disuse. All scenarios run as root in the virtual machine.
+"""Scenarios that try to defeat the check that a profile is unused. All scenarios run as root in the
+virtual machine.
 
 Each scenario is a function. `disuse.py` runs all scenarios, and prints one line of JSON for each of
 them: {"scenario": name, "error": null or the reason}.
@@ -57,8 +58,8 @@ from agent.core.ports import Removed, StillInUse
 
 
 def an_unused_profile_is_removed_at_once():
-    """Unused profiles of a key are removed separately and together, and the test measures the
-    duration.
+    """The agent removes the unused profiles of a key one at a time and then all at once, and the
+    scenario measures how long each removal takes.
     """
     single = installed(text("single"))
     many = installed(
@@ -122,7 +123,7 @@ def a_pending_exec_keeps_a_hat_and_a_stack():
 def a_pending_exec_of_a_learning_profile_keeps_its_profile():
     """A profile in complain mode stays if the kernel has created a learning profile under it.
 
-    The kernel keeps the learning profile even after its program has ended.
+    The kernel keeps the learning profile even after its program has exited.
     """
     evidence = installed("profile learn flags=(complain) {\n  /** rwm,\n  signal,\n}\n")
     learning = f"learn//null-{Path('/bin/sleep').resolve()}"
@@ -146,7 +147,7 @@ def a_pending_exec_of_a_learning_profile_keeps_its_profile():
 
 
 def a_pending_exec_of_an_earlier_version_keeps_the_profile():
-    """The proof of disuse replaces the profile, and the pending program then starts under the
+    """The check for disuse replaces the profile, and the pending program then starts under the
     newest version.
     """
     installed(text("versions"))
@@ -160,7 +161,7 @@ def a_pending_exec_of_an_earlier_version_keeps_the_profile():
 
 
 def a_profile_that_was_updated_under_a_process_is_removed_after_its_end():
-    """A profile that was updated while a process ran is removed after the process ends. Like a
+    """A profile that was updated while a process ran is removed after the process exits. Like a
     container, the process writes to a pipe that an unconfined process opened.
     """
     writes = "import sys\nwhile True:\n    print('ready', flush=True)\n    sys.stdin.readline()\n"
@@ -175,8 +176,8 @@ def a_profile_that_was_updated_under_a_process_is_removed_after_its_end():
 
 
 def an_unfinished_exec_keeps_its_profile():
-    """A profile stays during an unfinished execve. Until execve ends, /proc shows the previous
-    label.
+    """A profile stays during an unfinished execve. Until execve has finished, /proc shows the
+    previous label.
     """
     program_file = Path("/tmp/program")  # noqa: S108
     shutil.copy("/bin/sleep", program_file)
@@ -209,13 +210,13 @@ def a_profile_of_stored_credentials_stays():
             held_by_hidden_reference(removed(evidence), "web")
             continue_program(child)
             assert int(child.stdout.readline()) == -errno.EACCES
-    # The kernel sometimes keeps the stored credentials after the process has ended.
+    # The kernel sometimes keeps the stored credentials after the process has exited.
     print(json.dumps({"note": f"after stored credentials: {type(removed(evidence)).__name__}"}))
 
 
 def a_held_profile_enforces_the_same_and_stays_agent_owned():
-    """After a failed proof, the profile has an equivalent policy with different bytes, and stays
-    agent-owned.
+    """If the agent cannot prove that a profile is unused, it leaves an equivalent policy with
+    different bytes loaded, and still owns the profile.
     """
     rules = "  deny /tmp/forbidden w,\n  ^HAT { file, signal, deny /tmp/forbidden w, }\n"
     evidence = installed(text("strict", rules) + text("second", "  deny /tmp/forbidden w,\n"))
@@ -269,10 +270,10 @@ def an_open_file_of_a_confined_process_causes_no_wrong_removal():
 
 
 def a_dropped_key_with_a_pending_exec_is_held_by_one_pass_and_by_the_daemon():
-    """While a process has a pending exec, one pass and the daemon both hold the profile of the
-    dropped key.
+    """While a process has a pending exec, both a single pass and the daemon keep the profile of a
+    key that was removed.
 
-    In rare cases, Linux 6.1 keeps an old version after the last process has ended. The test then
+    In rare cases, Linux 6.1 keeps an old version after the last process has exited. The test then
     requires the removal of another profile.
     """
     assert any(pending_exec_is_held_and_the_profile_is_removed(name) for name in ("web", "next"))
@@ -280,7 +281,7 @@ def a_dropped_key_with_a_pending_exec_is_held_by_one_pass_and_by_the_daemon():
 
 def a_chain_of_forks_keeps_its_profile():
     """The profile of a chain of processes is not removed while each process forks the next process
-    and ends.
+    and exits.
     """
     attack(FORKS)
 

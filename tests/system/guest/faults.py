@@ -292,8 +292,8 @@ def a_key_that_is_deleted_after_a_kill_leaves_no_agent_owned_profile():
 
 
 def a_foreign_profile_in_place_of_an_unfinished_installation_stays():
-    """A profile with the bytes of an unfinished installation stays, because another program loaded
-    it. The report lists the profile.
+    """A profile that has the same bytes as an unfinished installation is kept, because another
+    program loaded it. The report lists the profile.
     """
     killed_after_a_load("before_it_is_committed")
     for option in ("-R", "-a"):

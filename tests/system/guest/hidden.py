@@ -59,8 +59,8 @@ KEPT = ("keep", "unchanged")
 
 
 def assert_own(report, *names):
-    """Require that the agent removes the profiles that no source desires, or holds them if this
-    kernel cannot prove disuse.
+    """Require that the agent removes the profiles that are in no source, or keeps these profiles if
+    this kernel offers no way to prove that they are unused.
 
     The agent would release a profile that it considers foreign.
     """

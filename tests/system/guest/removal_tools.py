@@ -102,7 +102,7 @@ def attack(code, *arguments, label="chain"):
 
 
 def pending_exec_is_held_and_the_profile_is_removed(name):
-    """Check that a profile is held for a pending exec. Return whether the profile is removed
+    """Check that a profile is kept while an exec is pending. Return whether the profile is removed
     afterwards.
     """
     source(**{name: plain(name)}, other=plain("other"))

@@ -86,9 +86,10 @@ def strictly(config):
 
 
 def every_function_works(bundle, change=lambda config: None):
-    """The daemon installs, replaces, rejects, repairs, holds and removes profiles of both kinds.
+    """The daemon installs, replaces, rejects, restores, keeps and removes profiles of both kinds.
 
-    The daemon also recovers a jammed kernel, and responds to probes and SIGTERM.
+    The daemon also loads a profile after another program has blocked the policy interface of the
+    kernel, and responds to probes and SIGTERM.
     """
     (SOURCE / "web.profile").write_text(plain("web"))
     (SOURCE / "audit.json").write_text(LOG)
@@ -122,7 +123,7 @@ def every_function_works(bundle, change=lambda config: None):
         wait(lambda: (SECCOMP / "audit.json").read_bytes() == file, "the file is unchanged")
         (SECCOMP / "audit.json").unlink()
         wait((SECCOMP / "audit.json").exists, "the file is back")
-        # The agent does not remove the profile before the process has ended.
+        # The agent does not remove the profile before the process has exited.
         with Confined("web") as process:
             for name in ("web.profile", "bad.profile", "bad.json", "audit.json"):
                 (SOURCE / name).unlink()

@@ -130,7 +130,7 @@ def a_replacement_by_another_program_is_repaired():
 
 
 def a_profile_in_use_is_held_until_its_processes_end():
-    """A profile is held while a process or a single thread runs under it."""
+    """A profile is kept while a process or a single thread runs under it."""
     for thread in (False, True):
         source(web=plain("web"), other=plain("other"))
         agent()
@@ -190,7 +190,7 @@ def a_renamed_key_keeps_its_profile_loaded():
 
 
 def names_that_jam_the_kernel_are_rejected():
-    """A name that would jam every later load never reaches the kernel."""
+    """The agent never passes a name to the kernel that would make every later load fail."""
     source(long=plain("n" * 253), orphan=plain("nobody//child"), good=plain("good"))
     before = revision()
     report, _ = agent(status=1)
@@ -202,7 +202,9 @@ def names_that_jam_the_kernel_are_rejected():
 
 
 def a_jammed_kernel_recovers_in_a_pass():
-    """If another program jams the kernel, a pass of the agent still loads a profile."""
+    """If another program has blocked the policy interface of the kernel, a pass of the agent still
+    loads a profile.
+    """
     source(first=plain("first"))
     agent()
     status, _ = parser(plain("x" * 300), "-a")

@@ -297,7 +297,8 @@ class Soak(Model):
         self.foreign.clear()
         for name, versions in self.could.items():
             if name not in self.keys:
-                # The agent does not restore a held profile that no source desires.
+                # The agent does not restore a profile that is in no source and is kept only because
+                # it may be in use.
                 versions.add(None)
         BOOT.write_text(f"{uuid.UUID(int=self.chance.getrandbits(128))}\n")
         target = "/proc/sys/kernel/random/boot_id"

@@ -91,7 +91,7 @@ class Running:
             self.known = time.monotonic() - self.begin > KNOWN_SECONDS
 
     def label(self):
-        """Return the label of the process, or "" if it has ended."""
+        """Return the label of the process, or "" if it has exited."""
         with contextlib.suppress(OSError):
             return Path(f"/proc/{self.pid}/attr/current").read_text().strip()
         return ""

@@ -77,7 +77,7 @@ def fresh():
 
 def every_kind_of_thread_is_reported():
     """Unconfined threads of every type are reported: leaders, other threads, and threads whose
-    leader has ended.
+    leader has exited.
     """
     fresh()
     with (
@@ -156,7 +156,7 @@ def a_profile_that_was_removed_and_loaded_again_is_noticed():
 
 
 def a_replacement_is_not_reported_as_a_removal():
-    """If the agent, the proof of disuse or another program replaces a profile, no thread is
+    """If the agent, its check for disuse or another program replaces a profile, no thread is
     reported.
     """
     fresh()

@@ -109,7 +109,7 @@ class Lab:
         """Return an object from the API server, or None.
 
         Raises:
-            GuestDiedError: The machine of the node has ended, so no condition can become true.
+            GuestDiedError: The machine of the node has stopped, so no condition can become true.
         """
         if self.node is not None and self.node.machine is not None:
             self.node.machine.check()

@@ -1,7 +1,7 @@
 """Runs a virtual machine in QEMU.
 
 The command server of the machine is reachable through a port on the loopback interface. The code
-that starts a machine must also end it. If a guest ends unexpectedly, the next command raises
+that starts a machine must also stop it. If a guest stops unexpectedly, the next command raises
 GuestDiedError with the end of the guest's console output.
 """
 
@@ -27,11 +27,11 @@ KERNEL = (
 
 
 class GuestDiedError(Exception):
-    """The kernel of the guest or the emulator ended unexpectedly."""
+    """The kernel of the guest or the emulator stopped unexpectedly."""
 
 
 class CommandFailedError(Exception):
-    """A command in the guest ended with an exit status other than 0."""
+    """A command in the guest exited with a status other than 0."""
 
 
 class Machine:
@@ -111,13 +111,13 @@ class Machine:
         return self.console.read_text("utf-8", "replace") if self.console.exists() else ""
 
     def check(self):
-        """Raise GuestDiedError if the guest has ended."""
+        """Raise GuestDiedError if the guest has stopped."""
         if self.process is None or self.process.poll() is not None:
             log = (self.folder / "qemu.log").read_text()
             raise GuestDiedError(f"{log}\n{self.console_output()[-3000:]}")
 
     def _settle(self):
-        """Raise GuestDiedError if the guest is about to end. The network of a guest ends a little
+        """Raise GuestDiedError if the guest is about to stop. The network of a guest stops a little
         earlier than the guest itself.
         """
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -53,7 +53,7 @@ def test_an_update_applies_to_running_pods(lab, node):
 
 
 def test_a_broken_update_changes_nothing_for_pods(lab, node):
-    """After a broken update, running pods stay confined, and new pods use the last good version.
+    """If an update is broken, running pods stay confined, and new pods use the last good version.
 
     An Event and the metrics show the rejected profile with the reason.
     """
@@ -92,8 +92,8 @@ def test_a_broken_update_changes_nothing_for_pods(lab, node):
 def test_a_removed_profile_stays_until_its_pod_is_gone(lab, node):
     """If a key is removed, the agent removes the label of the profile immediately.
 
-    The agent removes the profile after the pod has ended. Continuous observation on the node shows
-    that the pod is never unconfined.
+    The agent removes the profile after the pod has stopped. Continuous observation on the node
+    shows that the pod is never unconfined.
     """
     lab.config_map("removed", {"pl-stays": text("pl-stays"), "pl-goes": text("pl-goes")})
     lab.cluster.apply(pod("user", apparmor="pl-goes", selector=enforced("pl-goes")))

@@ -36,7 +36,7 @@ class Difference:
 
     @property
     def fails_open(self) -> bool:
-        """Whether the filter denies less than each permitted result."""
+        """Whether the filter is more permissive than every permitted result."""
         return strictness(self.actual) < min(map(strictness, self.expected))
 
     def __str__(self) -> str:

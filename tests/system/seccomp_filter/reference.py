@@ -97,8 +97,8 @@ def predicate(condition: Mapping[str, Any]) -> Callable[[int], bool]:
 
 
 class Reference:
-    """The rules of a profile that apply with the call names of one libseccomp version, one runtime
-    and one type of node.
+    """The rules of a profile that apply on one type of node with one runtime and one libseccomp
+    version. The libseccomp version determines the known names of system calls.
     """
 
     def __init__(
