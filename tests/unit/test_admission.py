@@ -143,8 +143,8 @@ def test_names_and_policy_bytes_are_limited() -> None:
 
 
 def test_no_key_is_inspected_after_a_limit_is_reached() -> None:
-    """After a limit is reached, the agent neither reads the cache nor starts the parser for any
-    further key.
+    """When a limit has been reached, the agent neither reads the cache nor starts the parser for
+    any further key.
     """
     budget = AdmissionBudget(limits=replace(LIMITS, policy_bytes=5))
     assert budget.rejection(key("1")) is None

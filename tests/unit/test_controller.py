@@ -312,7 +312,7 @@ def test_the_first_pass_does_not_wait_long_for_a_silent_api_server(world: Daemon
 
 
 def test_without_a_cluster_the_first_pass_does_not_wait() -> None:
-    """Without an API server, the first pass does not wait."""
+    """If no API server is configured, the first pass does not wait."""
     view: ClusterView = NoCluster()
     assert view.has_answered()
     assert (view.node_labels(), view.pods_by_profile()) == (None, None)

@@ -211,7 +211,7 @@ def test_an_unavailable_source_removes_no_label_and_no_profile(
 
 
 def test_without_labels_a_removal_waits_for_the_grace_period_alone(tmp_path: Path) -> None:
-    """Without labels, a removal still waits for the grace period."""
+    """Even if the agent sets no labels, a removal still waits for the grace period."""
     world = DaemonWorld(tmp_path, is_published=False)
     world.controller.run_pass()
     del world.source.keys["old"]

@@ -173,7 +173,7 @@ def test_only_a_pass_changes_the_times() -> None:
 
 
 def test_a_node_without_a_kind_is_converged_if_that_is_allowed() -> None:
-    """With --allow-unsupported, a node without AppArmor counts as converged."""
+    """If --allow-unsupported is set, a node without AppArmor counts as converged."""
     for allowed in (True, False):
         metrics = Metrics("1", allow_unsupported=allowed)
         metrics.count_pass(report(row("web", "unsupported")), 1000.0)

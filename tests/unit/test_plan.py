@@ -184,7 +184,7 @@ def test_a_profile_with_the_desired_content_in_another_mode_is_foreign() -> None
 
 
 def test_a_foreign_profile_that_is_taken_over_is_replaced() -> None:
-    """With --take-over, a foreign profile counts as agent-owned."""
+    """If --take-over is set, a foreign profile counts as agent-owned."""
     actions = decide(
         desired(profile()), observation=node_with(web="foreign"), take_over=frozenset({"web"})
     )
@@ -282,8 +282,8 @@ def test_a_foreign_profile_stays_foreign_while_another_name_of_its_key_is_restor
 
 @pytest.mark.parametrize("content", ["v1", "other"])
 def test_a_profile_that_is_taken_over_becomes_agent_owned(content: str) -> None:
-    """With --take-over, a foreign profile is replaced even if it has the desired content, so that
-    it becomes agent-owned.
+    """If --take-over is set, a foreign profile is replaced even if it has the desired content, so
+    that it becomes agent-owned.
     """
     actions = decide(
         desired(profile()),
@@ -749,7 +749,7 @@ def test_unreferenced_files_are_unused_and_unreferenced_policy_may_be_in_use() -
 
 
 def test_nothing_is_removed_while_the_pods_are_unknown() -> None:
-    """With --pod-aware, a list of pods that failed or is delayed does not count as empty."""
+    """If --pod-aware is set, a list of pods that failed or is delayed does not count as empty."""
     observation = Observation(profiles={"web": fact()}, uses={"web": Unused()})
     (held,) = decide(desired(), entry(), observation=observation, pod_aware=True, prune="always")
     assert (type(held), held.reason) == (Hold, "use_unknown")

@@ -134,7 +134,7 @@ def another_object_of_other_content_is_foreign(_):
 
 
 def a_profile_that_is_taken_over_becomes_agent_owned(_):
-    """With --take-over, a foreign profile is replaced, and later removed with its key."""
+    """If --take-over is set, a foreign profile is replaced, and later removed with its key."""
     source(web=plain("web"), other=plain("other"))
     agent()
     assert parser(plain("web"), "-R")[0] == 0

@@ -103,8 +103,8 @@ def every_function_works(bundle, change=lambda config: None):
         assert (SECCOMP / "audit.json").exists()
         assert 'parser_sandboxed{kind="apparmor"} 1.0' in get("/metrics"), "the sandbox is active"
         first, file = content("web"), (SECCOMP / "audit.json").read_bytes()
-        # The source now provides an update, a rejected update and a new profile, and the kernel is
-        # jammed.
+        # The source now provides an update, a rejected update and a new profile. Another program
+        # also blocks the policy interface of the kernel.
         (SOURCE / "web.profile").write_text(plain("web", "deny /etc/shadow r,"))
         wait(lambda: content("web") != first, "replaced")
         good = content("web")
