@@ -34,7 +34,10 @@ NOT_RUN = {  # The reasons why blocks cannot run, by page and by the first line 
     ("README.md", "sh scripts/test --install"): "the block runs this test",
     ("docs/quickstart.md", f"podman build -t {image.NAME} ."): "test_image.py uses buildah",
     ("docs/quickstart.md", "kind create cluster"): "the test environment has no kind",
-    ("docs/quickstart.md", "minikube start --driver=kvm2"): "the test environment has no minikube",
+    (
+        "docs/quickstart.md",
+        "minikube start --driver=kvm2 --container-runtime=containerd",
+    ): "the test environment has no minikube",
     (
         "docs/quickstart.md",
         f"podman save --format oci-archive -o profile-loader.tar {image.NAME}",
