@@ -2,11 +2,10 @@
 
 The blocks of a page run in order, each in its own shell, in a copy of the tree. The blocks use a
 real API server, a temporary host root without AppArmor, and private copies of /etc, /usr/local and
-/var/lib. NOT_RUN lists each block that cannot run, with the reason.
+/var/lib. tests/document_blocks.py lists each block that cannot run, with the reason.
 """
 
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -17,40 +16,14 @@ import pytest
 import yaml
 
 from agent.kube import client
-from tests.system import charts, image
+from tests.document_blocks import PAGES, fenced_blocks, runs
+from tests.system import charts
 from tests.system.cluster import Cluster
 from tests.system.guest import pace
 
-# The operations page uninstalls the agent. The Helm page, which runs later, installs the agent
-# again.
-PAGES = [
-    "README.md", "docs/quickstart.md", "docs/how-to.md", "docs/operations.md", "docs/platforms.md",
-    "docs/helm.md",
-]  # fmt: skip
 TREE = ["README.md", "docs", "manifests", "profiles", "scripts"]
 BUDGET_SECONDS = 180
 LABEL = "seccomp.profile-loader.node-restriction.kubernetes.io/prevent-chmod"
-NOT_RUN = {  # The reasons why blocks cannot run, by page and by the first line of the block.
-    ("README.md", "sh scripts/test --install"): "the block runs this test",
-    ("docs/quickstart.md", f"podman build -t {image.NAME} ."): "test_image.py uses buildah",
-    ("docs/quickstart.md", "kind create cluster"): "the test environment has no kind",
-    (
-        "docs/quickstart.md",
-        "minikube start --driver=kvm2 --container-runtime=containerd",
-    ): "the test environment has no minikube",
-    (
-        "docs/quickstart.md",
-        f"podman save --format oci-archive -o profile-loader.tar {image.NAME}",
-    ): "the test environment has no podman and no k3s",
-    (
-        "docs/how-to.md",
-        f"podman save --format oci-archive -o profile-loader.tar {image.NAME}",
-    ): "the test environment has no podman and no containerd; test_image.py uses buildah",
-    (
-        "docs/operations.md",
-        "pod=$(kubectl -n profile-loader get pods --field-selector spec.nodeName=node-a -o name)",
-    ): "the block needs a kubelet; node/test_base.py runs status in the agent's pod",
-}
 # The PATH of the blocks contains these commands: the agent under test, and the real kubectl and
 # helm.
 COMMANDS = {
@@ -66,16 +39,6 @@ OTHER_LOADERS = [  # The commands of the how-to page migrate these objects of ot
         "data": {"custom.one": "profile custom.one {\n  file,\n}\n"},
     },
 ]
-
-
-def blocks(page):
-    """Return the sh blocks of a page."""
-    return re.findall(r"^```sh\n(.*?)^```$", Path(page).read_text(), re.MULTILINE | re.DOTALL)
-
-
-def runs(page):
-    """Return the blocks of a page that can run."""
-    return [block for block in blocks(page) if (page, block.splitlines()[0]) not in NOT_RUN]
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +140,7 @@ def ran(cluster, tmp_path_factory):
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_commands_of_a_page_succeed(page, ran):
-    """All blocks of a page that are not in NOT_RUN exit with status 0."""
+    """All blocks of a page that can run exit with status 0."""
     assert runs(page)
     assert ran[page][1].returncode == 0, ran[page][1].stdout
 
@@ -191,6 +154,16 @@ def test_the_commands_of_the_readme_install_its_profiles(ran):
         "profiles/fine-grained.json",
         "profiles/violation.json",
     ]
+
+
+def test_the_output_in_the_readme_is_the_output_of_its_commands(ran):
+    """The commands print the table of profiles, and the column of the label."""
+    outputs = [block.text for block in fenced_blocks("README.md") if not block.language]
+    profiles, nodes = (output.splitlines() for output in outputs)
+    lines = ran["README.md"][1].stdout.splitlines()
+    assert [line for line in profiles if line not in lines] == []
+    headings = [line.split() for line in lines]
+    assert nodes[0].split() in headings
 
 
 def test_an_uninstall_removes_the_objects_of_the_cluster_and_no_file_of_the_host(ran, cluster):
@@ -224,12 +197,3 @@ def seccomp(folder):
     """Return the files in the kubelet's seccomp directory of a host root."""
     base = folder / "host/var/lib/kubelet/seccomp"
     return sorted(str(path.relative_to(base)) for path in base.rglob("*") if path.is_file())
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_each_block_that_does_not_run_is_listed_with_its_reason(page):
-    """Each block in NOT_RUN exists on its page, and has a reason."""
-    on_page = {(page, block.splitlines()[0]) for block in blocks(page)}
-    listed = {block for block in NOT_RUN if block[0] == page}
-    assert listed <= on_page
-    assert all(NOT_RUN.values())

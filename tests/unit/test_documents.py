@@ -25,6 +25,7 @@ from agent.core.vocabulary import (
     SupportState,
 )
 from agent.reporting import json_report
+from tests import document_blocks
 from tests.json_object import JsonObject
 from tests.narrowing import not_none
 
@@ -38,6 +39,10 @@ EVIDENCE = Path("tests/evidence.toml")
 OPERATIONS = DOCS / "operations.md"
 TESTS = Path(__file__).parents[1]
 CELL_LIMIT = 120
+# The beginning of a command line. Commands must be in a block that is marked as sh.
+COMMAND = re.compile(
+    r"^\s*([$#] |(sudo|sh|kubectl|helm|profile-loader|podman|docker|git|curl|cd) \S)", re.MULTILINE
+)
 CODE_SPAN = re.compile(r"`([^`]+)`")
 TEST_NAME = re.compile(
     r"((?:unit|property|contract|system|system/node)/test_\w+\.py)::(test_\w+)(?:\[(\w+)\])?"
@@ -75,6 +80,35 @@ def test_the_runbook_names_the_severity_of_each_code() -> None:
 def test_the_readme_is_short() -> None:
     """The README has at most 150 lines."""
     assert len(Path("README.md").read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", document_blocks.PAGES)
+def test_every_command_block_runs_or_is_listed_with_its_reason(page: str) -> None:
+    """A block is written so that test_documents.py finds it, and each entry of NOT_RUN is one
+    block.
+    """
+    text = Path(page).read_text()
+    fenced = document_blocks.fenced_blocks(page)
+    assert len(re.findall("```|~~~", text)) == 2 * len(fenced)
+    assert {(block.indent, block.language) for block in fenced} <= {
+        ("", "sh"),
+        ("", "yaml"),
+        ("", ""),
+    }
+    assert [block for block in fenced if not block.language and COMMAND.search(block.text)] == []
+    first_lines = [(page, block.splitlines()[0]) for block in document_blocks.blocks(page)]
+    listed = [entry for entry in document_blocks.NOT_RUN if entry[0] == page]
+    assert [first_lines.count(entry) for entry in listed] == [1] * len(listed)
+    assert all(document_blocks.NOT_RUN[entry] for entry in listed)
+    assert len(document_blocks.runs(page)) + len(listed) == len(first_lines)
+
+
+def test_every_page_with_commands_runs_or_is_listed_with_its_reason() -> None:
+    """OTHER_PAGES lists exactly the pages with commands that test_documents.py does not run."""
+    pages = {str(page) for page in PAGES if document_blocks.blocks(str(page))}
+    assert pages == {*document_blocks.PAGES, *document_blocks.OTHER_PAGES}
+    assert {page for page, _ in document_blocks.NOT_RUN} <= set(document_blocks.PAGES)
+    assert all(document_blocks.OTHER_PAGES.values())
 
 
 def test_the_reference_page_is_generated_from_the_declarations() -> None:
