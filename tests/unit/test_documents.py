@@ -77,9 +77,20 @@ def test_the_runbook_names_the_severity_of_each_code() -> None:
     assert documented == {code: code.severity for code in FindingCode}
 
 
-def test_the_readme_is_short() -> None:
-    """The README has at most 150 lines."""
-    assert len(Path("README.md").read_text().splitlines()) <= 150
+def test_the_readme_is_short_and_begins_with_the_most_important_parts() -> None:
+    """The README has at most 150 lines. The first 60 lines contain the outcome, the diagram, the
+    commands with their output, the evidence, the supported versions and the comparison.
+    """
+    lines = Path("README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    beginning = "\n".join(lines[:60])
+    assert lines[2].startswith("**profile-loader ")
+    assert beginning.count("```sh\n") == 2
+    parts = (
+        "docs/waiting-pod.svg", "KIND      PROFILE", "PREVENT-CHMOD", "| evidence |",
+        "Kubernetes 1.30 or newer", "docs/platforms.md", "docs/comparison.md",
+    )  # fmt: skip
+    assert [part for part in parts if part not in beginning] == []
 
 
 @pytest.mark.parametrize("page", document_blocks.PAGES)
