@@ -95,7 +95,7 @@ def _run(parsed: cli.Parsed) -> int:
 
 def _show_usage(usage: cli.Usage) -> int:
     if usage.status:
-        sys.stderr.write(usage.text)
+        streams.write_errors(usage.text.splitlines())
     else:
         streams.write(usage.text)
     return usage.status
@@ -217,13 +217,13 @@ def _convert(command: cli.Convert) -> int:
     for finding in result.findings:
         if command.config.quiet and finding.severity != Severity.ERROR:
             continue
-        _show_finding(finding)
+        _show_finding(finding, f"{command.path}: ")
     return int(result.has_errors)
 
 
-def _show_finding(finding: Finding) -> None:
-    text = f"{finding.severity}: {finding.code}: {finding.location}: {finding.message}"
-    sys.stderr.write(printable(f"{text} {finding.hint}".rstrip()) + "\n")
+def _show_finding(finding: Finding, file: str = "") -> None:
+    text = f"{finding.severity}: {finding.code}: {file}{finding.location}: {finding.message}"
+    streams.write_errors([printable(f"{text} {finding.hint}".rstrip())])
 
 
 def _diff(command: cli.Diff) -> int:

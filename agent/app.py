@@ -64,7 +64,9 @@ def host(config: Config) -> Host:
     except OSError as error:
         raise StartupError(f"--host-root {config.host_root}: {error.strerror}") from error
     if not is_directory:
-        raise StartupError(f"--host-root {config.host_root} is not a directory")
+        raise StartupError(
+            f"--host-root {config.host_root} is not a directory. Pass the root of the host's files"
+        )
     return Host(config.host_root)
 
 

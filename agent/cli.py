@@ -268,9 +268,9 @@ def _config_file(
         if isinstance(content, dict):
             return {str(key): value for key, value in content.items()}, []
     except OSError as error:
-        problem = error.strerror or str(error)
+        problem = f"{error.strerror or error}. Pass the path of a readable file."
     except ValueError as error:
-        problem = " ".join(str(error).split())
+        problem = f"{' '.join(str(error).split())}. Correct the file."
     return {}, [f"--config {path}: {problem}" if path else "--config: the path must not be empty"]
 
 

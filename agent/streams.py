@@ -4,7 +4,9 @@ agent.__main__ decides what a command prints. agent.reporting.logs writes the lo
 """
 
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -22,7 +24,23 @@ class OutputError(Exception):
 
 def warn(lines: Iterable[str]) -> None:
     """Write lines to standard error, without control characters."""
-    sys.stderr.writelines(f"profile-loader: {printable(line)}\n" for line in lines)
+    write_errors(f"profile-loader: {printable(line)}" for line in lines)
+
+
+def write_errors(lines: Iterable[str]) -> None:
+    """Write lines to standard error. On a terminal, words are not broken at the end of a line."""
+    is_terminal = sys.stderr.isatty()
+    sys.stderr.writelines(f"{_wrapped(line) if is_terminal else line}\n" for line in lines)
+
+
+def _wrapped(line: str) -> str:
+    return textwrap.fill(
+        line,
+        shutil.get_terminal_size().columns,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def write(text: str) -> None:

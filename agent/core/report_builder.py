@@ -301,7 +301,7 @@ _HINTS: Final = {
         "Check --source and the volume that is mounted there. The profiles of the source stay "
         "installed."
     ),
-    FindingCode.SOURCE_UNREADABLE: "Make the source readable. Until then, no profile is removed.",
+    FindingCode.SOURCE_UNREADABLE: "Correct the source. Until then, no profile is removed.",
     FindingCode.SOURCE_OVER_LIMIT: (
         "Delete ConfigMaps, or make them smaller. Installed ConfigMaps that grew least are read "
         "first."

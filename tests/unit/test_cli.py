@@ -390,8 +390,11 @@ def test_messages_contain_no_control_characters() -> None:
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        (OSError(2, "No such file or directory"), "No such file or directory"),
-        (ValueError("line 1:\n  bad"), "line 1: bad"),
+        (
+            OSError(2, "No such file or directory"),
+            "No such file or directory. Pass the path of a readable file.",
+        ),
+        (ValueError("line 1:\n  bad"), "line 1: bad. Correct the file."),
         (["x"], "the file must map options to values, as in `prune: never`"),
     ],
 )

@@ -301,6 +301,12 @@ def test_the_shipped_profiles_cause_no_warning_about_their_purpose(
             "The source is empty: it contains no ConfigMap. 1 resource",
         ),
         (("--source=bad.yaml",), 3, "bad.yaml: line 2, column 1: "),
+        (("--source=bad.yaml",), 3, "Correct the source. Nothing is removed until then."),
+        (("--onshot",), 2, "--onshot is unknown. Did you mean --oneshot?"),
+        (("--source=",), 2, "--source: the value must not be empty"),
+        (("--source",), 2, "--source needs a value: --source SOURCE"),
+        (("--output=yaml",), 2, '--output: "yaml" must be one of: table, json.'),
+        (("--http-address=99999",), 2, '"99999" must be HOST:PORT, :PORT or off'),
         (("--source=dangling",), 1, 'is a link, and its target "/nowhere" does not exist'),
         (("--source=dangling",), 1, 'is a link, and its target "/\\udcff" does not exist'),
         (
@@ -308,8 +314,12 @@ def test_the_shipped_profiles_cause_no_warning_about_their_purpose(
             1,
             "Check that the key is a profile. A larger profile must",
         ),
-        (("--config=bad.yaml",), 2, "--config bad.yaml: line 2, column 1: "),
-        (("--config=none.yaml",), 2, "--config none.yaml: No such file or directory"),
+        (("--config=bad.yaml",), 2, "content. Correct the file."),
+        (
+            ("--config=none.yaml",),
+            2,
+            "none.yaml: No such file or directory. Pass the path of a",
+        ),
         (("--config=oneshot.yaml",), 2, 'oneshot.yaml: "oneshot" cannot be a key of this file.'),
         (("--source=configmap:a/b",), 2, "does not run in a pod of a cluster"),
         (("--node-name=a",), 2, "Pass --kubeconfig FILE."),
@@ -337,6 +347,11 @@ def test_a_wrong_input_of_a_run_is_explained(
     ("arguments", "status", "answer"),
     [
         (("empty",), 1, "The source is empty: it contains no profile. The name of a profile ends"),
+        (("--source=empty",), 2, "--source is not an option of check, only of run."),
+        ((), 2, "at least one PATH is required: profile-loader check profiles"),
+        (("--hlep",), 2, "--hlep is unknown. Did you mean --help?"),
+        (("no-json.json",), 1, "Correct the JSON; `python3 -m json.tool FILE` reports the same"),
+        (("binary.json",), 1, "Byte 1 is not UTF-8. Save the file as UTF-8."),
         (("docs",), 1, "1 key was skipped because of its name: README.md."),
         (("service.yaml",), 1, "only ConfigMaps provide profiles: Service a."),
         (("bad.yaml",), 3, "bad.yaml: line 2, column 1: "),
@@ -375,6 +390,8 @@ def wrong_inputs(top: Path) -> None:
     (top / "docs/README.md").write_text("text")
     (top / "service.yaml").write_text("apiVersion: v1\nkind: Service\nmetadata: {name: a}\n")
     (top / "bad.yaml").write_text("a: [\n")
+    (top / "no-json.json").write_text('{"defaultAction": "SCMP_ACT_LOG",}')
+    (top / "binary.json").write_bytes(b"{\xff}")
     (top / "oneshot.yaml").write_text("oneshot: true\n")
     (top / "dangling/a.json").symlink_to("/nowhere")
     (top / "dangling/b.json").symlink_to("/\udcff")  # a file name that is not UTF-8
@@ -546,6 +563,15 @@ def test_states_are_colored_on_a_terminal(tmp_path: Path) -> None:
     assert "\x1b[32maccepted\x1b[0m" in on_terminal(command, tmp_path)
     assert "\x1b" not in on_terminal(command, tmp_path, NO_COLOR="1")
     assert "\x1b" not in on_terminal(command, tmp_path, TERM="dumb")
+
+
+def test_an_error_is_wrapped_at_the_width_of_the_terminal(tmp_path):
+    """The terminal does not break a word of the message."""
+    for command in (("--resync=x",), ("--source=a", "--node-name=b"), ("convert", "a.json")):
+        (tmp_path / "a.json").write_text("text")
+        lines = on_terminal(command, tmp_path, columns=50).splitlines()
+        assert len(lines) > 1
+        assert [line for line in lines if len(line) > 50] == []
 
 
 @pytest.mark.parametrize(

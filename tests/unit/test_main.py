@@ -574,7 +574,7 @@ def test_a_file_in_place_of_the_state_directory_is_a_usage_error(
     for more in ([], ["--dry-run"]):
         command = ["--oneshot", f"--source=dir:{top}/source", f"--host-root={top}/none", *more]
         assert main(command) == 2
-        assert capsys.readouterr().err.endswith("none is not a directory\n")
+        assert capsys.readouterr().err.endswith(". Pass the root of the host's files\n")
     assert not (top / "none").exists()
 
 
