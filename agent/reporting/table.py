@@ -154,7 +154,11 @@ def _notes(report: Report) -> list[_Note]:
 
 def _node_states(report: Report) -> list[str]:
     """Return a line for each kind whose parser runs in a sandbox, and for each security module."""
-    kinds = [kind for kind, support in report.kind_support.items() if support.sandboxed]
+    kinds = [
+        kind
+        for kind, support in report.kind_support.items()
+        if support.sandboxed and support.finding is None
+    ]
     lines = [f"{kind}: the parser runs in a sandbox (Landlock)." for kind in kinds]
     return lines + [f"{name}: {mode}" for name, mode in report.security_modules.items()]
 
