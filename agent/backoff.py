@@ -67,7 +67,7 @@ class RetryTimer:
     """
 
     def __init__(self, backoff: Backoff, clock: Callable[[], float]) -> None:
-        """Create a timer with which the first attempt is due at once.
+        """Create a timer with which the first attempt is due immediately.
 
         Args:
             backoff: the delays after consecutive failures.

@@ -1,7 +1,7 @@
 """Reads the values of options from flags, environment variables and the configuration file.
 
 The caller passes the arguments, the environment and the parsed file as parameters. The module
-returns every error, so that the operator can correct all errors at once.
+returns every error, so that the operator can correct all errors together.
 """
 
 import re

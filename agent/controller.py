@@ -212,7 +212,7 @@ class Controller:
         fight.
 
         If a removal became due during the pass, its time in the result has already passed, so that
-        another pass follows at once.
+        another pass follows immediately.
         """
         removals = self.label_absence.removal_times(self.reconciler.options.grace_seconds)
         return [

@@ -86,8 +86,8 @@ class Inspector:
 
         joined = desired.join(snapshots, inspect, frozenset(self.backends), self._budget)
         self._forget_absent(snapshots)
-        # The result for a key is undecided if it may change although the source of the key is
-        # unchanged.
+        # The result for a key is not final if the result may change although the source of the key
+        # is unchanged.
         is_final = not joined.unchecked and not joined.pending
         limited = entries if self._budget.has_rejected else None
         previous = _Previous(snapshots=snapshots, entries=limited, desired=joined)
@@ -95,7 +95,7 @@ class Inspector:
         return joined
 
     def _forget_absent(self, snapshots: Sequence[model.Snapshot]) -> None:
-        """Discard undecided results, and results of keys that no source provides any more."""
+        """Discard results that are not final, and results of keys that no source provides."""
         current = {
             source_key
             for snapshot in snapshots

@@ -125,7 +125,7 @@ def receive_signals(
 
 
 def end_process(status: int, signal_number: int = 0) -> NoReturn:
-    """Run the exit functions of modules, and then end the process at once.
+    """Run the exit functions of modules, and then end the process immediately.
 
     Args:
         status: the exit status.

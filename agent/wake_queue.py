@@ -69,7 +69,7 @@ class WakeQueue:
         """Wait for a wake reason, and return all reasons that are in the queue.
 
         A pass causes one wake reason for each file that it writes. This method returns all queued
-        reasons at once, because one check of the node covers all of them.
+        reasons together, because one check of the node covers all of them.
 
         Args:
             seconds: the longest time to wait. The result is empty if no reason arrives in this

@@ -19,7 +19,7 @@ class Watcher(Protocol):
     """Detects changes in a separate thread."""
 
     def start(self) -> None:
-        """Start the thread, and return at once."""
+        """Start the thread, and return immediately."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

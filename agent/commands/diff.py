@@ -107,7 +107,9 @@ def with_baseline(
 
 
 def table(comparisons: Mapping[str, Compared]) -> str:
-    """Return the differences as text. The keys are the names of runtimes, or "" for two files."""
+    """Return the differences as text. The keys are the names of runtimes; if two files are
+    compared, the only key is "".
+    """
     return "\n".join(_section(*item) for item in comparisons.items())
 
 
@@ -135,7 +137,9 @@ def _shown(answer: Answer) -> str:
 
 
 def as_json(comparisons: Mapping[str, Compared]) -> str:
-    """Return the differences as JSON. The keys are the names of runtimes, or "" for two files."""
+    """Return the differences as JSON. The keys are the names of runtimes; if two files are
+    compared, the only key is "".
+    """
     tree = [
         {"baseline": runtime, "differences": [_object(item) for item in compared.differences]}
         for runtime, compared in comparisons.items()

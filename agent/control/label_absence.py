@@ -2,7 +2,7 @@
 
 A profile is removed only some time after its label is removed, because a pod that was scheduled by
 this label may not have started yet. This module records when each label became absent; the plan
-decides about removals. All times are monotonic seconds.
+decides which profiles are removed. All times are monotonic seconds.
 """
 
 from collections.abc import Callable, Mapping

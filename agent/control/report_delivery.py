@@ -23,7 +23,7 @@ class StatusPublisher(Protocol):
     """The findings about failures of the publisher itself."""
 
     def post(self, report: Report) -> None:
-        """Queue a report for publication, and return at once."""
+        """Queue a report for publication, and return immediately."""
 
     def labels_on_node(self) -> frozenset[str] | None:
         """Return the agent's labels that are or may be on the Node, or None if they are unknown."""

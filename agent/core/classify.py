@@ -1,7 +1,7 @@
 """Determines the profile kind of a key from its file name or from its content.
 
 A file that is not a profile, such as a README, has no kind, and the agent ignores it. This module
-has no input or output.
+performs no I/O.
 """
 
 import fnmatch

@@ -3,7 +3,7 @@ each other.
 
 If two keys provide the same name with different content, both keys are rejected, so that the result
 does not depend on their order. If two keys provide the same name with equal content, one key is a
-duplicate of the other. This module has no input or output.
+duplicate of the other. This module performs no I/O.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Describes the files and keys of a source that are not read as profiles.
 
 Sources report the files and keys that they leave out, so that the user notices a profile with an
-unsuitable name. No source reports hidden files, whose names begin with a dot. This module has no
-input or output.
+unsuitable name. No source reports hidden files, whose names begin with a dot. This module
+performs no I/O.
 """
 
 from collections.abc import Iterable, Sequence

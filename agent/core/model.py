@@ -1,6 +1,6 @@
 """The values that the modules of the agent exchange: keys, profiles, versions and observations.
 
-Every value is immutable, and this module performs no input or output. Empty, missing and unreadable
+Every value is immutable, and this module performs no I/O. Empty, missing and unreadable
 sources are represented by different types, so that the code cannot confuse them. For the same
 reason, there are different types for a node that cannot be observed and for a node that does not
 support a profile kind.

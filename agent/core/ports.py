@@ -121,7 +121,7 @@ class ProfileBackend(Protocol):
                 number of all checks.
 
         Returns:
-            Return whether new results are available for the next pass.
+            Whether new results are available for the next pass.
         """
 
     def inspect(self, source_key: SourceKey) -> Inspected:
@@ -135,7 +135,7 @@ class ProfileBackend(Protocol):
         """
 
     def discard(self, profile: Profile) -> None:
-        """Free the memory of an inspected profile. A later call of `inspect` recreates the
+        """Free the memory of an inspected profile. A later call to `inspect` recreates the
         result.
         """
 
@@ -188,8 +188,8 @@ class ProfileBackend(Protocol):
     def is_unchanged(self) -> bool:
         """Return whether the node is unchanged since the last observation or action.
 
-        The check may rely on signatures and revisions. The result is False if the check cannot
-        decide.
+        The check may rely on signatures and revisions. The result is False if the check is
+        inconclusive.
         """
 
     def invalidate(self) -> None:

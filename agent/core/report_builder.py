@@ -1,6 +1,6 @@
 """Builds the report of a pass from the desired keys, the observations and the outcomes.
 
-This module has no input or output. The types that this module returns are in `agent.core.report`.
+This module performs no I/O. The types that this module returns are in `agent.core.report`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

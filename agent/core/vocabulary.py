@@ -226,7 +226,7 @@ class LeftOutReason(StrEnum):
 
 
 class SupportState(StrEnum):
-    """The support of a node for one kind of profile."""
+    """A node's support for one kind of profile."""
 
     ENABLED = "enabled"
     DISABLED = "disabled"

@@ -132,7 +132,7 @@ def started(
 
 class _Children:
     """Tracks the processes that were started. A process that another thread starts after the call
-    of `end` is killed at once.
+    to `end` is killed immediately.
 
     A signal handler may raise an exception in this thread while another thread is still starting
     the process.

@@ -141,7 +141,7 @@ class Host:
                 yield entry.name
 
     def exists(self, path: str) -> bool:
-        """Return whether a path exists; a dangling link exists too. Raises HostError."""
+        """Return whether a path exists; a dangling link counts as existing. Raises HostError."""
         try:
             os.lstat(self._resolve(path))
         except (FileNotFoundError, NotADirectoryError):
@@ -315,7 +315,7 @@ class Host:
     def append_file(self, base: str, name: str, content: bytes) -> None:
         """Append to a regular file under a directory in one write(2), without waiting for the disk.
 
-        Raises HostError. With O_NONBLOCK, opening a FIFO that has no reader fails at once.
+        Raises HostError. With O_NONBLOCK, opening a FIFO that has no reader fails immediately.
         """
         with translated_errors(f"{base}/{name}"), self._parent(base, name, create=False) as parent:
             fd, last = parent

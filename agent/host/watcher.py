@@ -94,7 +94,7 @@ class _BoundedInotify(InotifyFD):
 
 
 class _Observer(BaseObserver):
-    """An observer of watchdog that uses a limited inotify instance."""
+    """A watchdog `Observer` that uses an inotify instance with a limited number of watches."""
 
     def __init__(self) -> None:
         self.inotify = _BoundedInotify()

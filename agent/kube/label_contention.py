@@ -38,7 +38,8 @@ class LabelContention:
     def must_wait(self, observed: Mapping[str, str], desired: Mapping[str, str]) -> bool:
         """Record an attempt to set labels, and return whether to wait until `next_restore_at`.
 
-        Only labels that were passed to `record_applied` have to wait. Other labels are set at once.
+        Only labels that were passed to `record_applied` have to wait. Other labels are set
+        immediately.
         """
         now = self._clock()
         self._restored_at = [at for at in self._restored_at if now - at < WINDOW_SECONDS]

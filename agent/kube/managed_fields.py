@@ -33,7 +33,7 @@ def repair(metadata: Mapping[str, object]) -> list[Mapping[str, object]]:
 
 
 def _entries(metadata: Mapping[str, object]) -> Sequence[tuple[int, Json]]:
-    """Return the index and the fields of each entry that belongs to an apply of the agent."""
+    """Return the index and the fields of each entry that the agent's server-side apply created."""
     entries = metadata.get("managedFields")
     return [
         (index, entry["fieldsV1"])

@@ -58,7 +58,7 @@ class NodeLabeler:
         # The changes that the API server rejected even in a request with no other change.
         self._suspects: set[Change] = set()
         self._untainted_uid = ""
-        # Whether an apply with a lost response may have succeeded.
+        # Whether an apply whose response was lost may have succeeded.
         self._is_doubtful = False
 
     def read(self) -> NodeMetadata:

@@ -1,6 +1,6 @@
-"""Defines the part of a Node that the agent stores, and proves that a Node belongs to this machine.
+"""Defines the part of a Node that the agent stores, and checks that a Node belongs to this machine.
 
-This module changes no Node. node_labels.py changes the labels, and only after this proof.
+This module changes no Node. node_labels.py changes the labels, but only after this check.
 """
 
 from collections.abc import Callable, Mapping

@@ -30,8 +30,8 @@ _SETTLED: Final = ON_NODE | {
 def is_removable(report: Report) -> bool:
     """Return whether every profile set was read and every accepted profile is installed.
 
-    A profile kind that the node does not support does not keep the taint, but a kind that could not
-    be observed keeps it. A profile set that is rejected as a whole, because of its node selector or
+    The taint is removed even if the node does not support a profile kind, but it stays while a kind
+    cannot be observed. A profile set that is rejected as a whole, because of its node selector or
     its size, is treated like a rejected key, because waiting would not help. An emptied profile set
     counts as complete only if its profiles were installed earlier, because on a new node the
     ConfigMap may be filled later.

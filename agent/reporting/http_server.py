@@ -3,11 +3,11 @@
 One thread serves all connections to one listening address. The following rules ensure that no
 client can crash the agent, delay the work on the node or block the probes:
 
-- The server responds to probes at once. A few connections are reserved for the metrics, and a few
-  others for the status page and the JSON report. If no such connection is left, a new request
-  closes the oldest connection.
-- Connections without a complete request are limited and expire. A new connection replaces the
-  oldest connection.
+- The server responds to probes immediately. A few connections are reserved for the metrics, and a
+  few others for the status page and the JSON report. If no such connection is left, the server
+  closes the oldest connection when a new request arrives.
+- The number of connections without a complete request is limited, and these connections time out.
+  A new connection replaces the oldest connection.
 - All connections share the bytes of a page. If a client does not read, its connection is reset, so
   that neither the process nor the kernel keeps bytes for the client.
 - Rendering and sending pages uses at most a quarter of one CPU.
@@ -39,8 +39,8 @@ from agent.reporting.http_messages import Request, RequestParser, Response
 from agent.reporting.http_tls import Certificates
 
 READING_CONNECTIONS: Final = 32  # The largest number of connections with an incomplete request.
-# The largest number of connections that receive the status page or the report, and of those that
-# receive metrics.
+# The largest number of connections that receive the status page or the report. The same limit
+# applies separately to the connections that receive metrics.
 PAGE_CONNECTIONS: Final = 4
 # The largest number of connections whose response was sent but is not acknowledged yet.
 CLOSING_CONNECTIONS: Final = 24
@@ -125,7 +125,7 @@ class HttpServer:
         *,
         certificates: Certificates | None = None,
     ) -> None:
-        """Create the server, which listens at once. Raises OSError.
+        """Create the server, which listens immediately. Raises OSError.
 
         Args:
             address: HOST:PORT or :PORT, for example `[::1]:9808`.
@@ -144,7 +144,7 @@ class HttpServer:
         self._accept_at = 0.0
 
     def start(self) -> None:
-        """Start the thread of the server, and return at once."""
+        """Start the thread of the server, and return immediately."""
         threading.Thread(target=self._run, name="http", daemon=True).start()
 
     # --- the thread -------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ class HttpServer:
     def _accept(self) -> None:
         """Accept new connections, up to a limit.
 
-        Read each new connection at once, since its request has often arrived already.
+        Read each new connection immediately, since its request has often arrived already.
         """
         for _ in range(ACCEPTED_PER_ROUND):
             try:
@@ -286,7 +286,7 @@ class HttpServer:
                 return
 
     def _classify(self, connection: _Connection, request: Request | Response) -> None:
-        """Send a short response at once, or queue a request for a page."""
+        """Send a short response immediately, or queue a request for a page."""
         response = request if isinstance(request, Response) else self._short(request)
         if response is not None:
             head_only = isinstance(request, Request) and request.method == "HEAD"

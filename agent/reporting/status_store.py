@@ -125,7 +125,7 @@ class StatusStore:
             version=version, node=node, report=None, domain=domain, runbook_url=runbook_url
         )
         self._documents = _Documents(allow_unsupported=allow_unsupported)
-        self._report_number = 0  # The number of calls of on_report.
+        self._report_number = 0  # The number of calls to on_report.
         self._rendering = threading.Lock()
         # Maps content types to rendered metrics; the oldest metrics come first.
         self._scrapes: dict[str, _Scrape] = {}

@@ -188,7 +188,7 @@ class AppArmorBackend:
         """Remove profiles after a final check of their content and use.
 
         If the last attempt to prove that a profile is unused failed, and would fail again now, this
-        method returns the same result at once.
+        method returns the same result immediately.
         """
         uses = self.changes.remembered_uses(names) if require_unused else {}
         if uses:

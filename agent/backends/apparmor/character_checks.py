@@ -1,9 +1,9 @@
 """Rejects characters that give a profile text a meaning other than the visible one.
 
-This module is pure. The module rejects some characters everywhere in a text: control characters,
-line breaks that the parser does not know, and characters that change the direction of a line. Three
-other types of characters are rejected only outside comments: spaces that the parser does not treat
-as spaces, characters without a visible form, and typographic quotes around a word.
+This module performs no I/O. The module rejects some characters everywhere in a text: control
+characters, line breaks that the parser does not know, and characters that change the direction of a
+line. Three other types of characters are rejected only outside comments: spaces that the parser
+does not treat as spaces, characters without a visible form, and typographic quotes around a word.
 """
 
 import itertools

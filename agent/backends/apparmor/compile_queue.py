@@ -6,10 +6,11 @@ the slice, the profile text moves up one level, where the slice is longer, and w
 on lower levels have run. On each level, the texts of the profile set that has used the least parser
 time have priority.
 
-A continuous stream of new profile texts must not prevent a slow text from being compiled. If a slow
-profile text has been ready for MAX_WAIT_SECONDS, it gets one run that no other text cancels. These
-reserved runs use at most a quarter of the time, so that a new profile text waits for at most one of
-them.
+The run of a text that compiles slowly (an earlier run reached a limit) is cancelled when a text
+that does not compile slowly arrives. A continuous stream of new texts must not prevent the slow
+text from being compiled. If a slow text has been ready for MAX_WAIT_SECONDS, its next run is
+therefore not cancelled in favour of other texts. Such runs are called reserved. They use at most a
+quarter of the time, so that a new profile text waits for at most one reserved run.
 
 A profile text is rejected only if the parser itself used too much CPU time or memory, or produced
 too much output, in a run with the longest slice and with all of the memory that the parser may use.
@@ -33,10 +34,11 @@ from agent.backoff import delay_seconds
 # (measured).
 FIRST_SLICE_SECONDS: Final = 2.0
 SLICE_FACTOR: Final = 4.0
-# A slow profile text pauses for this multiple of the duration of its last run. With the factor 3,
-# all slow profile texts together use at most a quarter of one core.
+# A text that compiles slowly pauses for this multiple of the duration of its last run. With the
+# factor 3, all such texts together use at most a quarter of one core.
 PAUSE_FACTOR: Final = 3.0
-# A slow profile text that has been ready for this time gets a reserved run.
+# If a text that compiles slowly has been ready for this time, its next run is not cancelled in
+# favour of other texts.
 MAX_WAIT_SECONDS: Final = 60.0
 FIRST_RETRY_SECONDS: Final = 10.0
 MAX_RETRY_SECONDS: Final = 600.0
@@ -64,7 +66,7 @@ class CompileTask:
     change this time.
     """
     has_reserved_run: bool = False
-    """Whether the current run is reserved, so that no other text may cancel it."""
+    """Whether the current run must not be cancelled in favour of other texts."""
     inconclusive_runs: int = 0
     failure: ParserRun | None = None
     """The last run of the text, if it reached a limit or did not start."""
@@ -85,8 +87,8 @@ class CompileQueue:
 
         Args:
             cpu_limit: the length of the longest time slice in CPU seconds.
-            pauses_slow_texts: whether slow texts pause between their runs. The daemon uses pauses.
-                A command uses no pauses, because its user waits for the result.
+            pauses_slow_texts: whether texts that compile slowly pause between their runs. The
+                daemon uses pauses. A command uses no pauses, because its user waits for the result.
         """
         self.cpu_limit = cpu_limit
         self.pauses_slow_texts = pauses_slow_texts
@@ -158,7 +160,7 @@ class CompileQueue:
         return task
 
     def _overdue(self, ready: list[CompileTask], now: float) -> list[CompileTask]:
-        """Return the slow profile texts that may get a reserved run now."""
+        """Return the texts whose next run must not be cancelled in favour of other texts."""
         has_reserved_run = any(task.has_reserved_run for task in self._running.values())
         if has_reserved_run or now < self._next_reserved_run:
             return []
@@ -185,8 +187,8 @@ class CompileQueue:
     def is_cancelled(self, task: CompileTask, now: float) -> bool:
         """Return whether the current run of a profile text must be ended.
 
-        A run is ended if its profile text was removed, or if its text is slow while a text that is
-        not slow is waiting. A reserved run is ended only if its profile text was removed.
+        A run is ended if its profile text was removed. The run of a text that compiles slowly is
+        also ended while a text that does not compile slowly is ready, unless the run is reserved.
         """
         if not self._is_running(task):
             return True

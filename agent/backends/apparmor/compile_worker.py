@@ -30,7 +30,7 @@ _NO_MEMORY: Final = ParserRun(
 
 
 class CompileWorker:
-    """Runs the parser in its own threads, which start with the first profile text.
+    """Runs the parser in separate threads, which are started when the first profile text arrives.
 
     All methods may be called from any thread.
     """
@@ -111,7 +111,7 @@ class CompileWorker:
                 of all texts.
 
         Returns:
-            Whether a parser run has ended since the last call of collect().
+            Whether a parser run has ended since the last call to collect().
         """
         while True:
             with self._changed:

@@ -1,6 +1,6 @@
 """Reads the names, attachments, modes and hashes of the profiles in compiled AppArmor policy.
 
-This module is pure.
+This module performs no I/O.
 
 For every input, the module either returns profiles or raises PolicyError, and raises no other
 exception. An unknown element causes a PolicyError, because it could contain a profile. The kernel's

@@ -1,9 +1,9 @@
 """Warns about profiles under which a container cannot start or cannot be stopped.
 
-This module is pure. The check that a container can start only reads the profile's own text. The
-check gives no warning if an included file may contain file rules, so a profile without a warning
-may still be unusable. The check that a container can be stopped is exact, because it reads the
-compiled policy.
+This module performs no I/O. The check that a container can start only reads the profile's own text.
+The check gives no warning if an included file may contain file rules, so a profile without a
+warning may still be unusable. The check that a container can be stopped is exact, because it reads
+the compiled policy.
 """
 
 import itertools
@@ -26,7 +26,7 @@ _CONFINING_MODES: Final = frozenset({"enforce", "kill"})
 
 
 def warnings(declared: Sequence[DeclaredProfile], source: str) -> tuple[Finding, ...]:
-    """Return warnings about the profiles in a text that a pod can reference."""
+    """Return warnings about those profiles of a text that pods can reference."""
     profiles = [profile for profile in declared if compiled_policy.parent(profile.name) is None]
     confining = [profile for profile in profiles if profile.mode in _CONFINING_MODES]
     cannot_start = confining == profiles != [] and _has_no_file_rule(source)

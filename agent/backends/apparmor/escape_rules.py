@@ -1,8 +1,8 @@
 """Warns about rules that let a process leave its confinement (apparmor.d(5)).
 
-This module is pure and only reads the text of the profile itself, because included files belong to
-the host. A rule of this kind never leads to the rejection of a profile. The warning therefore also
-covers targets that might match `unconfined`.
+This module performs no I/O, and examines only the text of the profile itself, because included
+files belong to the host. A rule of this kind never leads to the rejection of a profile. The warning
+therefore also covers targets that might match `unconfined`.
 """
 
 import itertools

@@ -131,7 +131,7 @@ def _worker(
     config: AppArmorConfig, parser: Parser, completed: Callable[[], None] | None
 ) -> CompileWorker:
     """Build the worker. Without `completed`, the caller is a command that waits for all results, so
-    slow profile texts are compiled without pauses.
+    texts that compile slowly do not pause between their runs.
     """
     return CompileWorker(
         parser,

@@ -2,8 +2,8 @@
 
 The result compiles to the same policy as the original text, even on a node without the include
 files. Comments in the result show the file from which each part comes. A profile text that versions
-of the parser read in different ways is not expanded. This module is pure; include_files.py reads
-the included files, and include_rules.py finds the rules of a profile text.
+of the parser read in different ways is not expanded. This module performs no I/O; include_files.py
+reads the included files, and include_rules.py finds the rules of a profile text.
 """
 
 import re

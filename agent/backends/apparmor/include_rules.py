@@ -1,6 +1,7 @@
 """Finds the rules of a profile text that affect the expansion of its include rules.
 
-This module is pure. All parser versions that can read a profile text must find the same rules.
+This module performs no I/O. All parser versions that can read a profile text must find the same
+rules.
 """
 
 import enum

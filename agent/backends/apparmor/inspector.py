@@ -150,8 +150,8 @@ class Inspector:
     def _text_errors(self, content: bytes) -> tuple[Finding, ...]:
         """Return the errors that prevent a profile text from being passed to the parser.
 
-        If the check cannot decide whether a profile text is safe, the text is accepted only with a
-        sandbox, which protects the node. Without a sandbox, such a profile text is rejected.
+        If the check is inconclusive, the text is accepted only with a sandbox, which protects the
+        node. Without a sandbox, such a profile text is rejected.
         """
         findings = source_checks.errors(content)
         undecided = () if findings else source_checks.undecided_includes(content)

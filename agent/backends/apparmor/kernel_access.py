@@ -100,7 +100,7 @@ class KernelAccess:
         self.host = host
         self.probes = probes
         self.is_open = False
-        """Whether the last call of `barrier` found no obstacle to the access."""
+        """Whether the agent could access the policy at the last call to `barrier`."""
 
     def unsupported_reason(self) -> str:
         """Return the reason why the host root has no AppArmor, or "" if it has or may have

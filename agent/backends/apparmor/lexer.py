@@ -3,10 +3,10 @@
 The meaning of `#` and of `include` depends only on the start condition of the lexer. As in flex,
 the longest match has priority; among matches of equal length, the first rule has priority.
 
-This module is pure, and contains no grammar. At a syntax error, however, the parser stops, and this
-lexer continues. Therefore, this lexer may report an include that the parser never reads, but it
-never misses an include that the parser reads. This lexer stops at the same position as the parser's
-lexer. The tables are in lexer_dialects.py.
+This module performs no I/O, and contains no grammar. At a syntax error, however, the parser stops,
+and this lexer continues. Therefore, this lexer may report an include that the parser never reads,
+but it never misses an include that the parser reads. This lexer stops at the same position as the
+parser's lexer. The tables are in lexer_dialects.py.
 """
 
 import functools

@@ -60,7 +60,7 @@ class LoadedObjects:
         self.may_write = may_write
         self._boot = ""
         self._own: dict[str, str] = {}
-        """Name -> directory."""
+        """Maps the name of a profile to its directory."""
 
         self._pending = _Line()
         """The last load of an earlier process, if that process ended before it recorded the

@@ -1,9 +1,9 @@
 """Warns about addresses and ports in network rules that the parser drops from the policy.
 
-This module is pure, and reads only the text of the profile itself. If the kernel or the abi does
-not have the feature `network_v8/af_inet`, apparmor_parser 4.1 to 5.0 drop the conditions `ip=` and
-`port=` without a message (network.cc: gen_net_rule), so that the rule applies to every address and
-port.
+This module performs no I/O, and examines only the text of the profile itself. If the kernel or the
+abi does not have the feature `network_v8/af_inet`, apparmor_parser 4.1 to 5.0 drop the conditions
+`ip=` and `port=` without a message (network.cc: gen_net_rule), so that the rule applies to every
+address and port.
 """
 
 import re

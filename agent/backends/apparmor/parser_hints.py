@@ -1,6 +1,7 @@
 """Contains the hints for the error messages of apparmor_parser 3.0.8 to 5.0.2.
 
-This module is pure. If this module has no hint for a message, diagnostics.py adds a general hint.
+This module performs no I/O. If this module has no hint for a message, diagnostics.py adds a general
+hint.
 """
 
 import re

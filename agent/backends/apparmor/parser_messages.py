@@ -3,7 +3,7 @@
 The parser quotes words from the file that it reads, which may be a file on the host. A word is
 shown only if it is in the text of the key, if it is one of the parser's own words (words in the
 program file), or if it is the path of a file in the include directory. The module replaces all
-other words. This module is pure; parser_hints.py has the hints for known messages.
+other words. This module performs no I/O; parser_hints.py has the hints for known messages.
 """
 
 import re

@@ -1,7 +1,7 @@
 """The command line options of apparmor_parser for each run.
 
 The parser neither loads policy (`-Q`) nor uses its own cache (`-K`), because that cache identifies
-a text only by file name and time. This module is pure; parser.py runs the parser.
+a text only by file name and time. This module performs no I/O; parser.py runs the parser.
 """
 
 from collections.abc import Collection

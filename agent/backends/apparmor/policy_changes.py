@@ -179,7 +179,8 @@ class PolicyChanges:
     def _is_proven(self, loaded: Mapping[str, ObservedProfile]) -> bool:
         """Return whether the last write produced the loaded profiles.
 
-        If the kernel shows no content, the write must have been the only change of policy.
+        If the kernel does not show the content, the write is verified only if nothing else changed
+        the loaded policy.
         """
         is_readable = all(profile.is_readable for profile in loaded.values())
         return is_readable or self.view.observed_revision == self._revision_before + 1
@@ -277,8 +278,8 @@ class PolicyChanges:
         own = self._own(names, evidence)
         if isinstance(own, Failed):
             return own
-        # The tracker observes the threads before the proof, because the removal unconfines a
-        # process that starts between the proof and the removal.
+        # The tracker observes the threads before the agent checks that the profiles are unused. A
+        # process that starts between this check and the removal loses its confinement.
         self.tracker.observe_before_removal(sorted(own))
         if require_unused:
             uses = self._uses(own)
@@ -288,13 +289,13 @@ class PolicyChanges:
                 uses = self._unproven(own, evidence)
                 if uses:
                     return StillInUse(uses=uses)
-                own = self._own(names, evidence)  # The proof of disuse replaced the profiles.
+                own = self._own(names, evidence)  # The check has replaced the profiles.
                 if isinstance(own, Failed):
                     return own
         return self._remove(sorted(own))
 
     def remembered_uses(self, names: Collection[str]) -> dict[str, InUse | UnknownUse]:
-        """Return the uses of profiles whose last proof of disuse failed and would fail again."""
+        """Return the uses of profiles whose check for references failed and would fail again."""
         reason = self.references.remembered_reason(names)
         return self._unknown(names, reason) if reason else {}
 
@@ -323,11 +324,11 @@ class PolicyChanges:
         return _not_unused(self.processes.uses(sorted(loaded)))
 
     def _needs_reference_proof(self, loaded: Mapping[str, ObservedProfile]) -> bool:
-        """Return whether a removal also needs the proof that nothing references the profiles.
+        """Return whether a removal also requires a proof that nothing references the profiles.
 
-        If the kernel shows pending execs, but no raw data or hashes, the proof is impossible. On
-        such a kernel, the removal depends only on the threads in /proc. The function uses the
-        observed evidence, because no program changed policy during the observation.
+        If the kernel shows pending execs, but no raw data or hashes, the agent cannot check the
+        references. On such a kernel, the removal depends only on the threads in /proc. The function
+        uses the observed evidence, because no program changed policy during the observation.
         """
         if not self.processes.shows_pending_exec():
             return bool(loaded)
@@ -337,8 +338,8 @@ class PolicyChanges:
         self, loaded: Mapping[str, ObservedProfile], evidence: Mapping[str, Evidence]
     ) -> dict[str, InUse | UnknownUse]:
         """Return the profiles that are in use, or that something may still reference."""
-        # The proof of disuse writes different bytes. Only the hash of each single profile stays the
-        # same.
+        # To prove that a profile is unused, the agent replaces it with an equivalent policy whose
+        # bytes differ. Only the hash of each single profile stays the same.
         if not policy_references.have_own_hashes(loaded, evidence):
             return self._unknown(loaded, "the expected hash of a single profile is missing")
         reason = self.references.why_unproven(loaded.keys())

@@ -1,7 +1,7 @@
 """Evaluates the state machine that contains the rules of a compiled AppArmor profile.
 
-This module is pure, and works like the kernel's implementation (security/apparmor/match.c). For
-every input, the module either returns a result or raises DfaError.
+This module performs no I/O, and works like the kernel's implementation (security/apparmor/match.c).
+For every input, the module either returns a result or raises DfaError.
 """
 
 import struct

@@ -1,18 +1,18 @@
-"""Proves that nothing in the kernel references a profile, even if /proc shows no reference.
+"""Checks that nothing in the kernel references a profile, even if /proc shows no reference.
 
 /proc does not show the profile that an unfinished execve(2) has already chosen, or the credentials
 that io_uring has stored. On Linux 6.1, /proc does not show the pending exec of another thread
 either. The kernel keeps the raw data of a policy version (an entry of policy/raw_data) while
 anything references a profile of that version, such as a zombie or a file that a confined process
-opened. For the proof, the agent replaces the profile with a copy of the same policy whose bytes
-differ. When the raw data of every earlier version are gone, only threads with the new version can
-remain. The module `processes` finds these threads in /proc.
+opened. To prove that a profile is not referenced, the agent replaces the profile with a copy of the
+same policy whose bytes differ. When the raw data of every earlier version are gone, only threads
+with the new version can remain. The module `processes` finds these threads in /proc.
 
-If raw data of an earlier version remain, the profile may still be referenced. The proof fails for
-profiles with hats or children on Linux 6.1 and 7.2, because these kernels never release the first
-version of such profiles. In complain mode the kernel creates learning profiles
+If raw data of an earlier version remain, the profile may still be referenced. The check therefore
+fails for profiles with hats or children on Linux 6.1 and 7.2, because these kernels never release
+the first version of such profiles. In complain mode the kernel creates learning profiles
 (`NAME//null-PROGRAM`). A replacement moves a learning profile to the new version, and a learning
-profile has no raw data. Therefore, the proof fails for a profile that has a learning profile.
+profile has no raw data. Therefore, the check also fails for a profile that has a learning profile.
 """
 
 import secrets
@@ -65,23 +65,24 @@ class PolicyReferences:
         self.writer = writer
         self.probes = probes
         self._declared: dict[str, tuple[Signature | None, frozenset[str] | None]] = {}
-        """Entry of policy/raw_data -> the signature of the entry and the names that the entry
-        declares.
+        """Maps an entry of policy/raw_data to the signature of the entry and the names that the
+        entry declares.
 
         The names are None if the layout of the entry is not known.
         """
 
         self._failures: dict[frozenset[str], tuple[frozenset[str], str]] = {}
-        """Names -> the entries of policy/raw_data that prevented the last proof, and the reason.
+        """Maps the names of profiles to the result of their last failed check: the entries of
+        policy/raw_data that were still present, and the reason for the failure.
 
-        If there are no entries, a learning profile prevented the proof.
+        If there are no entries, the check failed because of a learning profile.
         """
 
     def remembered_reason(self, names: Collection[str]) -> str:
-        """Return the reason why the last proof failed, or "" if a new proof may have another
-        result.
+        """Return the reason why the last check of these profiles failed, or "" if a new check may
+        have another result.
 
-        This check takes less than a millisecond per entry, whereas a proof may take a second.
+        This method takes less than a millisecond per entry, whereas a check may take a second.
         """
         wanted = frozenset(names)
         entries, reason = self._failures.get(wanted, (frozenset(), ""))
@@ -103,7 +104,8 @@ class PolicyReferences:
         return reason
 
     def why_unproven(self, names: Collection[str]) -> str:
-        """Return the reason why one of the profiles may still be referenced, or "" if none is.
+        """Return the reason why one of the profiles may still be referenced, or "" if no profile
+        is referenced.
 
         Replace the profiles with a copy of the same policy whose bytes differ.
 
@@ -113,7 +115,7 @@ class PolicyReferences:
         try:
             wanted = frozenset(names)
             # /proc does not show every reference to a learning profile, and a process can make the
-            # kernel create one during the proof.
+            # kernel create such a profile while the agent checks that the profile is not in use.
             return (
                 self._learning_profile(wanted)
                 or self._why_unproven(wanted)

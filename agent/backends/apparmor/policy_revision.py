@@ -32,7 +32,7 @@ class PolicyRevisionWatcher:
         self.changed = changed
 
     def start(self) -> None:
-        """Start the thread, which ends with the process, and return at once."""
+        """Start the thread, which ends with the process, and return immediately."""
         threading.Thread(target=self._run, name="revision", daemon=True).start()
 
     def _run(self) -> None:

@@ -44,7 +44,7 @@ class ProfileFiles:
 
         self._unconfirmed: dict[str, tuple[str, ObservedProfile]] | None = None
         """Content from the current observation, which `confirm` adds to the cache; None if content
-        is cached at once.
+        is cached immediately.
         """
 
         self._generations: dict[str, str] = {}
@@ -62,8 +62,8 @@ class ProfileFiles:
 
         Args:
             may_defer: if True, content is only cached when `confirm` is called after a consistent
-                observation. If False, content is cached at once, provided that the generation is
-                the same before and after the read.
+                observation. If False, content is cached immediately, provided that the generation
+                is the same before and after the read.
         """
         self._generations = {}
         self._unconfirmed = {} if may_defer else None

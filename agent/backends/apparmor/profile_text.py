@@ -1,8 +1,8 @@
 """Uses the lexer to find comments, declared names and line numbers in a profile text.
 
-This module is pure, and its results only affect messages and warnings. The module therefore uses
-only the newest version of the lexer that reads the whole profile text. The module source_checks.py,
-which protects the host, considers every version of the parser.
+This module performs no I/O, and its results only affect messages and warnings. The module therefore
+uses only the newest version of the lexer that reads the whole profile text. The module
+source_checks.py, which protects the host, considers every version of the parser.
 """
 
 import functools

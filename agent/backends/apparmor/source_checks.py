@@ -1,9 +1,10 @@
 """Checks a profile text before the parser reads it.
 
-This module is pure. Only apparmor_parser determines the meaning of a profile text. The checks find
-profile texts that must not reach the parser, because it has the agent's permissions and opens every
-file that a text includes. Files in the include directory belong to the host and may include other
-files. character_checks.py checks single characters; lexer.py splits a profile text into tokens.
+This module performs no I/O. Only apparmor_parser determines the meaning of a profile text. The
+checks find profile texts that must not reach the parser, because it has the agent's permissions and
+opens every file that a text includes. Files in the include directory belong to the host and may
+include other files. character_checks.py checks single characters; lexer.py splits a profile text
+into tokens.
 """
 
 import functools
@@ -54,13 +55,13 @@ def errors(content: bytes) -> tuple[Finding, ...]:
 
 
 def undecided_includes(content: bytes) -> tuple[Finding, ...]:
-    """Return an error for each include rule of an accepted profile text about which this module
-    cannot decide.
+    """Return an error for each include rule of an accepted profile text for which the check is
+    inconclusive.
 
-    There are two reasons why this module cannot decide about an include rule. First, the profile
+    There are two reasons why the check of an include rule is inconclusive. First, the profile
     text may be too long to be split into tokens for every dialect. Second, an included file may end
     in an assignment without a line break. The parser then reads the text after the include rule as
-    values of the assigned variable. A profile text with an undecided rule is safe only if a sandbox
+    values of the assigned variable. A profile text with such a rule is safe only if a sandbox
     prevents the parser from opening files outside the include directory.
     """
     return limit_findings(_undecided_includes(content.decode("utf-8", "replace")))

@@ -1,8 +1,8 @@
 """Decides from a compiled profile whether a container runtime may stop processes under that
 profile.
 
-This module is pure. The kernel denies a signal if the profile of the receiver has no rule that
-allows it, even if the sender is root and unconfined (security/apparmor/ipc.c: aa_may_signal).
+This module performs no I/O. The kernel denies a signal if the profile of the receiver has no rule
+that allows it, even if the sender is root and unconfined (security/apparmor/ipc.c: aa_may_signal).
 """
 
 from collections.abc import Sequence

@@ -45,7 +45,7 @@ class ThreadReader:
         """Return the threads that run under one of the names, with their labels.
 
         Returns:
-            Return the threads and their labels, or None if /proc cannot be listed.
+            The threads and their labels, or None if /proc cannot be listed.
         """
         try:
             pids = [name for name in self.host.names("/proc") if name.isdigit()]

@@ -1,8 +1,8 @@
 """Decides from names, attachments and modes whether a compiled policy may be loaded.
 
-This module is pure. The decisions use the compiled policy, because the kernel loads it; the profile
-text only provides line numbers. The module returns all errors together, so that an author can
-correct them at once.
+This module performs no I/O. The decisions use the compiled policy, because the kernel loads it; the
+profile text only provides line numbers. The module returns all errors together, so that an author
+can correct them at once.
 """
 
 import fnmatch

@@ -111,7 +111,8 @@ def _shares_subtree(rule: Rule, other: Rule, fork: Condition) -> bool:
         is_longer = before < other_before or other_before < before
         return is_longer and met.op not in _EQUALITIES and _share_later(rule, other, fork.index)
     if met.value >> 32 != fork.value >> 32 or _are_opposite(fork, met):
-        return False  # The rules compare differently, or need different outcomes of the comparison.
+        # The rules use different comparisons, or need different results of the same comparison.
+        return False
     return met.op not in _EQUALITIES or fork.op == "SCMP_CMP_NE"
 
 

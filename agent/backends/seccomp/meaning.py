@@ -1,10 +1,10 @@
 """Defines the exact meaning of a profile: the kernel's response to each system call.
 
 A `Meaning` is valid for one machine, one kernel version and one capability set. Other modules use
-this meaning to compare profiles and to warn about allowed system calls. The module is pure. A
-`Meaning` ignores the faults of libseccomp, which the modules `conditions`, `multiplex` and `anchor`
-handle. The tests compare each `Meaning` with the filters that every available version of libseccomp
-builds.
+this meaning to compare profiles and to warn about allowed system calls. The module performs no I/O.
+A `Meaning` ignores the faults of libseccomp, which the modules `conditions`, `multiplex` and
+`anchor` handle. The tests compare each `Meaning` with the filters that every available version of
+libseccomp builds.
 """
 
 import functools

@@ -24,7 +24,9 @@ def error(id_: KeyId, path: str) -> Finding | None:
 
 
 def _problem(path: str) -> tuple[str, str] | None:
-    """Return the first problem of a path with the next step, or None if it has no problem."""
+    """Return the first problem with a path and the next step for the user, or None if the path has
+    no problem.
+    """
     if len(path) > _LONGEST_PATH:
         return f"The path has more than {_LONGEST_PATH} bytes.", "Choose a shorter path."
     for segment in path.split("/"):

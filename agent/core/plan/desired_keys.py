@@ -26,7 +26,7 @@ from agent.core.vocabulary import ProfileState, Reason
 
 
 class DesiredKeyPlanner:
-    """Decides about all accepted keys of one kind."""
+    """Decides what to do with all accepted keys of one kind."""
 
     def __init__(self, context: PlanContext) -> None:
         self.context = context
@@ -94,7 +94,7 @@ class DesiredKeyPlanner:
         return {providers[name] for name in names if name in providers}
 
     def _action(self, profile: Profile) -> Action:
-        """Decide about one accepted key."""
+        """Decide what to do with one accepted key."""
         context, id_, names = self.context, profile.id, profile.version.names
         if self._waits_for_pending_key(profile):
             return plan_without_version(context, id_, Reason.PENDING, ProfileState.PENDING, ())

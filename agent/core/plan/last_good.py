@@ -16,7 +16,7 @@ def plan_without_version(
     state: ProfileState,
     findings: tuple[Finding, ...],
 ) -> Hold | Install:
-    """Decide about a key that currently has no version to install.
+    """Decide what to do with a key that currently has no version to install.
 
     Args:
         context: the input of the plan.

@@ -28,4 +28,4 @@ class PlanOptions:
     """The pods on this node that reference each profile; None if the pods are unknown."""
 
     pod_aware: bool = False
-    """Whether removals wait as long as the pods on this node are unknown."""
+    """Whether no profile is removed while the pods on this node are unknown."""

@@ -1,4 +1,4 @@
-"""Decides about the profile names in the ledger that no accepted key provides.
+"""Decides what to do with the profile names in the ledger that no accepted key provides.
 
 An undesired name is removed only if four conditions are met: this agent installed it, its content
 is unchanged, no key needs it, and no process uses it. All other undesired profile names are held,
@@ -30,7 +30,7 @@ from agent.core.vocabulary import ProfileState, Reason
 
 
 class UndesiredNamePlanner:
-    """Decides about the undesired names of one kind."""
+    """Decides what to do with the undesired names of one kind."""
 
     def __init__(self, context: PlanContext, claims: Claims) -> None:
         self.context = context
@@ -57,7 +57,7 @@ class UndesiredNamePlanner:
         return [*others, *removals]
 
     def _of_entry(self, entry: LedgerEntry) -> Iterable[Action]:
-        """Decide about the names of one entry that the entry's key does not provide."""
+        """Decide what to do with the names of one entry that the entry's key does not provide."""
         profile = self.context.desired.profiles.get(entry.id)
         evidence = self._undecided_names(entry)
         if profile is not None and evidence.keys() <= frozenset(profile.version.names):
@@ -241,7 +241,7 @@ class UndesiredNamePlanner:
         )
 
     def _moved_names(self, entry: LedgerEntry) -> Iterable[Release]:
-        """Release the names of a ledger entry that accepted keys provide."""
+        """Release those names of a ledger entry that accepted keys now provide."""
         moved = sorted(recorded_names(entry) & self.claims.accepted_names)
         if moved:
             yield Release(id=entry.id, reason=Reason.MOVED, names=tuple(moved))

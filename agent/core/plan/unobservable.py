@@ -1,5 +1,5 @@
-"""Decides about the profiles of a kind that this node does not support or that the agent cannot
-observe.
+"""Decides what to do with the profiles of a kind that this node does not support or that the agent
+cannot observe.
 
 Every decision is a Hold, because the agent does not change profiles that it cannot observe.
 """
