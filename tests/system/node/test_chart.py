@@ -39,6 +39,6 @@ def test_the_chart_installs_the_agent_and_keeps_pods_confined(lab, node, tmp_pat
         helm("uninstall", charts.RELEASE, "--wait")
         lab.install(BASE)
     # A set whose ConfigMap is deleted keeps its profiles, and the agent reports an error.
-    lab.config_map("chart", {})
+    lab.config_map("chart", {}, allow_empty="true")
     until(lambda: not (node.loaded("pl-chart") or node.loaded("pl-new")), "the profiles go")
     lab.kubectl("-n", NAMESPACE, "delete", "configmap", "chart")
