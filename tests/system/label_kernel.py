@@ -279,11 +279,13 @@ def outage(guest, api, proxy, seen):
 
 
 def arguments(objects):
-    """Return the arguments of the agent's container, with the arguments of this test."""
+    """Return the source of the agent's container and the arguments of this test."""
     (daemon,) = (item for item in objects if item["kind"] == "DaemonSet")
     (container,) = daemon["spec"]["template"]["spec"]["containers"]
-    source = [arg.replace("$(POD_NAMESPACE)", NAMESPACE) for arg in container["args"]]
-    return [*source, "--label-digest"]
+    (source,) = (
+        item["value"] for item in container["env"] if item["name"] == "PROFILE_LOADER_SOURCE"
+    )
+    return [f"--source={source.replace('$(POD_NAMESPACE)', NAMESPACE)}", "--label-digest"]
 
 
 def files(cluster, proxy, listener, objects):
