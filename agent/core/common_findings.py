@@ -20,21 +20,21 @@ def foreign_profile(
         blocked_key: the key that is not installed because of the profile; None if the agent would
             otherwise have removed the profile.
     """
-    content = ""
-    if observed is not None:
-        is_readable = observed.is_readable
-        content = " with other content" if is_readable else " with content that cannot be verified"
-    consequence, hint = "", "Remove the profile by hand if no pod needs it."
-    if blocked_key is not None:
-        consequence = f", and {blocked_key} is not installed"
+    if blocked_key is None:
+        message = f'"{name}" on this node is not the version that profile-loader installed. The '
+        message += "profile stays unchanged."
+        hint = "Remove the profile by hand if no pod needs it."
+    else:
+        content = ""
+        if observed is not None:
+            is_readable = observed.is_readable
+            content = (
+                f" with {'other content' if is_readable else 'content that cannot be verified'}"
+            )
+        message = f'"{name}" is on this node{content}, and profile-loader did not install it. The '
+        message += f"profile stays unchanged, and {blocked_key} is not installed."
         hint = f'Rename the profile, remove the other profile, or pass --take-over "{name}".'
-    return Finding(
-        code=FindingCode.FOREIGN_NAME,
-        location=name,
-        message=f'"{name}" is on this node{content}, and profile-loader did not install it. '
-        f"It stays unchanged{consequence}.",
-        hint=hint,
-    )
+    return Finding(code=FindingCode.FOREIGN_NAME, location=name, message=message, hint=hint)
 
 
 def verify_failed(location: str, reason: str) -> Finding:

@@ -303,7 +303,7 @@ class SeccompBackend:
                 )
             else:
                 finding = common_findings.write_failed(
-                    where, "The profile", str(error), "The previous version stays."
+                    where, "The profile", str(error), "The next pass tries again."
                 )
             return Failed(finding=finding)
         signature, read_ns = self._signature(path), self._clock_ns()

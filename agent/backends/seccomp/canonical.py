@@ -62,7 +62,7 @@ def _filled(document: Document) -> tuple[Document, tuple[Finding, ...]]:
     )
     message = (
         "The profile has no rules, and cri-dockerd ignores such a profile. A rule for "
-        f"{FILLER} was added that equals the default action."
+        f"{FILLER} was added. Its action is the default action."
     )
     notice = Finding(code=FindingCode.RULE_ADDED, location="syscalls", message=message)
     return replace(document, rules=(rule,)), (notice,)
