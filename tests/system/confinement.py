@@ -2,24 +2,16 @@
 kernel.
 """
 
-import re
 from pathlib import Path
 
 from tests.system import guest_programs, vm
 
 INSPECTION = Path("tests/inspection.py")
 LIMIT_SECONDS = 1800
-PROGRAMS = {"disuse": "a|an|the", "tracker": "a|an|every"}
-SCENARIOS = [
-    name
-    for program, words in PROGRAMS.items()
-    for name in re.findall(
-        rf"^def ((?:{words})_\w+)\(",
-        (guest_programs.GUEST / f"{program}.py").read_text(),
-        re.MULTILINE,
-    )
-]
-WITHOUT_RAW_DATA = "disuse_is_not_proven_without_raw_data"
+PROGRAMS = ("disuse", "tracker")
+WITHOUT_RAW_DATA = guest_programs.scenarios("disuse", "WITHOUT_RAW_DATA")
+SCENARIOS = [name for program in PROGRAMS for name in guest_programs.scenarios(program)]
+SCENARIOS += WITHOUT_RAW_DATA
 
 
 def outcomes(release, command, append=""):
@@ -38,5 +30,5 @@ def every_scenario(release):
     that does not.
     """
     command = "; ".join(f"python3 guest/{program}.py" for program in PROGRAMS)
-    bare = f"python3 guest/disuse.py {WITHOUT_RAW_DATA}"
+    bare = "python3 guest/disuse.py without_raw_data"
     return outcomes(release, command) | outcomes(release, bare, "apparmor.export_binary=0")

@@ -12,18 +12,7 @@ KERNELS = {
     "apparmor.hash_policy=0 apparmor.export_binary=0": "nothing",
 }
 SHOWN = ("both", "raw data", "hashes", "nothing")
-SCENARIOS = [
-    "loads_of_other_programs_are_no_drift",
-    "the_first_pass_reports_whether_content_can_be_verified",
-    "a_replacement_by_another_program_is_repaired_once",
-    "another_object_of_other_content_is_foreign",
-    "a_profile_that_is_taken_over_becomes_agent_owned",
-    "equal_bytes_that_another_program_loaded_stay",
-    "a_profile_stays_agent_owned_if_another_program_loads_the_same_bytes",
-    "a_restored_profile_is_agent_owned_again",
-    "the_status_command_changes_no_file",
-    "an_agent_killed_at_any_step_leaves_no_unowned_profile",
-]
+SCENARIOS = guest_programs.scenarios("hidden")
 
 
 @pytest.fixture(scope="module", params=KERNELS, ids=SHOWN)

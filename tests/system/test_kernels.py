@@ -13,7 +13,7 @@ def outcomes(request):
     return confinement.every_scenario(request.param)
 
 
-@pytest.mark.parametrize("scenario", [*confinement.SCENARIOS, confinement.WITHOUT_RAW_DATA])
+@pytest.mark.parametrize("scenario", confinement.SCENARIOS)
 def test_on_another_kernel(outcomes, scenario):
     """Each scenario of tests/system/guest/disuse.py and tracker.py succeeds."""
     assert outcomes.get(scenario, "the scenario did not run") is None, outcomes.get(scenario)

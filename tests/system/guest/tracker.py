@@ -243,12 +243,14 @@ def lost_confinement_is_reported_across_a_restart_of_the_daemon():
 
 
 SCENARIOS = [
-    one
-    for name, one in list(globals().items())
-    if callable(one)
-    and one.__doc__
-    and getattr(one, "__module__", "") == __name__
-    and name.split("_")[0] in {"a", "an", "every"}
+    every_kind_of_thread_is_reported,
+    a_vanished_part_of_a_stack_is_reported,
+    a_stacked_profile_is_recognized_in_a_label_longer_than_a_page,
+    a_profile_that_was_removed_and_loaded_again_is_noticed,
+    a_replacement_is_not_reported_as_a_removal,
+    a_thread_that_a_removal_by_the_agent_unconfined_is_reported,
+    an_unchanged_node_is_observed_without_a_write,
+    lost_confinement_is_reported_across_a_restart_of_the_daemon,
 ]
 
 
